@@ -1,0 +1,24 @@
+"""What watches a run: samples, progress, checkpoints, export, summary."""
+
+from lit_align.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
+from lit_align.callbacks.export import Export
+from lit_align.callbacks.metrics_file import MetricsFile
+from lit_align.callbacks.predictions import Predictions
+from lit_align.callbacks.progress import Progress
+from lit_align.callbacks.samples import Samples
+from lit_align.callbacks.seeding import StepSeed
+from lit_align.callbacks.stopping import GracefulStop
+from lit_align.callbacks.summary import Summary
+
+__all__ = [
+    "AtomicCheckpointIO",
+    "Checkpoints",
+    "Export",
+    "GracefulStop",
+    "MetricsFile",
+    "Predictions",
+    "Progress",
+    "Samples",
+    "StepSeed",
+    "Summary",
+]

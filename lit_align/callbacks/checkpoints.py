@@ -1,0 +1,120 @@
+"""Checkpoints that are whole or not there, at the end of optimizer steps."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes to a temporary file in the target folder, flushes it to the disk, and renames it.
+
+    A crash leaves the old checkpoint or the new one, never a part of one, also when the system's folder for
+    temporary files is on another file system.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        """Write ``checkpoint`` to ``path``; on failure remove what was written and keep the old file."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(target.parent)
+
+    def load_checkpoint(self, path: str | os.PathLike[str], map_location: Any = None, weights_only: Any = None) -> Any:
+        """Read tensors and plain data only, from a local file."""
+        if "://" in str(path):
+            raise ValueError(f"checkpoint {path}: expected a local file; checkpoints are not read from URLs")
+        file = Path(path)
+        if not file.is_file():
+            raise FileNotFoundError(f"checkpoint not found: {file}")
+        try:
+            return torch.load(file, map_location=map_location or "cpu", weights_only=True)
+        except (RuntimeError, EOFError, ValueError) as error:
+            size = file.stat().st_size
+            raise ValueError(f"checkpoint {file} ({size} bytes) is damaged or not a checkpoint: {error}") from error
+
+
+class Checkpoints(ModelCheckpoint):
+    """Keeps the newest checkpoints under ``checkpoints/``, with ``last.ckpt`` pointing at the newest.
+
+    Saves at the ends of optimizer steps only: a checkpoint inside an accumulation window would lose the gradients
+    gathered so far, and a resumed run would differ from one that was never stopped.
+
+    Args:
+        every_n_steps: optimizer steps between two checkpoints; one more is written when training ends.
+        keep: how many to keep; -1 keeps all.
+    """
+
+    def __init__(self, every_n_steps: int = 500, keep: int = 2) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"Checkpoints: every_n_steps is {every_n_steps}; expected 1 or more")
+        if keep < 1 and keep != -1:
+            raise ValueError(f"Checkpoints: keep is {keep}; expected 1 or more, or -1 for all")
+        super().__init__(
+            filename="step={step}",
+            monitor="step",
+            mode="max",
+            save_top_k=keep,
+            save_last="link",
+            every_n_train_steps=every_n_steps,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a folder that cannot be written before anything is loaded."""
+        self.dirpath = self.dirpath or str(checkpoint_folder(trainer.default_root_dir))
+        if stage == "fit" and trainer.is_global_zero:
+            _probe(Path(self.dirpath))
+        super().setup(trainer, pl_module, stage)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the last step, whatever it is."""
+        if not self._should_skip_saving_checkpoint(trainer):
+            candidates = self._monitor_candidates(trainer)
+            self._save_topk_checkpoint(trainer, candidates)
+            self._save_last_checkpoint(trainer, candidates)
+
+
+def checkpoint_folder(run: str | Path) -> Path:
+    """Where a run keeps its checkpoints; fixed, so that ``--ckpt_path last`` finds them.
+
+    >>> checkpoint_folder("runs/mine").as_posix()
+    'runs/mine/checkpoints'
+    """
+    return Path(run) / "checkpoints"
+
+
+def _probe(folder: Path) -> None:
+    """Fail now rather than at the first save, and clear away what a killed process left behind."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for orphan in folder.glob(".*.tmp"):
+        orphan.unlink()
+    probe = folder / ".probe"
+    probe.touch()
+    probe.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable, where the system can."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

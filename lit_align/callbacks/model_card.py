@@ -1,0 +1,65 @@
+"""The model card: what was optimised, from what, on what, and whom to cite."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from lit_align import __version__
+from lit_align.modules import LitPreference
+from lit_align.modules.steps import run_data
+from lit_align.objectives import papers_of
+
+
+def describe(part: Any) -> str:
+    """A part and its settings on one line.
+
+    >>> from lit_align.objectives import Logistic
+    >>> describe(Logistic(beta=0.1))
+    'Logistic(beta=0.1, label_smoothing=0.0)'
+    """
+    if not is_dataclass(part):
+        return repr(part)
+    inner = ", ".join(f"{f.name}={describe(getattr(part, f.name))}" for f in fields(part))
+    return f"{type(part).__name__}({inner})"
+
+
+def model_card(module: LitPreference, trainer: Trainer) -> str:
+    """Markdown with the front matter that model hubs read."""
+    cited = papers_of(module.objective)
+    metrics = {
+        name: round(float(value), 6) for name, value in sorted(trainer.callback_metrics.items()) if "val/" in name
+    }
+    bibtex = "\n\n".join(paper.bibtex() for paper in cited)
+    sources = "\n".join(f"- {paper.citation()}" for paper in cited) or "- none of its parts comes from a paper"
+    data = run_data(trainer)
+    return f"""---
+library_name: transformers
+tags: [lit_align, preference-alignment]
+---
+
+# {module.policy_name}, aligned with preferences
+
+- policy before training: `{module.policy_name}`
+- objective: `{describe(module.objective)}`
+- data: `{getattr(data, "train", None)}`
+- optimizer steps: {trainer.global_step}
+- made with lit_align {__version__}; `config.yaml` of the run says the rest
+
+## Validation at the end
+
+```json
+{json.dumps(metrics, indent=2)}
+```
+
+## The objective's sources
+
+{sources}
+
+```bibtex
+{bibtex}
+```
+"""

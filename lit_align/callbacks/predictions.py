@@ -1,0 +1,60 @@
+"""Predictions as JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from lit_align.modules.steps import run_data
+
+
+class Predictions(BasePredictionWriter):
+    """Writes one line per pair, in the data's order, to ``predictions.jsonl`` in the run's folder."""
+
+    def __init__(self) -> None:
+        super().__init__(write_interval="batch")
+        self._records: list[dict[str, Any]] = []
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Keep a batch's records."""
+        self._records += prediction
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gather the ranks' records, put them in order, write them."""
+        everyone = _gather(trainer, self._records)
+        self._records = []
+        if not trainer.is_global_zero:
+            return
+        path = Path(trainer.default_root_dir) / "predictions.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("w", encoding="utf-8") as file:
+            for record in sorted(everyone, key=lambda record: record["index"]):
+                extra = run_data(trainer).extra("predict", record["index"])
+                file.write(json.dumps({**extra, **record}, ensure_ascii=False) + "\n")
+        temporary.replace(path)
+        rank_zero_info(f"predictions of {len(everyone)} pairs: {path}")
+
+
+def _gather(trainer: Trainer, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if trainer.world_size == 1:
+        return records
+    shares: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(shares, records)
+    return [record for share in shares for record in share]

@@ -1,0 +1,24 @@
+"""The progress bar."""
+
+from __future__ import annotations
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+
+SHOWN = {
+    "loss": "train/loss",
+    "accuracy": "train/rewards/accuracies",
+    "tokens/s": "train/throughput/tokens_per_second",
+    "val loss": "val/loss",
+    "val accuracy": "val/rewards/accuracies",
+}
+
+
+class Progress(RichProgressBar):
+    """Rich's bar with loss, reward accuracy and tokens per second."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, int | str | float]:
+        """The numbers behind the bar, as last reported."""
+        known = trainer.callback_metrics
+        values = {label: float(known[name]) for label, name in SHOWN.items() if name in known}
+        return {label: f"{value:.0f}" if value >= 100 else f"{value:.3f}" for label, value in values.items()}

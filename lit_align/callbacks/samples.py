@@ -1,0 +1,190 @@
+"""What the policy says: responses to fixed prompts, beside the reference's, from the first step to the last."""
+
+from __future__ import annotations
+
+import json
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
+
+from lit_align.data import PreferenceData, SamplePrompt
+from lit_align.models.generate import Sampling, sample_responses
+from lit_align.modules import LitPreference
+from lit_align.modules.steps import run_data
+from lit_align.types import ResponseScore
+
+PERCENTILES = (10, 50, 90)
+
+
+@dataclass
+class Drawn:
+    """Responses of one model to the fixed prompts, in the prompts' order."""
+
+    texts: list[str]
+    lengths: list[int]
+    ended: list[bool]
+    scores: list[float] = field(default_factory=list)
+
+    def numbers(self) -> dict[str, float]:
+        """Mean and percentiles of the lengths, shares that ended and that differ, mean score."""
+        values = {f"length/p{p}": float(np.percentile(self.lengths, p)) for p in PERCENTILES}
+        values["length/mean"] = float(np.mean(self.lengths))
+        values["eos_rate"] = float(np.mean(self.ended))
+        values["distinct"] = len(set(self.texts)) / len(self.texts)
+        if self.scores:
+            values["score"] = float(np.mean(self.scores))
+        return values
+
+
+class Samples(Callback):
+    """Draws responses before training, after each validation, and at the end.
+
+    Writes ``samples/{policy,reference}/...`` to the loggers (length percentiles, end-of-sequence rate, share of
+    different texts, score where one is known), length histograms and a table of texts to TensorBoard, and every
+    text to ``samples.jsonl``.
+
+    Args:
+        count: how many prompts, taken evenly from the validation pairs (the training pairs if there are none);
+            0 switches sampling off.
+        show: how many of them stand in TensorBoard's table.
+        sampling: how responses are drawn.
+        score: a known score of a response, such as ``TestbedScore``.
+        batch_size: prompts per batch of generation.
+    """
+
+    def __init__(
+        self,
+        count: int = 16,
+        show: int = 4,
+        sampling: Sampling = Sampling(),
+        score: ResponseScore | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        if count < 0 or show < 0 or batch_size < 1:
+            raise ValueError(f"Samples: count {count}, show {show}, batch_size {batch_size}; expected none negative")
+        self.count = count
+        self.show = show
+        self.sampling = sampling
+        self.score = score
+        self.batch_size = batch_size
+        self.before: dict[str, float] = {}
+        self.after: dict[str, float] = {}
+        self._prompts: list[SamplePrompt] = []
+        self._reference: Drawn | None = None
+        self._step = -1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw from reference and policy before the first step; a resumed run has done so."""
+        if self.count:
+            self._prompts = _data(trainer).sample_prompts(self.count)
+            if not self.before:
+                self._draw(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The numbers from before the first step."""
+        return {"before": self.before}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See ``state_dict``."""
+        self.before = state_dict["before"]
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw from the policy beside each validation of a fit."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._draw(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw from the policy as it ends."""
+        self._draw(trainer, pl_module)
+
+    def _draw(self, trainer: Trainer, module: LightningModule) -> None:
+        if not self._prompts or self._step == trainer.global_step or not isinstance(module, LitPreference):
+            return
+        self._step = trainer.global_step
+        if self._reference is None and module.reference is not None:
+            self._reference = self._responses(trainer, module.reference.active())
+        training = module.policy.training
+        module.policy.eval()
+        drawn = self._responses(trainer, nullcontext(module.policy))
+        module.policy.train(training)
+        self.after = drawn.numbers()
+        self.before = self.before or self.after
+        if trainer.is_global_zero:
+            self._write(trainer, drawn)
+
+    def _responses(self, trainer: Trainer, opened: AbstractContextManager[nn.Module]) -> Drawn:
+        """Every rank draws for all prompts: the same texts everywhere, and no rank waits for another."""
+        data = _data(trainer)
+        drawn = Drawn([], [], [])
+        with opened as model:
+            ends = {*data.end_tokens, *_as_list(model.generation_config.eos_token_id)}
+            for start in range(0, len(self._prompts), self.batch_size):
+                part = self._prompts[start : start + self.batch_size]
+                ids = [prompt.ids for prompt in part]
+                for response in sample_responses(model, ids, ends, data.pad_token, self.sampling):
+                    drawn.texts.append(data.decode(response.ids))
+                    drawn.lengths.append(len(response.ids) + response.ended)
+                    drawn.ended.append(response.ended)
+        if self.score is not None:
+            drawn.scores = self.score([prompt.text for prompt in self._prompts], drawn.texts)
+        return drawn
+
+    def _write(self, trainer: Trainer, drawn: Drawn) -> None:
+        step, models = trainer.global_step, {"policy": drawn}
+        if self._reference is not None:
+            models["reference"] = self._reference
+        numbers = {
+            f"samples/{name}/{key}": value for name, one in models.items() for key, value in one.numbers().items()
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(numbers, step=step)
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("samples", self._table(models), step)
+                lengths = torch.tensor(drawn.lengths, dtype=torch.float32)
+                logger.experiment.add_histogram("samples/policy/lengths", lengths, step)
+        with (Path(trainer.default_root_dir) / "samples.jsonl").open("a", encoding="utf-8") as file:
+            for row, prompt in enumerate(self._prompts):
+                file.write(json.dumps(_record(step, prompt, row, models), ensure_ascii=False) + "\n")
+
+    def _table(self, models: dict[str, Drawn]) -> str:
+        lines = ["| prompt | " + " | ".join(models) + " |", "|---" * (len(models) + 1) + "|"]
+        for row, prompt in enumerate(self._prompts[: self.show]):
+            cells = [prompt.text, *(_scored(drawn, row) for drawn in models.values())]
+            lines.append("| " + " | ".join(_cell(text) for text in cells) + " |")
+        return "\n".join(lines)
+
+
+def _data(trainer: Trainer) -> PreferenceData:
+    data = run_data(trainer)
+    if not isinstance(data, PreferenceData):
+        raise ValueError("Samples needs the run's data to be a PreferenceData; set samples.count to 0 without one")
+    return data
+
+
+def _as_list(value: int | list[int] | None) -> list[int]:
+    return [] if value is None else [value] if isinstance(value, int) else value
+
+
+def _scored(drawn: Drawn, row: int) -> str:
+    return f"{drawn.texts[row]} **[{drawn.scores[row]:.2f}]**" if drawn.scores else drawn.texts[row]
+
+
+def _cell(text: str) -> str:
+    """Text that stays inside one cell of a Markdown table."""
+    return text.replace("|", "\\|").replace("\r", "").replace("\n", "<br>")
+
+
+def _record(step: int, prompt: SamplePrompt, row: int, models: dict[str, Drawn]) -> dict[str, Any]:
+    record: dict[str, Any] = {"step": step, "prompt": prompt.text}
+    for name, drawn in models.items():
+        record[name] = drawn.texts[row]
+        if drawn.scores:
+            record[f"{name}_score"] = drawn.scores[row]
+    return record

@@ -1,0 +1,114 @@
+"""What a run says before its first step and after its last."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TypeVar
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+
+from lit_align.callbacks.checkpoints import checkpoint_folder
+from lit_align.callbacks.export import Export
+from lit_align.callbacks.model_card import describe
+from lit_align.callbacks.samples import Samples
+from lit_align.data import PreferenceData, table
+from lit_align.models import AdapterOff, SecondModel
+from lit_align.modules import LitPreference
+from lit_align.modules.steps import optimizer_steps, run_data
+from lit_align.objectives import papers_of
+
+Kind = TypeVar("Kind", bound=Callback)
+
+LAST = {
+    "training loss": "train/loss",
+    "validation loss": "val/loss",
+    "validation reward accuracy": "val/rewards/accuracies",
+    "validation reward margin": "val/rewards/margins",
+}
+DRAWN = {
+    "mean response length (tokens)": "length/mean",
+    "ended by itself": "eos_rate",
+    "mean score": "score",
+}
+
+
+class Summary(Callback):
+    """Prints what is optimised, on what data, with what reference; and, at the end, what came of it."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Describe the run; the data's length statistics also go to ``data.json``."""
+        if not trainer.is_global_zero or not isinstance(pl_module, LitPreference):
+            return
+        console = Console()
+        console.print(f"[bold]objective[/]  {describe(pl_module.objective)}", highlight=False)
+        for paper in papers_of(pl_module.objective):
+            console.print(f"           {paper.citation()}", style="dim", highlight=False, markup=False)
+        console.print(f"[bold]policy[/]     {_policy(pl_module)}", highlight=False)
+        console.print(f"[bold]reference[/]  {_reference(pl_module)}", highlight=False)
+        console.print(f"[bold]steps[/]      {optimizer_steps(trainer)}", highlight=False)
+        console.print(f"[bold]folder[/]     {trainer.default_root_dir}", highlight=False)
+        data = run_data(trainer)
+        if isinstance(data, PreferenceData):
+            console.print(table(data.lengths))
+            report = {split: lengths.as_dict() for split, lengths in data.lengths.items()}
+            path = Path(trainer.default_root_dir) / "data.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the last numbers, the samples' before and after, and where everything lies."""
+        if trainer.is_global_zero:
+            console = Console()
+            console.print(_results(trainer))
+            console.print(_places(trainer), highlight=False)
+
+
+def _results(trainer: Trainer) -> Table:
+    result = Table(title=f"after {trainer.global_step} steps", title_justify="left")
+    for column in ("", "before", "after"):
+        result.add_column(column, justify="left" if not column else "right")
+    known = trainer.callback_metrics
+    for label, name in LAST.items():
+        if name in known:
+            result.add_row(label, "", f"{float(known[name]):.4f}")
+    for samples in _found(trainer, Samples):
+        for label, name in DRAWN.items():
+            if name in samples.after:
+                result.add_row(label, f"{samples.before[name]:.3f}", f"{samples.after[name]:.3f}")
+    return result
+
+
+def _places(trainer: Trainer) -> str:
+    root = Path(trainer.default_root_dir)
+    lines = [f"[bold]metrics[/]     tensorboard --logdir {root}, {root / 'metrics.jsonl'}"]
+    lines += [f"[bold]policy[/]      {export.folder}" for export in _found(trainer, Export) if export.folder]
+    lines += [f"[bold]samples[/]     {root / 'samples.jsonl'}"] if (root / "samples.jsonl").exists() else []
+    lines += [f"[bold]checkpoint[/]  {checkpoint_folder(root) / 'last.ckpt'}   (go on with --ckpt_path last)"]
+    return "\n".join(lines)
+
+
+def _found(trainer: Trainer, kind: type[Kind]) -> list[Kind]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, kind)]
+
+
+def _policy(module: LitPreference) -> str:
+    total = sum(p.numel() for p in module.policy.parameters())
+    trained = sum(p.numel() for p in module.policy.parameters() if p.requires_grad)
+    return f"{module.policy_name}: {total:,} parameters, {trained:,} trained, {module.loading.dtype}"
+
+
+def _reference(module: LitPreference) -> str:
+    match module.reference:
+        case None:
+            return "none: the objective needs none"
+        case AdapterOff():
+            return "the policy with its adapter switched off"
+        case SecondModel(path=None):
+            return "a frozen copy of the policy as loaded"
+        case SecondModel(path=path):
+            return f"{path}, frozen"
+        case other:
+            return repr(other)

@@ -1,0 +1,177 @@
+"""The command line: which module, which data, which links between them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from lit_align import callbacks, parsing
+from lit_align.callbacks.checkpoints import checkpoint_folder
+from lit_align.data import DataError, PreferenceData
+from lit_align.modules import LitPreference
+from lit_align.modules.steps import NonFiniteError
+
+DEBUG = "LIT_ALIGN_DEBUG"
+USER_ERRORS = (ValueError, TypeError, OSError, ImportError, MisconfigurationException)
+OF_A_RUN = ("metrics.jsonl", "samples.jsonl", "data.json", "config.yaml", "tensorboard", "checkpoints", "policy")
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes ``config.yaml``, complete with every default, into the run's folder when a fit starts."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs, overwrite=True, save_to_log_dir=False)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save for a fit; the other commands leave the fit's file alone."""
+        if stage == "fit":
+            path = Path(trainer.default_root_dir) / "config.yaml"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, path, skip_none=False, overwrite=True)
+
+
+class Cli(LightningCLI):
+    """LightningCLI with our module and data, a run folder, and errors instead of tracebacks."""
+
+    def add_arguments_to_parser(self, parser: parsing.Parser) -> None:
+        """Our own keys beside ``trainer``, ``model`` and ``data``."""
+        parser.add_argument("--run", type=str, default="runs/default", help="Folder for everything the run writes.")
+        parser.add_argument(
+            "--extend",
+            type=str,
+            default=None,
+            help="Folders or modules with your own parts, comma separated; their code is imported. "
+            "Counts on the command line only.",
+        )
+        parser.add_lightning_class_args(callbacks.Samples, "samples")
+        parser.add_lightning_class_args(callbacks.Checkpoints, "checkpoints")
+        parser.add_lightning_class_args(callbacks.Export, "export")
+        parser.link_arguments("model", "data.prompted", compute_fn=_needs_prompted, apply_on="instantiate")
+        parser.link_arguments("seed_everything", "data.seed")
+
+    def before_instantiate_classes(self) -> None:
+        """Fill in what follows from other keys; refuse code that was not named on the command line."""
+        config = self.config[self.subcommand]
+        if config.data.tokenizer is None:
+            config.data.tokenizer = config.model.policy
+        if config.extend and extensions_in(sys.argv) != config.extend.split(","):
+            self._fail(
+                f"the configuration asks for code of your own (extend: {config.extend}); if you trust it, "
+                f"say so on the command line: --extend {config.extend}"
+            )
+
+    def instantiate_classes(self) -> None:
+        """Build module, data and trainer; what their constructors refuse is the user's error, not a traceback."""
+        try:
+            super().instantiate_classes()
+        except USER_ERRORS as error:
+            if DEBUG in os.environ:
+                raise
+            self._fail(str(error))
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A trainer that writes into the run's folder, whole checkpoints only."""
+        config = self.config[self.subcommand]
+        folder = Path(config.run)
+        if self.subcommand == "fit" and not config.ckpt_path:
+            move_aside(folder)
+        if config.trainer.logger is None or config.trainer.logger is True:
+            kwargs["logger"] = [
+                TensorBoardLogger(folder, name="", version="tensorboard"),
+                callbacks.MetricsFile(folder),
+            ]
+        plugins = config.trainer.plugins or []
+        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), callbacks.AtomicCheckpointIO()]
+        kwargs["default_root_dir"] = str(folder)
+        self.config_init[self.subcommand].checkpoints.dirpath = str(checkpoint_folder(folder))
+        return super().instantiate_trainer(**kwargs)
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: the configuration describes the run, a checkpoint must not change it silently."""
+
+    def _fail(self, message: str) -> None:
+        self._parser(self.subcommand).error(message)
+
+
+def _needs_prompted(module: LitPreference) -> bool:
+    return module.objective.needs_prompted
+
+
+def extensions_in(argv: Sequence[str]) -> list[str]:
+    """The folders and modules behind ``--extend`` on a command line.
+
+    >>> extensions_in(["fit", "--extend", "./parts,mine", "--run", "x"])
+    ['./parts', 'mine']
+    """
+    for place, word in enumerate(argv):
+        if word == "--extend" and place + 1 < len(argv):
+            return argv[place + 1].split(",")
+        if word.startswith("--extend="):
+            return word.removeprefix("--extend=").split(",")
+    return []
+
+
+@rank_zero_only
+def move_aside(folder: Path) -> None:
+    """A fresh run in a folder that holds one loses nothing: the old one moves to ``previous/<n>``."""
+    old = [folder / name for name in OF_A_RUN if (folder / name).exists()]
+    if not old:
+        return
+    number = 1 + max((int(p.name) for p in (folder / "previous").glob("*") if p.name.isdigit()), default=0)
+    target = folder / "previous" / str(number)
+    target.mkdir(parents=True)
+    for path in old:
+        shutil.move(path, target / path.name)
+
+
+def _quiet() -> None:
+    """Silence notes that are about Lightning's defaults, not about the user's run."""
+    for note in ("does not have many workers", "sync_dist=True", "litlogger", "Checkpoint directory"):
+        warnings.filterwarnings("ignore", message=f".*{note}.*")
+
+
+def main() -> None:
+    """Run the command on ``sys.argv``; exit codes: 2 for a user's error, 1 for a failed run, 143 after SIGTERM."""
+    _quiet()
+    try:
+        parsing.prepare(extensions_in(sys.argv))
+        Cli(
+            LitPreference,
+            PreferenceData,
+            save_config_callback=SaveConfig,
+            trainer_defaults={
+                "callbacks": [
+                    callbacks.Progress(),
+                    callbacks.Summary(),
+                    callbacks.StepSeed(),
+                    callbacks.GracefulStop(),
+                    callbacks.Predictions(),
+                ],
+                "use_distributed_sampler": False,
+                "num_sanity_val_steps": 0,
+                "log_every_n_steps": 10,
+                "enable_model_summary": False,
+            },
+            seed_everything_default=0,
+            parser_class=parsing.Parser,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+    except SIGTERMException:
+        sys.exit(143)
+    except (DataError, NonFiniteError, *USER_ERRORS) as error:
+        if DEBUG in os.environ:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, DataError) else 1)

@@ -1,0 +1,110 @@
+"""Responses sampled from a causal language model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a response is drawn.
+
+    Args:
+        max_new_tokens: longest response, in tokens.
+        temperature: divides the logits; 0 takes the most likely token each time.
+        top_p: share of probability that is sampled from; below 1 the samples are not the policy's own.
+        seed: the same seed gives the same responses for the same prompts in the same order.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"Sampling: max_new_tokens is {self.max_new_tokens}; expected 1 or more")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"Sampling: temperature is {self.temperature}; expected a finite number, 0 or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"Sampling: top_p is {self.top_p}; expected 0 < top_p <= 1")
+
+
+@dataclass(frozen=True)
+class Response:
+    """Ids of one sampled response, end token left out, and whether it ended by itself."""
+
+    ids: list[int]
+    ended: bool
+
+
+@torch.no_grad()
+def sample_responses(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    ends: Iterable[int],
+    pad: int,
+    sampling: Sampling,
+) -> list[Response]:
+    """One response for each prompt, in one batch, leaving the global random state as it was.
+
+    Args:
+        model: a model with ``generate``, in evaluation mode.
+        prompts: token ids of each prompt.
+        ends: ids that end a response.
+        pad: id to pad with.
+        sampling: how to draw.
+    """
+    device = next(model.parameters()).device
+    ids, attention = _left_padded(prompts, pad)
+    stops = sorted(set(ends))
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(sampling.seed)
+        output: Tensor = model.generate(
+            input_ids=ids.to(device),
+            attention_mask=attention.to(device),
+            generation_config=_generation_config(sampling, stops, pad),
+        )
+    return [_cut(row, set(stops)) for row in output[:, ids.shape[1] :].tolist()]
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    attention = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    return ids, attention
+
+
+def _generation_config(sampling: Sampling, stops: list[int], pad: int) -> GenerationConfig:
+    greedy = sampling.temperature == 0
+    build: Any = GenerationConfig
+    config: GenerationConfig = build(
+        max_new_tokens=sampling.max_new_tokens,
+        do_sample=not greedy,
+        temperature=1.0 if greedy else sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=0,
+        repetition_penalty=1.0,
+        eos_token_id=stops,
+        pad_token_id=pad,
+    )
+    return config
+
+
+def _cut(row: list[int], stops: set[int]) -> Response:
+    """The ids before the first end token.
+
+    >>> _cut([5, 6, 2, 0], {2})
+    Response(ids=[5, 6], ended=True)
+    """
+    for place, token in enumerate(row):
+        if token in stops:
+            return Response(row[:place], ended=True)
+    return Response(row, ended=False)

@@ -1,0 +1,121 @@
+"""Where a model comes from: a local folder, a hub name, or a configuration with random weights."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from lit_align import testbed
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How the weights of a model are read.
+
+    Args:
+        revision: branch, tag or (best) full commit hash of a hub model.
+        dtype: dtype of the parameters. For pure bfloat16 training choose it here and leave the trainer's precision
+            at ``32-true``: that keeps the rotary tables in float32.
+        attention: implementation of attention in transformers; None takes its default.
+        weights: ``pretrained``, or ``random`` to build the model from its configuration alone.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
+    """
+
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] | None = None
+    weights: Literal["pretrained", "random"] = "pretrained"
+    gradient_checkpointing: bool = False
+
+
+def locate(name: str) -> str:
+    """The folder or hub name that ``name`` stands for.
+
+    A name that exists on disk, looks like a path, or whose first part is a folder here is local and must exist:
+    a mistyped path is never looked up on a hub. ``testbed:policy`` is the tiny model that ships with the package.
+
+    Raises:
+        FileNotFoundError: a local folder, or its ``config.json``, is missing.
+    """
+    folder = testbed.resolve(name) or Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"config.json is missing in {folder}: that folder is not a Hugging Face model")
+        return str(folder)
+    if HUB_NAME.fullmatch(name) and not Path(name.split("/")[0]).exists():
+        return name
+    raise FileNotFoundError(f"model folder not found: {name} (expected a folder, or a hub name owner/model)")
+
+
+def load_causal_lm(name: str, loading: Loading) -> PreTrainedModel:
+    """A causal language model without dropout, in evaluation mode.
+
+    Args:
+        name: local folder, hub name, or ``testbed:policy``.
+        loading: how to read it.
+
+    Raises:
+        FileNotFoundError: nothing there; see ``locate``.
+        ValueError: the weights are damaged, incomplete, or not finite.
+    """
+    place = locate(name)
+    config = AutoConfig.from_pretrained(place, revision=loading.revision, trust_remote_code=False)
+    switch_dropout_off(config)
+    dtype = getattr(torch, loading.dtype)
+    build = _random if loading.weights == "random" else _pretrained
+    model = build(place, config, dtype, loading)
+    for name_, parameter in model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise ValueError(f"{place}: weight {name_} has values that are not finite")
+    if loading.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    evaluating: PreTrainedModel = model.eval()
+    return evaluating
+
+
+def _random(place: str, config: PretrainedConfig, dtype: torch.dtype, loading: Loading) -> Any:
+    build: Any = AutoModelForCausalLM.from_config
+    return build(config, dtype=dtype, attn_implementation=loading.attention)
+
+
+def _pretrained(place: str, config: PretrainedConfig, dtype: torch.dtype, loading: Loading) -> Any:
+    read: Any = AutoModelForCausalLM.from_pretrained
+    try:
+        model, report = read(
+            place,
+            config=config,
+            revision=loading.revision,
+            dtype=dtype,
+            attn_implementation=loading.attention,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except SafetensorError as error:
+        files = ", ".join(f"{f.name} ({f.stat().st_size} bytes)" for f in sorted(Path(place).glob("*.safetensors")))
+        raise ValueError(f"{place}: the weights are damaged or cut short: {files}: {error}") from error
+    wrong = {key: sorted(map(str, report[key])) for key in ("missing_keys", "mismatched_keys") if report[key]}
+    if wrong:
+        raise ValueError(f"{place}: the weights do not fill the model: {wrong}")
+    return model
+
+
+def switch_dropout_off(config: PretrainedConfig) -> None:
+    """Set every dropout probability of a configuration to 0, nested configurations included.
+
+    Preference objectives compare log-probabilities; noise in them moves the margin.
+    """
+    values: dict[str, Any] = vars(config)
+    for key, value in values.items():
+        if isinstance(value, PretrainedConfig):
+            switch_dropout_off(value)
+        elif isinstance(value, float) and ("dropout" in key or key.endswith("pdrop")):
+            setattr(config, key, 0.0)

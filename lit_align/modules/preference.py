@@ -1,0 +1,211 @@
+"""Direct alignment as a Lightning module: a policy, a frozen reference, an objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from lit_align.metrics import PairMetrics
+from lit_align.models import AdapterOff, Loading, LoRA, Reference, SecondModel, load_causal_lm, response_log_probs
+from lit_align.models.log_probs import packed_mask
+from lit_align.modules.records import pair_records
+from lit_align.modules.schedule import Cosine, Schedule
+from lit_align.modules.steps import StepLedger, optimizer_steps, run_data, total_over_ranks
+from lit_align.objectives.objective import Objective
+from lit_align.types import Outcome, PairBatch, PairLogProbs
+
+
+class LitPreference(LightningModule):
+    """Trains a policy on preference pairs with one objective.
+
+    The gradient of an optimizer step is the weighted mean over all its pairs, whatever the micro-batches, the
+    number of processes, or how full the last accumulation window is.
+
+    Args:
+        policy: local folder, hub name, or ``testbed:policy``.
+        objective: what is optimised: an ``Objective``, or a preset such as ``lit_align.objectives.sr_dpo``.
+        reference: where the frozen log-probabilities come from. None chooses: the policy with its adapter off if
+            there is an adapter, a frozen copy of the policy otherwise, nothing if the objective needs no reference.
+        loading: how the weights are read.
+        lora: train a low-rank adapter instead of all weights.
+        optimizer: any torch optimizer by class path.
+        schedule: how the learning rate moves.
+    """
+
+    def __init__(
+        self,
+        policy: str,
+        objective: Objective,
+        reference: Reference | None = None,
+        loading: Loading = Loading(),
+        lora: LoRA | None = None,
+        optimizer: OptimizerCallable = lambda params: AdamW(params, lr=1e-6, weight_decay=0.0),
+        schedule: Schedule | None = None,
+    ) -> None:
+        super().__init__()
+        self.policy_name = policy
+        self.objective = objective
+        self.loading = loading
+        self.lora = lora
+        self.optimizer = optimizer
+        self.schedule = schedule or Cosine()
+        self.reference = reference or (_default_reference(lora) if objective.needs_reference else None)
+        self.train_metrics = PairMetrics()
+        self.eval_metrics = PairMetrics()
+        self.ledger = StepLedger()
+        self._gradient_norm = torch.zeros(())
+        self.strict_loading = lora is None
+
+    # ── set-up ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def setup(self, stage: str) -> None:
+        """Check that what the objective needs is there, before any weight is read."""
+        data = run_data(self.trainer)
+        if self.objective.needs_prompted and data is not None and not data.prompted:
+            raise ValueError("the objective compares with a quality prompt: data.prompted must be true")
+
+    def configure_model(self) -> None:
+        """Load the policy and attach the reference; every rank does it, once."""
+        if hasattr(self, "policy"):
+            return
+        model = load_causal_lm(self.policy_name, self.loading)
+        if self.reference is not None and self.lora is None:
+            self.reference.attach(model)
+        self.policy: nn.Module = model if self.lora is None else self.lora.wrap(model)
+        if self.reference is not None and self.lora is not None:
+            self.reference.attach(self.policy)
+        self.policy.train()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LitPreference:
+        move: Any = super()._apply
+        move(fn, recurse)
+        if self.reference is not None:
+            self.reference.apply(fn)
+        return self
+
+    # ── the flow ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def forward(self, batch: PairBatch) -> PairLogProbs:
+        """Log-probabilities of both sides under policy and reference, with the prompted pair where it is needed."""
+        prompted = None
+        if self.objective.needs_prompted:
+            if batch.prompted is None:
+                raise ValueError("the batch has no prompted pair; build the data with prompted=True")
+            with torch.no_grad():
+                prompted = self._log_probs(batch.prompted)
+        return self._log_probs(batch, prompted)
+
+    def _log_probs(self, batch: PairBatch, prompted: PairLogProbs | None = None) -> PairLogProbs:
+        return PairLogProbs(
+            policy=response_log_probs(self.policy, batch),
+            reference=self.reference.log_probs(batch) if self.reference is not None else None,
+            mask=packed_mask(batch),
+            prompted=prompted,
+        )
+
+    def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
+        """Sum of the weighted losses; ``on_before_optimizer_step`` divides by the weight of the whole step."""
+        if not self.objective.needs_rejected:
+            batch = batch.chosen_side()
+        logps = self(batch)
+        outcome: Outcome = self.objective(logps)
+        self.train_metrics.update(outcome, logps, batch)
+        self.ledger.add(outcome, batch)
+        total = (outcome.loss * batch.weight).sum()
+        return total * self.trainer.world_size * self.trainer.accumulate_grad_batches
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Turn summed gradients into the mean over the step's pairs on all ranks; refuse what is not finite."""
+        weight = float(total_over_ranks(self.ledger.weight, self.trainer.strategy))
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        torch._foreach_div_(gradients, weight)
+        norm = nn.utils.get_total_norm(gradients)
+        self.ledger.close(norm, self.global_step, self.global_rank)
+        self._gradient_norm = norm
+
+    def on_train_batch_end(self, outputs: Any, batch: PairBatch, batch_idx: int) -> None:
+        """Report every ``log_every_n_steps`` optimizer steps, over all pairs since the last report."""
+        trainer: Any = self.trainer
+        if self.ledger.is_open or self.global_step % trainer.log_every_n_steps:
+            return
+        values = self.train_metrics.compute()
+        self.train_metrics.reset()
+        values["grad_norm"] = self._gradient_norm
+        values["learning_rate"] = torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"])
+        values["tokens_seen"] = total_over_ranks(self.ledger.tokens, self.trainer.strategy)
+        self._report("train", values)
+
+    def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
+        """Add a batch to the sums."""
+        logps = self(batch)
+        self.eval_metrics.update(self.objective(logps), logps, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Report the sums of all validation pairs."""
+        self._report_evaluation("val")
+
+    def test_step(self, batch: PairBatch, batch_idx: int) -> None:
+        """As in validation."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Report the sums of all test pairs."""
+        self._report_evaluation("test")
+
+    def predict_step(self, batch: PairBatch, batch_idx: int) -> list[dict[str, Any]]:
+        """One record per pair: rewards as optimised, log-ratios at both scales, lengths, margin."""
+        return pair_records(self(batch), batch, self.objective)
+
+    # ── reports ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _report_evaluation(self, stage: str) -> None:
+        values = self.eval_metrics.compute()
+        self.eval_metrics.reset()
+        if not self.trainer.sanity_checking:
+            self._report(stage, values)
+
+    def _report(self, stage: str, values: dict[str, Tensor]) -> None:
+        """The values are equal on all ranks: every rank keeps them, loggers write on rank zero."""
+        named = {f"{stage}/{name}": value for name, value in values.items()}
+        self.log_dict({name: value.float() for name, value in named.items()}, logger=False)
+        for logger in self.loggers:
+            logger.log_metrics({name: float(value) for name, value in named.items()}, step=self.global_step)
+
+    # ── optimizer, state ────────────────────────────────────────────────────────────────────────────────────────
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The optimizer over what trains, and its schedule per optimizer step."""
+        optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)
+        total = optimizer_steps(self.trainer)
+        scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the adapter alone where there is one, and the sums that a resumed run goes on from."""
+        if self.lora is not None:
+            trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+            state = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {name: value for name, value in state.items() if name in trained}
+        sums: dict[str, Any] = {"tokens": self.ledger.tokens, **self.train_metrics.metric_state}
+        checkpoint["sums"] = {name: total_over_ranks(value, self.trainer.strategy) for name, value in sums.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Rank zero takes the sums over; the others go on from nothing, so the totals are right."""
+        sums = checkpoint.get("sums")
+        if sums is None or self.global_rank != 0:
+            return
+        self.ledger.tokens = sums["tokens"]
+        for name in self.train_metrics.metric_state:
+            setattr(self.train_metrics, name, sums[name].to(self.device))
+
+
+def _default_reference(lora: LoRA | None) -> Reference:
+    return SecondModel() if lora is None else AdapterOff()

@@ -1,0 +1,86 @@
+"""Book-keeping of optimizer steps: what went into each, whether it is finite, and how many there will be."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import Strategy
+from torch import Tensor
+
+from lit_align.types import Outcome, PairBatch
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient was not finite; raised before the optimizer step, so the weights are still good."""
+
+
+class StepLedger:
+    """What has gone into the optimizer step that is being accumulated, and the tokens of all steps so far."""
+
+    def __init__(self) -> None:
+        self.weight = torch.zeros((), dtype=torch.float64)
+        self.tokens = torch.zeros((), dtype=torch.int64)
+        self._rows: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def is_open(self) -> bool:
+        """Whether micro-batches are waiting for their optimizer step."""
+        return bool(self._rows)
+
+    def add(self, outcome: Outcome, batch: PairBatch) -> None:
+        """Enter one micro-batch."""
+        self.weight = self.weight.to(batch.weight.device) + batch.weight.sum()
+        real = (batch.attention_mask.sum((1, 2)) * (batch.weight > 0)).sum()
+        self.tokens = self.tokens.to(real.device) + real
+        self._rows.append((batch.index, outcome.loss.detach()))
+
+    def close(self, norm: Tensor, step: int, rank: int) -> None:
+        """End the step; the gradient norm says whether it may be taken.
+
+        Raises:
+            NonFiniteError: the norm is not finite; names step, rank and the rows whose loss is not.
+        """
+        if not math.isfinite(float(norm)):
+            bad = [int(i) for index, loss in self._rows for i in index[~loss.isfinite()]]
+            rows = f"rows {bad[:10]} have a loss that is not finite" if bad else "every loss on this rank is finite"
+            raise NonFiniteError(
+                f"step {step}, rank {rank}: gradient norm is {float(norm)}; {rows}. The weights are unchanged: "
+                "look at those rows, lower the learning rate, or clip (trainer.gradient_clip_val)"
+            )
+        self.weight = torch.zeros_like(self.weight)
+        self._rows = []
+
+
+def total_over_ranks(value: Tensor, strategy: Strategy) -> Tensor:
+    """Sum of a tensor over all ranks."""
+    summed = strategy.reduce(value.clone(), reduce_op="sum")
+    return torch.as_tensor(summed)
+
+
+def run_data(trainer: Trainer) -> Any:
+    """The run's data module, or None; Lightning sets the attribute without declaring it."""
+    host: Any = trainer
+    return host.datamodule
+
+
+def optimizer_steps(trainer: Trainer) -> int:
+    """How many optimizer steps a fit will take.
+
+    Asks the data module for its number of batches instead of ``trainer.estimated_stepping_batches``, which builds the
+    loader too early and makes Lightning forget the position a checkpoint has restored.
+    """
+    if trainer.max_epochs is None or trainer.max_epochs < 0:
+        return trainer.max_steps if trainer.max_steps > 0 else _unknown()
+    data = run_data(trainer)
+    batches = data.train_batches if data is not None else trainer.num_training_batches
+    limit = trainer.limit_train_batches
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    steps = math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs
+    return min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
+
+
+def _unknown() -> int:
+    raise ValueError("trainer.max_epochs and trainer.max_steps are both open: set one, the schedule needs an end")

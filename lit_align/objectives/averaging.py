@@ -1,0 +1,139 @@
+"""An averaging turns the values of a response's tokens into one number for the response."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lit_align.objectives.papers import AVERAGING, LD_DPO, Paper
+from lit_align.objectives.ranges import check_range
+from lit_align.types import PairMask, PairScores, PairTokens
+
+
+class Averaging(ABC):
+    """How a response's tokens become one number.
+
+    What stands outside the mask never matters, be it NaN, neither for the value nor for the gradient. Sums run in
+    float64 and come back in the dtype of the values: hundreds of float32 terms of like size lose digits that a
+    difference of two responses needs.
+    """
+
+    source: ClassVar[Paper | None] = None
+
+    @abstractmethod
+    def __call__(self, values: PairTokens, mask: PairMask) -> PairScores:
+        """One number for each response.
+
+        A response without scored tokens has no mean: parts that divide by the length give NaN for it (0 / 0) rather
+        than an invented number, and a sum gives 0. Such rows are turned away where data is read.
+
+        Args:
+            values: a value per token.
+            mask: true on scored tokens.
+        """
+
+
+@dataclass(frozen=True)
+class Sum(Averaging):
+    """``Σ_t z_t``: every token counts once, so longer responses weigh more.
+
+    The log-probability of a response is the sum over its tokens; DPO, arXiv:2305.18290.
+
+    >>> values = torch.tensor([[[1.0, 2.0, 9.0], [3.0, 4.0, 5.0]]])
+    >>> mask = torch.tensor([[[True, True, False], [True, True, True]]])
+    >>> Sum()(values, mask)
+    tensor([[ 3., 12.]])
+    """
+
+    def __call__(self, values: PairTokens, mask: PairMask) -> PairScores:
+        """See the base class."""
+        return _exact_sum(values, mask).to(values.dtype)
+
+
+@dataclass(frozen=True)
+class Mean(Averaging):
+    """``Σ_t z_t / n``: every response counts once, so length does not move the margin.
+
+    Paper: Grinsztajn et al. 2024, arXiv:2406.19188: averaging the log-likelihoods is what composing the optimality
+    operator of the regularised problem with a length-normalised policy comes to.
+
+    >>> values = torch.tensor([[[1.0, 2.0, 9.0], [3.0, 4.0, 5.0]]])
+    >>> mask = torch.tensor([[[True, True, False], [True, True, True]]])
+    >>> Mean()(values, mask)
+    tensor([[1.5000, 4.0000]])
+    """
+
+    source: ClassVar[Paper | None] = AVERAGING
+
+    def __call__(self, values: PairTokens, mask: PairMask) -> PairScores:
+        """See the base class."""
+        return (_exact_sum(values, mask) / mask.sum(-1)).to(values.dtype)
+
+
+@dataclass(frozen=True)
+class LengthPower(Averaging):
+    """``Σ_t z_t / n^power``: between `Sum` (power 0) and `Mean` (power 1).
+
+    An interpolation of this package, without a paper.
+
+    Args:
+        power: exponent of the length, 0 to 1.
+
+    >>> values, mask = torch.ones(1, 1, 4), torch.ones(1, 1, 4, dtype=torch.bool)
+    >>> LengthPower(0.5)(values, mask)  # 4 / √4
+    tensor([[2.]])
+    """
+
+    power: float
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        check_range(self, "power", "[0, 1]")
+
+    def __call__(self, values: PairTokens, mask: PairMask) -> PairScores:
+        """See the base class."""
+        lengths = mask.sum(-1, dtype=torch.float64)
+        return (_exact_sum(values, mask) / lengths**self.power).to(values.dtype)
+
+
+@dataclass(frozen=True)
+class SharedLength(Averaging):
+    """``Σ_{t ≤ s} z_t + weight Σ_{t > s} z_t``: what the longer side says beyond the shorter one counts less.
+
+    s is the number of scored tokens of the shorter side, counted along the mask: scored tokens need not be
+    contiguous. Weight 1 is `Sum`; weight 0 compares the two sides over the same number of tokens.
+
+    Paper: LD-DPO, Liu et al. 2024, arXiv:2409.06411, where the weight is called α. Policy and reference are treated
+    alike, because the average is taken of their difference.
+
+    Args:
+        weight: weight of the tokens beyond the shared length, 0 to 1.
+
+    >>> values, mask = torch.ones(1, 2, 5), torch.arange(5) < torch.tensor([[[2], [5]]])
+    >>> SharedLength(0.5)(values, mask)  # 2, and 2 + 0.5 · 3
+    tensor([[2.0000, 3.5000]])
+    """
+
+    weight: float
+    source: ClassVar[Paper | None] = LD_DPO
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        check_range(self, "weight", "[0, 1]")
+
+    def __call__(self, values: PairTokens, mask: PairMask) -> PairScores:
+        """See the base class."""
+        shared = mask.sum(-1).amin(-1)[:, None, None]
+        within = mask.cumsum(-1) <= shared
+        total = _exact_sum(values, mask & within) + self.weight * _exact_sum(values, mask & ~within)
+        return total.to(values.dtype)
+
+
+def _exact_sum(values: PairTokens, mask: PairMask) -> Float[Tensor, "pair side"]:
+    """Sum in float64 over the scored tokens; ``where`` cuts the others off, also from the gradient."""
+    return torch.where(mask, values, 0.0).sum(-1, dtype=torch.float64)

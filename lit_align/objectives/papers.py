@@ -1,0 +1,169 @@
+"""A paper is the publication that a part implements."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, is_dataclass
+
+
+@dataclass(frozen=True)
+class Paper:
+    """What one needs to cite a publication.
+
+    Args:
+        key: BibTeX key.
+        title: title as printed.
+        authors: the first author's family name followed by "et al.", or the only author.
+        year: year of the first version.
+        arxiv: arXiv identifier; None for what is not on arXiv.
+        url: address, for what is not on arXiv.
+
+    >>> print(DPO.citation())
+    Rafailov et al. (2023). Direct Preference Optimization: Your Language Model is Secretly a Reward Model.
+    arXiv:2305.18290
+    """
+
+    key: str
+    title: str
+    authors: str
+    year: int
+    arxiv: str | None = None
+    url: str | None = None
+
+    @property
+    def link(self) -> str:
+        """Address of the paper."""
+        return self.url or f"https://arxiv.org/abs/{self.arxiv}"
+
+    def citation(self) -> str:
+        """The reference in one line."""
+        where = f"arXiv:{self.arxiv}" if self.arxiv else self.link
+        return f"{self.authors} ({self.year}). {self.title}. {where}"
+
+    def bibtex(self) -> str:
+        r"""The reference as a BibTeX entry; the double braces keep the title's capitals.
+
+        >>> print(CDPO.bibtex())
+        @misc{mitchell2023note,
+          title = {{A note on DPO with noisy preferences \& relationship to IPO}},
+          author = {Mitchell},
+          year = {2023},
+          url = {https://ericmitchell.ai/cdpo.pdf},
+        }
+        """
+        entries = {
+            "title": f"{{{self.title}}}".replace("&", r"\&"),
+            "author": self.authors.replace(" et al.", " and others"),
+            "year": str(self.year),
+            "eprint": self.arxiv,
+            "archiveprefix": "arXiv" if self.arxiv else None,
+            "url": self.link,
+        }
+        lines = [f"  {name} = {{{value}}}," for name, value in entries.items() if value]
+        return "\n".join([f"@misc{{{self.key},", *lines, "}"])
+
+
+def papers_of(part: object) -> tuple[Paper, ...]:
+    """The papers that a part and the parts inside it come from, outermost first, each once.
+
+    A part names its paper in a class attribute ``source``. The walk follows the fields of dataclasses, so it also
+    reaches parts that wrap other parts, and parts from outside this package.
+
+    Args:
+        part: an objective, or any part of one.
+
+    >>> from lit_align.objectives import sr_dpo
+    >>> [paper.arxiv for paper in papers_of(sr_dpo())]
+    ['2305.18290', '2405.21040']
+    """
+    source = getattr(part, "source", None)
+    found = [source] if isinstance(source, Paper) else []
+    if is_dataclass(part):
+        found += [paper for field in fields(part) for paper in papers_of(getattr(part, field.name))]
+    return tuple(dict.fromkeys(found))
+
+
+DPO = Paper(
+    key="rafailov2023direct",
+    title="Direct Preference Optimization: Your Language Model is Secretly a Reward Model",
+    authors="Rafailov et al.",
+    year=2023,
+    arxiv="2305.18290",
+)
+CDPO = Paper(
+    key="mitchell2023note",
+    title="A note on DPO with noisy preferences & relationship to IPO",
+    authors="Mitchell",
+    year=2023,
+    url="https://ericmitchell.ai/cdpo.pdf",
+)
+IPO = Paper(
+    key="azar2023general",
+    title="A General Theoretical Paradigm to Understand Learning from Human Preferences",
+    authors="Azar et al.",
+    year=2023,
+    arxiv="2310.12036",
+)
+AVERAGING = Paper(
+    key="grinsztajn2024averaging",
+    title="Averaging log-likelihoods in direct alignment",
+    authors="Grinsztajn et al.",
+    year=2024,
+    arxiv="2406.19188",
+)
+LD_DPO = Paper(
+    key="liu2024length",
+    title="Length Desensitization in Direct Preference Optimization",
+    authors="Liu et al.",
+    year=2024,
+    arxiv="2409.06411",
+)
+R_DPO = Paper(
+    key="park2024disentangling",
+    title="Disentangling Length from Quality in Direct Preference Optimization",
+    authors="Park et al.",
+    year=2024,
+    arxiv="2403.19159",
+)
+SIMPO = Paper(
+    key="meng2024simpo",
+    title="SimPO: Simple Preference Optimization with a Reference-Free Reward",
+    authors="Meng et al.",
+    year=2024,
+    arxiv="2405.14734",
+)
+SLIC = Paper(
+    key="zhao2023slic",
+    title="SLiC-HF: Sequence Likelihood Calibration with Human Feedback",
+    authors="Zhao et al.",
+    year=2023,
+    arxiv="2305.10425",
+)
+RSO = Paper(
+    key="liu2023statistical",
+    title="Statistical Rejection Sampling Improves Preference Optimization",
+    authors="Liu et al.",
+    year=2023,
+    arxiv="2309.06657",
+)
+SELF_REFINEMENT = Paper(
+    key="yu2024direct",
+    title="Direct Alignment of Language Models via Quality-Aware Self-Refinement",
+    authors="Yu et al.",
+    year=2024,
+    arxiv="2405.21040",
+)
+PREFERENCE_MATCHING = Paper(
+    key="xiao2024algorithmic",
+    title="On the Algorithmic Bias of Aligning Large Language Models with RLHF: "
+    "Preference Collapse and Matching Regularization",
+    authors="Xiao et al.",
+    year=2024,
+    arxiv="2405.16455",
+)
+F_DPO = Paper(
+    key="wang2023beyond",
+    title="Beyond Reverse KL: Generalizing Direct Preference Optimization with Diverse Divergence Constraints",
+    authors="Wang et al.",
+    year=2023,
+    arxiv="2309.16240",
+)

@@ -1,0 +1,81 @@
+"""The joint: regularizer, averaging, divergence, refinement and contrast, put together once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+from lit_align.objectives.averaging import Averaging, Sum
+from lit_align.objectives.contrast import Contrast
+from lit_align.objectives.divergence import Divergence, ReverseKL
+from lit_align.objectives.objective import Objective
+from lit_align.objectives.refinement import NoRefinement, Refinement
+from lit_align.objectives.regularizer import KL, Regularizer
+from lit_align.types import Margin, Outcome, PairLogProbs, PairScores
+
+
+@dataclass(frozen=True)
+class PreferenceObjective(Objective):
+    """``contrast(margin - offset)``, the margin being ``h(A[charge])`` of the chosen side minus the rejected one.
+
+    The five parts are independent of each other and any choice of them is an objective; the defaults of all but the
+    contrast are neutral, so that ``PreferenceObjective(Logistic())`` is DPO. The presets are the choices that have
+    been published.
+
+    Args:
+        contrast: from the refined margin to the loss; holds β.
+        averaging: from the values of tokens to one number per response.
+        refinement: the offset in nats that the margin has to exceed.
+        regularizer: the charge per token, from the log-probabilities of policy and reference.
+        divergence: from log-ratios to scores.
+
+    Raises:
+        ValueError: when called without what a part needs.
+
+    >>> from lit_align.objectives import Logistic, Mean
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> averaged = PreferenceObjective(Logistic(beta=2.0), averaging=Mean())
+    >>> averaged(worked_pair()).loss  # -log σ(2 · 0.55)
+    tensor([0.2873])
+    """
+
+    contrast: Contrast
+    averaging: Averaging = Sum()
+    refinement: Refinement = NoRefinement()
+    regularizer: Regularizer = KL()
+    divergence: Divergence = ReverseKL()
+
+    @property
+    def needs_reference(self) -> bool:
+        """What the regularizer says."""
+        return self.regularizer.needs_reference
+
+    @property
+    def needs_prompted(self) -> bool:
+        """What the refinement says."""
+        return self.refinement.needs_prompted
+
+    def log_ratio(self, logps: PairLogProbs) -> PairScores:
+        """The score of each response, in nats: the implicit reward without β."""
+        charge = self.regularizer(logps.policy, logps.reference)
+        return self.divergence(self.averaging(charge, logps.mask))
+
+    def margin(self, logps: PairLogProbs) -> Margin:
+        """Chosen minus rejected, in nats, before refinement."""
+        log_ratio = self.log_ratio(logps)
+        return log_ratio[:, 0] - log_ratio[:, 1]
+
+    def __call__(self, logps: PairLogProbs) -> Outcome:
+        """See the base class."""
+        margin_of = cache(self.margin)  # the prompted margin is both used by the refinement and reported
+        log_ratio = self.log_ratio(logps)
+        margin = log_ratio[:, 0] - log_ratio[:, 1]
+        offset = self.refinement(logps, margin_of).detach()
+        prompted = logps.prompted if self.needs_prompted else None
+        return Outcome(
+            loss=self.contrast(margin - offset),
+            rewards=(self.contrast.beta * log_ratio).detach(),
+            margin=margin.detach(),
+            offset=offset,
+            prompted_margin=None if prompted is None else margin_of(prompted).detach(),
+        )

@@ -1,0 +1,259 @@
+"""A preset is a published name for a choice of parts, with the knobs and the defaults of its paper.
+
+Every example computes the loss of the worked pair (`lit_align.objectives.examples`): margin 7 nats with sums over 10
+and 40 tokens, 0.55 with means; 3 and 0.3 under the quality prompt.
+"""
+
+from __future__ import annotations
+
+from lit_align.objectives.averaging import Mean, SharedLength
+from lit_align.objectives.contrast import Hinge, Logistic, Square
+from lit_align.objectives.preference import PreferenceObjective
+from lit_align.objectives.refinement import LengthGap, SelfRefine, TargetMargin
+from lit_align.objectives.regularizer import ConditionalMatching, Entropy
+
+
+def dpo(beta: float = 0.1) -> PreferenceObjective:
+    """``-log σ(β m)`` with summed log-ratios.
+
+    Parts: Logistic. Paper: Rafailov et al. 2023, arXiv:2305.18290, Eq. 7.
+
+    Args:
+        beta: inverse temperature, 1 / nats.
+
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> dpo(beta=0.1)(worked_pair()).loss  # -log σ(0.1 · 7)
+    tensor([0.4032])
+    """
+    return PreferenceObjective(Logistic(beta))
+
+
+def cdpo(beta: float = 0.1, label_smoothing: float = 0.1) -> PreferenceObjective:
+    """``-(1 - ε) log σ(β m) - ε log σ(-β m)``: DPO for preferences of which a share ε is flipped.
+
+    Parts: Logistic. Paper: Mitchell 2023, "A note on DPO with noisy preferences & relationship to IPO".
+
+    Args:
+        beta: inverse temperature, 1 / nats.
+        label_smoothing: ε, the share of flipped preferences, 0 ≤ ε < 0.5.
+
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> cdpo(beta=0.1, label_smoothing=0.1)(worked_pair()).loss  # 0.4032 + 0.1 · 0.7
+    tensor([0.4732])
+    """
+    return PreferenceObjective(Logistic(beta, label_smoothing))
+
+
+def averaged_dpo(beta: float = 5.0) -> PreferenceObjective:
+    """``-log σ(β m̄)``: DPO on log-ratios averaged over the tokens of each response.
+
+    Averaging shrinks margins by about the length, and β grows in return: at equal lengths L it is ``dpo(beta / L)``.
+    Published runs use 2 to 10; the default is the value of open-instruct and Tülu 3.
+
+    Parts: Logistic, Mean. Paper: Grinsztajn et al. 2024, arXiv:2406.19188.
+
+    Args:
+        beta: inverse temperature, tokens / nats.
+
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> averaged_dpo(beta=2.0)(worked_pair()).loss  # -log σ(2 · 0.55)
+    tensor([0.2873])
+    """
+    return PreferenceObjective(Logistic(beta), averaging=Mean())
+
+
+def ipo(beta: float = 0.1) -> PreferenceObjective:
+    """``(m̄ - 1 / (2 β))²`` with averaged log-ratios: IPO as its authors ran it.
+
+    The paper prints summed log-ratios (`ipo_sum`); its authors report that averaging them is what works.
+
+    Parts: Square, Mean. Paper: Azar et al. 2023, arXiv:2310.12036, Eq. 17, where β is called τ.
+
+    Args:
+        beta: inverse temperature, tokens / nats; the target is 1 / (2 beta) nats per token.
+
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> ipo(beta=0.5)(worked_pair()).loss  # (0.55 - 1)²
+    tensor([0.2025])
+    """
+    return PreferenceObjective(Square(beta), averaging=Mean())
+
+
+def ipo_sum(beta: float = 0.1) -> PreferenceObjective:
+    """``(m - 1 / (2 β))²`` with summed log-ratios: IPO as printed.
+
+    Parts: Square. Paper: Azar et al. 2023, arXiv:2310.12036, Eq. 17, where β is called τ.
+
+    Args:
+        beta: inverse temperature, 1 / nats; the target is 1 / (2 beta) nats.
+
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> ipo_sum(beta=0.1)(worked_pair()).loss  # (7 - 5)²
+    tensor([4.0000])
+    """
+    return PreferenceObjective(Square(beta))
+
+
+def averaged_ipo(beta: float = 0.1) -> PreferenceObjective:
+    """``(m̄ - 1 / (2 β))²``: IPO under the averaging operator, the same function as `ipo`.
+
+    At equal lengths L it is ``ipo_sum(beta / L) / L²``.
+
+    Parts: Square, Mean. Paper: Grinsztajn et al. 2024, arXiv:2406.19188.
+
+    Args:
+        beta: inverse temperature, tokens / nats; the target is 1 / (2 beta) nats per token.
+
+    >>> averaged_ipo() == ipo()
+    True
+    """
+    return ipo(beta)
+
+
+def slic(beta: float = 0.1) -> PreferenceObjective:
+    """``max(0, 1 - β m)``: pairs that are won by 1 / β nats are left alone.
+
+    SLiC-HF puts the hinge on log-probabilities; here it is on log-ratios, as in RSO ("hinge-norm"). For the former,
+    choose the regularizer `Entropy`.
+
+    Parts: Hinge. Papers: Zhao et al. 2023, arXiv:2305.10425; Liu et al. 2023, arXiv:2309.06657.
+
+    Args:
+        beta: inverse temperature, 1 / nats.
+
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> slic(beta=0.1)(worked_pair()).loss  # 1 - 0.7
+    tensor([0.3000])
+    """
+    return PreferenceObjective(Hinge(beta))
+
+
+def simpo(beta: float = 2.0, gamma: float = 1.0) -> PreferenceObjective:
+    """``-log σ(β m̄ - γ)`` on averaged log-probabilities, without a reference.
+
+    The default γ is half of β, the ratio from which the authors advise to tune.
+
+    Parts: Logistic, Mean, TargetMargin(γ / β), Entropy. Paper: Meng et al. 2024, arXiv:2405.14734, Eq. 6.
+
+    Args:
+        beta: inverse temperature, tokens / nats.
+        gamma: target margin as it stands inside the sigmoid, after β.
+
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> simpo(beta=2.0, gamma=1.0)(worked_pair()).loss  # -log σ(2 · (-2 + 1.5) - 1)
+    tensor([2.1269])
+    """
+    return PreferenceObjective(
+        Logistic(beta), averaging=Mean(), refinement=TargetMargin(gamma / beta), regularizer=Entropy()
+    )
+
+
+def ld_dpo(beta: float = 0.1, weight: float = 0.5) -> PreferenceObjective:
+    """``-log σ(β m)``, tokens beyond the shorter side's length counting less.
+
+    The paper tunes the weight for each model; the default is the middle of its range.
+
+    Parts: Logistic, SharedLength. Paper: Liu et al. 2024, arXiv:2409.06411.
+
+    Args:
+        beta: inverse temperature, 1 / nats.
+        weight: the paper's α, from 0 (only the shared length counts) to 1 (DPO).
+
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> ld_dpo(beta=0.1, weight=0.5)(worked_pair()).loss  # m = 5 + 0.05 · (10 + 0.5 · 30) = 6.25
+    tensor([0.4287])
+    """
+    return PreferenceObjective(Logistic(beta), averaging=SharedLength(weight))
+
+
+def r_dpo(beta: float = 0.1, alpha: float = 0.01) -> PreferenceObjective:
+    """``-log σ(β m + α (n_w - n_l))``: DPO for a reward that pays for length, which the policy need not learn.
+
+    The paper tunes α for each data set; the default moves the logit by 1 for a difference of 100 tokens.
+
+    Parts: Logistic, LengthGap(α / β). Paper: Park et al. 2024, arXiv:2403.19159.
+
+    Args:
+        beta: inverse temperature, 1 / nats.
+        alpha: weight of a token of difference in length, inside the sigmoid.
+
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> r_dpo(beta=0.1, alpha=0.01)(worked_pair()).loss  # -log σ(0.7 + 0.01 · (10 - 40))
+    tensor([0.5130])
+    """
+    return PreferenceObjective(Logistic(beta), refinement=LengthGap(alpha / beta))
+
+
+def sr_dpo(beta: float = 0.1, strength: float = 0.5) -> PreferenceObjective:
+    """``-log σ(β m - λ sg[β m_p])``: DPO that asks more of pairs which the prompted model tells apart.
+
+    Parts: Logistic, SelfRefine(λ). Paper: Yu et al. 2024, arXiv:2405.21040, which uses β = 0.1 and λ from
+    {0.1, 0.3, 0.5, 1}.
+
+    Args:
+        beta: inverse temperature, 1 / nats.
+        strength: λ, the share of the prompted margin that is asked for.
+
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> sr_dpo(beta=0.1, strength=0.5)(worked_pair()).loss  # -log σ(0.7 - 0.5 · 0.3)
+    tensor([0.4555])
+    """
+    return PreferenceObjective(Logistic(beta), refinement=SelfRefine(strength))
+
+
+def sr_ipo(beta: float = 0.1, strength: float = 0.5) -> PreferenceObjective:
+    """``(m - λ sg[β m_p] - 1 / (2 β))²`` with summed log-ratios: self-refined IPO as printed.
+
+    The paper's refinement ``Δ = β m_p`` keeps its β here, although m has none. Deriving the loss from its own
+    optimality condition gives ``λ m_p``: for that, combine `Square` with ``SelfRefine(strength)``.
+
+    Parts: Square, SelfRefine(λ β). Paper: Yu et al. 2024, arXiv:2405.21040.
+
+    Args:
+        beta: inverse temperature, 1 / nats; the target is 1 / (2 beta) nats.
+        strength: λ as printed.
+
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> sr_ipo(beta=0.1, strength=0.5)(worked_pair()).loss  # (7 - 0.5 · 0.3 - 5)²
+    tensor([3.4225])
+    """
+    return PreferenceObjective(Square(beta), refinement=SelfRefine(strength * beta))
+
+
+def direct_preference_matching(beta: float = 1.0) -> PreferenceObjective:
+    """``-log σ(β m)`` on summed log-probabilities, without a reference.
+
+    Its optimum is ``π ∝ exp(r / β)``; at the default β = 1 the policy answers in the proportions in which responses
+    are preferred. This is the offline counterpart of the paper's method, which is online; it follows by solving the
+    same regularised problem for the reward.
+
+    Parts: Logistic, Entropy. Paper: Xiao et al. 2024, arXiv:2405.16455.
+
+    Args:
+        beta: inverse temperature, 1 / nats; 1 matches preferences exactly.
+
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> direct_preference_matching(beta=0.01)(worked_pair()).loss  # -log σ(0.01 · (-20 + 60))
+    tensor([0.5130])
+    """
+    return PreferenceObjective(Logistic(beta), regularizer=Entropy())
+
+
+def direct_conditional_preference_matching(beta: float = 1.0, alpha: float = 0.1) -> PreferenceObjective:
+    """``-log σ(β m)``, the reference speaking only on tokens that it finds no likelier than α.
+
+    The offline counterpart of conditional preference matching, derived as `direct_preference_matching` is. The
+    paper's runs use α from {0.1, 0.3, 0.5} and β from {0.1, 0.5, 1}.
+
+    Parts: Logistic, ConditionalMatching. Paper: Xiao et al. 2024, arXiv:2405.16455.
+
+    Args:
+        beta: inverse temperature, 1 / nats; 1 matches preferences on tokens that the reference supports.
+        alpha: probability above which the reference is ignored, 0 < alpha < 1.
+
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> objective = direct_conditional_preference_matching(beta=0.01, alpha=0.1)
+    >>> objective(worked_pair()).loss  # log 0.1 = -2.30: ignored at -1.45, not at -2.5; m = 5 + 60
+    tensor([0.4201])
+    """
+    return PreferenceObjective(Logistic(beta), regularizer=ConditionalMatching(alpha))

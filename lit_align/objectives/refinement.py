@@ -1,0 +1,150 @@
+"""A refinement is the rule that gives the offset, in nats, which a pair's margin has to exceed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lit_align.objectives.papers import R_DPO, SELF_REFINEMENT, SIMPO, Paper
+from lit_align.objectives.ranges import check_range
+from lit_align.types import Margin, PairLogProbs
+
+
+class Refinement(ABC):
+    """How far a margin must go before its pair counts as won; the contrast sees ``margin - offset``.
+
+    The offset is a target, not something to optimise: it never carries a gradient.
+    """
+
+    source: ClassVar[Paper | None] = None
+
+    @property
+    def needs_prompted(self) -> bool:
+        """Whether ``logps.prompted`` must be there; False unless a leaf says otherwise."""
+        return False
+
+    @abstractmethod
+    def __call__(self, logps: PairLogProbs, margin: Callable[[PairLogProbs], Margin]) -> Margin:
+        """The offset of each pair, in nats, detached.
+
+        Args:
+            logps: log-probabilities of the batch.
+            margin: the objective's own margin, for offsets that are margins of something else; asking it twice about
+                the same record costs nothing.
+        """
+
+
+@dataclass(frozen=True)
+class NoRefinement(Refinement):
+    """``0``: the margin itself is judged.
+
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> NoRefinement()(worked_pair(), lambda logps: ...)
+    tensor([0.])
+    """
+
+    def __call__(self, logps: PairLogProbs, margin: Callable[[PairLogProbs], Margin]) -> Margin:
+        """See the base class."""
+        return logps.policy.new_zeros(logps.policy.shape[0])
+
+
+@dataclass(frozen=True)
+class TargetMargin(Refinement):
+    """``target``: every pair has to be won by the same margin.
+
+    Paper: SimPO, Meng et al. 2024, arXiv:2405.14734, whose γ stands inside the sigmoid: target = γ / β.
+
+    Args:
+        target: the margin to exceed, in nats, 0 or more.
+
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> TargetMargin(0.5)(worked_pair(), lambda logps: ...)
+    tensor([0.5000])
+    """
+
+    target: float
+    source: ClassVar[Paper | None] = SIMPO
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        check_range(self, "target", "[0, inf)")
+
+    def __call__(self, logps: PairLogProbs, margin: Callable[[PairLogProbs], Margin]) -> Margin:
+        """See the base class."""
+        return logps.policy.new_full((logps.policy.shape[0],), self.target)
+
+
+@dataclass(frozen=True)
+class LengthGap(Refinement):
+    """``strength (n_l - n_w)``: a chosen response that is longer has less left to win.
+
+    Length explains part of the preference, so the policy need not: solving ``max E[r - α |y|] - β KL`` for the reward
+    gives ``r = β log-ratio + α |y|``, whose margin stands inside the sigmoid as ``β m + α (n_w - n_l)``.
+
+    Paper: R-DPO, Park et al. 2024, arXiv:2403.19159; strength = α / β.
+
+    Args:
+        strength: nats per token of difference in length, 0 or more.
+
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> LengthGap(0.1)(worked_pair(), lambda logps: ...)  # 0.1 · (40 - 10)
+    tensor([3.])
+    """
+
+    strength: float
+    source: ClassVar[Paper | None] = R_DPO
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        check_range(self, "strength", "[0, inf)")
+
+    def __call__(self, logps: PairLogProbs, margin: Callable[[PairLogProbs], Margin]) -> Margin:
+        """See the base class."""
+        lengths = logps.lengths
+        return self.strength * (lengths[:, 1] - lengths[:, 0])
+
+
+@dataclass(frozen=True)
+class SelfRefine(Refinement):
+    """``strength · sg[m_p]``: a pair that the prompted model tells apart has to be won by more.
+
+    m_p is the margin of the very same responses under p ⊕ x, where p asks for a response of high quality: what the
+    model already knows about the pair becomes the target of its training. Nothing is differentiated through m_p.
+
+    Paper: Yu et al. 2024, arXiv:2405.21040. Their refinement function is ``Δ = β m_p`` and stands next to ``β m`` in
+    Sr-DPO (strength = λ) but next to ``m`` in Sr-IPO as printed (strength = λ β).
+
+    Args:
+        strength: λ, the share of the prompted margin that is asked for, 0 or more.
+
+    Raises:
+        ValueError: on a batch without ``prompted``.
+
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> import torch
+    >>> SelfRefine(0.5)(worked_pair(), lambda logps: torch.tensor([3.0]))
+    tensor([1.5000])
+    """
+
+    strength: float
+    source: ClassVar[Paper | None] = SELF_REFINEMENT
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        check_range(self, "strength", "[0, inf)")
+
+    @property
+    def needs_prompted(self) -> bool:
+        """True: the offset is the margin under the quality prompt."""
+        return True
+
+    def __call__(self, logps: PairLogProbs, margin: Callable[[PairLogProbs], Margin]) -> Margin:
+        """See the base class."""
+        if logps.prompted is None:
+            raise ValueError(
+                "SelfRefine needs the log-probabilities of the responses under the quality prompt (p ⊕ x), "
+                "but PairLogProbs.prompted is None; prepare the data with a quality prompt, or choose NoRefinement"
+            )
+        return self.strength * margin(logps.prompted).detach()

@@ -1,0 +1,126 @@
+"""A regularizer is what the regularised RL problem charges for each token that the policy writes, in nats."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lit_align.objectives.papers import PREFERENCE_MATCHING, Paper
+from lit_align.objectives.ranges import check_range
+
+TokenValues: TypeAlias = Float[Tensor, "*batch token"]
+"""A value per token, of pairs or of rollouts."""
+
+
+class Regularizer(ABC):
+    """The charge per token; its sum over a response is the log-ratio that direct alignment calls implicit reward.
+
+    The optimum of ``max E[r] - β E[Σ_t charge_t]`` determines what an aligned policy is pulled towards, and the same
+    charge, solved for the reward, is what stands inside the contrast of a direct method.
+    """
+
+    source: ClassVar[Paper | None] = None
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether ``reference`` must be given; True unless a leaf says otherwise."""
+        return True
+
+    @abstractmethod
+    def __call__(self, policy: TokenValues, reference: TokenValues | None) -> TokenValues:
+        """The charge for each token.
+
+        Args:
+            policy: log π(y_t | x, y_<t) under the policy, in nats.
+            reference: the same under the reference; None where there is none.
+
+        Raises:
+            ValueError: the part needs the reference and there is none.
+        """
+
+
+@dataclass(frozen=True)
+class KL(Regularizer):
+    """``lp - ref``: a token is charged for being likelier than under the reference.
+
+    The optimum is ``π ∝ π_ref exp(r / β)``: whatever the reference prefers stays preferred.
+
+    >>> KL()(torch.tensor([-0.5, -1.0]), torch.tensor([-1.5, -0.5]))
+    tensor([ 1.0000, -0.5000])
+    """
+
+    def __call__(self, policy: TokenValues, reference: TokenValues | None) -> TokenValues:
+        """See the base class."""
+        return policy - _present(self, reference)
+
+
+@dataclass(frozen=True)
+class Entropy(Regularizer):
+    """``lp``: a token is charged for being likely, whatever the reference says; no reference is needed.
+
+    The optimum is ``π ∝ exp(r / β)``: at β = 1 the policy matches the preferences that r stands for, instead of
+    amplifying those that the reference already had. The same charge makes a direct method reference-free.
+
+    Paper: Xiao et al. 2024, arXiv:2405.16455, where it is the preference matching regularizer ``-log π``.
+
+    >>> Entropy()(torch.tensor([-0.5, -1.0]), None)
+    tensor([-0.5000, -1.0000])
+    """
+
+    source: ClassVar[Paper | None] = PREFERENCE_MATCHING
+
+    @property
+    def needs_reference(self) -> bool:
+        """False: the charge is the policy's own log-probability."""
+        return False
+
+    def __call__(self, policy: TokenValues, reference: TokenValues | None) -> TokenValues:
+        """See the base class."""
+        return policy
+
+
+@dataclass(frozen=True)
+class ConditionalMatching(Regularizer):
+    """``lp - (0 if ref > log α else ref)``: the reference only speaks where it finds a token unlikely.
+
+    Tokens in the reference's support (likelier than α) are charged as by `Entropy`, the others as by `KL`, so
+    preferences are matched without leaving the language. α → 1 is `KL`, α → 0 is `Entropy`.
+
+    Paper: Xiao et al. 2024, arXiv:2405.16455, conditional preference matching, token by token as in the authors' code.
+    Their flag α = 0 means "off", that is KL; here the three regularizers have three names, and 0 is refused.
+
+    Args:
+        alpha: probability above which the reference is ignored, 0 < alpha < 1. The comparison is strict and in
+            float32, whatever the dtype of the log-probabilities.
+
+    >>> policy = torch.tensor([0.5, 0.2, 0.05]).log()
+    >>> reference = torch.tensor([0.4, 0.3, 0.02]).log()
+    >>> ConditionalMatching(alpha=0.1)(policy, reference)  # log 0.5, log 0.2, log(0.05 / 0.02)
+    tensor([-0.6931, -1.6094,  0.9163])
+    """
+
+    alpha: float
+    source: ClassVar[Paper | None] = PREFERENCE_MATCHING
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        check_range(self, "alpha", "(0, 1)")
+
+    def __call__(self, policy: TokenValues, reference: TokenValues | None) -> TokenValues:
+        """See the base class."""
+        known = _present(self, reference)
+        supported = known.float() > math.log(self.alpha)
+        return policy - torch.where(supported, 0.0, known)
+
+
+def _present(part: Regularizer, reference: TokenValues | None) -> TokenValues:
+    if reference is None:
+        name = type(part).__name__
+        raise ValueError(f"{name} charges a token against the reference, but the log-probabilities hold no reference")
+    return reference

@@ -1,0 +1,163 @@
+"""The command line's parser: strict, safe, and brief when something is wrong.
+
+jsonargparse and LightningCLI are kept as they are but for what would mislead a user: abbreviated options, settings
+that leak from one class into the next, imports that a configuration file should not be able to ask for, and forty
+lines of usage before each error.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jsonargparse
+import jsonargparse._typehints as typehints
+import yaml
+from jsonargparse._loaders_dumpers import get_yaml_default_loader, yaml_load
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lit_align import objectives
+from lit_align.objectives.objective import Objective
+
+ALLOWED = ["lit_align", "lightning.pytorch", "torch.optim"]
+LARGEST_CONFIG = 1_000_000
+MOST_ALIASES = 50
+
+
+class Parser(LightningArgumentParser):
+    """Takes no abbreviations, keeps usage to a line, and answers a misspelt key with the nearest ones."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def format_usage(self) -> str:
+        """One line."""
+        return f"usage: {self.prog} [--config FILE] [--key value ...]\n"
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the message, with suggestions, and leave with code 2."""
+        super().error(message + self._suggestions(message), ex)
+
+    def _suggestions(self, message: str) -> str:
+        key = re.search(
+            r"(?:[Uu]nrecognized arguments: --|does not accept option '|Option '|[Kk]ey ')([\w.]+)", message
+        )
+        if key is None:
+            return _known_objectives(message)
+        known = sorted({action.dest for action in self._actions if action.dest})
+        close = difflib.get_close_matches(key[1].removeprefix(f"{self.prog.split()[-1]}."), known, 3, 0.7)
+        return f"\nDid you mean: {', '.join(close)}?" if close else ""
+
+
+def _known_objectives(message: str) -> str:
+    if "dot import path string" not in message:
+        return ""
+    wanted = re.search(r"path string: '?([\w.]+)", message)
+    close = difflib.get_close_matches(wanted[1] if wanted else "", objectives.__all__, 3, 0.6)
+    return f"\nDid you mean: {', '.join(close)}?" if close else ""
+
+
+def prepare(extensions: Sequence[str]) -> None:
+    """Set jsonargparse up, once per process, before any parser is built.
+
+    Args:
+        extensions: folders, or importable modules and packages, whose classes a configuration may name. They are
+            imported here: this is where the user's word that the code is trusted takes effect.
+
+    Raises:
+        ValueError: an extension is neither a folder nor importable.
+    """
+    allowed = [*ALLOWED, *(name for extension in extensions for name in _load_extension(extension))]
+    jsonargparse.set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=allowed)
+    jsonargparse.set_loader("yaml", load_yaml, exceptions=(yaml.YAMLError,))
+    importlib.import_module("lit_align.testbed.score")
+    typehints.discard_init_args_on_class_path_change = _discard_settings_of_previous_class
+    typehints.resolve_class_path_by_name = _resolve_name
+
+
+def _load_extension(extension: str) -> list[str]:
+    folder = Path(extension).expanduser()
+    if folder.is_dir():
+        sys.path.insert(0, str(folder.resolve()))
+        names = sorted(
+            {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
+        )
+    else:
+        names = [extension]
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != name:
+                raise
+            raise ValueError(f"--extend {extension}: neither a folder nor a module that can be imported") from error
+    return names
+
+
+def load_yaml(text: str) -> Any:
+    """YAML as data: no tags that build objects, no duplicate keys, no alias bombs, at most 1 MB.
+
+    >>> load_yaml("{lr: 1e-4}")
+    {'lr': 0.0001}
+    >>> load_yaml("{beta: 1, beta: 2}")
+    Traceback (most recent call last):
+    yaml.constructor.ConstructorError: duplicate key 'beta' ...
+    """
+    if len(text) > LARGEST_CONFIG:
+        raise yaml.YAMLError(f"{len(text)} characters of YAML; expected at most {LARGEST_CONFIG}")
+    loader = get_yaml_default_loader()
+    aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=loader))
+    if aliases > MOST_ALIASES:
+        raise yaml.YAMLError(f"{aliases} aliases in the YAML; expected at most {MOST_ALIASES}")
+    _refuse_duplicates(yaml.compose(text, Loader=loader))
+    return yaml_load(text)
+
+
+def _refuse_duplicates(node: yaml.Node | None) -> None:
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    where = key.start_mark
+                    raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value!r}", where)
+                seen.add(key.value)
+            children.append(value)
+    elif isinstance(node, yaml.SequenceNode):
+        children = node.value
+    for child in children:
+        _refuse_duplicates(child)
+
+
+_discard = typehints.discard_init_args_on_class_path_change
+_resolve = typehints.resolve_class_path_by_name
+
+
+def _discard_settings_of_previous_class(parser_or_action: Any, prev_val: Any, value: Any) -> None:
+    """A new part starts from its own defaults: ``beta`` of the part it replaces does not carry over."""
+    if prev_val and "init_args" in prev_val and prev_val["class_path"] != value["class_path"]:
+        previous = typehints.subclass_spec_as_namespace(prev_val)
+        if _is_ours(value["class_path"]) or _is_ours(previous["class_path"]):
+            for key in list(previous.init_args.keys()):
+                previous.init_args.pop(key)
+            return
+    _discard(parser_or_action, prev_val, value)
+
+
+def _is_ours(class_path: str) -> bool:
+    return not class_path.startswith(("lightning.", "torch."))
+
+
+def _resolve_name(cls: Any, name: str) -> str:
+    """Short names also find the presets, which are functions."""
+    path: str = _resolve(cls, name)
+    if "." not in path and cls is Objective and path in objectives.__all__:
+        return f"lit_align.objectives.{path}"
+    return path

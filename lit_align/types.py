@@ -1,0 +1,195 @@
+"""The records that pass between the floors of lit_align, and the words for their axes.
+
+Axes, always in this order:
+
+=========  ==========================================================================================
+``pair``   one prompt with its two responses; any slice of this axis is itself a batch
+``2``      the side: 0 is chosen, 1 is rejected
+``token``  scored response tokens, packed to the left (end-of-sequence included); in a ``PairBatch``,
+           whole sequences (prompt and response), padded on the right
+=========  ==========================================================================================
+
+Log-probabilities, margins and offsets are in nats; the inverse temperature β is not in them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeAlias
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+PairTokens: TypeAlias = Float[Tensor, "pair side token"]
+"""A value per scored token of each response."""
+PairMask: TypeAlias = Bool[Tensor, "pair side token"]
+"""True on scored response tokens."""
+PairScores: TypeAlias = Float[Tensor, "pair side"]
+"""A value per response."""
+Margin: TypeAlias = Float[Tensor, " pair"]
+"""A value per pair: margins and offsets in nats, or losses."""
+
+Message: TypeAlias = Mapping[str, Any]
+Text: TypeAlias = str | tuple[Message, ...]
+"""Plain text, or the messages of a conversation."""
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """One row of preference data as text, before any tokenizer.
+
+    Args:
+        prompt: what the model is asked: text, or messages that end before the response.
+        chosen: the preferred response: text, or the messages that follow the prompt.
+        rejected: the other response, of the same kind as ``chosen``.
+        where: where the row stands (``file:line``), for messages.
+        extra: the row's other columns, kept for ``predict``.
+    """
+
+    prompt: Text
+    chosen: Text
+    rejected: Text
+    where: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TokenizedResponse:
+    """Token ids of one response and which of them are scored."""
+
+    ids: Sequence[int]
+    scored: Sequence[bool]
+    truncated: bool = False
+
+    @property
+    def length(self) -> int:
+        """Number of scored tokens."""
+        return sum(self.scored)
+
+
+@dataclass(frozen=True)
+class TokenizedPair:
+    """One pair as token ids: one prompt, two responses that were encoded apart from it.
+
+    Args:
+        prompt: ids of the prompt, beginning-of-sequence token included where the tokenizer uses one.
+        chosen: the preferred response.
+        rejected: the other one.
+        prompted: ids of the prompt with the quality prompt in it (p ⊕ x), for self-refinement.
+        index: position of the row in its data set.
+    """
+
+    prompt: Sequence[int]
+    chosen: TokenizedResponse
+    rejected: TokenizedResponse
+    prompted: Sequence[int] | None = None
+    index: int = 0
+
+    @property
+    def sides(self) -> tuple[TokenizedResponse, TokenizedResponse]:
+        """Chosen, rejected."""
+        return self.chosen, self.rejected
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """A batch of pairs as tensors, padded on the right.
+
+    Args:
+        input_ids: prompt and response of each side.
+        attention_mask: true on tokens, false on padding.
+        mask: true on scored response tokens.
+        truncated: true for a response that was cut.
+        weight: 1 for a row, 0 for a copy that only fills up a rank's last batch.
+        index: position of each row in its data set.
+        prompted: the same responses under p ⊕ x, for self-refinement.
+    """
+
+    input_ids: Int[Tensor, "pair side token"]
+    attention_mask: Bool[Tensor, "pair side token"]
+    mask: Bool[Tensor, "pair side token"]
+    truncated: Bool[Tensor, "pair side"]
+    weight: Float[Tensor, " pair"]
+    index: Int[Tensor, " pair"]
+    prompted: PairBatch | None = None
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PairBatch:
+        """The same batch on another device."""
+        return self._map(lambda part: part.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> PairBatch:
+        """The same batch in page-locked memory."""
+        return self._map(lambda part: part.pin_memory())
+
+    def _map(self, change: Callable[[Any], Any]) -> PairBatch:
+        parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {name: part if part is None else change(part) for name, part in parts.items()}
+        return PairBatch(**moved)
+
+    def chosen_side(self) -> PairBatch:
+        """The batch without its rejected side, for objectives that never look at it."""
+        return replace(
+            self,
+            input_ids=self.input_ids[:, :1],
+            attention_mask=self.attention_mask[:, :1],
+            mask=self.mask[:, :1],
+            truncated=self.truncated[:, :1],
+            prompted=self.prompted.chosen_side() if self.prompted is not None else None,
+        )
+
+    @property
+    def lengths(self) -> Int[Tensor, "pair side"]:
+        """Scored tokens of each response."""
+        return self.mask.sum(-1)
+
+
+@dataclass(frozen=True)
+class PairLogProbs:
+    """Log-probabilities of the scored response tokens, in float32, packed to the left.
+
+    Args:
+        policy: log π(y_t | x, y_<t) under the policy; carries the gradient.
+        reference: the same under the frozen reference; None for objectives that need none.
+        mask: true on scored tokens; the values elsewhere are zero.
+        prompted: the same responses under p ⊕ x, without gradient, for self-refinement.
+    """
+
+    policy: PairTokens
+    reference: PairTokens | None
+    mask: PairMask
+    prompted: PairLogProbs | None = None
+
+    @property
+    def lengths(self) -> Float[Tensor, "pair side"]:
+        """Scored tokens of each response, in the dtype of the log-probabilities."""
+        return self.mask.sum(-1).to(self.policy.dtype)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an objective made of a batch; everything that is reported is read from here.
+
+    Args:
+        loss: loss of each pair; carries the gradient.
+        rewards: β × log-ratio of each response at the scale that is optimised, detached.
+        margin: chosen minus rejected log-ratio in nats, detached; None where no margin is formed.
+        offset: what the refinement subtracted from the margin, in nats, detached.
+        prompted_margin: the margin under the quality prompt, detached; None without self-refinement.
+    """
+
+    loss: Margin
+    rewards: PairScores
+    margin: Margin | None = None
+    offset: Margin | None = None
+    prompted_margin: Margin | None = None
+
+
+class ResponseScore(ABC):
+    """A known score of a response, for worlds (or judges) that have one."""
+
+    @abstractmethod
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        """One finite number for each response; higher is better."""

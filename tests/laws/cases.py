@@ -1,0 +1,153 @@
+"""What laws are tried on: every leaf of every interface, found by itself, and batches of pairs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_align.objectives import (
+    Alpha,
+    Averaging,
+    ConditionalMatching,
+    Contrast,
+    Divergence,
+    LengthGap,
+    LengthPower,
+    Logistic,
+    PreferenceObjective,
+    Refinement,
+    Regularizer,
+    SelfRefine,
+    SharedLength,
+    TargetMargin,
+    presets,
+)
+from lit_align.types import PairLogProbs
+
+EXAMPLES: dict[type, dict[str, Any]] = {
+    Alpha: {"alpha": 0.5},
+    ConditionalMatching: {"alpha": 0.3},
+    LengthGap: {"strength": 0.2},
+    LengthPower: {"power": 0.5},
+    PreferenceObjective: {"contrast": Logistic()},
+    SelfRefine: {"strength": 0.7},
+    SharedLength: {"weight": 0.3},
+    TargetMargin: {"target": 0.4},
+}
+"""Arguments for leaves that cannot be built without; a new leaf of that kind needs a line here."""
+
+AXES: dict[str, type] = {
+    "contrast": Contrast,
+    "averaging": Averaging,
+    "refinement": Refinement,
+    "regularizer": Regularizer,
+    "divergence": Divergence,
+}
+"""The fields of the joint and the interface of each."""
+
+
+def leaves(interface: type) -> list[type]:
+    """The concrete classes of this package below an interface, at any depth."""
+    found: list[type] = []
+    for below in interface.__subclasses__():
+        found += leaves(below)
+        if not inspect.isabstract(below) and below.__module__.startswith("lit_align."):
+            found.append(below)
+    return found
+
+
+def buildable(leaf: type) -> bool:
+    """Whether a leaf can be built from its defaults and its example arguments."""
+    try:
+        inspect.signature(leaf).bind(**EXAMPLES.get(leaf, {}))
+    except TypeError:
+        return False
+    return True
+
+
+def parts(interface: type) -> list[Any]:
+    """One instance of each leaf of an interface."""
+    return [leaf(**EXAMPLES.get(leaf, {})) for leaf in leaves(interface) if buildable(leaf)]
+
+
+def published() -> dict[str, Callable[..., PreferenceObjective]]:
+    """The presets by name."""
+    functions = inspect.getmembers(presets, inspect.isfunction)
+    return {name: preset for name, preset in functions if preset.__module__ == presets.__name__}
+
+
+def preference_objectives() -> list[PreferenceObjective]:
+    """DPO with one part exchanged at a time, and every preset; no two alike."""
+    one_exchanged = [
+        replace(PreferenceObjective(Logistic()), **{axis: part})
+        for axis, interface in AXES.items()
+        for part in parts(interface)
+    ]
+    return list(dict.fromkeys([*one_exchanged, *(preset() for preset in published().values())]))
+
+
+def every_combination() -> Iterator[PreferenceObjective]:
+    """Every choice of one leaf per axis."""
+    for choice in product(*(parts(interface) for interface in AXES.values())):
+        yield PreferenceObjective(**dict(zip(AXES, choice, strict=True)))
+
+
+def lengths_to_mask(lengths: Tensor, width: int) -> Tensor:
+    """Scored tokens packed to the left."""
+    return torch.arange(width) < lengths[..., None]
+
+
+def random_pairs(seed: int = 0, pairs: int = 6, width: int = 7, dtype: torch.dtype = torch.float32) -> PairLogProbs:
+    """A batch with responses of 1 to ``width`` tokens, prompted pairs included; zero on padding."""
+    draw = torch.Generator().manual_seed(seed)
+    mask = lengths_to_mask(torch.randint(1, width + 1, (pairs, 2), generator=draw), width)
+
+    def log_probs() -> Tensor:
+        return torch.where(mask, -3 * torch.rand(pairs, 2, width, generator=draw, dtype=dtype), 0.0)
+
+    prompted = PairLogProbs(policy=log_probs(), reference=log_probs(), mask=mask)
+    return PairLogProbs(policy=log_probs(), reference=log_probs(), mask=mask, prompted=prompted)
+
+
+def corner_pairs() -> PairLogProbs:
+    """One token a side, each of the four log-probabilities either 0 or -300: log-ratios of 0 and ±300."""
+    corners = torch.tensor(list(product([0.0, -300.0], repeat=4)))
+    policy, reference = corners[:, :2, None], corners[:, 2:, None]
+    mask = torch.ones_like(policy, dtype=torch.bool)
+    prompted = PairLogProbs(policy=policy.flip(0), reference=reference, mask=mask)
+    return PairLogProbs(policy=policy, reference=reference, mask=mask, prompted=prompted)
+
+
+def each_tensor(logps: PairLogProbs, change: Callable[[Tensor], Tensor]) -> PairLogProbs:
+    """The record with every tensor changed, the prompted record included."""
+    changed = {field.name: getattr(logps, field.name) for field in fields(logps)}
+    for name, value in changed.items():
+        if isinstance(value, PairLogProbs):
+            changed[name] = each_tensor(value, change)
+        elif value is not None:
+            changed[name] = change(value)
+    return PairLogProbs(**changed)
+
+
+def with_gradient(logps: PairLogProbs) -> PairLogProbs:
+    """The record with a policy that a gradient can be asked for."""
+    return replace(logps, policy=logps.policy.detach().clone().requires_grad_())
+
+
+def gradient(loss: Tensor, of: Tensor) -> Tensor:
+    """Gradient of a summed loss; zero where the loss does not depend on the tensor."""
+    if not loss.requires_grad:
+        return torch.zeros_like(of)
+    (found,) = torch.autograd.grad(loss.sum(), of, allow_unused=True, materialize_grads=True)
+    return found
+
+
+def assert_same(found: Tensor, expected: Tensor) -> None:
+    """Equal bit for bit, up to the sign of zero."""
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)

@@ -1,0 +1,115 @@
+"""Laws of averagings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import reduce
+
+import pytest
+import torch
+from torch import Tensor
+
+from lit_align.objectives import Averaging
+
+from .cases import assert_same, gradient, lengths_to_mask, parts, random_pairs
+
+Rule = Callable[[Tensor, Tensor], Tensor]
+
+
+def shape_is_kept(averaging: Rule) -> None:
+    logps = random_pairs()
+    assert averaging(logps.policy, logps.mask).shape == logps.policy.shape[:2]
+    assert averaging(logps.policy[:, :1], logps.mask[:, :1]).shape == (logps.policy.shape[0], 1)
+
+
+def dtype_is_kept(averaging: Rule) -> None:
+    for dtype in (torch.float32, torch.float64):
+        logps = random_pairs(dtype=dtype)
+        assert averaging(logps.policy, logps.mask).dtype == dtype
+
+
+def values_and_gradients_are_finite(averaging: Rule) -> None:
+    for value in (-300.0, 300.0):
+        values = torch.full((1, 2, 5), value, requires_grad=True)
+        average = averaging(values, lengths_to_mask(torch.tensor([[1, 5]]), 5))
+        assert average.isfinite().all()
+        assert gradient(average, values).isfinite().all()
+
+
+def padding_never_matters(averaging: Rule) -> None:
+    logps = random_pairs()
+    expected = averaging(logps.policy, logps.mask)
+    for garbage in (1e9, float("inf"), float("nan")):
+        values = torch.where(logps.mask, logps.policy, garbage).requires_grad_()
+        average = averaging(values, logps.mask)
+        assert_same(average, expected)
+        slope = gradient(average, values)
+        assert slope.isfinite().all()
+        assert (slope[~logps.mask] == 0).all()
+
+
+def padding_may_stand_anywhere(averaging: Rule) -> None:
+    """Scored tokens keep their order, and padding comes between them."""
+    logps = random_pairs()
+    scattered, scored = torch.zeros(6, 2, 21), torch.zeros(6, 2, 21, dtype=torch.bool)
+    scattered[..., 2::3], scored[..., 2::3] = logps.policy, logps.mask
+    torch.testing.assert_close(averaging(scattered, scored), averaging(logps.policy, logps.mask))
+
+
+def is_linear(averaging: Rule) -> None:
+    """Then averaging the log-ratio is the difference of the averages of policy and reference."""
+    logps = random_pairs(dtype=torch.float64)
+    assert logps.reference is not None
+    apart = averaging(logps.policy, logps.mask) - 2 * averaging(logps.reference, logps.mask)
+    torch.testing.assert_close(averaging(logps.policy - 2 * logps.reference, logps.mask), apart)
+
+
+def pairs_are_independent(averaging: Rule) -> None:
+    logps = random_pairs()
+    whole = averaging(logps.policy, logps.mask)
+    for pair in range(len(whole)):
+        one = slice(pair, pair + 1)
+        assert_same(averaging(logps.policy[one], logps.mask[one]), whole[one])
+
+
+def sides_are_treated_alike(averaging: Rule) -> None:
+    logps = random_pairs()
+    assert_same(averaging(logps.policy.flip(1), logps.mask.flip(1)), averaging(logps.policy, logps.mask).flip(1))
+
+
+def thousands_of_tokens_keep_their_digits(averaging: Rule) -> None:
+    """The float32 result is as near to the float64 one as float32 can be."""
+    values = -torch.rand(1, 2, 4096, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(values, dtype=torch.bool)
+    exact = averaging(values.double(), mask)
+    torch.testing.assert_close(averaging(values, mask).double(), exact, rtol=1e-7, atol=0)
+
+
+def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, values, 0.0).sum(-1)
+
+
+LAWS: dict[Callable[[Rule], None], Rule] = {
+    shape_is_kept: lambda values, mask: masked_sum(values, mask).sum(-1),
+    dtype_is_kept: lambda values, mask: masked_sum(values, mask).float(),
+    values_and_gradients_are_finite: lambda values, mask: masked_sum(values.exp(), mask).log(),
+    padding_never_matters: lambda values, mask: (values * mask).sum(-1),
+    padding_may_stand_anywhere: lambda values, mask: masked_sum(values, mask & (torch.arange(values.shape[-1]) < 7)),
+    is_linear: lambda values, mask: masked_sum(values, mask).abs(),
+    pairs_are_independent: lambda values, mask: masked_sum(values, mask) - masked_sum(values, mask).mean(),
+    sides_are_treated_alike: lambda values, mask: masked_sum(values, mask) * torch.tensor([1.0, 0.5]),
+    thousands_of_tokens_keep_their_digits: lambda values, mask: reduce(torch.add, values.unbind(-1)),
+}
+"""Each law and something that breaks it."""
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("averaging", parts(Averaging), ids=repr)
+def test_law(averaging: Averaging, law: Callable[[Rule], None]) -> None:
+    law(averaging)
+
+
+@pytest.mark.parametrize(("law", "wrong"), LAWS.items(), ids=[law.__name__ for law in LAWS])
+def test_law_can_fail(law: Callable[[Rule], None], wrong: Rule) -> None:
+    with pytest.raises(AssertionError):
+        law(wrong)

@@ -1,0 +1,105 @@
+"""Metrics are sums and counts: the same for any split, and nothing but the Outcome."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lit_align.metrics import PairMetrics
+from lit_align.types import Outcome, PairBatch, PairLogProbs
+
+
+def made_up(pairs: int, sides: int = 2) -> tuple[Outcome, PairLogProbs, PairBatch]:
+    """Random outcomes of ``pairs`` pairs with random lengths."""
+    generator = torch.Generator().manual_seed(pairs)
+    lengths = torch.randint(1, 6, (pairs, sides), generator=generator)
+    mask = torch.arange(6) < lengths.unsqueeze(-1)
+    policy = -torch.rand(pairs, sides, 6, generator=generator) * mask
+    values = torch.randn(5, pairs, generator=generator)
+    outcome = Outcome(
+        loss=values[0], rewards=torch.randn(pairs, sides, generator=generator), margin=values[1], offset=values[2]
+    )
+    flags = torch.zeros(pairs, sides, dtype=torch.bool)
+    flags[0, 0] = True
+    batch = PairBatch(
+        input_ids=torch.zeros(pairs, sides, 6, dtype=torch.long),
+        attention_mask=mask,
+        mask=mask,
+        truncated=flags,
+        weight=torch.ones(pairs),
+        index=torch.arange(pairs),
+    )
+    return outcome, PairLogProbs(policy, None, mask), batch
+
+
+def part(whole: tuple[Outcome, PairLogProbs, PairBatch], rows: slice) -> tuple[Outcome, PairLogProbs, PairBatch]:
+    outcome, logps, batch = whole
+    return (
+        Outcome(outcome.loss[rows], outcome.rewards[rows], outcome.margin[rows], outcome.offset[rows]),
+        PairLogProbs(logps.policy[rows], None, logps.mask[rows]),
+        PairBatch(
+            batch.input_ids[rows],
+            batch.attention_mask[rows],
+            batch.mask[rows],
+            batch.truncated[rows],
+            batch.weight[rows],
+            batch.index[rows],
+        ),
+    )
+
+
+def means(*parts: tuple[Outcome, PairLogProbs, PairBatch]) -> dict[str, float]:
+    metrics = PairMetrics()
+    for one in parts:
+        metrics.update(*one)
+    return {name: float(value) for name, value in metrics.compute().items()}
+
+
+def test_against_numpy() -> None:
+    whole = made_up(11)
+    outcome, logps, batch = whole
+    found = means(whole)
+    gap = (batch.mask.sum(-1)[:, 0] - batch.mask.sum(-1)[:, 1]).numpy()
+    margins = (outcome.rewards[:, 0] - outcome.rewards[:, 1]).numpy()
+    assert found["loss"] == pytest.approx(float(outcome.loss.mean()))
+    assert found["rewards/margins"] == pytest.approx(margins.mean())
+    assert found["rewards/accuracies"] == pytest.approx((margins > 0).mean())
+    assert found["margin/refined"] == pytest.approx(float((outcome.margin - outcome.offset).mean()))
+    assert found["log_probs/chosen/mean"] == pytest.approx(
+        float((logps.policy[:, 0].sum(-1) / logps.mask[:, 0].sum(-1)).mean())
+    )
+    assert found["lengths/truncated"] == pytest.approx(1 / 22)
+    assert found["lengths/margin_correlation"] == pytest.approx(np.corrcoef(margins, gap)[0, 1], rel=1e-5)
+
+
+def test_any_split_gives_the_same_numbers() -> None:
+    whole = made_up(11)
+    split = means(part(whole, slice(0, 1)), part(whole, slice(1, 8)), part(whole, slice(8, 11)))
+    assert split == pytest.approx(means(whole), rel=1e-6)
+
+
+def test_a_mean_of_batch_means_would_be_wrong() -> None:
+    """The wrong variant: averages of unequal batches differ from the average."""
+    whole = made_up(11)
+    first, second = means(part(whole, slice(0, 1))), means(part(whole, slice(1, 11)))
+    assert (first["loss"] + second["loss"]) / 2 != pytest.approx(means(whole)["loss"], rel=1e-3)
+
+
+def test_rows_of_weight_zero_are_not_there() -> None:
+    whole = made_up(11)
+    whole[2].weight[4:] = 0
+    assert means(whole) == pytest.approx(means(part(whole, slice(0, 4))), rel=1e-6)
+
+
+def test_ties_count_one_half() -> None:
+    outcome, logps, batch = made_up(2)
+    tied = Outcome(outcome.loss, torch.zeros(2, 2))
+    assert means((tied, logps, batch))["rewards/accuracies"] == 0.5
+
+
+def test_what_is_not_formed_is_absent() -> None:
+    outcome, logps, batch = made_up(3, sides=1)
+    found = means((Outcome(outcome.loss, outcome.rewards), logps, batch))
+    assert not [name for name in found if "rejected" in name or "margin" in name or "accuracies" in name]
+    assert {"loss", "rewards/chosen", "lengths/chosen"} <= set(found)

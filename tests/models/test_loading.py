@@ -1,0 +1,105 @@
+"""Models come from where the user says, whole, or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from lit_align.models import Loading, load_causal_lm
+from lit_align.models.loading import locate
+from tests.conftest import tiny_llama
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    tiny_llama().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def rewrite(folder: Path, change: object) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)  # type: ignore[operator]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_folder_gives_its_weights_in_float32_and_evaluation_mode(folder: Path) -> None:
+    model = load_causal_lm(str(folder), Loading())
+    assert not model.training
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert model.lm_head.weight.equal(tiny_llama().lm_head.weight)
+
+
+def test_dtype_is_the_one_asked_for_not_the_checkpoint_s(tmp_path: Path) -> None:
+    tiny_llama().bfloat16().save_pretrained(tmp_path)
+    assert load_causal_lm(str(tmp_path), Loading()).dtype == torch.float32
+    assert load_causal_lm(str(tmp_path), Loading(dtype="bfloat16")).dtype == torch.bfloat16
+
+
+def test_random_weights_need_the_configuration_alone(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.manual_seed(0)
+    first = load_causal_lm(str(folder), Loading(weights="random"))
+    torch.manual_seed(0)
+    again = load_causal_lm(str(folder), Loading(weights="random"))
+    assert first.lm_head.weight.equal(again.lm_head.weight)
+
+
+def test_dropout_is_off(tmp_path: Path) -> None:
+    GPT2LMHeadModel(GPT2Config(vocab_size=31, n_embd=8, n_layer=1, n_head=1)).save_pretrained(tmp_path)
+    model = load_causal_lm(str(tmp_path), Loading()).train()
+    ids = torch.tensor([[1, 2, 3]])
+    assert model(ids).logits.equal(model(ids).logits)
+    control = AutoModelForCausalLM.from_pretrained(tmp_path).train()
+    assert not control(ids).logits.equal(control(ids).logits)
+
+
+def test_gradient_checkpointing_changes_no_number(folder: Path) -> None:
+    ids = torch.tensor([[1, 5, 6, 7]])
+    gradients = []
+    for flag in (False, True):
+        model = load_causal_lm(str(folder), Loading(gradient_checkpointing=flag)).train()
+        model(ids, use_cache=False).logits.logsumexp(-1).sum().backward()
+        gradients.append(model.model.layers[0].mlp.up_proj.weight.grad)
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "out/of/depth", "nowhere", "/nowhere/model"])
+def test_a_missing_folder_is_not_looked_up_on_a_hub(name: str) -> None:
+    with pytest.raises(FileNotFoundError, match="model folder not found"):
+        load_causal_lm(name, Loading())
+
+
+def test_a_path_under_a_folder_of_this_place_is_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(FileNotFoundError, match="out/model"):
+        locate("out/model")
+    assert locate("EleutherAI/pythia-410m") == "EleutherAI/pythia-410m"
+
+
+def test_a_folder_without_configuration(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing in"):
+        load_causal_lm(str(tmp_path), Loading())
+
+
+def test_weights_cut_short_name_the_file(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"model\.safetensors \(100 bytes\)"):
+        load_causal_lm(str(folder), Loading())
+
+
+def test_a_missing_tensor_is_not_made_up(folder: Path) -> None:
+    rewrite(folder, lambda weights: weights.pop("model.norm.weight"))
+    with pytest.raises(ValueError, match=r"do not fill the model.*model\.norm\.weight"):
+        load_causal_lm(str(folder), Loading())
+
+
+def test_a_weight_that_is_not_finite(folder: Path) -> None:
+    rewrite(folder, lambda weights: weights["model.norm.weight"].fill_(float("nan")))
+    with pytest.raises(ValueError, match=r"model\.norm\.weight has values that are not finite"):
+        load_causal_lm(str(folder), Loading())

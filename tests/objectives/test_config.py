@@ -1,0 +1,93 @@
+"""Objectives as the command line and YAML name them."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from lit_align.objectives import (
+    SFT,
+    LengthPower,
+    Logistic,
+    Mean,
+    Objective,
+    PreferenceObjective,
+    SelfRefine,
+    presets,
+    sr_dpo,
+)
+
+
+def parser() -> ArgumentParser:
+    built = ArgumentParser(exit_on_error=False)
+    built.add_argument("--config", action="config")
+    built.add_argument("--objective", type=Objective)
+    return built
+
+
+def parse(*arguments: str) -> Objective:
+    return parser().instantiate(parser().parse_args(list(arguments))).objective
+
+
+def test_parts_by_short_name_on_the_command_line() -> None:
+    found = parse(
+        *("--objective", "PreferenceObjective", "--objective.averaging", "Mean"),
+        *("--objective.contrast", "Logistic", "--objective.contrast.beta", "2.0"),
+    )
+    assert found == PreferenceObjective(Logistic(beta=2.0), averaging=Mean())
+
+
+def test_parts_in_yaml(tmp_path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("""
+        objective:
+          class_path: PreferenceObjective
+          init_args:
+            averaging: Mean
+            contrast: {class_path: Logistic, init_args: {beta: 2.0}}
+            refinement: {class_path: SelfRefine, init_args: {strength: 0.3}}
+        """)
+    expected = PreferenceObjective(Logistic(beta=2.0), averaging=Mean(), refinement=SelfRefine(0.3))
+    assert parse("--config", str(config)) == expected
+
+
+@pytest.mark.parametrize("name", ["sr_dpo", "simpo", "direct_conditional_preference_matching"])
+def test_a_preset_by_its_path(name: str) -> None:
+    assert parse("--objective", f"lit_align.objectives.{name}") == getattr(presets, name)()
+
+
+def test_the_knobs_of_a_preset_are_those_of_its_paper() -> None:
+    found = parse("--objective", "lit_align.objectives.sr_dpo", "--objective.strength", "0.3")
+    assert found == sr_dpo(strength=0.3)
+
+
+def test_a_likelihood_with_another_averaging() -> None:
+    found = parse("--objective", "SFT", "--objective.averaging", "LengthPower", "--objective.averaging.power", "0.5")
+    assert found == SFT(LengthPower(0.5))
+
+
+def test_a_saved_run_describes_itself() -> None:
+    arguments = ["--objective", "PreferenceObjective", "--objective.contrast", "Hinge"]
+    saved = yaml.safe_load(parser().dump(parser().parse_args(arguments)))["objective"]["init_args"]
+    assert saved["contrast"] == {"class_path": "lit_align.objectives.Hinge", "init_args": {"beta": 0.1}}
+    assert {name: part["class_path"].rsplit(".")[-1] for name, part in saved.items()} == {
+        "contrast": "Hinge",
+        "averaging": "Sum",
+        "refinement": "NoRefinement",
+        "regularizer": "KL",
+        "divergence": "ReverseKL",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--objective", "lit_align.objectives.sr_dpo", "--objective.strenght", "0.3"], "strenght"),
+        (["--objective", "PreferenceObjective", "--objective.contrast", "Logisitc"], "contrast"),
+        (["--objective", "PreferenceObjective"], "contrast"),
+    ],
+)
+def test_a_misspelt_or_missing_knob_is_named(arguments: list[str], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        parse(*arguments)

@@ -1,0 +1,100 @@
+"""Runs commands of the package in forked children: everything is imported once, and a command costs its own work only."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from lit_align.cli import main
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended and what it printed."""
+
+    code: int
+    out: str
+
+
+def lit_align(*words: object, folder: Path | None = None, **environment: str) -> Ended:
+    """``python -m lit_align *words`` in a forked child."""
+
+    def work() -> None:
+        os.environ.update(environment)
+        sys.argv = ["lit_align", *map(str, words)]
+        if folder is not None:
+            os.chdir(folder)
+        main()
+
+    return forked([work])[0]
+
+
+def distributed(processes: int, *words: object) -> list[Ended]:
+    """The same command in several processes over gloo, as a launcher would start them; rank 0 first."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def work(rank: int) -> Callable[[], None]:
+        def run() -> None:
+            os.environ.update(
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=str(port),
+                WORLD_SIZE=str(processes),
+                LOCAL_WORLD_SIZE=str(processes),
+                RANK=str(rank),
+                LOCAL_RANK=str(rank),
+                GROUP_RANK="0",
+                NODE_RANK="0",
+                TORCHELASTIC_RUN_ID="tests",
+            )
+            sys.argv = ["lit_align", *map(str, words), "--trainer.devices", str(processes)]
+            main()
+
+        return run
+
+    return forked([work(rank) for rank in range(processes)])
+
+
+def forked(works: Sequence[Callable[[], None]]) -> list[Ended]:
+    """Run each piece of work in a child of its own, all at once, and wait for them."""
+    with TemporaryDirectory() as folder:
+        outputs = [Path(folder) / str(number) for number in range(len(works))]
+        children = [_fork(work, output) for work, output in zip(works, outputs, strict=True)]
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        return [Ended(code, output.read_text("utf-8")) for code, output in zip(codes, outputs, strict=True)]
+
+
+def _fork(work: Callable[[], None], output: Path) -> int:
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return child
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.stdout = os.fdopen(1, "w", buffering=1)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
+    torch.set_num_threads(1)
+    code = 1
+    try:
+        work()
+        code = 0
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        if isinstance(ended.code, str):
+            print(ended.code)
+    except BaseException:  # a child must never return into pytest
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
