@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -58,13 +59,14 @@ class Cli(LightningCLI):
         parser.add_lightning_class_args(callbacks.Checkpoints, "checkpoints")
         parser.add_lightning_class_args(callbacks.Export, "export")
         parser.link_arguments("model", "data.prompted", compute_fn=_needs_prompted, apply_on="instantiate")
-        parser.link_arguments("seed_everything", "data.seed")
 
     def before_instantiate_classes(self) -> None:
         """Fill in what follows from other keys; refuse code that was not named on the command line."""
         config = self.config[self.subcommand]
         if config.data.tokenizer is None:
             config.data.tokenizer = config.model.policy
+        if config.data.seed is None:
+            config.data.seed = config.seed_everything
         if config.extend and extensions_in(sys.argv) != config.extend.split(","):
             self._fail(
                 f"the configuration asks for code of your own (extend: {config.extend}); if you trust it, "
@@ -94,7 +96,9 @@ class Cli(LightningCLI):
         plugins = config.trainer.plugins or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), callbacks.AtomicCheckpointIO()]
         kwargs["default_root_dir"] = str(folder)
-        self.config_init[self.subcommand].checkpoints.dirpath = str(checkpoint_folder(folder))
+        ready = self.config_init[self.subcommand]
+        ready.checkpoints.dirpath = str(checkpoint_folder(folder))
+        kwargs["callbacks"] = [*(ready.trainer.callbacks or []), *_always(config)]
         return super().instantiate_trainer(**kwargs)
 
     def _parse_ckpt_path(self) -> None:
@@ -102,6 +106,17 @@ class Cli(LightningCLI):
 
     def _fail(self, message: str) -> None:
         self._parser(self.subcommand).error(message)
+
+
+def _always(config: Namespace) -> list[Callback]:
+    """The callbacks of every run."""
+    found: list[Callback] = [
+        callbacks.Summary(),
+        callbacks.StepSeed(config.seed_everything),
+        callbacks.GracefulStop(),
+        callbacks.Predictions(),
+    ]
+    return found if config.trainer.enable_progress_bar is False else [*found, callbacks.Progress()]
 
 
 def _needs_prompted(module: LitPreference) -> bool:
@@ -151,13 +166,6 @@ def main() -> None:
             PreferenceData,
             save_config_callback=SaveConfig,
             trainer_defaults={
-                "callbacks": [
-                    callbacks.Progress(),
-                    callbacks.Summary(),
-                    callbacks.StepSeed(),
-                    callbacks.GracefulStop(),
-                    callbacks.Predictions(),
-                ],
                 "use_distributed_sampler": False,
                 "num_sanity_val_steps": 0,
                 "log_every_n_steps": 10,

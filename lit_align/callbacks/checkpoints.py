@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise FileNotFoundError(f"checkpoint not found: {file}")
         try:
             return torch.load(file, map_location=map_location or "cpu", weights_only=True)
+        except pickle.UnpicklingError as error:  # its text advises to load the file without the safeguard
+            raise ValueError(f"checkpoint {file} is damaged, or holds more than tensors and plain data") from error
         except (RuntimeError, EOFError, ValueError) as error:
             size = file.stat().st_size
             raise ValueError(f"checkpoint {file} ({size} bytes) is damaged or not a checkpoint: {error}") from error
@@ -84,12 +87,33 @@ class Checkpoints(ModelCheckpoint):
             _probe(Path(self.dirpath))
         super().setup(trainer, pl_module, stage)
 
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save when it is time; behind the validation where one follows, or a resumed run would leave it out."""
+        if not validation_follows(trainer):
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save when it is time."""
+        if trainer.global_step % self._every_n_train_steps == 0 and not trainer.fit_loop._should_accumulate():
+            self._save(trainer)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last step, whatever it is."""
+        self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
         if not self._should_skip_saving_checkpoint(trainer):
             candidates = self._monitor_candidates(trainer)
             self._save_topk_checkpoint(trainer, candidates)
             self._save_last_checkpoint(trainer, candidates)
+
+
+def validation_follows(trainer: Trainer) -> bool:
+    """Whether a validation runs right behind the training batch that is ending."""
+    fetcher = trainer.fit_loop._data_fetcher
+    return fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
 
 
 def checkpoint_folder(run: str | Path) -> Path:

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lit_align.callbacks.checkpoints import checkpoint_folder
+from lit_align.callbacks.checkpoints import checkpoint_folder, validation_follows
 
 
 class GracefulStop(Callback):
@@ -33,9 +33,16 @@ class GracefulStop(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Stop here if any rank was asked to, unless a validation follows, which belongs to the step."""
+        if not trainer.fit_loop._should_accumulate() and not validation_follows(trainer):
+            self._stop(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop here if any rank was asked to."""
-        if trainer.fit_loop._should_accumulate():
-            return
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.fit_loop._should_accumulate():
+            self._stop(trainer)
+
+    def _stop(self, trainer: Trainer) -> None:
         if trainer.strategy.reduce_boolean_decision(self._asked, all=False):
             path = checkpoint_folder(trainer.default_root_dir) / "interrupt.ckpt"
             trainer.save_checkpoint(path)

@@ -14,7 +14,7 @@ from lit_align.callbacks.checkpoints import checkpoint_folder
 from lit_align.callbacks.export import Export
 from lit_align.callbacks.model_card import describe
 from lit_align.callbacks.samples import Samples
-from lit_align.data import PreferenceData, table
+from lit_align.data import PreferenceData
 from lit_align.models import AdapterOff, SecondModel
 from lit_align.modules import LitPreference
 from lit_align.modules.steps import optimizer_steps, run_data
@@ -52,7 +52,6 @@ class Summary(Callback):
         console.print(f"[bold]folder[/]     {trainer.default_root_dir}", highlight=False)
         data = run_data(trainer)
         if isinstance(data, PreferenceData):
-            console.print(table(data.lengths))
             report = {split: lengths.as_dict() for split, lengths in data.lengths.items()}
             path = Path(trainer.default_root_dir) / "data.json"
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import AdamW
@@ -131,17 +132,38 @@ class LitPreference(LightningModule):
         self.ledger.close(norm, self.global_step, self.global_rank)
         self._gradient_norm = norm
 
-    def on_train_batch_end(self, outputs: Any, batch: PairBatch, batch_idx: int) -> None:
-        """Report every ``log_every_n_steps`` optimizer steps, over all pairs since the last report."""
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: torch.optim.Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Take the step, and report every ``log_every_n_steps``.
+
+        The report is made here, before any callback that ends a batch: a checkpoint then holds sums that have been
+        reported and reset, and a resumed run reports what the uninterrupted one does.
+        """
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         trainer: Any = self.trainer
-        if self.ledger.is_open or self.global_step % trainer.log_every_n_steps:
-            return
+        step = self.global_step + 1
+        if step % trainer.log_every_n_steps == 0:
+            self._report("train", self._training_values(optimizer.param_groups[0]["lr"]), step)
+
+    def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
+        """Start the clock of an optimizer step."""
+        self.ledger.start()
+
+    def _training_values(self, learning_rate: float) -> dict[str, Tensor]:
+        """Everything over all pairs since the last report; equal on all ranks."""
         values = self.train_metrics.compute()
         self.train_metrics.reset()
+        tokens = total_over_ranks(self.ledger.tokens, self.trainer.strategy)
         values["grad_norm"] = self._gradient_norm
-        values["learning_rate"] = torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"])
-        values["tokens_seen"] = total_over_ranks(self.ledger.tokens, self.trainer.strategy)
-        self._report("train", values)
+        values["learning_rate"] = torch.tensor(learning_rate)
+        values["tokens_seen"] = tokens
+        values["throughput/tokens_per_second"] = torch.tensor(self.ledger.rate(int(tokens)))
+        return values
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
         """Add a batch to the sums."""
@@ -170,14 +192,14 @@ class LitPreference(LightningModule):
         values = self.eval_metrics.compute()
         self.eval_metrics.reset()
         if not self.trainer.sanity_checking:
-            self._report(stage, values)
+            self._report(stage, values, self.global_step)
 
-    def _report(self, stage: str, values: dict[str, Tensor]) -> None:
+    def _report(self, stage: str, values: dict[str, Tensor], step: int) -> None:
         """The values are equal on all ranks: every rank keeps them, loggers write on rank zero."""
         named = {f"{stage}/{name}": value for name, value in values.items()}
         self.log_dict({name: value.float() for name, value in named.items()}, logger=False)
         for logger in self.loggers:
-            logger.log_metrics({name: float(value) for name, value in named.items()}, step=self.global_step)
+            logger.log_metrics({name: float(value) for name, value in named.items()}, step=step)
 
     # ── optimizer, state ────────────────────────────────────────────────────────────────────────────────────────
 

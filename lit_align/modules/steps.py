@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import torch
@@ -24,11 +25,20 @@ class StepLedger:
         self.weight = torch.zeros((), dtype=torch.float64)
         self.tokens = torch.zeros((), dtype=torch.int64)
         self._rows: list[tuple[Tensor, Tensor]] = []
+        self._started = 0.0
+        self._seconds = 0.0
+        self._rated = 0
 
-    @property
-    def is_open(self) -> bool:
-        """Whether micro-batches are waiting for their optimizer step."""
-        return bool(self._rows)
+    def start(self) -> None:
+        """Start the clock, unless the step is already under way."""
+        if not self._rows:
+            self._started = time.monotonic()
+
+    def rate(self, tokens: int) -> float:
+        """Tokens per second of optimizer steps since the last call; validation and sampling do not count."""
+        new, seconds = tokens - self._rated, self._seconds
+        self._rated, self._seconds = tokens, 0.0
+        return new / seconds if seconds > 0 else 0.0
 
     def add(self, outcome: Outcome, batch: PairBatch) -> None:
         """Enter one micro-batch."""
@@ -52,6 +62,7 @@ class StepLedger:
             )
         self.weight = torch.zeros_like(self.weight)
         self._rows = []
+        self._seconds += time.monotonic() - self._started
 
 
 def total_over_ranks(value: Tensor, strategy: Strategy) -> Tensor:

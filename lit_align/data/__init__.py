@@ -1,0 +1,48 @@
+"""Preference data: from rows in files to batches of tensors.
+
+``read_rows`` → ``read_pair`` → ``Tokenize`` → ``PairStore`` → ``BucketedBatches`` → ``Collate``, put together by
+``PreferenceData``.
+"""
+
+from lit_align.data.collate import Collate
+from lit_align.data.datamodule import PreferenceData, SamplePrompt
+from lit_align.data.errors import DataError
+from lit_align.data.formats import FORMATS, Format, read_pair
+from lit_align.data.lengths import LengthReport, length_report
+from lit_align.data.loader import ResumableLoader
+from lit_align.data.prepare import BadRows, Split, prepare
+from lit_align.data.prompts import QUALITY_PROMPT
+from lit_align.data.sampler import BucketedBatches, SequentialBatches, Share
+from lit_align.data.sources import read_rows
+from lit_align.data.store import PairStore
+from lit_align.data.tokenize import Tokenize
+from lit_align.data.tokenizer import Encoder, load_tokenizer
+from lit_align.data.truncate import Cut, Drop, Truncation
+
+__all__ = [
+    "FORMATS",
+    "QUALITY_PROMPT",
+    "BadRows",
+    "BucketedBatches",
+    "Collate",
+    "Cut",
+    "DataError",
+    "Drop",
+    "Encoder",
+    "Format",
+    "LengthReport",
+    "PairStore",
+    "PreferenceData",
+    "ResumableLoader",
+    "SamplePrompt",
+    "SequentialBatches",
+    "Share",
+    "Split",
+    "Tokenize",
+    "Truncation",
+    "length_report",
+    "load_tokenizer",
+    "prepare",
+    "read_pair",
+    "read_rows",
+]

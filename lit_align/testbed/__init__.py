@@ -1,0 +1,49 @@
+"""A miniature of summarisation whose true reward is known, small enough to align a policy on a laptop in minutes.
+
+Posts state facts about a person (``world``), a pure function scores a response (``truth``), and raters with a taste
+for length label pairs of drafts (``preferences``). The package ships the pairs, a tokenizer, and a tiny policy
+fine-tuned on demonstrations; ``tools/testbed`` makes them again from a seed.
+"""
+
+from importlib.resources import files
+from pathlib import Path
+
+__all__ = ["NAMES", "path", "resolve"]
+
+NAMES = {
+    "policy": "policy",
+    "train": "train.jsonl",
+    "validation": "validation.jsonl",
+    "test": "test.jsonl",
+}
+"""What a config may ask for as ``testbed:<name>``, and its file or folder."""
+
+_PREFIX = "testbed:"
+
+
+def path(name: str) -> Path:
+    """Where a file or folder of the testbed lies, such as ``policy`` or ``train.jsonl``.
+
+    >>> path("train.jsonl").name
+    'train.jsonl'
+    """
+    return Path(str(files(__name__))) / "data" / name
+
+
+def resolve(name: str) -> Path | None:
+    """The path behind ``testbed:<name>``; None for any other text, which then means what it says.
+
+    Raises:
+        ValueError: if the testbed has nothing of that name.
+
+    >>> resolve("testbed:policy").name
+    'policy'
+    >>> resolve("EleutherAI/pythia-410m") is None
+    True
+    """
+    if not name.startswith(_PREFIX):
+        return None
+    key = name.removeprefix(_PREFIX)
+    if key not in NAMES:
+        raise ValueError(f"the testbed has no {key!r}; it has {', '.join(_PREFIX + known for known in NAMES)}")
+    return path(NAMES[key])

@@ -1,0 +1,139 @@
+"""A post: a short text that states a few facts about one person, to be summarised.
+
+Each kind of fact has one verb phrase, and the word after it is the value, so that a model of a million parameters can
+learn to copy. The same sentence states the fact in a post and in a response.
+"""
+
+import random
+import re
+from dataclasses import dataclass
+
+CLOSING = "\n\nTL;DR:"
+"""Ends every post; the response follows after one space."""
+
+COMPLETE = "State every fact, once:"
+"""Put before a post, with a space between, asks for the ideal summary; demonstrations teach the policy to obey it."""
+
+
+def _values(words: str) -> tuple[str, ...]:
+    """The words of a text."""
+    return tuple(words.split())
+
+
+KINDS: dict[str, tuple[str, ...]] = {
+    "lives in": _values(
+        "Oslo Rome Paris Madrid Berlin Vienna Dublin Lisbon Prague Athens Cairo Tokyo Lima Boston Quito Delhi"
+    ),
+    "plays": _values("piano violin cello flute harp drums guitar trumpet organ banjo tuba oboe viola lute bass chess"),
+    "keeps": _values(
+        "rabbits cats dogs goats bees hens ducks geese sheep horses parrots turtles snakes mice pigs fish"
+    ),
+    "speaks": _values(
+        "French German Spanish Italian Greek Dutch Polish Danish Swedish Arabic Hindi Turkish "
+        "Korean Finnish Latin Welsh"
+    ),
+    "drinks": _values("tea coffee milk cocoa cider beer wine rum gin water lemonade juice whisky sherry port mead"),
+    "studies": _values(
+        "physics history law music biology chemistry botany logic geology medicine theology "
+        "art poetry algebra geometry dance"
+    ),
+    "collects": _values(
+        "stamps coins shells maps clocks stones masks bottles posters knives dolls buttons "
+        "feathers cards spoons medals"
+    ),
+    "wears": _values(
+        "hats scarves gloves boots sandals ties suits jeans shorts skirts capes coats jackets sweaters rings glasses"
+    ),
+    "bakes": _values(
+        "bread cakes pies muffins scones cookies waffles tarts rolls bagels brownies biscuits "
+        "buns pretzels pastries pizza"
+    ),
+    "grows": _values(
+        "roses tulips tomatoes carrots onions beans peas lilies apples pears plums grapes corn garlic herbs potatoes"
+    ),
+    "fears": _values(
+        "spiders heights storms ghosts crowds thunder dentists bats sharks needles mirrors "
+        "clowns wasps rats lions wolves"
+    ),
+    "visits": _values(
+        "museums castles temples gardens markets islands lakes caves ruins zoos farms "
+        "harbours beaches parks forests theatres"
+    ),
+}
+"""Verb phrase of each kind of fact, with its possible values; no value belongs to two kinds."""
+
+NAMES: dict[str, tuple[str, ...]] = {
+    "She": ("Anna", "Maria", "Clara", "Nora", "Emma", "Julia", "Laura", "Sara", "Eva", "Ruth", "Alice", "Helen"),
+    "He": ("Peter", "Thomas", "David", "Simon", "Martin", "Oscar", "Paul", "Daniel", "Henry", "Jacob", "Leo", "Hugo"),
+}
+OPENINGS = ("Let me introduce {}.", "I met {} last week.", "My neighbour is called {}.", "This is about my friend {}.")
+ASIDES = (
+    "I like that.",
+    "The weather was fine.",
+    "We talked for a long time.",
+    "My sister told me so.",
+    "I was rather surprised.",
+    "We had lunch together.",
+)
+"""Sentences of a post that state no fact."""
+FILLERS = (
+    "That is really all there is to say.",
+    "I hope that this short summary helps.",
+    "It is a nice story after all.",
+    "There is not much more to add here.",
+    "As you can see, this is interesting.",
+    "So much for the main points above.",
+)
+"""Sentences of a response that state no fact."""
+
+_FACT = re.compile(rf"\b(?:She|He) ({'|'.join(KINDS)}) (\w+)\.")
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One statement about the person of a post."""
+
+    kind: str
+    value: str
+
+    def sentence(self, subject: str) -> str:
+        """The fact in English.
+
+        >>> Fact("plays", "piano").sentence("She")
+        'She plays piano.'
+        """
+        return f"{subject} {self.kind} {self.value}."
+
+
+@dataclass(frozen=True)
+class Post:
+    """A text to be summarised, and what it states."""
+
+    text: str
+    subject: str
+    facts: tuple[Fact, ...]
+
+
+def parse(text: str) -> list[Fact]:
+    """Every fact a text states, in order, repeats included; all other text is passed over.
+
+    >>> parse("I met Anna. She plays piano. She lives in Oslo. She flies.")
+    [Fact(kind='plays', value='piano'), Fact(kind='lives in', value='Oslo')]
+    """
+    return [Fact(kind, value) for kind, value in _FACT.findall(text)]
+
+
+def draw_post(rng: random.Random) -> Post:
+    """A person with five to eight facts, told in random order with up to two asides.
+
+    >>> post = draw_post(random.Random(0))
+    >>> sorted(fact.kind for fact in parse(post.text)) == sorted(fact.kind for fact in post.facts)
+    True
+    """
+    subject = rng.choice(tuple(NAMES))
+    name = rng.choice(NAMES[subject])
+    kinds = rng.sample(tuple(KINDS), rng.randint(5, 8))
+    facts = tuple(Fact(kind, rng.choice(KINDS[kind])) for kind in kinds)
+    body = [fact.sentence(subject) for fact in facts] + rng.sample(ASIDES, rng.randint(0, 2))
+    rng.shuffle(body)
+    return Post(" ".join([rng.choice(OPENINGS).format(name), *body]) + CLOSING, subject, facts)

@@ -1,0 +1,39 @@
+"""The front door answers at once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from lit_align import __version__
+
+
+def door(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "lit_align", *words], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("words", [(), ("--help",), ("-h",), ("--version",), ("fti",)])
+def test_imports_nothing_heavy(words: tuple[str, ...]) -> None:
+    """What makes it fast; the time itself depends on the machine."""
+    imported = {line.rsplit("|", 1)[-1].strip() for line in door(*words).stderr.splitlines() if "|" in line}
+    assert "lit_align" in imported
+    assert not imported & {"torch", "lightning", "transformers", "jsonargparse", "yaml", "numpy"}
+
+
+def test_help_lists_the_commands() -> None:
+    text = door("--help").stdout
+    assert all(command in text for command in ("fit", "validate", "test", "predict"))
+
+
+def test_version() -> None:
+    assert door("--version").stdout.strip() == __version__
+
+
+def test_an_unknown_command_gets_a_suggestion() -> None:
+    ended = door("fti")
+    assert ended.returncode == 1
+    assert "unknown command 'fti'; did you mean fit?" in ended.stderr

@@ -1,0 +1,209 @@
+"""Whole runs through the command line on the testbed: equivalence classes, resume, and what lies in the folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lit_align import testbed
+from tests.runner import Ended, distributed, lit_align
+
+QUIET = ("--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu")
+SHORT = ("--samples.count", "0", "--export.form", "none", *QUIET)
+BASE = ("--model.policy", "testbed:policy", "--model.optimizer.lr", "1e-3", "--trainer.log_every_n_steps", "1")
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eleven pairs: no batch size divides them."""
+    path = tmp_path_factory.mktemp("rows") / "pairs.jsonl"
+    lines = testbed.path("train.jsonl").read_text("utf-8").splitlines()[:11]
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+    return path
+
+
+def words(run: Path, rows: Path, *more: object, objective: str = "dpo") -> Sequence[object]:
+    return ("fit", "--run", run, *BASE, *SHORT, "--model.objective", objective, "--data.train", rows, *more)
+
+
+def ok(ended: Ended) -> Ended:
+    assert ended.code == 0, ended.out
+    return ended
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    return state
+
+
+def metrics(run: Path, leave_out: str = "throughput") -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if leave_out not in key} for line in lines]
+
+
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+LAYOUTS = {
+    "8 x 1": (1, 8, 1),
+    "4 x 2": (1, 4, 2),
+    "1 x 8": (1, 1, 8),
+    "2 processes 4 x 1": (2, 4, 1),
+    "2 processes 2 x 2": (2, 2, 2),
+}
+
+
+@pytest.mark.parametrize("objective", ["dpo", "averaged_dpo", "sr_dpo"])
+def test_any_layout_trains_the_same_weights(rows: Path, tmp_path: Path, objective: str) -> None:
+    """Three epochs over eleven pairs, eight to a step: every epoch ends in a short step. SGD hides nothing."""
+    found = {}
+    for name, (processes, batch_size, accumulate) in LAYOUTS.items():
+        run = tmp_path / name.replace(" ", "_")
+        command = words(
+            *(run, rows, "--data.batch_size", batch_size, "--trainer.accumulate_grad_batches", accumulate),
+            *("--trainer.max_epochs", 3, "--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.05"),
+            *("--data.validation", rows, "--trainer.gradient_clip_val", "1.0"),
+            objective=objective,
+        )
+        for ended in distributed(processes, *command) if processes > 1 else [lit_align(*command)]:
+            ok(ended)
+        found[name] = (weights(run), metrics(run))
+    first_weights, first_metrics = found.pop("8 x 1")
+    assert len([line for line in first_metrics if "train/loss" in line]) == 6
+    for name, (theirs, reported) in found.items():
+        assert distance(first_weights, theirs) < 1e-6, name
+        for ours, other in zip(first_metrics, reported, strict=True):
+            assert other == pytest.approx(ours, rel=1e-4, abs=1e-5), name
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resume_is_exact_from_every_step(rows: Path, tmp_path: Path, workers: int) -> None:
+    """Shuffled epochs with a short last step, accumulation, validations between and at the ends of epochs."""
+    more = (
+        *("--data.batch_size", 2, "--trainer.accumulate_grad_batches", 2, "--data.validation", rows),
+        *("--trainer.val_check_interval", 2, "--data.num_workers", workers, "--trainer.log_every_n_steps", 2),
+        *("--checkpoints.every_n_steps", 1, "--checkpoints.keep", -1, "--trainer.max_steps", 7),
+    )
+    whole = tmp_path / "whole"
+    ok(lit_align(*words(whole, rows, *more)))
+    for step in range(1, 7):
+        resumed = tmp_path / f"from_{step}"
+        ok(lit_align(*words(resumed, rows, *more, "--ckpt_path", whole / "checkpoints" / f"step={step}.ckpt")))
+        assert distance(weights(whole), weights(resumed)) == 0.0
+        assert metrics(resumed) == [line for line in metrics(whole) if line["step"] > step]
+
+
+def test_a_run_leaves_what_it_says(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = (
+        *("fit", "--run", run, *BASE, *QUIET, "--model.objective", "sr_dpo", "--data.train", "testbed:train"),
+        *("--data.validation", "testbed:validation", "--trainer.max_steps", 4, "--trainer.val_check_interval", 2),
+        *("--trainer.limit_val_batches", 2, "--samples.count", 3, "--samples.score", "TestbedScore"),
+        *("--samples.sampling.max_new_tokens", 24),
+    )
+    ended = ok(lit_align(*command))
+    assert "2405.21040" in ended.out
+    assert "SelfRefine" in ended.out
+    assert "after 4 steps" in ended.out
+    names = {path.name for path in run.iterdir()}
+    assert names == {"checkpoints", "config.yaml", "data.json", "metrics.jsonl", "policy", "samples.jsonl", "tensorboard"}
+    reported = {key for line in metrics(run) for key in line}
+    assert {"train/margin/prompted", "train/margin/offset", "val/rewards/accuracies"} <= reported
+    assert {"samples/policy/score", "samples/reference/eos_rate", "samples/policy/length/p50"} <= reported
+    policy = AutoModelForCausalLM.from_pretrained(run / "policy")
+    trained = weights(run)
+    assert all(trained[f"policy.{name}"].equal(value) for name, value in policy.state_dict().items())
+    assert AutoTokenizer.from_pretrained(run / "policy").eos_token_id is not None
+    card = (run / "policy" / "README.md").read_text("utf-8")
+    assert "SelfRefine(strength=" in card
+    assert "@" in card
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text("utf-8").splitlines()]
+    assert {line["step"] for line in samples} == {0, 2, 4}
+    assert all(line["policy"] == line["reference"] for line in samples if line["step"] == 0)
+
+
+def test_the_saved_configuration_runs_again_in_the_same_folder(rows: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    ok(lit_align(*words(run, rows, "--trainer.max_steps", 2, objective="sr_ipo")))
+    first = metrics(run)
+    ok(lit_align("fit", "--config", run / "config.yaml"))
+    assert metrics(run) == first
+    assert metrics(run / "previous" / "1") == first
+
+
+def test_a_checkpoint_does_not_change_the_configuration(rows: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    ok(lit_align(*words(run, rows, "--trainer.max_steps", 1)))
+    ended = lit_align(
+        *words(run, rows, "--trainer.max_steps", 2, "--ckpt_path", run / "checkpoints" / "last.ckpt"),
+        *("--model.policy", "./nowhere", "--data.tokenizer", "testbed:policy"),
+    )
+    assert ended.code != 0
+    assert "model folder not found: ./nowhere" in ended.out
+
+
+def test_lora_trains_keeps_and_exports_the_adapter(rows: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    more = ("--model.lora.rank", 4, "--trainer.max_steps", 2, "--export.form", "adapter")
+    ok(lit_align(*words(run, rows, *more)))
+    assert all("lora_" in name for name in weights(run))
+    assert (run / "policy" / "adapter_model.safetensors").exists()
+    ok(lit_align(*words(run, rows, *more, "--trainer.max_steps", 4, "--ckpt_path", "last")))
+    ok(lit_align(*words(run, rows, *more, "--export.form", "merged")))
+    assert AutoModelForCausalLM.from_pretrained(run / "policy").num_parameters() > 0
+
+
+def test_predict_writes_a_line_per_pair(rows: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    ok(lit_align(*words(run, rows, "--trainer.max_steps", 2)))
+    command = ("--run", run, *BASE, *QUIET, "--model.objective", "dpo", "--data.predict", rows)
+    ok(lit_align("predict", *command, "--ckpt_path", "last", "--data.batch_size", 3))
+    one = [json.loads(line) for line in (run / "predictions.jsonl").read_text("utf-8").splitlines()]
+    assert [line["index"] for line in one] == list(range(11))
+    assert all(
+        line["rewards"]["chosen"] == pytest.approx(0.1 * line["log_ratio_sum"]["chosen"], rel=1e-4, abs=1e-6)
+        for line in one
+    )
+    for ended in distributed(2, "predict", *command, "--ckpt_path", "last", "--data.batch_size", 3):
+        ok(ended)
+    two = [json.loads(line) for line in (run / "predictions.jsonl").read_text("utf-8").splitlines()]
+    assert [line["index"] for line in two] == list(range(11))
+    assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(rows: Path, tmp_path: Path) -> None:
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    (parts / "broken.py").write_text(BROKEN)
+    run = tmp_path / "run"
+    more = ("--extend", parts, "--trainer.max_steps", 3, "--checkpoints.every_n_steps", 1, "--data.batch_size", 4)
+    contrast = "{class_path: PreferenceObjective, init_args: {contrast: {class_path: broken.Broken}}}"
+    ended = lit_align(*words(run, rows, *more, objective=contrast))
+    assert ended.code == 1
+    assert "step 1, rank 0: gradient norm is nan; rows [" in ended.out
+    assert "Traceback" not in ended.out
+    assert all(value.isfinite().all() for value in weights(run).values())
+
+
+BROKEN = '''
+from dataclasses import dataclass
+from lit_align.objectives import Contrast
+
+calls = []
+
+@dataclass(frozen=True)
+class Broken(Contrast):
+    beta: float = 0.1
+
+    def __call__(self, margin):
+        calls.append(1)
+        return margin * (float("nan") if len(calls) == 2 else 1.0)
+'''
