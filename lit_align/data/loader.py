@@ -27,7 +27,7 @@ class WeightedPairs(Dataset[list[WeightedPair]]):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, items: list[Item]) -> list[WeightedPair]:
+    def __getitem__(self, items: list[Item] | int) -> list[WeightedPair]:
         if not isinstance(items, list):
             raise TypeError(
                 f"found {items!r}; expected the (position, weight) list of a batch. The data brings its own batches "

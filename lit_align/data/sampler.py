@@ -106,8 +106,9 @@ class BucketedBatches(PairBatches):
         return -(-len(self.widths) // self.share.global_size)
 
     def __iter__(self) -> Iterator[list[Item]]:
+        """A generator on purpose: a loader with workers asks for two iterators and uses the second one only."""
         skip, self.skip = self.skip, 0
-        return (self.share.of(rows) for rows in self.plan()[skip:])
+        yield from (self.share.of(rows) for rows in self.plan()[skip:])
 
     def set_epoch(self, epoch: int) -> None:
         """See the base class."""
@@ -149,7 +150,7 @@ class SequentialBatches(PairBatches):
     def __iter__(self) -> Iterator[list[Item]]:
         skip, self.skip = self.skip, 0
         batches = _cut(range(self.count), self.share.global_size)
-        return (self.share.of(rows) for rows in batches[skip:])
+        yield from (self.share.of(rows) for rows in batches[skip:])
 
     def set_epoch(self, epoch: int) -> None:
         """Every epoch is the same."""

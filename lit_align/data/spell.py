@@ -188,7 +188,8 @@ class _Template:
             raise DataError(self.where, str(error)) from error
         parts = self.render(placed, opens_response=True).split(self.edge)
         if len(parts) != 3:
-            raise DataError(self.where, f"the chat template writes the last user turn {len(parts) // 2} times")
+            times = len(parts) // 2
+            raise DataError(self.where, f"the chat template writes the last user turn {times} times; expected once")
         before, inner, after = map(self.pieces, parts)
         return SpelledPrompt(before, inner, after)
 

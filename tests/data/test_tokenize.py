@@ -47,6 +47,7 @@ def decode(tokenizer: PreTrainedTokenizerFast, ids: Any) -> str:
     return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
 
+CHATML_CONTROL = ["<|im_start|>", "<|im_end|>", "<pad>"]
 any_text = st.lists(st.text(max_size=5) | st.sampled_from(["<s>", "</s>", "<pad>", " "]), min_size=1, max_size=5).map(
     "".join
 )
@@ -174,7 +175,7 @@ class TestChat:
         assert list(pair.prompt).count(llama3.bos_token_id) == 1
 
     @settings(deadline=None)
-    @given(content=st.lists(st.text("ab \ue000\U000f0000", max_size=3) | st.sampled_from(["<|im_start|>", "<|im_end|>", "<pad>"])).map("".join))
+    @given(content=st.lists(st.text("ab \U000f0000\U000f0001", max_size=3) | st.sampled_from(CHATML_CONTROL)).map("".join))
     def test_control_tokens_are_the_templates_alone(self, chatml: PreTrainedTokenizerFast, content: str) -> None:
         spoilt = one(chatml, chat_pair(f"x{content}", chosen=f"y{content}z", rejected="no"), QUALITY)
         clean = one(chatml, chat_pair("x", chosen="y", rejected="no"), QUALITY)
@@ -202,10 +203,10 @@ class TestChat:
         ("template", "text"),
         [
             ("{{ raise_exception('no such turn') }}", "refuses this conversation: 'no such turn'"),
-            ("{{ messages | length }}", "does not write the prompt the same way"),
+            ("{{ messages | length }}", "writes the prompt differently when a response follows"),
             ("{{ messages[0].content }}", "nothing is left of the response"),
             ("{{ ''.__class__.__mro__ }}", "refuses this conversation"),
-            ("{{ messages[0].content }}{{ messages[0].content }}{{ messages[1].content }}", "writes the last user turn 2 times"),
+            ("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}", "writes the last user turn 2 times"),
         ],
     )
     def test_a_template_that_does_not_fit(self, bare: PreTrainedTokenizerFast, template: str, text: str) -> None:
