@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import shutil
 import sys
 import warnings
@@ -10,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import transformers
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
@@ -111,7 +114,6 @@ class Cli(LightningCLI):
 def _always(config: Namespace) -> list[Callback]:
     """The callbacks of every run."""
     found: list[Callback] = [
-        callbacks.Summary(),
         callbacks.StepSeed(config.seed_everything),
         callbacks.GracefulStop(),
         callbacks.Predictions(),
@@ -150,10 +152,23 @@ def move_aside(folder: Path) -> None:
         shutil.move(path, target / path.name)
 
 
+NOT_ABOUT_THE_RUN = (
+    "does not have many workers",
+    "sync_dist=True",
+    "Checkpoint directory",
+    "across ranks is zero",
+    "isinstance(treespec",
+    "_checkpointing` is deprecated",
+)
+
+
 def _quiet() -> None:
-    """Silence notes that are about Lightning's defaults, not about the user's run."""
-    for note in ("does not have many workers", "sync_dist=True", "litlogger", "Checkpoint directory"):
-        warnings.filterwarnings("ignore", message=f".*{note}.*")
+    """Silence what libraries say about themselves rather than about the user's run."""
+    for note in NOT_ABOUT_THE_RUN:
+        warnings.filterwarnings("ignore", message=f".*{re.escape(note)}.*")
+    said = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    said.addFilter(lambda record: not re.search("litlogger|litmodels|TPU available", record.getMessage()))
+    transformers.utils.logging.disable_progress_bar()
 
 
 def main() -> None:
@@ -166,6 +181,7 @@ def main() -> None:
             PreferenceData,
             save_config_callback=SaveConfig,
             trainer_defaults={
+                "callbacks": [callbacks.Summary()],  # last of all: it tells what the others did
                 "use_distributed_sampler": False,
                 "num_sanity_val_steps": 0,
                 "log_every_n_steps": 10,

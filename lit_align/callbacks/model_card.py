@@ -15,15 +15,17 @@ from lit_align.objectives import papers_of
 
 
 def describe(part: Any) -> str:
-    """A part and its settings on one line.
+    """A part with its numbers and with those of its own parts that are not the neutral ones.
 
-    >>> from lit_align.objectives import Logistic
-    >>> describe(Logistic(beta=0.1))
-    'Logistic(beta=0.1, label_smoothing=0.0)'
+    >>> from lit_align.objectives import averaged_dpo
+    >>> describe(averaged_dpo(beta=5.0))
+    'PreferenceObjective(contrast=Logistic(beta=5.0, label_smoothing=0.0), averaging=Mean())'
     """
     if not is_dataclass(part):
         return repr(part)
-    inner = ", ".join(f"{f.name}={describe(getattr(part, f.name))}" for f in fields(part))
+    values = {f.name: getattr(part, f.name) for f in fields(part)}
+    neutral = {f.name for f in fields(part) if is_dataclass(f.default) and values[f.name] == f.default}
+    inner = ", ".join(f"{name}={describe(value)}" for name, value in values.items() if name not in neutral)
     return f"{type(part).__name__}({inner})"
 
 

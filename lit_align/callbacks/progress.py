@@ -9,13 +9,16 @@ SHOWN = {
     "loss": "train/loss",
     "accuracy": "train/rewards/accuracies",
     "tokens/s": "train/throughput/tokens_per_second",
-    "val loss": "val/loss",
-    "val accuracy": "val/rewards/accuracies",
 }
 
 
 class Progress(RichProgressBar):
     """Rich's bar with loss, reward accuracy and tokens per second."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        """The epoch, and the last one where it is known (Lightning counts to -2 where it is not)."""
+        last = self.trainer.max_epochs
+        return f"Epoch {current_epoch}" if last is None or last < 0 else f"Epoch {current_epoch}/{last - 1}"
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, int | str | float]:
         """The numbers behind the bar, as last reported."""

@@ -42,7 +42,7 @@ class Summary(Callback):
         """Describe the run; the data's length statistics also go to ``data.json``."""
         if not trainer.is_global_zero or not isinstance(pl_module, LitPreference):
             return
-        console = Console()
+        console = Console(soft_wrap=True)
         console.print(f"[bold]objective[/]  {describe(pl_module.objective)}", highlight=False)
         for paper in papers_of(pl_module.objective):
             console.print(f"           {paper.citation()}", style="dim", highlight=False, markup=False)
@@ -60,7 +60,7 @@ class Summary(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the last numbers, the samples' before and after, and where everything lies."""
         if trainer.is_global_zero:
-            console = Console()
+            console = Console(soft_wrap=True)
             console.print(_results(trainer))
             console.print(_places(trainer), highlight=False)
 

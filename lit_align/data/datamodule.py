@@ -148,7 +148,8 @@ class PreferenceData(LightningDataModule):
         prepared, train = self.splits[split], self.splits.get("train")
         report = length_report(prepared.store, train.store if train and split != "train" else None)
         report = replace(report, dropped=prepared.dropped, notes=prepared.notes)
-        for warning in warnings(report):
+        step = self._share(self.batch_size).step_size if split == "train" else 0
+        for warning in warnings(report, step):
             rank_zero_warn(f"data.{split} ({prepared.source}): {warning}")
         return report
 
@@ -278,8 +279,12 @@ class PreferenceData(LightningDataModule):
 
     def _identity(self) -> dict[str, Any]:
         share = self._share(self.batch_size)
-        size, step = share.global_size, share.step_size
-        return {"fingerprint": self.splits["train"].store.fingerprint, "global_batch": size, "step": step, "seed": self.seed}
+        return {
+            "fingerprint": self.splits["train"].store.fingerprint,
+            "global_batch": share.global_size,
+            "step": share.step_size,
+            "seed": self.seed,
+        }
 
 
 _MEANING = {

@@ -129,15 +129,22 @@ def show(reports: Mapping[str, LengthReport]) -> None:
     Console().print(table(reports))
 
 
-def warnings(report: LengthReport) -> list[str]:
-    """What a person should look at before training, in sentences."""
+def warnings(report: LengthReport, step: int = 0) -> list[str]:
+    """What a person should look at before training, in sentences.
+
+    Args:
+        report: the numbers of a split.
+        step: pairs that an optimizer step asks for; 0 for evaluation.
+    """
     counts = {
         "rows were left out": sum(report.dropped.values()),
         "pairs stand there the other way round as well": report.contradictions,
         "pairs are copies of an earlier one": report.duplicates,
         "pairs are in the training data as well": report.seen_pairs,
+        **{f"pairs: {note}": count for note, count in report.notes.items()},
     }
-    return [f"{count} {words}; {report.pairs} pairs are used" for words, count in counts.items() if count]
+    few = [f"all {report.pairs} pairs are fewer than one optimizer step's {step}"] if report.pairs < step else []
+    return [f"{count} {words}; {report.pairs} pairs are used" for words, count in counts.items() if count] + few
 
 
 def _cells(report: LengthReport) -> dict[str, str]:

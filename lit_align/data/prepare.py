@@ -17,6 +17,8 @@ from lit_align.data.tokenize import Tokenize
 from lit_align.types import PreferencePair, TokenizedPair
 
 OnBadRow: TypeAlias = Literal["error", "drop"]
+SCORES_DISAGREE = "their score columns say the opposite of the labels"
+_SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
 _SHOWN = 10
 _CHUNK = 1024
 
@@ -107,12 +109,13 @@ def prepare(source: str, layout: FormatName, tokenize: Tokenize, bad_rows: BadRo
             if isinstance(outcome, TokenizedPair):
                 kept.append(pair)
                 tokenized.append(outcome)
+                tally.notes[SCORES_DISAGREE] += _scores_disagree(pair)
             elif outcome is None:
                 tally.too_long += 1
             else:
                 tally.refuse(outcome)
     _judge(source, tally, len(kept), bad_rows)
-    return Split(source, name, kept, PairStore.of(tokenized), tally.read, tally.dropped(), dict(tally.notes))
+    return Split(source, name, kept, PairStore.of(tokenized), tally.read, tally.dropped(), dict(+tally.notes))
 
 
 def _with_format(rows: Rows, layout: FormatName) -> tuple[str, Rows]:
@@ -163,6 +166,12 @@ def _listed(tally: _Tally) -> str:
     if tally.too_long:
         lines.append(f"\n  {tally.too_long} pairs are longer than max_length or max_response_length")
     return "".join(lines)
+
+
+def _scores_disagree(pair: PreferencePair) -> bool:
+    """Whether the row has a score for each side and the rejected one's is higher."""
+    found = [[pair.extra.get(name) for name in names] for names in _SCORES]
+    return any(isinstance(a, int | float) and isinstance(b, int | float) and a < b for a, b in found)
 
 
 def _summary(error: DataError) -> str:

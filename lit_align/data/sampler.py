@@ -82,10 +82,10 @@ def _cut(order: Sequence[int], size: int) -> list[list[int]]:
 class BucketedBatches(PairBatches):
     """Shuffled batches of pairs that are about equally long, for training.
 
-    The pairs are shuffled, sorted by length within pools of 50 optimizer steps, cut into steps, and these are shuffled:
-    little padding, and still another order in every epoch. An optimizer step holds the same pairs for the same
-    ``batch_size × world × accumulate``, however that is split. The pairs that do not fill a step, any of them, make a
-    short one at the end of the epoch.
+    The pairs are shuffled, sorted by length within pools of 50 optimizer steps, cut into steps, and these are
+    shuffled: little padding, and still another order in every epoch. An optimizer step holds the same pairs for the
+    same ``batch_size × world × accumulate``, however that is split. The pairs that do not fill a step, any of them,
+    make a short one at the end of the epoch.
 
     Args:
         widths: what each pair costs in a batch, in tokens.

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 
 from lit_align.data.errors import DataError
 from lit_align.data.spell import SpelledPair, SpelledPrompt, spell
-from lit_align.data.tokenizer import Encoder, Pieces
+from lit_align.data.tokenizer import Encoder, Piece, Pieces
 from lit_align.data.truncate import EncodedPair, PromptIds, Truncation
 from lit_align.types import PreferencePair, TokenizedPair
+
+MERGED = "a token would reach from the prompt into a response; they are encoded apart"
+_EDGE = 24
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class Tokenize:
         outcomes: list[TokenizedPair | DataError | None] = []
         for pair, one in zip(pairs, spelled, strict=True):
             outcomes.append(one if isinstance(one, DataError) else self._fit(self._assemble(one, encoded, pair.where)))
-        return Tokenized(outcomes, Counter(note for one in good for note in one.notes))
+        notes = Counter(note for one in good for note in one.notes)
+        return Tokenized(outcomes, notes + Counter({MERGED: self._merged(good)}))
 
     def _spell(self, pair: PreferencePair) -> SpelledPair | DataError:
         try:
@@ -65,6 +69,18 @@ class Tokenize:
             return self.truncation(pair)
         except DataError as error:
             return error
+
+    def _merged(self, spelled: Sequence[SpelledPair]) -> int:
+        """Of how many pairs a token would reach across the boundary, judged by the text next to it."""
+        places = [
+            (row, Piece(one.prompt.after[-1].text[-_EDGE:]), Piece(side[0].text[:_EDGE]))
+            for row, one in enumerate(spelled)
+            for side in (one.chosen, one.rejected)
+            if not one.prompt.after[-1].template
+        ]
+        apart = self.encoder([(left, right) for _, left, right in places])
+        together = self.encoder([(Piece(left.text + right.text),) for _, left, right in places])
+        return len({place[0] for place, a, b in zip(places, apart, together, strict=True) if a != b})
 
     def _assemble(self, spelled: SpelledPair, encoded: Iterable[list[int]], where: str) -> EncodedPair:
         """Put the ids of one pair together, in the order of ``_spellings``."""

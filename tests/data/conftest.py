@@ -99,9 +99,7 @@ def chatml() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def bare() -> PreTrainedTokenizerFast:
     """A template without control tokens."""
-    return PreTrainedTokenizerFast(
-        tokenizer_object=train_tokenizer(["</s>"]), eos_token="</s>", chat_template=BARE
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=train_tokenizer(["</s>"]), eos_token="</s>", chat_template=BARE)
 
 
 @pytest.fixture(scope="session")
@@ -126,4 +124,3 @@ def write(tmp_path: Path) -> Write:
         return path
 
     return write_rows
-

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
@@ -16,7 +17,7 @@ def pair(chosen: int, rejected: int, prompt: int = 1, cut: bool = False) -> Toke
     return TokenizedPair(
         [prompt, 9],
         TokenizedResponse([chosen] * chosen, [True] * chosen, cut),
-        TokenizedResponse([rejected] * rejected, [True] * rejected),
+        TokenizedResponse([100 + rejected] * rejected, [True] * rejected),
     )
 
 
@@ -45,7 +46,8 @@ def test_wilsons_interval_stays_inside_and_narrows() -> None:
 
 
 def test_duplicates_and_contradictions() -> None:
-    report = length_report(PairStore.of([pair(3, 1), pair(3, 1), pair(1, 3), pair(3, 1, prompt=5)]))
+    swapped = TokenizedPair(pair(3, 1).prompt, pair(3, 1).rejected, pair(3, 1).chosen)
+    report = length_report(PairStore.of([pair(3, 1), pair(3, 1), swapped, pair(3, 1, prompt=5)]))
     assert report.duplicates == 1
     assert report.contradictions == 3
     assert report.seen_prompts is None
@@ -58,8 +60,11 @@ def test_what_evaluation_has_in_common_with_training() -> None:
 
 
 def test_warnings_are_for_what_is_there() -> None:
-    assert warnings(length_report(STORE, train=None)) == []
-    assert warnings(length_report(STORE, train=STORE)) == ["4 pairs are in the training data as well; 4 pairs are used"]
+    assert warnings(length_report(STORE, train=None), step=4) == []
+    assert warnings(length_report(STORE), step=5) == ["all 4 pairs are fewer than one optimizer step's 5"]
+    assert warnings(length_report(STORE, train=STORE)) == [
+        "4 pairs are in the training data as well; 4 pairs are used"
+    ]
 
 
 def test_a_report_is_plain_data() -> None:
@@ -67,7 +72,7 @@ def test_a_report_is_plain_data() -> None:
 
 
 def test_the_table_has_a_column_for_each_split() -> None:
-    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=120, record=True, file=io.StringIO())
     console.print(table({"train": length_report(STORE), "validation": length_report(STORE, train=STORE)}))
     text = console.export_text()
     assert "train" in text

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lit_align.data.errors import DataError
 from lit_align.data.formats import FormatName
-from lit_align.data.prepare import BadRows, Split, prepare
+from lit_align.data.prepare import SCORES_DISAGREE, BadRows, Split, prepare
 from lit_align.data.tokenize import Tokenize
 from lit_align.data.tokenizer import Encoder
 from lit_align.data.truncate import Cut, Drop, Truncation
@@ -40,6 +40,12 @@ def test_text_and_ids_stand_at_the_same_positions(read: Any, write: Write, plain
         assert plain.decode(ids.chosen.ids) == f"{pair.chosen}</s>"
     assert split.read == 5
     assert split.dropped == {"chosen: found only blanks": 1, "longer than the limits": 1}
+
+
+def test_scores_that_contradict_the_labels_are_counted(read: Any, write: Write) -> None:
+    scores = [(1, 2), (2, 1.5), (None, 3), (float("nan"), 1), (1, 1)]
+    path = write([{**pair_row(n), "score_chosen": a, "score_rejected": b} for n, (a, b) in enumerate(scores)])
+    assert read(path).notes == {SCORES_DISAGREE: 1}
 
 
 def test_a_bad_row_stops_with_the_first_ten_of_them_and_their_number(read: Any, write: Write) -> None:
@@ -116,14 +122,17 @@ def test_plain_texts_without_a_prompt_are_told_what_to_do(read: Any, write: Writ
         read(path)
 
 
-@settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80, deadline=None
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80, deadline=None)
+@given(
+    lines=st.lists(st.binary(max_size=30) | st.just(b'{"prompt": "p", "chosen": "c", "rejected": "r"}'), max_size=6)
 )
-@given(lines=st.lists(st.binary(max_size=30) | st.just(b'{"prompt": "p", "chosen": "c", "rejected": "r"}'), max_size=6))
 def test_whatever_the_lines_there_is_a_split_or_a_data_error(read: Any, write: Write, lines: list[bytes]) -> None:
+    path = write(lines)
     try:
-        split = read(write(lines), BadRows("drop", 1.0))
+        outcome = read(path, BadRows("drop", 1.0))
     except DataError as error:
-        assert "rows.jsonl" in str(error)
+        outcome = error
+    if isinstance(outcome, DataError):
+        assert outcome.where == str(path)
     else:
-        assert len(split.pairs) == len(split.store) > 0
+        assert len(outcome.pairs) == len(outcome.store) > 0

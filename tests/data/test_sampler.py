@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DistributedSampler
 
 from lit_align.data.sampler import BucketedBatches, Item, PairBatches, SequentialBatches, Share
 
@@ -19,9 +20,14 @@ def widths_of(count: int) -> list[int]:
     return [random.Random(number).randint(1, 50) for number in range(count)]
 
 
+def plan_of(kind: type[PairBatches], count: int, share: Share, seed: int = 0) -> PairBatches:
+    if kind is SequentialBatches:
+        return SequentialBatches(count, share)
+    return BucketedBatches(widths_of(count), share, seed, pool=3)
+
+
 def batches_of(kind: type[PairBatches], count: int, share: Share, seed: int = 0, epoch: int = 0) -> list[list[Item]]:
-    plan = BucketedBatches(widths_of(count), share, seed, pool=3) if kind is BucketedBatches else None
-    plan = plan or SequentialBatches(count, share)
+    plan = plan_of(kind, count, share, seed)
     plan.set_epoch(epoch)
     batches = list(plan)
     assert len(batches) == len(plan)
@@ -43,6 +49,12 @@ def test_every_pair_counts_once_in_an_epoch(
     ranks = of_all_ranks(kind, count, size, world, seed)
     seen = Counter(row for batches in ranks for batch in batches for row in rows(batch))
     assert seen == Counter(range(count))
+
+
+def test_the_usual_distributed_sampler_counts_a_pair_twice() -> None:
+    """The wrong variant of the law above: ranks are filled up with copies that count."""
+    ranks = [DistributedSampler(range(5), num_replicas=2, rank=rank, shuffle=False) for rank in range(2)]
+    assert Counter(row for rows_ in ranks for row in rows_) != Counter(range(5))
 
 
 @given(kind=plans, count=counts, size=sizes, world=worlds)
@@ -100,7 +112,7 @@ def test_a_resumed_pass_is_the_rest_of_the_whole_one_and_only_that_pass(
 ) -> None:
     share = Share(size, world - 1, world)
     whole = batches_of(kind, count, share)
-    plan = BucketedBatches(widths_of(count), share, 0, 3) if kind is BucketedBatches else SequentialBatches(count, share)
+    plan = plan_of(kind, count, share)
     plan.skip = skip
     assert list(plan) == whole[skip:]
     assert list(plan) == whole

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lit_align.data.errors import DataError
 from lit_align.data.spell import CONTROL_IN_TEXT, END_IN_TEXT, START_IN_TEXT
-from lit_align.data.tokenize import Tokenize
+from lit_align.data.tokenize import MERGED, Tokenize
 from lit_align.data.tokenizer import Encoder
 from lit_align.data.truncate import Cut, Drop
 from lit_align.types import PreferencePair, TokenizedPair
@@ -133,6 +133,10 @@ class TestText:
         assert kinds == [TokenizedPair, DataError, type(None), TokenizedPair]
         assert outcomes[3].prompt == one(plain, text_pair("Who?")).prompt  # type: ignore[union-attr]
 
+    def test_tokens_that_would_merge_are_counted(self, plain: PreTrainedTokenizerFast) -> None:
+        result = Tokenize(Encoder(plain), Cut(100))([text_pair("The li", "ghthouse"), text_pair(), text_pair("Who: ")])
+        assert result.notes == Counter({MERGED: 2})
+
     def test_no_pairs(self, plain: PreTrainedTokenizerFast) -> None:
         assert Tokenize(Encoder(plain), Cut(100))([]).outcomes == []
 
@@ -175,7 +179,9 @@ class TestChat:
         assert list(pair.prompt).count(llama3.bos_token_id) == 1
 
     @settings(deadline=None)
-    @given(content=st.lists(st.text("ab \U000f0000\U000f0001", max_size=3) | st.sampled_from(CHATML_CONTROL)).map("".join))
+    @given(
+        content=st.lists(st.text("ab \U000f0000\U000f0001", max_size=3) | st.sampled_from(CHATML_CONTROL)).map("".join)
+    )
     def test_control_tokens_are_the_templates_alone(self, chatml: PreTrainedTokenizerFast, content: str) -> None:
         spoilt = one(chatml, chat_pair(f"x{content}", chosen=f"y{content}z", rejected="no"), QUALITY)
         clean = one(chatml, chat_pair("x", chosen="y", rejected="no"), QUALITY)

@@ -19,7 +19,9 @@ class TestLoad:
         assert load_tokenizer(saved).get_vocab() == plain.get_vocab()
 
     @pytest.mark.parametrize("name", ["./out/model", "out", "out/a/b", "/nowhere/model", ""])
-    def test_a_missing_folder_is_said_at_once(self, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_a_missing_folder_is_said_at_once(
+        self, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
         monkeypatch.chdir(tmp_path)
         with pytest.raises(FileNotFoundError, match=r"tokenizer folder not found|tokenizer\.json is missing"):
             load_tokenizer(name)

@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from lit_align.data import DataError, PreferenceData
+from lit_align.data.prompts import QUALITY_PROMPT
+from lit_align.types import PairBatch
+from tests.data.conftest import Write
+from tests.data.examples import pair_row, turns
+
+COUNT = 11
+
+
+@pytest.fixture
+def rows(write: Write) -> str:
+    """Eleven good pairs of different lengths: no batch size divides them."""
+    return str(write([{**pair_row(number, 1 + number % 4), "id": number} for number in range(COUNT)]))
+
+
+@pytest.fixture
+def make(rows: str, saved: str) -> Any:
+    """Data of the eleven pairs with the plain tokenizer."""
+
+    def build(**settings: Any) -> PreferenceData:
+        return PreferenceData(**{"train": rows, "tokenizer": saved, "batch_size": 2, **settings})
+
+    return build
+
+
+class Recorder(LightningModule):
+    """Writes down which rows it is given, and stops training where it is told to."""
+
+    def __init__(self, stop_after: int = 10**9) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: list[list[int]] = []
+        self.evaluated: list[int] = []
+        self.stop_after = stop_after
+
+    def training_step(self, batch: PairBatch, batch_idx: int) -> torch.Tensor:
+        self.seen.append(batch.index.tolist())
+        return self.weight * batch.weight.sum()
+
+    def on_train_batch_end(self, outputs: Any, batch: PairBatch, batch_idx: int) -> None:
+        if len(self.seen) == self.stop_after:
+            self.trainer.save_checkpoint(Path(self.trainer.default_root_dir) / "stopped.ckpt")
+            raise KeyboardInterrupt
+
+    def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
+        self.evaluated += batch.index[batch.weight > 0].tolist()
+
+    def predict_step(self, batch: PairBatch, batch_idx: int) -> list[int]:
+        indices: list[int] = batch.index.tolist()
+        return indices
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def trainer(folder: Path, **settings: Any) -> Trainer:
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
+    return Trainer(accelerator="cpu", default_root_dir=folder, max_epochs=2, **{**quiet, **settings})
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"batch_size": 0}, "data.batch_size is 0; expected 1 or more"),
+            ({"eval_batch_size": -1}, "data.eval_batch_size is -1"),
+            ({"max_length": 0}, "data.max_length is 0; expected 4 or more"),
+            ({"max_length": -5}, "data.max_length is -5"),
+            ({"max_length": 64, "max_response_length": 64}, "data.max_response_length is 64; expected 1 to 63"),
+            ({"max_dropped": 1.5}, "data.max_dropped is 1.5; expected 0 to 1"),
+            ({"max_dropped": float("nan")}, "data.max_dropped is nan"),
+            ({"num_workers": -1}, "data.num_workers is -1"),
+        ],
+    )
+    def test_a_number_out_of_range_is_refused_at_once(self, settings: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            PreferenceData(**settings)
+
+    def test_a_stage_without_its_source_or_tokenizer(self, make: Any) -> None:
+        with pytest.raises(ValueError, match="data.test is not set"):
+            make().setup("test")
+        with pytest.raises(ValueError, match="data.tokenizer is not set"):
+            make(tokenizer=None).setup("fit")
+
+    def test_what_is_missing_on_disk_is_named(self, make: Any) -> None:
+        with pytest.raises(FileNotFoundError, match=r"data file not found: \./pairs\.jsonl"):
+            make(train="./pairs.jsonl").setup("fit")
+        with pytest.raises(FileNotFoundError, match=r"tokenizer folder not found: \./model"):
+            make(tokenizer="./model").setup("fit")
+
+
+class TestSetup:
+    def test_only_the_splits_of_the_stage_are_read_and_each_once(self, make: Any, rows: str) -> None:
+        data = make(validation=rows, test="./not-read.jsonl")
+        data.setup("validate")
+        assert set(data.splits) == {"validation"}
+        first = data.splits["validation"]
+        data.setup("fit")
+        assert set(data.splits) == set(data.lengths) == {"train", "validation"}
+        assert data.splits["validation"] is first
+
+    def test_bad_rows_stop_before_anything_else(self, make: Any, write: Write) -> None:
+        with pytest.raises(DataError, match=r"bad\.jsonl:1: rejected: found null"):
+            make(train=str(write([{**pair_row(0), "rejected": None}], "bad.jsonl"))).setup("fit")
+
+    def test_what_is_odd_about_the_data_is_said(self, make: Any, rows: str, write: Write) -> None:
+        swapped = {"prompt": "p", "chosen": "a", "rejected": "b"}, {"prompt": "p", "chosen": "b", "rejected": "a"}
+        train = write([*swapped, pair_row(0), pair_row(0), {**pair_row(1), "chosen": ""}], "odd.jsonl")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            make(train=str(train), validation=str(train), on_bad_row="drop", max_dropped=0.5).setup("fit")
+        text = "\n".join(str(warning.message) for warning in caught)
+        assert "1 rows were left out; 4 pairs are used" in text
+        assert "2 pairs stand there the other way round as well" in text
+        assert "1 pairs are copies of an earlier one" in text
+        assert "data.validation" in text
+        assert "4 pairs are in the training data as well" in text
+
+    def test_good_data_is_met_with_silence(self, make: Any) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            make().setup("fit")
+
+    def test_prompted_batches_come_when_asked_for(self, make: Any) -> None:
+        plain, prompted = make(), make(prompted=True)
+        for data in (plain, prompted):
+            data.setup("fit")
+        batch = next(iter(prompted.train_dataloader()))
+        assert next(iter(plain.train_dataloader())).prompted is None
+        assert torch.equal(batch.prompted.lengths, batch.lengths)
+        row = batch.prompted.input_ids[0, 0][batch.prompted.attention_mask[0, 0]]
+        assert prompted.decode(row.tolist()).startswith(f"{QUALITY_PROMPT} Question")
+
+    def test_overfit_batches_would_replace_the_batches(self, make: Any, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="overfit_batches would replace"):
+            trainer(tmp_path, overfit_batches=1).fit(Recorder(), make())
+
+
+class TestForOthers:
+    def test_a_row_is_found_by_its_index(self, make: Any) -> None:
+        data = make()
+        data.setup("fit")
+        batch = next(iter(data.train_dataloader()))
+        row = int(batch.index[1])
+        text = data.decode(batch.input_ids[1, 0][batch.mask[1, 0]].tolist())
+        assert text == f"{data.rows['train'][row].chosen}</s>"
+        assert data.rows["train"][row].where == f"rows.jsonl:{row + 1}"
+        assert data.extra("train", row) == {"id": row}
+
+    def test_prompts_to_sample_are_taken_evenly(self, make: Any, rows: str) -> None:
+        data = make(validation=rows)
+        data.setup("fit")
+        prompts = data.sample_prompts(3)
+        assert [prompt.text for prompt in prompts] == ["Question 0:", "Question 3:", "Question 7:"]
+        assert [data.decode(prompt.ids) for prompt in prompts] == [prompt.text for prompt in prompts]
+        assert len(data.sample_prompts(100)) == COUNT
+        assert data.sample_prompts(0) == []
+
+    def test_ends_of_responses_are_eos_and_the_end_of_turn(
+        self, make: Any, llama3: Any, write: Write, tmp_path: Path
+    ) -> None:
+        llama3.save_pretrained(tmp_path / "llama3")
+        chat = write([{"chosen": turns("a", "b"), "rejected": turns("a", "c")}], "chat.jsonl")
+        data = make(train=str(chat), tokenizer=str(tmp_path / "llama3"))
+        data.setup("fit")
+        assert {data.decode([token]) for token in data.end_tokens} == {"<|eot_id|>", "<|end_of_text|>"}
+        assert data.sample_prompts(1)[0].text.endswith("assistant<|end_header_id|>\n\n")
+
+    def test_batches_are_counted_without_a_loader_or_a_trainer(self, make: Any) -> None:
+        data = make()
+        data.setup("fit")
+        assert data.train_batches == 6
+        data.trainer = SimpleNamespace(global_rank=1, world_size=2, accumulate_grad_batches=1, limit_train_batches=1.0)
+        assert data.train_batches == len(data.train_dataloader()) == 3
+
+
+class TestRuns:
+    def test_every_epoch_has_every_pair_once_in_another_order(self, make: Any, rows: str, tmp_path: Path) -> None:
+        module, data = Recorder(), make(validation=rows, eval_batch_size=4)
+        trainer(tmp_path, num_sanity_val_steps=0).fit(module, data)
+        first, second = (module.seen[start : start + 6] for start in (0, 6))
+        for epoch in (first, second):
+            assert sorted(row for batch in epoch for row in batch) == list(range(COUNT))
+        assert first != second
+        assert module.evaluated == 2 * list(range(COUNT))
+
+    @pytest.mark.parametrize("stop", range(1, 12))
+    def test_a_resumed_run_sees_what_a_whole_one_sees(self, make: Any, tmp_path: Path, stop: int) -> None:
+        whole, first, second = Recorder(), Recorder(stop_after=stop), Recorder()
+        trainer(tmp_path).fit(whole, make())
+        with pytest.raises(SystemExit):
+            trainer(tmp_path).fit(first, make())
+        trainer(tmp_path).fit(second, make(), ckpt_path=tmp_path / "stopped.ckpt", weights_only=True)
+        assert first.seen + second.seen == whole.seen
+        assert len(whole.seen) == 12
+
+    def test_an_epoch_that_the_trainer_cuts_short_is_resumed_as_well(self, make: Any, tmp_path: Path) -> None:
+        whole, first, second = Recorder(), Recorder(stop_after=4), Recorder()
+        trainer(tmp_path, limit_train_batches=4).fit(whole, make())
+        with pytest.raises(SystemExit):
+            trainer(tmp_path, limit_train_batches=4).fit(first, make())
+        trainer(tmp_path, limit_train_batches=4).fit(
+            second, make(), ckpt_path=tmp_path / "stopped.ckpt", weights_only=True
+        )
+        assert first.seen + second.seen == whole.seen
+
+    def test_predictions_come_in_the_order_of_the_data(self, make: Any, rows: str, tmp_path: Path) -> None:
+        data = make(predict=rows, train=None, eval_batch_size=3)
+        batches = trainer(tmp_path).predict(Recorder(), data)
+        assert batches is not None
+        assert [row for batch in batches for row in batch] == list(range(COUNT))
+        assert set(data.splits) == {"predict"}
+
+
+class TestState:
+    @pytest.fixture
+    def state(self, make: Any) -> dict[str, Any]:
+        data = make()
+        data.setup("fit")
+        next(iter(data.train_dataloader()))
+        state: dict[str, Any] = data.state_dict()
+        return state
+
+    def test_it_can_come_before_or_after_the_loader(self, make: Any, state: dict[str, Any]) -> None:
+        before, after = make(), make()
+        for data in (before, after):
+            data.setup("fit")
+        before.load_state_dict(state)
+        rest = [batch.index.tolist() for batch in before.train_dataloader()]
+        loader = after.train_dataloader()
+        after.load_state_dict(state)
+        assert [batch.index.tolist() for batch in loader] == rest
+        assert len(rest) == 5
+
+    def test_another_training_file_is_refused(self, make: Any, state: dict[str, Any], write: Write) -> None:
+        data = make(train=str(write([pair_row(number) for number in range(COUNT)], "other.jsonl")))
+        data.setup("fit")
+        with pytest.raises(
+            ValueError, match="training data is not this one: the fingerprint of the tokenized pairs was"
+        ):
+            data.load_state_dict(state)
+
+    @pytest.mark.parametrize("settings", [{"max_length": 12}, {"prompted": True, "max_length": 200}])
+    def test_so_is_the_same_file_tokenized_otherwise(
+        self, make: Any, state: dict[str, Any], settings: dict[str, Any]
+    ) -> None:
+        data = make(**settings)
+        data.setup("fit")
+        with pytest.raises(ValueError, match="fingerprint"):
+            data.load_state_dict(state)
+
+    @pytest.mark.parametrize(
+        ("settings", "words"), [({"batch_size": 3}, "pairs per batch of all processes"), ({"seed": 1}, "data.seed")]
+    )
+    def test_other_batches_are_refused_in_the_middle_of_an_epoch_and_welcome_at_its_end(
+        self, make: Any, state: dict[str, Any], settings: dict[str, Any], words: str
+    ) -> None:
+        data = make(**settings)
+        data.setup("fit")
+        with pytest.raises(ValueError, match=words):
+            data.load_state_dict(state)
+        data.load_state_dict({**state, "position": {"done": 0, "epoch": 1}})
+
+    def test_evaluation_does_not_mind_a_training_position(self, make: Any, rows: str, state: dict[str, Any]) -> None:
+        data = make(validation=rows)
+        data.setup("validate")
+        data.load_state_dict(state)
+        assert data.state_dict() == {}
