@@ -14,11 +14,12 @@ from typing import Any
 
 import transformers
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_align import callbacks, parsing
 from lit_align.callbacks.checkpoints import checkpoint_folder
@@ -34,9 +35,6 @@ OF_A_RUN = ("metrics.jsonl", "samples.jsonl", "data.json", "config.yaml", "tenso
 class SaveConfig(SaveConfigCallback):
     """Writes ``config.yaml``, complete with every default, into the run's folder when a fit starts."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs, overwrite=True, save_to_log_dir=False)
-
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Save for a fit; the other commands leave the fit's file alone."""
         if stage == "fit":
@@ -48,7 +46,7 @@ class SaveConfig(SaveConfigCallback):
 class Cli(LightningCLI):
     """LightningCLI with our module and data, a run folder, and errors instead of tracebacks."""
 
-    def add_arguments_to_parser(self, parser: parsing.Parser) -> None:
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Our own keys beside ``trainer``, ``model`` and ``data``."""
         parser.add_argument("--run", type=str, default="runs/default", help="Folder for everything the run writes.")
         parser.add_argument(
@@ -168,7 +166,8 @@ def _quiet() -> None:
         warnings.filterwarnings("ignore", message=f".*{re.escape(note)}.*")
     said = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     said.addFilter(lambda record: not re.search("litlogger|litmodels|TPU available", record.getMessage()))
-    transformers.utils.logging.disable_progress_bar()
+    logs: Any = transformers.utils.logging
+    logs.disable_progress_bar()
 
 
 def main() -> None:
@@ -180,6 +179,7 @@ def main() -> None:
             LitPreference,
             PreferenceData,
             save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
             trainer_defaults={
                 "callbacks": [callbacks.Summary()],  # last of all: it tells what the others did
                 "use_distributed_sampler": False,

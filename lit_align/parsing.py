@@ -136,8 +136,8 @@ def _refuse_duplicates(node: yaml.Node | None) -> None:
         _refuse_duplicates(child)
 
 
-_discard = typehints.discard_init_args_on_class_path_change
-_resolve = typehints.resolve_class_path_by_name
+_discard: Any = typehints.discard_init_args_on_class_path_change
+_resolve: Any = typehints.resolve_class_path_by_name
 
 
 def _discard_settings_of_previous_class(parser_or_action: Any, prev_val: Any, value: Any) -> None:

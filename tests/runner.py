@@ -1,4 +1,4 @@
-"""Runs commands of the package in forked children: everything is imported once, and a command costs its own work only."""
+"""Runs commands of the package in forked children: everything is imported once, a command costs its own work only."""
 
 from __future__ import annotations
 

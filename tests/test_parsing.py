@@ -17,7 +17,8 @@ from tests.runner import forked
 
 OURS = "lit_align.objectives."
 SR_DPO = f"{{class_path: {OURS}sr_dpo, init_args: {{beta: 0.7}}}}"
-SQUARE_WITH_BETA = "{class_path: PreferenceObjective, init_args: {contrast: {class_path: Square, init_args: {beta: 2}}}}"
+SQUARE = "{class_path: Square, init_args: {beta: 2}}"
+SQUARE_WITH_BETA = f"{{class_path: PreferenceObjective, init_args: {{contrast: {SQUARE}}}}}"
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PreTrainedModel
 
@@ -54,12 +54,12 @@ class Export(Callback):
             partial.rename(self.folder)
         trainer.strategy.barrier()
 
-    def _write(self, folder: Path, module: LitPreference, data: Any, weights: dict[str, Tensor]) -> None:
+    def _write(self, folder: Path, module: LitPreference, data: Any, weights: dict[str, Any]) -> None:
         if isinstance(data, PreferenceData):
             data.tokenizer.save_pretrained(folder)
         policy: nn.Module = module.policy
         if isinstance(policy, PeftModel) and self.form == "merged":
             merged = policy.merge_and_unload()
-            merged.save_pretrained(folder)
+            merged.save_pretrained(str(folder))
         elif isinstance(policy, PeftModel | PreTrainedModel):
-            policy.save_pretrained(folder, state_dict=weights)
+            policy.save_pretrained(str(folder), state_dict=weights)

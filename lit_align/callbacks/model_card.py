@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from lit_align import __version__
+from lit_align.data import PreferenceData
 from lit_align.modules import LitPreference
 from lit_align.modules.steps import run_data
 from lit_align.objectives import papers_of
@@ -38,6 +39,7 @@ def model_card(module: LitPreference, trainer: Trainer) -> str:
     bibtex = "\n\n".join(paper.bibtex() for paper in cited)
     sources = "\n".join(f"- {paper.citation()}" for paper in cited) or "- none of its parts comes from a paper"
     data = run_data(trainer)
+    trained_on = data.sources["train"] if isinstance(data, PreferenceData) else "not known"
     return f"""---
 library_name: transformers
 tags: [lit_align, preference-alignment]
@@ -47,7 +49,7 @@ tags: [lit_align, preference-alignment]
 
 - policy before training: `{module.policy_name}`
 - objective: `{describe(module.objective)}`
-- data: `{getattr(data, "train", None)}`
+- data: `{trained_on}`
 - optimizer steps: {trainer.global_step}
 - made with lit_align {__version__}; `config.yaml` of the run says the rest
 

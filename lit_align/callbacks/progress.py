@@ -20,8 +20,10 @@ class Progress(RichProgressBar):
         last = self.trainer.max_epochs
         return f"Epoch {current_epoch}" if last is None or last < 0 else f"Epoch {current_epoch}/{last - 1}"
 
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, int | str | float]:
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
         """The numbers behind the bar, as last reported."""
         known = trainer.callback_metrics
-        values = {label: float(known[name]) for label, name in SHOWN.items() if name in known}
+        values: dict[str, float] = {label: float(known[name]) for label, name in SHOWN.items() if name in known}
         return {label: f"{value:.0f}" if value >= 100 else f"{value:.3f}" for label, value in values.items()}

@@ -123,7 +123,8 @@ class Samples(Callback):
         """Every rank draws for all prompts: the same texts everywhere, and no rank waits for another."""
         data = _data(trainer)
         drawn = Drawn([], [], [])
-        with opened as model:
+        with opened as module:
+            model: Any = module
             ends = {*data.end_tokens, *_as_list(model.generation_config.eos_token_id)}
             for start in range(0, len(self._prompts), self.batch_size):
                 part = self._prompts[start : start + self.batch_size]
@@ -178,7 +179,7 @@ def _scored(drawn: Drawn, row: int) -> str:
 
 def _cell(text: str) -> str:
     """Text that stays inside one cell of a Markdown table."""
-    return text.replace("|", "\\|").replace("\r", "").replace("\n", "<br>")
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\r", "").replace("\n", "<br>")
 
 
 def _record(step: int, prompt: SamplePrompt, row: int, models: dict[str, Drawn]) -> dict[str, Any]:

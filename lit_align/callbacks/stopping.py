@@ -6,9 +6,9 @@ import signal
 from types import FrameType
 from typing import Any
 
+from lightning.fabric.utilities.rank_zero import rank_zero_info
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lit_align.callbacks.checkpoints import checkpoint_folder, validation_follows
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
 
@@ -52,10 +53,7 @@ class Summary(Callback):
         console.print(f"[bold]folder[/]     {trainer.default_root_dir}", highlight=False)
         data = run_data(trainer)
         if isinstance(data, PreferenceData):
-            report = {split: lengths.as_dict() for split, lengths in data.lengths.items()}
-            path = Path(trainer.default_root_dir) / "data.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            _report_data(trainer, data)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the last numbers, the samples' before and after, and where everything lies."""
@@ -63,6 +61,19 @@ class Summary(Callback):
             console = Console(soft_wrap=True)
             console.print(_results(trainer))
             console.print(_places(trainer), highlight=False)
+
+
+def _report_data(trainer: Trainer, data: PreferenceData) -> None:
+    """Length statistics as JSON, and lengths as histograms."""
+    root = Path(trainer.default_root_dir)
+    root.mkdir(parents=True, exist_ok=True)
+    report = {split: lengths.as_dict() for split, lengths in data.lengths.items()}
+    (root / "data.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            for split, prepared in data.splits.items():
+                for side, lengths in zip(("chosen", "rejected"), prepared.store.lengths.T, strict=True):
+                    logger.experiment.add_histogram(f"data/{split}/{side}", lengths, 0)
 
 
 def _results(trainer: Trainer) -> Table:
@@ -90,7 +101,8 @@ def _places(trainer: Trainer) -> str:
 
 
 def _found(trainer: Trainer, kind: type[Kind]) -> list[Kind]:
-    return [callback for callback in trainer.callbacks if isinstance(callback, kind)]
+    host: Any = trainer  # Lightning sets the attribute without declaring it
+    return [callback for callback in host.callbacks if isinstance(callback, kind)]
 
 
 def _policy(module: LitPreference) -> str:

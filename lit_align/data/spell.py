@@ -148,7 +148,8 @@ class _Template:
         """A template for these messages; the characters come from a private area of Unicode."""
         text = "".join([quality, *(message["content"] for message in messages)])
         free = (chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in text)
-        return cls(encoder, where, next(free), {word: next(free) for word in encoder.control_text.findall(text)})
+        spelled = sorted(set(encoder.control_text.findall(text)))
+        return cls(encoder, where, next(free), {word: next(free) for word in spelled})
 
     def render(self, messages: Messages, opens_response: bool) -> str:
         """The conversation in the template, control tokens of the data still hidden."""

@@ -94,17 +94,18 @@ def ipo_sum(beta: float = 0.1) -> PreferenceObjective:
     return PreferenceObjective(Square(beta))
 
 
-def averaged_ipo(beta: float = 0.1) -> PreferenceObjective:
+def averaged_ipo(beta: float = 5.0) -> PreferenceObjective:
     """``(m̄ - 1 / (2 β))²``: IPO under the averaging operator, the same function as `ipo`.
 
-    At equal lengths L it is ``ipo_sum(beta / L) / L²``.
+    At equal lengths L it is ``ipo_sum(beta / L) / L²``; β has the scale of means, as in `averaged_dpo`: the default
+    asks for a tenth of a nat per token.
 
     Parts: Square, Mean. Paper: Grinsztajn et al. 2024, arXiv:2406.19188.
 
     Args:
         beta: inverse temperature, tokens / nats; the target is 1 / (2 beta) nats per token.
 
-    >>> averaged_ipo() == ipo()
+    >>> averaged_ipo(beta=0.5) == ipo(beta=0.5)
     True
     """
     return ipo(beta)

@@ -40,7 +40,7 @@ def train_tokenizer(rows: Iterable[Row]) -> PreTrainedTokenizerFast:
     inner.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, SPECIAL.index(BOS))]
     )
-    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner,
         pad_token=PAD,
         bos_token=BOS,

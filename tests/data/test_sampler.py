@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from itertools import zip_longest
+from typing import Any
 
 import pytest
 import torch
@@ -53,7 +54,8 @@ def test_every_pair_counts_once_in_an_epoch(
 
 def test_the_usual_distributed_sampler_counts_a_pair_twice() -> None:
     """The wrong variant of the law above: ranks are filled up with copies that count."""
-    ranks = [DistributedSampler(range(5), num_replicas=2, rank=rank, shuffle=False) for rank in range(2)]
+    pairs: Any = range(5)
+    ranks = [list(DistributedSampler(pairs, num_replicas=2, rank=rank, shuffle=False)) for rank in range(2)]
     assert Counter(row for rows_ in ranks for row in rows_) != Counter(range(5))
 
 

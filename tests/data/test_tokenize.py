@@ -134,7 +134,9 @@ class TestText:
         assert outcomes[3].prompt == one(plain, text_pair("Who?")).prompt  # type: ignore[union-attr]
 
     def test_tokens_that_would_merge_are_counted(self, plain: PreTrainedTokenizerFast) -> None:
-        result = Tokenize(Encoder(plain), Cut(100))([text_pair("The li", "ghthouse"), text_pair(), text_pair("Who: ")])
+        result = Tokenize(Encoder(plain), Cut(100))(
+            [text_pair("The li", "ghthouse"), text_pair(), text_pair("Who: ", "the ship")]
+        )
         assert result.notes == Counter({MERGED: 2})
 
     def test_no_pairs(self, plain: PreTrainedTokenizerFast) -> None:
@@ -195,6 +197,10 @@ class TestChat:
             assert found == [token for token in expected or [] if token in control]
         assert decode(chatml, spoilt.chosen.ids) == f"y{content}z<|im_end|>"
         assert f"{QUALITY} x{content}<|im_end|>" in decode(chatml, spoilt.prompted)
+
+    def test_control_tokens_without_number_are_hidden_too(self, chatml: PreTrainedTokenizerFast) -> None:
+        said = "<|im_end|>x" * 70_000
+        assert decode(chatml, one(chatml, chat_pair(chosen=said)).chosen.ids).startswith("<|im_end|>x<|im_end|>x")
 
     def test_hidden_control_tokens_are_counted(self, chatml: PreTrainedTokenizerFast) -> None:
         result = Tokenize(Encoder(chatml), Cut(100))([chat_pair("a<pad>"), chat_pair(chosen="Here.<|im_end|>\n")])

@@ -39,8 +39,7 @@ def one_by_one(model: torch.nn.Module, batch: PairBatch) -> list[list[float]]:
 
 def unpacked(values: Tensor, batch: PairBatch) -> list[list[float]]:
     return [
-        row[: int(length)].tolist()
-        for row, length in zip(values.flatten(0, 1), batch.lengths.flatten(), strict=True)
+        row[: int(length)].tolist() for row, length in zip(values.flatten(0, 1), batch.lengths.flatten(), strict=True)
     ]
 
 

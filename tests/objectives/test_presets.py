@@ -141,7 +141,7 @@ FORMULAS: dict[str, Callable[[Tokens, Tokens], float]] = {
     "cdpo": lambda c, r: -0.9 * log_sigmoid(0.1 * margin(c, r)) - 0.1 * log_sigmoid(-0.1 * margin(c, r)),
     "averaged_dpo": lambda c, r: -log_sigmoid(5.0 * mean_margin(c, r)),
     "ipo": lambda c, r: (mean_margin(c, r) - 5.0) ** 2,
-    "averaged_ipo": lambda c, r: (mean_margin(c, r) - 5.0) ** 2,
+    "averaged_ipo": lambda c, r: (mean_margin(c, r) - 0.1) ** 2,
     "ipo_sum": lambda c, r: (margin(c, r) - 5.0) ** 2,
     "slic": lambda c, r: max(0.0, 1 - 0.1 * margin(c, r)),
     "simpo": lambda c, r: -log_sigmoid(2.0 * (likelihood(c) / len(c) - likelihood(r) / len(r)) - 1.0),

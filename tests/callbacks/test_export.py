@@ -1,0 +1,182 @@
+"""The exported folder is the policy that was trained, in the form that was asked for."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lit_align import testbed
+from lit_align.models import Loading, LoRA, load_causal_lm
+from tests.runner import distributed, lit_align
+from tests.test_runs import BASE, QUIET, distance, metrics, ok, weights
+
+IDS = torch.arange(2, 42).view(2, 20)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "pairs.jsonl"
+    lines = testbed.path("train.jsonl").read_text("utf-8").splitlines()[:11]
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+    return path
+
+
+def words(run: Path, rows: Path, *more: object) -> tuple[object, ...]:
+    return (
+        *("fit", "--run", run, *BASE, *QUIET, "--samples.count", 0, "--model.objective", "sr_dpo"),
+        *("--data.train", rows, "--data.validation", rows, "--trainer.max_steps", 2, *more),
+    )
+
+
+@pytest.fixture(scope="module")
+def run(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export") / "run"
+    ok(lit_align(*words(folder, rows)))
+    return folder
+
+
+LORA = ("--model.lora.rank", 4, "--model.optimizer.lr", "0.01")
+
+
+@pytest.fixture(scope="module")
+def merged(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("merged") / "run"
+    ok(lit_align(*words(folder, rows, *LORA)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapter") / "run"
+    ok(lit_align(*words(folder, rows, *LORA, "--export.form", "adapter")))
+    return folder
+
+
+@torch.no_grad()
+def logits(model: torch.nn.Module) -> Tensor:
+    values: Tensor = model.eval()(input_ids=IDS).logits
+    return values
+
+
+def base() -> torch.nn.Module:
+    return load_causal_lm("testbed:policy", Loading())
+
+
+def trained(run: Path, model: torch.nn.Module) -> torch.nn.Module:
+    """The model with the weights of the run's last checkpoint."""
+    state = {name.removeprefix("policy."): value for name, value in weights(run).items()}
+    assert model.load_state_dict(state, strict=False).unexpected_keys == []
+    return model
+
+
+def test_the_folder_is_the_trained_policy(run: Path) -> None:
+    exported = AutoModelForCausalLM.from_pretrained(run / "policy")
+    assert torch.equal(logits(exported), logits(trained(run, base())))
+    assert not torch.equal(logits(exported), logits(base()))
+
+
+def test_the_tokenizer_lies_beside_the_weights(run: Path) -> None:
+    one, other = (AutoTokenizer.from_pretrained(folder) for folder in (run / "policy", testbed.path("policy")))
+    text = "She plays piano. TL;DR:"
+    assert one(text).input_ids == other(text).input_ids
+    assert one.chat_template == other.chat_template
+    assert (one.pad_token, one.eos_token) == (other.pad_token, other.eos_token)
+
+
+def test_an_exported_policy_is_aligned_again(run: Path, rows: Path, tmp_path: Path) -> None:
+    """It is its own reference now: the first loss is ln 2."""
+    ok(lit_align(*words(tmp_path, rows, "--model.policy", run / "policy")))
+    assert metrics(tmp_path)[0]["train/loss"] == pytest.approx(math.log(2))
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
+    assert not torch.equal(logits(again), logits(AutoModelForCausalLM.from_pretrained(run / "policy")))
+
+
+def test_merged_is_the_policy_with_its_adapter(merged: Path) -> None:
+    exported = AutoModelForCausalLM.from_pretrained(merged / "policy")
+    assert not (merged / "policy" / "adapter_config.json").exists()
+    with_adapter = logits(trained(merged, LoRA(rank=4).wrap(load_causal_lm("testbed:policy", Loading()))))
+    torch.testing.assert_close(logits(exported), with_adapter, rtol=1e-4, atol=1e-4)
+    assert (with_adapter - logits(base())).abs().max() > 0.01
+
+
+def test_adapter_alone_fits_on_the_base(adapter: Path, merged: Path) -> None:
+    """The same seed trains the same adapter, so the two forms agree."""
+    names = {path.name for path in (adapter / "policy").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "README.md"} <= names
+    assert not any(name.startswith("model") for name in names)
+    exported = PeftModel.from_pretrained(base(), str(adapter / "policy"))
+    assert torch.equal(
+        logits(exported), logits(trained(adapter, LoRA(rank=4).wrap(load_causal_lm("testbed:policy", Loading()))))
+    )
+    as_merged = logits(AutoModelForCausalLM.from_pretrained(merged / "policy"))
+    torch.testing.assert_close(logits(exported), as_merged, rtol=1e-4, atol=1e-4)
+
+
+def test_adapter_without_lora_is_refused_before_the_model_is_read(rows: Path, tmp_path: Path) -> None:
+    nowhere = ("--model.policy", tmp_path / "nowhere", "--data.tokenizer", "testbed:policy")
+    ended = lit_align(*words(tmp_path / "run", rows, *nowhere, "--export.form", "adapter"))
+    assert ended.code != 0
+    errors = [line for line in ended.out.splitlines() if "error:" in line]
+    assert errors == [
+        "error: export.form is 'adapter', but the run has no adapter; set model.lora or take 'merged'",
+    ]
+    assert "Traceback" not in ended.out
+
+
+def test_none_writes_nothing(rows: Path, tmp_path: Path) -> None:
+    ended = ok(lit_align(*words(tmp_path, rows, "--export.form", "none")))
+    assert not (tmp_path / "policy").exists()
+    assert str(tmp_path / "policy") not in ended.out
+
+
+def test_the_last_words_say_where_the_policy_is(rows: Path, tmp_path: Path) -> None:
+    assert str(tmp_path / "policy") in ok(lit_align(*words(tmp_path, rows))).out
+
+
+@pytest.mark.parametrize("lora", [(), LORA], ids=["all weights", "adapter merged"])
+def test_two_processes_export_what_one_does(rows: Path, tmp_path: Path, lora: tuple[object, ...]) -> None:
+    sgd = (*lora, "--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.05")
+    ok(lit_align(*words(tmp_path / "one", rows, *sgd, "--data.batch_size", 8)))
+    for ended in distributed(2, *words(tmp_path / "two", rows, *sgd, "--data.batch_size", 4)):
+        ok(ended)
+    one, two = (AutoModelForCausalLM.from_pretrained(tmp_path / n / "policy").state_dict() for n in ("one", "two"))
+    assert distance(one, two) < 1e-6
+    assert distance(one, base().state_dict()) > 1e-5
+
+
+def test_an_older_policy_is_replaced(run: Path, rows: Path, tmp_path: Path) -> None:
+    """A resumed run stays in its folder; what lay there, whole or half written, goes."""
+    for name in ("policy", ".policy.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "stale.txt").touch()
+    last = run / "checkpoints" / "last.ckpt"
+    ok(lit_align(*words(tmp_path, rows, "--trainer.max_steps", 3, "--ckpt_path", last)))
+    assert {path.name for path in (tmp_path / "policy").iterdir()} == {
+        path.name for path in (run / "policy").iterdir()
+    }
+    assert not (tmp_path / ".policy.partial").exists()
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
+    assert torch.equal(logits(exported), logits(trained(tmp_path, base())))
+
+
+def test_the_card_says_what_was_done(run: Path, rows: Path) -> None:
+    _, front, text = (run / "policy" / "README.md").read_text("utf-8").split("---\n", 2)
+    assert yaml.safe_load(front) == {"library_name": "transformers", "tags": ["lit_align", "preference-alignment"]}
+    for said in (
+        "Logistic(beta=",
+        "SelfRefine(strength=",
+        "`testbed:policy`",
+        f"`{rows}`",
+        "steps: 2",
+        '"val/loss": ',
+    ):
+        assert said in text
+    assert "2405.21040" in text.split("```bibtex\n")[1]
+    assert "None" not in text
