@@ -150,6 +150,7 @@ def test_tensorboard_has_the_lengths(run: Path, events: EventAccumulator) -> Non
         assert histogram.sum / COUNT == pytest.approx(numbers(run, step)["samples/policy/length/mean"])
 
 
+@pytest.mark.filterwarnings("ignore:html5lib's sanitizer:DeprecationWarning")
 def test_tensorboard_shows_the_texts(run: Path, events: EventAccumulator) -> None:
     """The first prompts, a row of three cells each, whatever is in them: in the HTML that TensorBoard makes of it."""
     tables = {event.step: event.tensor_proto.string_val[0] for event in events.Tensors("samples/text_summary")}

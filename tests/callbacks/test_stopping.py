@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,97 @@ def stopped(run: Path, *words: object) -> tuple[int, str]:
                 os.killpg(process.pid, signal.SIGKILL)
         output.seek(0)
         return code, output.read()
+
+
+def until(happened: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not happened():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def reported(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    return path.read_text("utf-8").count("\n") if path.exists() else 0
+
+
+def alive(group: int) -> bool:
+    """Whether any process of the group, and so any rank, is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_sigterm_saves_and_the_resumed_run_is_the_undisturbed_one(rows: Path, tmp_path: Path) -> None:
+    many = ("--trainer.max_steps", 250)
+    code, out = stopped(tmp_path / "stopped", *words(tmp_path / "stopped", rows, *many))
+    assert code == 143, out
+    assert "Traceback" not in out
+    assert "stopped by SIGTERM after step" in out
+    interrupt = tmp_path / "stopped" / "checkpoints" / "interrupt.ckpt"
+    assert 2 <= reported(tmp_path / "stopped") < 250
+    resumed = ok(lit_align(*words(tmp_path / "stopped", rows, *many, "--ckpt_path", interrupt)))
+    assert "after 250 steps" in resumed.out
+    ok(lit_align(*words(tmp_path / "whole", rows, *many)))
+    assert distance(weights(tmp_path / "stopped"), weights(tmp_path / "whole")) == 0.0
+    assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
+
+
+def test_sigterm_to_the_launcher_stops_both_processes(rows: Path, tmp_path: Path) -> None:
+    """The signal reaches rank zero only; the other one hears of it between two steps."""
+    many = ("--trainer.max_steps", 250, *TWO)
+    code, out = stopped(tmp_path / "stopped", *words(tmp_path / "stopped", rows, *many))
+    assert code == 143, out
+    assert "Traceback" not in out
+    interrupt = tmp_path / "stopped" / "checkpoints" / "interrupt.ckpt"
+    for ended in distributed(2, *words(tmp_path / "stopped", rows, *many, "--ckpt_path", interrupt)):
+        ok(ended)
+    for ended in distributed(2, *words(tmp_path / "whole", rows, *many)):
+        ok(ended)
+    assert distance(weights(tmp_path / "stopped"), weights(tmp_path / "whole")) == 0.0
+
+
+TERMINATES = '''
+import os, signal
+from dataclasses import dataclass
+from lit_align.objectives import Contrast, Logistic
+
+calls = []
+
+@dataclass(frozen=True)
+class Terminates(Contrast):
+    """Logistic, but for the signal in the middle of a training batch."""
+    beta: float = 5.0
+    at: int = 1
+
+    def __call__(self, margin):
+        if margin.requires_grad:
+            calls.append(1)
+            if len(calls) == self.at:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return Logistic(self.beta)(margin)
+'''
+
+
+@pytest.mark.parametrize(("at", "step"), [(1, 1), (3, 2), (4, 2), (5, 3)])
+def test_a_signal_inside_a_window_waits_for_the_step(rows: Path, tmp_path: Path, at: int, step: int) -> None:
+    """Two batches to a step; a validation behind every second step, which belongs to it; epochs end in a short step."""
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "terminating.py").write_text(TERMINATES)
+    more = (
+        *("--trainer.max_steps", 5, "--trainer.accumulate_grad_batches", 2, "--data.validation", rows),
+        *("--trainer.val_check_interval", 4, "--trainer.check_val_every_n_epoch", "null"),
+    )
+    run = tmp_path / "run"
+    contrast = f"{{class_path: terminating.Terminates, init_args: {{at: {at}}}}}"
+    objective = f"{{class_path: PreferenceObjective, init_args: {{averaging: Mean, contrast: {contrast}}}}}"
+    ended = lit_align(*words(run, rows, *more, "--extend", tmp_path / "parts", "--model.objective", objective))
+    assert ended.code == 143, ended.out
+    assert f"stopped by SIGTERM after step {step};" in ended.out
+    assert [line["step"] for line in metrics(run) if "val/loss" in line] == [2] * (step >= 2)
+    ok(lit_align(*words(run, rows, *more, "--ckpt_path", run / "checkpoints" / "interrupt.ckpt")))
+    ok(lit_align(*words(tmp_path / "whole", rows, *more)))
+    assert metrics(run) == metrics(tmp_path / "whole")
+    assert distance(weights(run), weights(tmp_path / "whole")) == 0.0
