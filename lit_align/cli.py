@@ -10,9 +10,10 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import transformers
+import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -27,9 +28,9 @@ from lit_align.data import DataError, PreferenceData
 from lit_align.modules import LitPreference
 from lit_align.modules.steps import NonFiniteError
 
+OF_A_RUN = ("metrics.jsonl", "samples.jsonl", "data.json", "config.yaml", "tensorboard", "checkpoints", "policy")
 DEBUG = "LIT_ALIGN_DEBUG"
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, MisconfigurationException)
-OF_A_RUN = ("metrics.jsonl", "samples.jsonl", "data.json", "config.yaml", "tensorboard", "checkpoints", "policy")
 
 
 class SaveConfig(SaveConfigCallback):
@@ -56,6 +57,12 @@ class Cli(LightningCLI):
             help="Folders or modules with your own parts, comma separated; their code is imported. "
             "Counts on the command line only.",
         )
+        parser.add_argument(
+            "--on_changed_settings",
+            type=Literal["error", "warn"],
+            default="error",
+            help="When a run is resumed with other settings of model or data.",
+        )
         parser.add_lightning_class_args(callbacks.Samples, "samples")
         parser.add_lightning_class_args(callbacks.Checkpoints, "checkpoints")
         parser.add_lightning_class_args(callbacks.Export, "export")
@@ -68,11 +75,18 @@ class Cli(LightningCLI):
             config.data.tokenizer = config.model.policy
         if config.data.seed is None:
             config.data.seed = config.seed_everything
+        self._refuse_own_output(config)
         if config.extend and extensions_in(sys.argv) != config.extend.split(","):
             self._fail(
                 f"the configuration asks for code of your own (extend: {config.extend}); if you trust it, "
                 f"say so on the command line: --extend {config.extend}"
             )
+
+    def _refuse_own_output(self, config: Namespace) -> None:
+        """A model in the run's own folder would be moved aside, or overwritten, by the run that reads it."""
+        folder, policy = Path(config.run).resolve(), Path(config.model.policy).resolve()
+        if self.subcommand == "fit" and policy.is_relative_to(folder):
+            self._fail(f"model.policy {config.model.policy} lies in the run's own folder; give the run another (run)")
 
     def instantiate_classes(self) -> None:
         """Build module, data and trainer; what their constructors refuse is the user's error, not a traceback."""
@@ -94,29 +108,31 @@ class Cli(LightningCLI):
                 TensorBoardLogger(folder, name="", version="tensorboard"),
                 callbacks.MetricsFile(folder),
             ]
-        plugins = config.trainer.plugins or []
+        ready = self.config_init[self.subcommand]
+        plugins = ready.trainer.plugins or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), callbacks.AtomicCheckpointIO()]
         kwargs["default_root_dir"] = str(folder)
-        ready = self.config_init[self.subcommand]
         ready.checkpoints.dirpath = str(checkpoint_folder(folder))
-        kwargs["callbacks"] = [*(ready.trainer.callbacks or []), *_always(config)]
+        kwargs["callbacks"] = [*self._always(config), *(ready.trainer.callbacks or [])]
         return super().instantiate_trainer(**kwargs)
+
+    def _always(self, config: Namespace) -> list[Callback]:
+        """The callbacks of every run, but for the summary, which comes last."""
+        found: list[Callback] = [
+            callbacks.StepSeed(config.seed_everything),
+            callbacks.GracefulStop(),
+            callbacks.Predictions(),
+        ]
+        if self.subcommand == "fit":
+            settings = yaml.safe_load(self._parser("fit").dump(config, skip_none=False, skip_validation=True))
+            found.append(callbacks.SameRun(settings, config.on_changed_settings))
+        return found if config.trainer.enable_progress_bar is False else [*found, callbacks.Progress()]
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: the configuration describes the run, a checkpoint must not change it silently."""
 
     def _fail(self, message: str) -> None:
         self._parser(self.subcommand).error(message)
-
-
-def _always(config: Namespace) -> list[Callback]:
-    """The callbacks of every run."""
-    found: list[Callback] = [
-        callbacks.StepSeed(config.seed_everything),
-        callbacks.GracefulStop(),
-        callbacks.Predictions(),
-    ]
-    return found if config.trainer.enable_progress_bar is False else [*found, callbacks.Progress()]
 
 
 def _needs_prompted(module: LitPreference) -> bool:
@@ -154,6 +170,7 @@ NOT_ABOUT_THE_RUN = (
     "does not have many workers",
     "sync_dist=True",
     "Checkpoint directory",
+    "Couldn't infer the batch indices",
     "across ranks is zero",
     "isinstance(treespec",
     "_checkpointing` is deprecated",

@@ -50,7 +50,9 @@ class Parser(LightningArgumentParser):
         )
         if key is None:
             return _known_objectives(message)
-        known = sorted({action.dest for action in self._actions if action.dest})
+        subcommands = self._subcommands_action
+        parsers = [self, *(subcommands._name_parser_map.values() if subcommands else ())]
+        known = sorted({action.dest for parser in parsers for action in parser._actions if action.dest})
         close = difflib.get_close_matches(key[1].removeprefix(f"{self.prog.split()[-1]}."), known, 3, 0.7)
         return f"\nDid you mean: {', '.join(close)}?" if close else ""
 

@@ -43,17 +43,29 @@ class PreferencePair:
 
     Args:
         prompt: what the model is asked: text, or messages that end before the response.
-        chosen: the preferred response: text, or the messages that follow the prompt.
-        rejected: the other response, of the same kind as ``chosen``.
+        chosen: the preferred response: text, or the messages that follow the prompt; None in unpaired data.
+        rejected: the other response, of the same kind as ``chosen``; None in unpaired data. Never are both None.
         where: where the row stands (``file:line``), for messages.
         extra: the row's other columns, kept for ``predict``.
+        tools: what a conversation's template is told of tools, as JSON schemas.
+        weight: how much the pair counts, above 0.
+        margin: by how much the chosen response shall win, 0 or more; None where the row does not say.
+        preference_probability: how sure the preference is, 0 to 1; None where the row does not say.
+        scores: what somebody scored chosen and rejected with; NaN for a side without a score.
+        source: number of the source that the row is from.
     """
 
     prompt: Text
-    chosen: Text
-    rejected: Text
+    chosen: Text | None
+    rejected: Text | None
     where: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
+    tools: tuple[Mapping[str, Any], ...] = ()
+    weight: float = 1.0
+    margin: float | None = None
+    preference_probability: float | None = None
+    scores: tuple[float, float] | None = None
+    source: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,9 @@ class TokenizedPair:
         rejected: the other one.
         prompted: ids of the prompt with the quality prompt in it (p ⊕ x), for self-refinement.
         index: position of the row in its data set.
+        weight: how much the pair counts.
+        margin: as in ``PreferencePair``.
+        preference_probability: as in ``PreferencePair``.
     """
 
     prompt: Sequence[int]
@@ -87,6 +102,9 @@ class TokenizedPair:
     rejected: TokenizedResponse
     prompted: Sequence[int] | None = None
     index: int = 0
+    weight: float = 1.0
+    margin: float | None = None
+    preference_probability: float | None = None
 
     @property
     def sides(self) -> tuple[TokenizedResponse, TokenizedResponse]:
@@ -103,9 +121,11 @@ class PairBatch:
         attention_mask: true on tokens, false on padding.
         mask: true on scored response tokens.
         truncated: true for a response that was cut.
-        weight: 1 for a row, 0 for a copy that only fills up a rank's last batch.
+        weight: the row's own weight, 1 unless the data says otherwise; 0 for a copy that only fills up a batch.
         index: position of each row in its data set.
         prompted: the same responses under p ⊕ x, for self-refinement.
+        margin: by how much chosen shall win, where the data says it of any row; 0 for the others.
+        preference_probability: how sure each preference is, where the data says it of any row; 1 for the others.
     """
 
     input_ids: Int[Tensor, "pair side token"]
@@ -115,6 +135,8 @@ class PairBatch:
     weight: Float[Tensor, " pair"]
     index: Int[Tensor, " pair"]
     prompted: PairBatch | None = None
+    margin: Float[Tensor, " pair"] | None = None
+    preference_probability: Float[Tensor, " pair"] | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PairBatch:
         """The same batch on another device."""
@@ -155,12 +177,16 @@ class PairLogProbs:
         reference: the same under the frozen reference; None for objectives that need none.
         mask: true on scored tokens; the values elsewhere are zero.
         prompted: the same responses under p ⊕ x, without gradient, for self-refinement.
+        margin: as in ``PairBatch``, for objectives that honour it.
+        preference_probability: as in ``PairBatch``, for objectives that honour it.
     """
 
     policy: PairTokens
     reference: PairTokens | None
     mask: PairMask
     prompted: PairLogProbs | None = None
+    margin: Margin | None = None
+    preference_probability: Margin | None = None
 
     @property
     def lengths(self) -> Float[Tensor, "pair side"]:

@@ -5,6 +5,7 @@ from lit_align.callbacks.export import Export
 from lit_align.callbacks.metrics_file import MetricsFile
 from lit_align.callbacks.predictions import Predictions
 from lit_align.callbacks.progress import Progress
+from lit_align.callbacks.same_run import SameRun
 from lit_align.callbacks.samples import Samples
 from lit_align.callbacks.seeding import StepSeed
 from lit_align.callbacks.stopping import GracefulStop
@@ -18,6 +19,7 @@ __all__ = [
     "MetricsFile",
     "Predictions",
     "Progress",
+    "SameRun",
     "Samples",
     "StepSeed",
     "Summary",

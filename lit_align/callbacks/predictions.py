@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities import rank_zero_info
 
 from lit_align.modules.steps import run_data
 
@@ -47,7 +47,7 @@ class Predictions(BasePredictionWriter):
         with temporary.open("w", encoding="utf-8") as file:
             for record in sorted(everyone, key=lambda record: record["index"]):
                 extra = run_data(trainer).extra("predict", record["index"])
-                file.write(json.dumps({**extra, **record}, ensure_ascii=False) + "\n")
+                file.write(json.dumps({**extra, **record}, ensure_ascii=False, default=str) + "\n")
         temporary.replace(path)
         rank_zero_info(f"predictions of {len(everyone)} pairs: {path}")
 

@@ -6,8 +6,8 @@ import signal
 from types import FrameType
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_align.callbacks.checkpoints import checkpoint_folder, validation_follows

@@ -55,6 +55,16 @@ class Summary(Callback):
         if isinstance(data, PreferenceData):
             _report_data(trainer, data)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the numbers of a validation that was asked for by itself."""
+        if trainer.state.fn == "validate" and trainer.is_global_zero:
+            Console().print(_evaluation(trainer, "val"))
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the numbers of the test pairs."""
+        if trainer.is_global_zero:
+            Console().print(_evaluation(trainer, "test"))
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the last numbers, the samples' before and after, and where everything lies."""
         if trainer.is_global_zero:
@@ -74,6 +84,14 @@ def _report_data(trainer: Trainer, data: PreferenceData) -> None:
             for split, prepared in data.splits.items():
                 for side, lengths in zip(("chosen", "rejected"), prepared.store.lengths.T, strict=True):
                     logger.experiment.add_histogram(f"data/{split}/{side}", lengths, 0)
+
+
+def _evaluation(trainer: Trainer, stage: str) -> Table:
+    result = Table("", stage, title_justify="left")
+    for name, value in sorted(trainer.callback_metrics.items()):
+        if name.startswith(f"{stage}/"):
+            result.add_row(name.removeprefix(f"{stage}/"), f"{float(value):.4f}")
+    return result
 
 
 def _results(trainer: Trainer) -> Table:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias, final
 
 from lit_align.data.errors import DataError, kind, shown
-from lit_align.data.sources import RawRow
+from lit_align.data.rows import RawRow
 from lit_align.types import Message, PreferencePair, Text
 
 FormatName: TypeAlias = Literal["auto", "pairs", "chat", "hh"]

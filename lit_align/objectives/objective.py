@@ -11,7 +11,7 @@ class Objective(ABC):
     """What is optimised.
 
     An objective sees log-probabilities and nothing else: no model, no tokenizer, no batch of ids. It answers for what
-    it needs through three properties, and whoever prepares its input reads them instead of testing for a class. The
+    it needs through properties, and whoever prepares its input reads them instead of testing for a class. The
     defaults are those of the common case; a leaf states where it differs.
     """
 
@@ -29,6 +29,16 @@ class Objective(ABC):
     def needs_rejected(self) -> bool:
         """Whether the rejected side must be there; True unless a leaf says otherwise."""
         return True
+
+    @property
+    def accepts_unpaired(self) -> bool:
+        """Whether a row may have one side only; False unless a leaf says otherwise."""
+        return False
+
+    @property
+    def honours(self) -> frozenset[str]:
+        """Which of ``margin`` and ``preference_probability`` change the loss; none unless a leaf says otherwise."""
+        return frozenset()
 
     @abstractmethod
     def __call__(self, logps: PairLogProbs) -> Outcome:

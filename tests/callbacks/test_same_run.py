@@ -1,0 +1,35 @@
+"""A checkpoint goes on with the settings that it was saved with, or says which ones changed."""
+
+from __future__ import annotations
+
+import pytest
+
+from lit_align.callbacks import SameRun
+
+
+def settings(beta: float = 0.1, workers: int = 0, steps: int = 10) -> dict[str, object]:
+    return {
+        "model": {"objective": {"class_path": "dpo", "init_args": {"beta": beta}}},
+        "data": {"train": "pairs.jsonl", "num_workers": workers},
+        "trainer": {"max_steps": steps},
+    }
+
+
+def test_the_same_settings_pass() -> None:
+    SameRun(settings()).load_state_dict(SameRun(settings()).state_dict())
+
+
+def test_what_does_not_enter_the_result_may_change() -> None:
+    SameRun(settings(workers=4, steps=20)).load_state_dict(SameRun(settings()).state_dict())
+
+
+def test_a_change_is_named_with_both_values() -> None:
+    saved = SameRun(settings(beta=0.1)).state_dict()
+    with pytest.raises(ValueError, match=r"model\.objective\.init_args\.beta: was 0\.1, is 0\.5"):
+        SameRun(settings(beta=0.5)).load_state_dict(saved)
+
+
+def test_a_change_can_be_wanted() -> None:
+    saved = SameRun(settings(beta=0.1)).state_dict()
+    with pytest.warns(UserWarning, match=r"beta: was 0\.1, is 0\.5"):
+        SameRun(settings(beta=0.5), "warn").load_state_dict(saved)

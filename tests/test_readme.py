@@ -1,0 +1,133 @@
+"""The commands of the README run, and its table has every preset."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from lit_align import objectives
+from lit_align.models.loading import HUB_NAME
+from lit_align.objectives import PreferenceObjective
+from tests.runner import lit_align
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+LIMITS = {
+    "fit": (
+        *("--trainer.max_steps", 2, "--trainer.limit_val_batches", 1, "--trainer.log_every_n_steps", 1),
+        *("--samples.count", 2, "--samples.sampling.max_new_tokens", 8),
+    ),
+    "validate": ("--trainer.limit_val_batches", 1),
+    "test": ("--trainer.limit_test_batches", 1),
+    "predict": ("--trainer.limit_predict_batches", 1),
+}
+
+
+STAND_IN_DATA = "dialogues.jsonl"
+
+
+def offline(words: list[str]) -> list[str]:
+    """The command with what lies on a hub replaced by what lies here."""
+    local = {"--model.policy": "testbed:policy", "--data.train": STAND_IN_DATA}
+    pairs = zip(["", *words], words, strict=False)
+    return [local[key] if key in local and HUB_NAME.fullmatch(word) else word for key, word in pairs]
+
+
+def shell_commands(markdown: str) -> list[str]:
+    """The commands in fenced bash blocks: continued lines joined, chains taken apart, comments left out."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", markdown, re.MULTILINE | re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [part.strip() for line in lines for part in line.split("&&") if part.strip() and not line.startswith("#")]
+
+
+def our_commands(markdown: str) -> list[list[str]]:
+    """The words behind ``python -m lit_align``."""
+    start = "python -m lit_align "
+    return [
+        shlex.split(command.removeprefix(start), comments=True)
+        for command in shell_commands(markdown)
+        if command.startswith(start)
+    ]
+
+
+def test_the_parser_of_this_file() -> None:
+    text = "```bash\n# note\na -c 'x y' && python -m lit_align fit \\\n  --run 'a b'  # why\n```\n```yaml\na: 1\n```\n"
+    assert our_commands(text) == [["fit", "--run", "a b"]]
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like the repository's root, where commands may write and find what the ones before them wrote."""
+    folder = tmp_path_factory.mktemp("readme")
+    dialogue = "\n\nHuman: What is {}?\n\nAssistant:"
+    rows = [{"chosen": f"{dialogue} Good.", "rejected": f"{dialogue} Bad, bad."}]
+    lines = [json.dumps({k: v.format(n) for k, v in row.items()}) for row in rows for n in range(16)]
+    (folder / STAND_IN_DATA).write_text("\n".join(lines), "utf-8")
+    for name in ("configs", "README.md"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+@pytest.mark.parametrize("words", our_commands(README), ids=" ".join)
+def test_the_command_runs(copy: Path, words: list[str]) -> None:
+    limits = () if "--help" in words else LIMITS.get(words[0], ())
+    quiet = ("--trainer.enable_progress_bar", "false") if limits else ()
+    ended = lit_align(*offline(words), *limits, *quiet, folder=copy)
+    assert ended.code == 0, ended.out
+
+
+def fenced(language: str, holding: str) -> str:
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    return next(block for block in blocks if holding in block)
+
+
+def test_the_example_of_a_new_part_runs(copy: Path) -> None:
+    (copy / "parts").mkdir()
+    (copy / "parts" / "my_contrasts.py").write_text(fenced("python", "class Focal"), "utf-8")
+    (copy / "mine.yaml").write_text(fenced("yaml", "my_contrasts.Focal"), "utf-8")
+    words = ("--config", "configs/quickstart.yaml", "--config", "mine.yaml", "--extend", "parts", "--run", "runs/mine")
+    ended = lit_align("fit", *words, *LIMITS["fit"], folder=copy)
+    assert ended.code == 0, ended.out
+    assert "contrast=Focal(beta=2.0, kappa=2.0)" in ended.out
+    assert "refinement=SelfRefine(strength=0.3)" in ended.out
+
+
+def test_the_first_command_is_the_quickstart() -> None:
+    assert our_commands(README)[0] == ["fit", "--config", "configs/quickstart.yaml"]
+
+
+def test_the_commands_name_files_that_exist() -> None:
+    """The two that set up an environment: to train, and to test."""
+    named = {
+        word.rstrip(";")
+        for command in shell_commands(README)
+        for word in shlex.split(command, comments=True)
+        if re.fullmatch(r"(configs|tools|docs|tests)/\S+|\S+\.(txt|toml|yaml)", word)
+    }
+    assert {"constraints.txt", "configs/quickstart.yaml", "tools/check"} <= named
+    assert [word for word in sorted(named) if not (ROOT / word).exists()] == []
+
+
+def presets() -> list[str]:
+    """The functions among the objectives that make a ``PreferenceObjective``."""
+    functions = {name: getattr(objectives, name) for name in objectives.__all__ if name.islower()}
+    return [
+        name
+        for name, function in functions.items()
+        if function.__annotations__.get("return") in (PreferenceObjective, "PreferenceObjective")
+    ]
+
+
+def test_every_preset_stands_in_the_table() -> None:
+    table = "\n".join(line for line in README.splitlines() if line.startswith("|"))
+    assert len(presets()) > 10
+    assert [name for name in presets() if f"`{name}`" not in table] == []
+
+
+def test_links_lead_somewhere() -> None:
+    targets = [target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", README) if "://" not in target]
+    assert [target for target in targets if target and not (ROOT / target).exists()] == []
