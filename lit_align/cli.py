@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -73,6 +74,7 @@ class Cli(LightningCLI):
         config = self.config[self.subcommand]
         if config.data.tokenizer is None:
             config.data.tokenizer = config.model.policy
+            config.data.revision = config.data.revision or config.model.loading.revision
         if config.data.seed is None:
             config.data.seed = config.seed_everything
         self._refuse_own_output(config)
@@ -215,4 +217,11 @@ def main() -> None:
         if DEBUG in os.environ:
             raise
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, DataError) else 1)
+        sys.exit(_exit_code(error))
+
+
+def _exit_code(error: Exception) -> int:
+    """1 where a run broke off over its numbers or the disk, 2 where the user can mend the command or the data."""
+    of_the_disk = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+    broke_off = isinstance(error, NonFiniteError) or (isinstance(error, OSError) and error.errno in of_the_disk)
+    return 1 if broke_off else 2

@@ -95,10 +95,11 @@ def _load_extension(extension: str) -> list[str]:
     for name in names:
         try:
             importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name != name:
-                raise
-            raise ValueError(f"--extend {extension}: neither a folder nor a module that can be imported") from error
+        except (ModuleNotFoundError, TypeError) as error:  # a TypeError for "./x", which Python takes as relative
+            if name.startswith(".") or getattr(error, "name", None) == name:
+                message = f"--extend {extension}: neither a folder nor a module that can be imported"
+                raise ValueError(message) from error
+            raise
     return names
 
 

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -82,8 +84,17 @@ def _report_data(trainer: Trainer, data: PreferenceData) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             for split, prepared in data.splits.items():
-                for side, lengths in zip(("chosen", "rejected"), prepared.store.lengths.T, strict=True):
-                    logger.experiment.add_histogram(f"data/{split}/{side}", lengths, 0)
+                _draw(logger, f"data/{split}", prepared.store.lengths)
+
+
+def _draw(logger: TensorBoardLogger, name: str, lengths: NDArray[np.int64]) -> None:
+    """Histograms of both sides and of chosen minus rejected; a side without tokens is not there."""
+    chosen, rejected = lengths.T
+    both = (chosen > 0) & (rejected > 0)
+    values = {"chosen": chosen[chosen > 0], "rejected": rejected[rejected > 0], "gap": (chosen - rejected)[both]}
+    for label, found in values.items():
+        if len(found):
+            logger.experiment.add_histogram(f"{name}/{label}", found, 0)
 
 
 def _evaluation(trainer: Trainer, stage: str) -> Table:

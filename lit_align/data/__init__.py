@@ -1,13 +1,14 @@
 """Preference data: from rows in files to batches of tensors.
 
-``read_rows`` → ``read_pair`` → ``Tokenize`` → ``PairStore`` → ``BucketedBatches`` → ``Collate``, put together by
+``read_rows`` → ``read_row`` → ``Tokenize`` → ``PairStore`` → ``BucketedBatches`` → ``Collate``, put together by
 ``PreferenceData``.
 """
 
 from lit_align.data.collate import Collate
 from lit_align.data.datamodule import PreferenceData, SamplePrompt
 from lit_align.data.errors import DataError
-from lit_align.data.formats import FORMATS, Format, read_pair
+from lit_align.data.format import Format, Reading
+from lit_align.data.formats import FORMATS, read_row
 from lit_align.data.lengths import LengthReport, length_report
 from lit_align.data.loader import ResumableLoader
 from lit_align.data.prepare import BadRows, Split, prepare
@@ -33,6 +34,7 @@ __all__ = [
     "LengthReport",
     "PairStore",
     "PreferenceData",
+    "Reading",
     "ResumableLoader",
     "SamplePrompt",
     "SequentialBatches",
@@ -43,6 +45,6 @@ __all__ = [
     "length_report",
     "load_tokenizer",
     "prepare",
-    "read_pair",
+    "read_row",
     "read_rows",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 from lit_align.data.collate import Collate
 from lit_align.data.errors import check_range
 from lit_align.data.formats import FormatName
-from lit_align.data.lengths import LengthReport, length_report, show, warnings
+from lit_align.data.length_table import show, warnings
+from lit_align.data.lengths import LengthReport, split_report
 from lit_align.data.loader import ResumableLoader, evaluation_loader
 from lit_align.data.prepare import BadRows, OnBadRow, Split, prepare
 from lit_align.data.prompts import QUALITY_PROMPT
@@ -138,6 +139,22 @@ class PreferenceData(LightningDataModule):
         if new and self._share(self.batch_size).rank == 0:
             show({split: self.lengths[split] for split in new})
 
+    def prepare_all(self) -> Mapping[str, LengthReport]:
+        """Read, check and tokenize every split that has a source, without a trainer; the reports of their lengths.
+
+        Raises:
+            FileNotFoundError: a source or the tokenizer is not there.
+            DataError: rows cannot be used; the message lists the first ten by file and line.
+            ValueError: the tokenizer or every source is not set.
+        """
+        if not any(self.sources.values()):
+            raise ValueError("no data is set; expected data.train or another split's source")
+        for split in self.sources:
+            if self.sources[split]:
+                self.splits[split] = self._prepare(split)
+                self.lengths[split] = self._report(split)
+        return self.lengths
+
     def _prepare(self, split: str) -> Split:
         quality = self.quality_prompt if self.prompted else None
         tokenize = Tokenize(Encoder(self.tokenizer), self.truncation, quality)
@@ -145,9 +162,8 @@ class PreferenceData(LightningDataModule):
 
     def _report(self, split: str) -> LengthReport:
         """Count, and say aloud what a person should look at before training."""
-        prepared, train = self.splits[split], self.splits.get("train")
-        report = length_report(prepared.store, train.store if train and split != "train" else None)
-        report = replace(report, dropped=prepared.dropped, notes=prepared.notes)
+        prepared = self.splits[split]
+        report = split_report(prepared, self.splits.get("train") if split != "train" else None)
         step = self._share(self.batch_size).step_size if split == "train" else 0
         for warning in warnings(report, step):
             rank_zero_warn(f"data.{split} ({prepared.source}): {warning}")

@@ -57,11 +57,13 @@ def read_stream(source: str, hub: HubName) -> Rows:
     """Rows of a data set while it is being downloaded; nothing is kept on disk.
 
     Raises:
-        DataError: the split is no ``name`` or ``name[start:end]`` in rows; a stream knows no percentages or sums.
+        DataError: the split is no ``name`` or ``name[start:end]`` (in rows); a stream knows no percentages or sums.
     """
     part = _SLICE.fullmatch(hub.split)
     if part is None:
-        raise DataError(source, f"a stream has no split {shown(hub.split)}; expected a name, or name[start:end] in rows")
+        raise DataError(
+            source, f"a stream has no split {shown(hub.split)}; expected a name, or name[start:end] in rows"
+        )
     rows = _load(source, hub, split=part["split"], streaming=True)
     start, end = int(part["start"] or 0), int(part["end"]) if part["end"] else None
     yield from _numbered(islice(_whole(rows, source), start, end), source, start + 1)

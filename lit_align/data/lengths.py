@@ -3,104 +3,146 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
+from lit_align.data.prepare import Split
+from lit_align.data.statistics import Distribution, Interval, bin_width, pearson, wilson
 from lit_align.data.store import PairStore
 
-PERCENTILES = (5, 25, 50, 75, 95, 100)
+SUMMED_BETA = 0.1
 
 
+@final
 @dataclass(frozen=True)
-class Lengths:
-    """Scored tokens of one side.
+class Marks:
+    """What is known of each pair of a split beside its tokens.
 
     Args:
-        mean: mean.
-        std: standard deviation (of the population).
-        percentiles: percentile → tokens.
-        truncated: responses that were cut.
+        scores: what chosen and rejected were scored with, NaN where they were not; None if none was.
+        source: number of the source that each pair is from; None if there is only one.
+        names: of the sources, by number.
     """
 
-    mean: float
-    std: float
-    percentiles: Mapping[int, float]
-    truncated: int
+    scores: NDArray[np.floating[Any]] | None = None
+    source: NDArray[np.integer[Any]] | None = None
+    names: Sequence[str] = ()
 
 
+@final
 @dataclass(frozen=True)
-class Interval:
-    """A share and its 95 % interval by Wilson's score."""
-
-    share: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class LengthReport:
-    """Exact numbers of one split, in tokens.
+class PairLengths:
+    """Exact numbers of the lengths of some pairs, in tokens; of responses only the scored tokens count.
 
     Args:
-        pairs: number of pairs.
+        pairs: number of pairs, also of those with one side only.
+        prompt: lengths of the prompts.
         chosen: lengths of the chosen responses.
         rejected: lengths of the rejected responses.
-        prompt_mean: mean length of the prompts.
-        gap: mean of chosen minus rejected.
+        gap: chosen minus rejected, of the pairs that have both.
         chosen_longer: share of pairs whose chosen response is the longer one.
+        equally_long: share of pairs whose responses are equally long.
         longer_wins: accuracy of the rule "the longer response is better", ties counted one half.
+        chosen_truncated: chosen responses that were cut.
+        rejected_truncated: rejected responses that were cut.
+        scored: pairs in which both sides have a score.
+        score_correlation: Pearson's, of the gap in tokens with the gap in scores; None without scores that differ.
+        matched_beta: see ``matched_beta``, for a summed β of 0.1.
+    """
+
+    pairs: int
+    prompt: Distribution
+    chosen: Distribution
+    rejected: Distribution
+    gap: Distribution
+    chosen_longer: float
+    equally_long: float
+    longer_wins: Interval
+    chosen_truncated: int
+    rejected_truncated: int
+    scored: int
+    score_correlation: float | None
+    matched_beta: float
+
+
+@final
+@dataclass(frozen=True)
+class LengthReport:
+    """What is to be known of a split before it is trained on.
+
+    Args:
+        lengths: of all pairs.
+        sources: the same of each source, if there are several.
         duplicates: pairs that stood before with the same prompt and responses.
         contradictions: pairs that stand elsewhere the other way round.
         seen_prompts: pairs whose prompt is also in the training split; None for that split itself.
         seen_pairs: pairs that are also in the training split; None for that split itself.
+        read: rows that were read, also those left out; None if nobody counted.
         dropped: rows that were left out, by reason.
         notes: how many pairs needed which remark.
     """
 
-    pairs: int
-    chosen: Lengths
-    rejected: Lengths
-    prompt_mean: float
-    gap: float
-    chosen_longer: float
-    longer_wins: Interval
+    lengths: PairLengths
+    sources: Mapping[str, PairLengths]
     duplicates: int
     contradictions: int
     seen_prompts: int | None = None
     seen_pairs: int | None = None
+    read: int | None = None
     dropped: Mapping[str, int] = field(default_factory=dict)
     notes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def pairs(self) -> int:
+        """Number of pairs."""
+        return self.lengths.pairs
+
+    @property
+    def rows(self) -> int:
+        """Rows that were read, or, if nobody counted, those that must have been."""
+        return self.pairs + sum(self.dropped.values()) if self.read is None else self.read
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON."""
         return asdict(self)
 
 
-def length_report(store: PairStore, train: PairStore | None = None) -> LengthReport:
+def split_report(split: Split, train: Split | None = None) -> LengthReport:
+    """The numbers of a prepared split.
+
+    Args:
+        split: its pairs, and what became of its rows.
+        train: the training pairs, if the split is for evaluation.
+    """
+    report = length_report(split.store, train.store if train else None, marks_of(split))
+    return replace(report, read=split.read, dropped=split.dropped, notes=split.notes)
+
+
+def marks_of(split: Split) -> Marks:
+    """Scores of a split's pairs, where any pair has them."""
+    none = (math.nan, math.nan)
+    scores = np.array([pair.scores or none for pair in split.pairs])
+    return Marks(scores if np.isfinite(scores).any() else None)
+
+
+def length_report(store: PairStore, train: PairStore | None = None, marks: Marks = Marks()) -> LengthReport:
     """The numbers of a split.
 
     Args:
         store: its pairs.
         train: the training pairs, if the split is for evaluation: what of it was seen there is counted.
+        marks: what else is known of its pairs.
     """
-    tokens = store.lengths
-    chosen, rejected = tokens.T
     forward = store.hashes(("prompt", "chosen", "rejected"))
     backward = set(store.hashes(("prompt", "rejected", "chosen")))
+    everything = np.ones(len(store), dtype=np.bool_)
     return LengthReport(
-        pairs=len(store),
-        chosen=_lengths(chosen, store.truncated[:, 0]),
-        rejected=_lengths(rejected, store.truncated[:, 1]),
-        prompt_mean=float(store.part_lengths[:, 0].mean()),
-        gap=float((chosen - rejected).mean()),
-        chosen_longer=float((chosen > rejected).mean()),
-        longer_wins=_wilson(float((chosen > rejected).sum() + 0.5 * (chosen == rejected).sum()), len(store)),
+        lengths=_lengths(store, marks.scores, everything),
+        sources=_by_source(store, marks),
         duplicates=len(forward) - len(set(forward)),
         contradictions=sum(digest in backward for digest in forward),
         seen_prompts=_seen(store, train, ("prompt",)),
@@ -108,86 +150,59 @@ def length_report(store: PairStore, train: PairStore | None = None) -> LengthRep
     )
 
 
-def table(reports: Mapping[str, LengthReport]) -> Table:
-    """The reports side by side, one column for each split.
+def matched_beta(lengths: NDArray[np.integer[Any]], summed: float = SUMMED_BETA) -> float:
+    r"""The β for averaged log-probs that pulls as hard as a β for summed ones: $\beta \cdot \bar L$.
+
+    At the start of training, where the policy is the reference and every margin is 0, the gradient of
+    $-\log\sigma(\beta D)$ is $\frac{\beta}{2}$ times that of the margin. With sums each token of the pair weighs
+    $\frac{\beta}{2}$, so a pair of n and m tokens weighs $\frac{\beta}{2} (n + m)$. With means each token weighs
+    $\frac{\beta'}{2n}$ or $\frac{\beta'}{2m}$, so the pair weighs $\beta'$. Over all pairs the two weigh the same at
+    β' = β · mean of (n + m) / 2: the mean length of the responses of both sides. Where all have the same length L this
+    is exact at every step, averaged DPO(β) = DPO(β / L).
 
     Args:
-        reports: split → report.
+        lengths: scored tokens of each response, 0 for a side that is not there.
+        summed: the β for sums.
+
+    >>> round(matched_beta(np.array([[30, 20], [40, 10]])), 6)
+    2.5
     """
-    result = Table(title="Lengths in tokens")
-    result.add_column("")
-    for split in reports:
-        result.add_column(split, justify="right")
-    columns = [_cells(report) for report in reports.values()]
-    for name in dict.fromkeys(name for column in columns for name in column):
-        result.add_row(name, *(column.get(name, "") for column in columns))
-    return result
+    there = lengths[lengths > 0]
+    return summed * float(there.mean()) if len(there) else 0.0
 
 
-def show(reports: Mapping[str, LengthReport]) -> None:
-    """Print the table of the reports."""
-    Console().print(table(reports))
+def _by_source(store: PairStore, marks: Marks) -> dict[str, PairLengths]:
+    if marks.source is None or len(marks.names) < 2:
+        return {}
+    return {name: _lengths(store, marks.scores, marks.source == n) for n, name in enumerate(marks.names)}
 
 
-def warnings(report: LengthReport, step: int = 0) -> list[str]:
-    """What a person should look at before training, in sentences.
-
-    Args:
-        report: the numbers of a split.
-        step: pairs that an optimizer step asks for; 0 for evaluation.
-    """
-    counts = {
-        "rows were left out": sum(report.dropped.values()),
-        "pairs stand there the other way round as well": report.contradictions,
-        "pairs are copies of an earlier one": report.duplicates,
-        "pairs are in the training data as well": report.seen_pairs,
-        **{f"pairs: {note}": count for note, count in report.notes.items()},
-    }
-    few = [f"all {report.pairs} pairs are fewer than one optimizer step's {step}"] if report.pairs < step else []
-    return [f"{count} {words}; {report.pairs} pairs are used" for words, count in counts.items() if count] + few
-
-
-def _cells(report: LengthReport) -> dict[str, str]:
-    cells = {"pairs": str(report.pairs), "prompt": f"{report.prompt_mean:.1f}"}
-    for name, side in (("chosen", report.chosen), ("rejected", report.rejected)):
-        cells[name] = f"{side.mean:.1f} ± {side.std:.1f}"
-        cells[f"{name} {'/'.join(map(str, PERCENTILES))} %"] = " ".join(f"{v:.0f}" for v in side.percentiles.values())
-        cells[f"{name} truncated"] = _share(side.truncated, report.pairs)
-    cells["chosen − rejected"] = f"{report.gap:+.2f}"
-    cells["chosen is longer"] = f"{report.chosen_longer:.1%}"
-    wins = report.longer_wins
-    cells["longer wins (95 %)"] = f"{wins.share:.1%} ({wins.low:.1%}–{wins.high:.1%})"
-    counts = {
-        "duplicates": report.duplicates,
-        "contradictions": report.contradictions,
-        "prompts seen in training": report.seen_prompts,
-        "pairs seen in training": report.seen_pairs,
-        **{f"left out: {reason}": count for reason, count in report.dropped.items()},
-        **report.notes,
-    }
-    return cells | {name: _share(count, report.pairs) for name, count in counts.items() if count}
-
-
-def _share(count: int, pairs: int) -> str:
-    return f"{count} ({count / pairs:.1%})"
-
-
-def _lengths(tokens: NDArray[np.int64], truncated: NDArray[np.bool_]) -> Lengths:
-    percentiles = {p: float(value) for p, value in zip(PERCENTILES, np.percentile(tokens, PERCENTILES), strict=True)}
-    return Lengths(float(tokens.mean()), float(tokens.std()), percentiles, int(truncated.sum()))
-
-
-def _wilson(wins: float, count: int, z: float = 1.959963984540054) -> Interval:
-    """The share of wins and Wilson's interval, which stays inside 0 and 1 also for few pairs.
-
-    >>> interval = _wilson(8, 10)
-    >>> round(interval.low, 4), round(interval.high, 4)
-    (0.4902, 0.9433)
-    """
-    share = wins / count
-    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return Interval(share, middle - half, middle + half)
+def _lengths(store: PairStore, scores: NDArray[np.floating[Any]] | None, which: NDArray[np.bool_]) -> PairLengths:
+    """The numbers of some pairs; a response without tokens is a side that is not there."""
+    tokens, prompts = store.lengths[which], store.part_lengths[which, 0]
+    there = tokens > 0
+    both = there.all(axis=1)
+    chosen, rejected = tokens[both].T
+    gap, wide = chosen - rejected, bin_width(tokens[there])
+    longer, equal, count = int((gap > 0).sum()), int((gap == 0).sum()), int(both.sum())
+    differences = None if scores is None else (scores[which, 0] - scores[which, 1])[both]
+    scored = np.zeros(count, dtype=np.bool_) if differences is None else np.isfinite(differences)
+    cut = store.truncated[which].sum(axis=0).tolist()
+    return PairLengths(
+        pairs=len(tokens),
+        prompt=Distribution.of(prompts, bin_width(prompts)),
+        chosen=Distribution.of(tokens[there[:, 0], 0], wide),
+        rejected=Distribution.of(tokens[there[:, 1], 1], wide),
+        gap=Distribution.of(gap, bin_width(gap)),
+        chosen_longer=longer / count if count else 0.0,
+        equally_long=equal / count if count else 0.0,
+        longer_wins=wilson(longer + 0.5 * equal, count),
+        chosen_truncated=cut[0],
+        rejected_truncated=cut[1],
+        scored=int(scored.sum()),
+        score_correlation=None if differences is None else pearson(gap[scored], differences[scored]),
+        matched_beta=matched_beta(tokens),
+    )
 
 
 def _seen(store: PairStore, train: PairStore | None, parts: tuple[str, ...]) -> int | None:

@@ -7,8 +7,9 @@ import gzip
 import lzma
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from io import BufferedIOBase, BufferedReader
 from pathlib import Path
-from typing import IO, Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 from lit_align.data.errors import DataError
 
@@ -46,7 +47,7 @@ class LocalFile:
         path = Path(self.path.stem) if self._packing in OPENERS else self.path
         return path.suffix.lower()
 
-    def open(self) -> IO[bytes]:
+    def open(self) -> BufferedIOBase:
         """Its bytes, unpacked."""
         return OPENERS[self._packing](self.path) if self._packing in OPENERS else self.path.open("rb")
 
@@ -55,17 +56,15 @@ class LocalFile:
         return self.path.suffix.lower()
 
 
-def _open_zst(path: Path) -> IO[bytes]:
-    import io
-
+def _open_zst(path: Path) -> BufferedIOBase:
     import pyarrow  # type: ignore[import-untyped]
 
-    return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+    return BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
 
 
-OPENERS: Mapping[str, Callable[[Path], IO[bytes]]] = {
-    ".gz": lambda path: cast(IO[bytes], gzip.open(path)),
-    ".bz2": lambda path: cast(IO[bytes], bz2.open(path)),
-    ".xz": lambda path: cast(IO[bytes], lzma.open(path)),
+OPENERS: Mapping[str, Callable[[Path], BufferedIOBase]] = {
+    ".gz": gzip.GzipFile,
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
     ".zst": _open_zst,
 }

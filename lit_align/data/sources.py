@@ -31,7 +31,7 @@ READERS: Mapping[str, Callable[[LocalFile], Rows]] = {
 def read_rows(source: str) -> Rows:
     """Rows of a source, in its order, lines counted from 1.
 
-    =============================================  =====================================================================
+    =============================================  ====================================================================
     ``pairs.jsonl``                                a file: ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet``,
                                                    also with ``.gz``, ``.bz2``, ``.xz`` or ``.zst`` behind it
     ``shards/*.parquet``                           all files of a pattern, in the order of their names
@@ -39,7 +39,7 @@ def read_rows(source: str) -> Rows:
     ``testbed:train``                              a part of the testbed
     ``owner/name#config@revision:train[:1000]``    a data set on the hub; split ``train`` unless told
     ``stream:owner/name:train[:1000]``             the same, read while it is downloaded
-    =============================================  =====================================================================
+    =============================================  ====================================================================
 
     What exists on disk or looks like a path is local and must exist: a mistyped path is never looked up.
 

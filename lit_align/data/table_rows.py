@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Iterator
-from typing import IO, final
+from io import BufferedIOBase
+from typing import final
 
 from lit_align.data.errors import DataError, shown
 from lit_align.data.json_rows import BOM, decode
@@ -18,7 +19,7 @@ _LONGEST_FIELD = 2**31 - 1
 class _Lines(Iterator[str]):
     """The lines of a file as text, counted, for the ``csv`` module; what is not UTF-8 stops it."""
 
-    def __init__(self, file: IO[bytes], name: str) -> None:
+    def __init__(self, file: BufferedIOBase, name: str) -> None:
         self.file = file
         self.name = name
         self.number = 0

@@ -75,7 +75,7 @@ class LitPreference(LightningModule):
 
     def configure_model(self) -> None:
         """Load the policy and attach the reference; every rank does it, once."""
-        if hasattr(self, "policy"):
+        if "policy" in self._modules:
             return
         model = load_causal_lm(self.policy_name, self.loading)
         if self.reference is not None and self.lora is None:

@@ -122,7 +122,7 @@ def test_adapter_alone_fits_on_the_base(adapter: Path, merged: Path) -> None:
 def test_adapter_without_lora_is_refused_before_the_model_is_read(rows: Path, tmp_path: Path) -> None:
     nowhere = ("--model.policy", tmp_path / "nowhere", "--data.tokenizer", "testbed:policy")
     ended = lit_align(*words(tmp_path / "run", rows, *nowhere, "--export.form", "adapter"))
-    assert ended.code != 0
+    assert ended.code == 2
     errors = [line for line in ended.out.splitlines() if "error:" in line]
     assert errors == [
         "error: export.form is 'adapter', but the run has no adapter; set model.lora or take 'merged'",

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from lit_align.data.lengths import length_report, table, warnings
+from lit_align.data.length_table import table, warnings
+from lit_align.data.lengths import length_report
 from lit_align.data.store import PairStore
 from lit_align.types import TokenizedPair, TokenizedResponse
 
@@ -27,20 +28,20 @@ STORE = PairStore.of([pair(3, 1), pair(2, 2, prompt=2), pair(1, 3, prompt=3), pa
 def test_the_numbers_by_hand() -> None:
     report = length_report(STORE)
     assert report.pairs == 4
-    assert report.prompt_mean == 2
-    assert report.chosen.mean == (3 + 2 + 1 + 8) / 4
-    assert report.chosen.std == pytest.approx(np.std([3, 2, 1, 8]))
-    assert report.chosen.percentiles[50] == 2.5
-    assert report.rejected.percentiles[100] == 3
-    assert report.gap == (2 + 0 - 2 + 6) / 4
-    assert report.chosen_longer == 0.5
-    assert report.longer_wins.share == (2 + 0.5) / 4
-    assert (report.chosen.truncated, report.rejected.truncated) == (1, 0)
+    assert report.lengths.prompt.mean == 2
+    assert report.lengths.chosen.mean == (3 + 2 + 1 + 8) / 4
+    assert report.lengths.chosen.std == pytest.approx(np.std([3, 2, 1, 8]))
+    assert report.lengths.chosen.percentiles[50] == 2.5
+    assert report.lengths.rejected.percentiles[100] == 3
+    assert report.lengths.gap.mean == (2 + 0 - 2 + 6) / 4
+    assert report.lengths.chosen_longer == 0.5
+    assert report.lengths.longer_wins.share == (2 + 0.5) / 4
+    assert (report.lengths.chosen_truncated, report.lengths.rejected_truncated) == (1, 0)
 
 
 def test_wilsons_interval_stays_inside_and_narrows() -> None:
-    few = length_report(PairStore.of([pair(3, 1, prompt=n) for n in range(4)])).longer_wins
-    many = length_report(PairStore.of([pair(3, 1, prompt=n) for n in range(400)])).longer_wins
+    few = length_report(PairStore.of([pair(3, 1, prompt=n) for n in range(4)])).lengths.longer_wins
+    many = length_report(PairStore.of([pair(3, 1, prompt=n) for n in range(400)])).lengths.longer_wins
     assert few.share == many.share == 1
     assert 0 < few.low < many.low < few.high <= 1 + 1e-12
 
@@ -68,7 +69,7 @@ def test_warnings_are_for_what_is_there() -> None:
 
 
 def test_a_report_is_plain_data() -> None:
-    assert json.loads(json.dumps(length_report(STORE).as_dict()))["chosen"]["mean"] == 3.5
+    assert json.loads(json.dumps(length_report(STORE).as_dict()))["lengths"]["chosen"]["mean"] == 3.5
 
 
 def test_the_table_has_a_column_for_each_split() -> None:
