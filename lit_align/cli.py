@@ -9,7 +9,6 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +27,7 @@ from lit_align.callbacks.checkpoints import checkpoint_folder
 from lit_align.data import DataError, PreferenceData
 from lit_align.modules import LitPreference
 from lit_align.modules.steps import NonFiniteError
+from lit_align.parsing import extensions_in
 
 OF_A_RUN = ("metrics.jsonl", "samples.jsonl", "data.json", "config.yaml", "tensorboard", "checkpoints", "policy")
 DEBUG = "LIT_ALIGN_DEBUG"
@@ -77,12 +77,20 @@ class Cli(LightningCLI):
             config.data.revision = config.data.revision or config.model.loading.revision
         if config.data.seed is None:
             config.data.seed = config.seed_everything
+        self._set_length(config.trainer)
         self._refuse_own_output(config)
         if config.extend and extensions_in(sys.argv) != config.extend.split(","):
             self._fail(
                 f"the configuration asks for code of your own (extend: {config.extend}); if you trust it, "
                 f"say so on the command line: --extend {config.extend}"
             )
+
+    def _set_length(self, trainer: Namespace) -> None:
+        """One epoch, unless the user says how long; refuse a run without an end, which no schedule fits."""
+        if trainer.max_epochs is None and trainer.max_steps == -1:
+            trainer.max_epochs = 1
+        if self.subcommand == "fit" and trainer.max_epochs == -1 and trainer.max_steps == -1:
+            self._fail("trainer.max_epochs and trainer.max_steps are both -1: the schedule needs an end; set one")
 
     def _refuse_own_output(self, config: Namespace) -> None:
         """A model in the run's own folder would be moved aside, or overwritten, by the run that reads it."""
@@ -139,20 +147,6 @@ class Cli(LightningCLI):
 
 def _needs_prompted(module: LitPreference) -> bool:
     return module.objective.needs_prompted
-
-
-def extensions_in(argv: Sequence[str]) -> list[str]:
-    """The folders and modules behind ``--extend`` on a command line.
-
-    >>> extensions_in(["fit", "--extend", "./parts,mine", "--run", "x"])
-    ['./parts', 'mine']
-    """
-    for place, word in enumerate(argv):
-        if word == "--extend" and place + 1 < len(argv):
-            return argv[place + 1].split(",")
-        if word.startswith("--extend="):
-            return word.removeprefix("--extend=").split(",")
-    return []
 
 
 @rank_zero_only
@@ -217,6 +211,8 @@ def main() -> None:
         if DEBUG in os.environ:
             raise
         print(f"error: {error}", file=sys.stderr)
+        if isinstance(error, TypeError | ValueError) and not isinstance(error, DataError):
+            print(f"({DEBUG}=1 shows where it was raised)", file=sys.stderr)
         sys.exit(_exit_code(error))
 
 

@@ -65,6 +65,20 @@ def _known_objectives(message: str) -> str:
     return f"\nDid you mean: {', '.join(close)}?" if close else ""
 
 
+def extensions_in(argv: Sequence[str]) -> list[str]:
+    """The folders and modules behind ``--extend`` on a command line.
+
+    >>> extensions_in(["fit", "--extend", "./parts,mine", "--run", "x"])
+    ['./parts', 'mine']
+    """
+    for place, word in enumerate(argv):
+        if word == "--extend" and place + 1 < len(argv):
+            return argv[place + 1].split(",")
+        if word.startswith("--extend="):
+            return word.removeprefix("--extend=").split(",")
+    return []
+
+
 def prepare(extensions: Sequence[str]) -> None:
     """Set jsonargparse up, once per process, before any parser is built.
 

@@ -7,10 +7,13 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lit_align import testbed
 from lit_align.types import PairBatch
 
 VOCABULARY = 31
@@ -70,3 +73,12 @@ def batch() -> PairBatch:
         prompts=[[1, 5, 6, 7], [1, 8], [1, 9, 10, 11, 12, 13]],
         responses=[([14, 15, 2], [16, 2]), ([17, 18, 19, 20, 2], [21, 2]), ([22, 2], [23, 24, 25, 2])],
     )
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eleven pairs: no batch size divides them."""
+    path = tmp_path_factory.mktemp("rows") / "pairs.jsonl"
+    lines = testbed.path("train.jsonl").read_text("utf-8").splitlines()[:11]
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+    return path

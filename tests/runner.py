@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -10,10 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 
 from lit_align.cli import main
+
+QUIET = ("--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu")
+SHORT = ("--samples.count", "0", "--export.form", "none", *QUIET)
+BASE = ("--model.policy", "testbed:policy", "--model.optimizer.lr", "1e-3", "--trainer.log_every_n_steps", "1")
 
 
 @dataclass(frozen=True)
@@ -98,3 +104,23 @@ def _fork(work: Callable[[], None], output: Path) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def ok(ended: Ended) -> Ended:
+    assert ended.code == 0, ended.out
+    return ended
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    return state
+
+
+def metrics(run: Path, leave_out: str = "throughput") -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if leave_out not in key} for line in lines]
+
+
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)

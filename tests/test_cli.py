@@ -8,18 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lit_align import testbed
-from lit_align.cli import extensions_in
-from tests.runner import Ended, lit_align
-from tests.test_runs import BASE, SHORT, metrics, ok
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("rows") / "pairs.jsonl"
-    lines = testbed.path("train.jsonl").read_text("utf-8").splitlines()[:11]
-    path.write_text("\n".join(lines) + "\n", "utf-8")
-    return path
+from lit_align.parsing import extensions_in
+from tests.runner import BASE, SHORT, Ended, lit_align, metrics, ok
 
 
 def words(run: Path, rows: Path, *more: object, command: str = "fit") -> tuple[object, ...]:

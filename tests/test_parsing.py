@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from lit_align import objectives, parsing
+from lit_align.modules import Constant, Cosine, Schedule
 from lit_align.objectives.objective import Objective
 from tests.runner import forked
 
@@ -169,3 +170,12 @@ def test_yaml_that_is_refused(text: str, message: str) -> None:
     with pytest.raises(yaml.YAMLError, match=message):
         parsing.load_yaml(text)
     assert time.monotonic() - start < 2
+
+
+def test_settings_of_a_default_part_do_not_leak(capsys: pytest.CaptureFixture[str]) -> None:
+    """The default schedule warms up; the one that takes its place has its own default."""
+    parsing.prepare([])
+    parser = parsing.Parser(prog="lit_align fit")
+    parser.add_argument("--schedule", type=Schedule, default=Cosine(warmup=0.3))
+    assert parser.instantiate(parser.parse_args(["--schedule", "Constant"])).schedule == Constant(warmup=0.0)
+    assert parser.instantiate(parser.parse_args(["--schedule.warmup", "0.2"])).schedule == Cosine(warmup=0.2)

@@ -5,51 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lit_align import testbed
-from tests.runner import Ended, distributed, lit_align
-
-QUIET = ("--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu")
-SHORT = ("--samples.count", "0", "--export.form", "none", *QUIET)
-BASE = ("--model.policy", "testbed:policy", "--model.optimizer.lr", "1e-3", "--trainer.log_every_n_steps", "1")
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eleven pairs: no batch size divides them."""
-    path = tmp_path_factory.mktemp("rows") / "pairs.jsonl"
-    lines = testbed.path("train.jsonl").read_text("utf-8").splitlines()[:11]
-    path.write_text("\n".join(lines) + "\n", "utf-8")
-    return path
+from tests.runner import BASE, QUIET, SHORT, distance, distributed, lit_align, metrics, ok, weights
 
 
 def words(run: Path, rows: Path, *more: object, objective: str = "dpo") -> Sequence[object]:
     return ("fit", "--run", run, *BASE, *SHORT, "--model.objective", objective, "--data.train", rows, *more)
-
-
-def ok(ended: Ended) -> Ended:
-    assert ended.code == 0, ended.out
-    return ended
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    return state
-
-
-def metrics(run: Path, leave_out: str = "throughput") -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if leave_out not in key} for line in lines]
-
-
-def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    assert one.keys() == other.keys()
-    return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
 LAYOUTS = {
@@ -99,6 +63,44 @@ def test_resume_is_exact_from_every_step(rows: Path, tmp_path: Path, workers: in
         ok(lit_align(*words(resumed, rows, *more, "--ckpt_path", whole / "checkpoints" / f"step={step}.ckpt")))
         assert distance(weights(whole), weights(resumed)) == 0.0
         assert metrics(resumed) == [line for line in metrics(whole) if line["step"] > step]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resume_is_exact_with_a_token_budget(rows: Path, tmp_path: Path, workers: int) -> None:
+    """Batches of unequal numbers of pairs, accumulated, over two epochs."""
+    more = (
+        *("--data.tokens_per_batch", 500, "--trainer.accumulate_grad_batches", 2, "--data.num_workers", workers),
+        *("--checkpoints.every_n_steps", 1, "--checkpoints.keep", -1, "--trainer.max_epochs", 2),
+    )
+    whole = tmp_path / "whole"
+    ok(lit_align(*words(whole, rows, *more)))
+    steps = sorted(int(path.stem.removeprefix("step=")) for path in (whole / "checkpoints").glob("step=*.ckpt"))
+    assert len(steps) >= 4
+    for step in steps[:-1]:
+        resumed = tmp_path / f"from_{step}"
+        ok(lit_align(*words(resumed, rows, *more, "--ckpt_path", whole / "checkpoints" / f"step={step}.ckpt")))
+        assert distance(weights(whole), weights(resumed)) == 0.0
+        assert metrics(resumed) == [line for line in metrics(whole) if line["step"] > step]
+
+
+def test_a_token_budget_trains_every_pair_once_in_two_processes(rows: Path, tmp_path: Path) -> None:
+    """At learning rate 0 the mean loss and the tokens of an epoch do not depend on how it is shared out."""
+    found = []
+    for processes in (1, 2):
+        run = tmp_path / str(processes)
+        more = ("--data.tokens_per_batch", 500, "--trainer.max_epochs", 1, "--model.optimizer.lr", "0")
+        command = (
+            *words(run, rows, *more),
+            "--trainer.accumulate_grad_batches",
+            100,
+            "--trainer.log_every_n_steps",
+            1,
+        )
+        for ended in distributed(processes, *command) if processes > 1 else [lit_align(*command)]:
+            ok(ended)
+        (line,) = metrics(run)
+        found.append((line["train/tokens_seen"], line["train/loss"], line["train/grad_norm"]))
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
 def test_a_run_leaves_what_it_says(tmp_path: Path) -> None:
@@ -189,7 +191,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(rows: Path, tmp_path: P
     contrast = "{class_path: PreferenceObjective, init_args: {contrast: {class_path: broken.Broken}}}"
     ended = lit_align(*words(run, rows, *more, objective=contrast))
     assert ended.code == 1
-    assert "step 1, rank 0: gradient norm is nan; rows [" in ended.out
+    assert "step 1, rank 0: gradient norm is nan; the loss is not finite of rows pairs.jsonl:" in ended.out
     assert "Traceback" not in ended.out
     assert all(value.isfinite().all() for value in weights(run).values())
 

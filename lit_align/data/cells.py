@@ -78,15 +78,14 @@ def check_filled(where: str, column: str, part: Text | None) -> None:
     """Raise if a text, or any message, has nothing to read; a message that only calls tools has no text."""
     if part is None:
         return
-    said = [message["content"] for message in part if not message.get("tool_calls")] if _is_chat(part) else [part]
-    for content in said:
+    for content in [part] if isinstance(part, str) else _said(part):
         if not content.strip():
             found = "empty" if not content else f"only blanks ({shown(content, 20)})"
             raise DataError(where, f"found {found}; expected text", column)
 
 
-def _is_chat(part: Text) -> bool:
-    return not isinstance(part, str)
+def _said(part: Messages) -> list[str]:
+    return [message["content"] for message in part if not message.get("tool_calls")]
 
 
 def tools(row: RawRow) -> tuple[Mapping[str, Any], ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -34,11 +34,12 @@ class Collate:
         """The batch; ``prompted`` is there if the pairs carry p ⊕ x.
 
         Args:
-            items: pairs with their weights.
+            items: pairs with the weights of their places in the batch.
         """
         pairs = [pair for pair, _ in items]
-        weight = torch.tensor([weight for _, weight in items])
+        weight = torch.tensor([weight * pair.weight for pair, weight in items])
         batch = self._batch(pairs, [pair.prompt for pair in pairs], weight)
+        batch = replace(batch, **_numbers(pairs))
         prompted = [pair.prompted for pair in pairs if pair.prompted is not None]
         return replace(batch, prompted=self._batch(pairs, prompted, weight)) if prompted else batch
 
@@ -64,3 +65,10 @@ class Collate:
             weight=weight,
             index=torch.tensor([pair.index for pair in pairs]),
         )
+
+
+def _numbers(pairs: Sequence[TokenizedPair]) -> dict[str, Any]:
+    """What the data says of each pair beside its tokens; nothing where it says nothing."""
+    names = ("margin", "preference_probability")
+    values = {name: [getattr(pair, name) for pair in pairs] for name in names}
+    return {name: torch.tensor(found) for name, found in values.items() if None not in found}

@@ -93,7 +93,8 @@ def _follow(row: RawRow, name: str, path: str) -> Any:
     try:
         return _step(row.columns, path.split("."))
     except _NotThereError as error:
-        reason = f"{error.step!r} of {path!r} is not there; found {error.found}{error.hint}"
+        whole = "" if error.step == path else f" of {path!r}"
+        reason = f"{error.step!r}{whole} is not there; found {error.found}{error.hint}"
         raise DataError(row.where, reason, f"columns.{name}") from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from lit_align.data import cells
@@ -29,6 +30,58 @@ def split(row: RawRow, column: str, before: Messages, said: Messages) -> tuple[M
     if end == 0:
         raise DataError(row.where, "the response has no prompt: no message stands before it", column)
     return whole[:end], whole[end:]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Two conversations: what both begin with, and how each goes on, an assistant's turn first and last."""
+
+    prompt: Messages
+    chosen: Messages
+    rejected: Messages
+
+
+def split_shared(row: RawRow, before: Messages, chosen: Messages, rejected: Messages) -> Shared:
+    """Two conversations behind the messages of ``prompt`` or, without these, behind their shared leading turns.
+
+    Args:
+        row: where they stand, for messages.
+        before: the messages of ``prompt``, if the row has them.
+        chosen: the preferred side: the response alone, or the whole conversation.
+        rejected: the other one.
+
+    Raises:
+        DataError: a side does not end in an assistant's turn, or not both have one behind the prompt.
+    """
+    first, second = (before + said if said[0]["role"] == "assistant" else said for said in (chosen, rejected))
+    for column, whole in (("chosen", first), ("rejected", second)):
+        if whole[-1]["role"] != "assistant":
+            raise DataError(
+                row.where, f"the last message is the {whole[-1]['role']}'s; expected the assistant's", column
+            )
+        if whole[: len(before)] != before:
+            raise DataError(row.where, f"not the conversation's: {first_difference(before, whole)}", "prompt")
+    end = len(before) or _shared_turns(first, second)
+    if not end:
+        reason = "the two conversations share no turn in front of an assistant's"
+        raise DataError(row.where, f"{reason}: {first_difference(first, second)}")
+    for column, whole in (("chosen", first), ("rejected", second)):
+        if len(whole) == end or whole[end]["role"] != "assistant":
+            raise DataError(row.where, "the turn behind the prompt is not the assistant's", column)
+    return Shared(first[:end], first[end:], second[end:])
+
+
+def _shared_turns(first: Messages, second: Messages) -> int:
+    """How many leading turns are the same, up to one that both assistants answer."""
+    pairs = list(zip(first, second, strict=False))
+    same = next((place for place, (a, b) in enumerate(pairs) if a != b), len(pairs) - 1)
+    answered = (place for place in range(same, 0, -1) if _both_answer(first, second, place))
+    return next(answered, 0)
+
+
+def _both_answer(first: Messages, second: Messages, place: int) -> bool:
+    turns = [first[place]["role"], second[place]["role"], first[place - 1]["role"]]
+    return turns[:2] == ["assistant", "assistant"] and turns[2] != "assistant"
 
 
 def check_prompt(row: RawRow, before: Messages, prompt: Messages) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,18 +13,31 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
+from lit_align.data.budget import budget_of
+from lit_align.data.cache import shelf_of
 from lit_align.data.collate import Collate
+from lit_align.data.columns import ColumnMap, Columns
 from lit_align.data.errors import check_range
-from lit_align.data.formats import FormatName
+from lit_align.data.fullness import Fullness, fullness_of
+from lit_align.data.formats import FormatName, formats
+from lit_align.data.gather import Gather
+from lit_align.data.holdout import Holdout
 from lit_align.data.length_table import show, warnings
 from lit_align.data.lengths import LengthReport, split_report
 from lit_align.data.loader import ResumableLoader, evaluation_loader
-from lit_align.data.prepare import BadRows, OnBadRow, Split, prepare
+from lit_align.data.mixture import Sources, as_sources
+from lit_align.data.other_formats import Ranking
+from lit_align.data.position import check_identity
+from lit_align.data.prepare import Split, prepare
+from lit_align.data.progress import unwatched, watched
 from lit_align.data.prompts import QUALITY_PROMPT
-from lit_align.data.sampler import BucketedBatches, SequentialBatches, Share
+from lit_align.data.rankings import AllPairs, BestVersusRest, Pairing, PairingName, RandomPair
+from lit_align.data.sampler import PairBatches, Share
+from lit_align.data.tally import BadRows, OnBadRow
 from lit_align.data.tokenize import Tokenize
 from lit_align.data.tokenizer import Encoder, load_tokenizer
-from lit_align.data.truncate import Cut, Drop
+from lit_align.data.truncate import Cut, CutPrompts, Drop, PromptSide, Truncation
+from lit_align.data.turns import Score
 from lit_align.types import PairBatch, PreferencePair
 
 STAGES: Mapping[str, Sequence[str]] = {
@@ -32,7 +46,12 @@ STAGES: Mapping[str, Sequence[str]] = {
     "test": ("test",),
     "predict": ("predict",),
 }
-TRUNCATIONS = {"cut": Cut, "drop": Drop}
+PAIRINGS: Mapping[str, Callable[[int], Pairing]] = {
+    "all": lambda seed: AllPairs(),
+    "best_vs_rest": lambda seed: BestVersusRest(),
+    "random_one": RandomPair,
+}
+TRUNCATIONS: Mapping[str, Callable[..., Truncation]] = {"cut": Cut, "cut_prompts": CutPrompts, "drop": Drop}
 
 
 @dataclass(frozen=True)
@@ -47,24 +66,44 @@ class PreferenceData(LightningDataModule):
     """Preference pairs from files or the hub, checked and tokenized before any model exists.
 
     Args:
-        train: source of the training pairs: a ``.jsonl``, ``.json`` or ``.parquet`` file, ``testbed:train``, or
-            ``owner/name[@revision][:split]`` on the hub.
+        train: source of the training pairs: a ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet`` file, a
+            pattern (``shards/*.parquet``), a folder of ``save_to_disk``, ``testbed:train``, or
+            ``owner/name[#config][@revision][:split]`` on the hub, with ``stream:`` in front to read while downloading.
+            Or a list of these, or of ``{path, weight, repeat, columns, format}``, for a mixture.
         validation: source of the validation pairs; None for none.
         test: source for ``test``.
         predict: source for ``predict``; its other columns are written beside the predictions.
         tokenizer: local folder, hub name or ``testbed:policy``; the command line takes the policy's if None.
         revision: branch, tag or commit hash of a hub tokenizer.
         format: how rows spell their prompt and responses; ``auto`` decides by the columns of a file's first row.
-        batch_size: pairs per process and step.
-        eval_batch_size: pairs per process and batch of evaluation; None for ``batch_size``.
+        columns: where a source keeps its columns (``{prompt: question, margin: null}``), unless it says so itself.
+        pairing: which pairs are made of the responses of a ranking.
+        min_gap: by how much two scores of a ranking must differ at least to make a pair.
+        holdout: share of the training prompts, or number of pairs, to validate on, in place of ``validation``.
+        chat_template: file with a chat template (Jinja) in place of the tokenizer's own.
+        score: of a response of several turns, the assistant's ``last_turn`` alone, or ``all_turns`` of the
+            assistant's behind the prompt that both sides share; the turns in between are never scored.
+        batch_size: pairs per process and batch; None for 8, or for what ``tokens_per_batch`` says.
+        tokens_per_batch: tokens per process and batch, both sides and padding, in place of a number of pairs. Every
+            optimizer step is still the mean over its pairs: a step of short pairs has more of them.
+        eval_batch_size: pairs per process and batch of evaluation; None for ``batch_size``, or for as many of the
+            longest pair as fit into ``tokens_per_batch``.
         max_length: tokens of prompt and response together.
-        max_response_length: tokens of a response; None shares the room between prompt and response.
-        truncation: ``cut`` what is too long, or ``drop`` the pair.
+        max_response_length: tokens of a response at most; None shares the room between prompt and response.
+        min_response: tokens that are kept for a response however long its prompt; None for ``max_response_length``
+            or half of the room.
+        truncation: ``cut`` what is too long, ``cut_prompts`` and leave out pairs whose response is too long, or
+            ``drop`` every pair that is too long. A response that was cut has no EOS: nothing about its end is scored.
+        truncate_prompt: the side a prompt is cut from; ``right`` keeps what opens the response.
         on_bad_row: stop with the first rows that cannot be used, or go on without them.
         max_dropped: the share of a source's rows that may be left out.
         quality_prompt: the text p that self-refinement puts in front of the query.
         prompted: build the batches under p ⊕ x as well.
         num_workers: processes per loader.
+        tokenize_workers: processes that tokenize; None for as many as there are cores, once data is not small. The
+            pairs are the same for any number.
+        cache: folder that keeps prepared pairs for later runs, found again by their content; ``auto`` keeps those of
+            large files in ``LIT_ALIGN_CACHE`` or ``~/.cache/lit_align/data``, None keeps nothing.
         seed: of the order of the training pairs; the command line takes the run's if None.
 
     Raises:
@@ -73,44 +112,67 @@ class PreferenceData(LightningDataModule):
 
     def __init__(  # noqa: PLR0913 (the signature is the configuration)
         self,
-        train: str | None = None,
-        validation: str | None = None,
-        test: str | None = None,
-        predict: str | None = None,
+        train: Sources | None = None,
+        validation: Sources | None = None,
+        test: Sources | None = None,
+        predict: Sources | None = None,
         tokenizer: str | None = None,
         revision: str | None = None,
         format: FormatName = "auto",
-        batch_size: int = 8,
+        columns: ColumnMap | None = None,
+        pairing: PairingName = "all",
+        min_gap: float = 0.0,
+        holdout: int | float | None = None,
+        chat_template: str | None = None,
+        score: Score = "last_turn",
+        batch_size: int | None = None,
+        tokens_per_batch: int | None = None,
         eval_batch_size: int | None = None,
         max_length: int = 512,
         max_response_length: int | None = None,
-        truncation: Literal["cut", "drop"] = "cut",
+        min_response: int | None = None,
+        truncation: Literal["cut", "cut_prompts", "drop"] = "cut",
+        truncate_prompt: PromptSide = "left",
         on_bad_row: OnBadRow = "error",
         max_dropped: float = 0.01,
         quality_prompt: str = QUALITY_PROMPT,
         prompted: bool = False,
         num_workers: int = 0,
+        tokenize_workers: int | None = None,
+        cache: str | None = "auto",
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        check_range("data.batch_size", batch_size, 1)
-        check_range("data.eval_batch_size", eval_batch_size, 1)
         check_range("data.max_length", max_length, 4)
         check_range("data.max_response_length", max_response_length, 1, max_length - 1)
+        check_range("data.min_response", min_response, 1, max_response_length or max_length - 1)
         check_range("data.max_dropped", max_dropped, 0, 1)
         check_range("data.num_workers", num_workers, 0)
-        self.sources = {"train": train, "validation": validation, "test": test, "predict": predict}
+        check_range("data.tokenize_workers", tokenize_workers, 0)
+        check_range("data.min_gap", min_gap, 0)
+        if holdout is not None and validation is not None:
+            raise ValueError("data.validation and data.holdout are both set; expected one of them")
+        self.seed = seed or 0
+        given = {"train": train, "validation": validation if holdout is None else train, "test": test}
+        self.sources = {name: as_sources(found) for name, found in {**given, "predict": predict}.items()}
         self.tokenizer_name = tokenizer
         self.revision = revision
         self.format = format
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size or batch_size
-        self.truncation = TRUNCATIONS[truncation](max_length, max_response_length)
+        self.columns = dict(Columns(columns or {}).paths)
+        self.ranking = Ranking(PAIRINGS[pairing](self.seed), min_gap)
+        self.holdout = None if holdout is None else Holdout(holdout, self.seed)
+        if truncation == "drop" and (min_response is not None or truncate_prompt != "left"):
+            raise ValueError("data.min_response and data.truncate_prompt have no effect with data.truncation drop")
+        self.chat_template = chat_template
+        self.score: Score = score
+        self.budget = budget_of(batch_size, tokens_per_batch, eval_batch_size)
+        self.truncation = TRUNCATIONS[truncation](max_length, max_response_length, min_response, truncate_prompt)
         self.bad_rows = BadRows(on_bad_row, max_dropped)
         self.quality_prompt = quality_prompt
         self.prompted = prompted
         self.num_workers = num_workers
-        self.seed = seed or 0
+        self.tokenize_workers = tokenize_workers
+        self.cache = cache
         self.splits: dict[str, Split] = {}
         self.lengths: dict[str, LengthReport] = {}
         self._tokenizer: PreTrainedTokenizerFast | None = None
@@ -128,7 +190,7 @@ class PreferenceData(LightningDataModule):
             ValueError: a source or the tokenizer is not set, or the trainer would replace the batches.
         """
         required = STAGES[stage][0]
-        if self.sources[required] is None:
+        if not self.sources[required]:
             raise ValueError(f"data.{required} is not set; expected a source of pairs for the stage {stage!r}")
         if getattr(self.trainer, "overfit_batches", 0):
             raise ValueError("trainer.overfit_batches would replace the batches of the data; use limit_train_batches")
@@ -136,7 +198,7 @@ class PreferenceData(LightningDataModule):
         for split in new:
             self.splits[split] = self._prepare(split)
             self.lengths[split] = self._report(split)
-        if new and self._share(self.batch_size).rank == 0:
+        if new and self._share.rank == 0:
             show({split: self.lengths[split] for split in new})
 
     def prepare_all(self) -> Mapping[str, LengthReport]:
@@ -157,14 +219,29 @@ class PreferenceData(LightningDataModule):
 
     def _prepare(self, split: str) -> Split:
         quality = self.quality_prompt if self.prompted else None
-        tokenize = Tokenize(Encoder(self.tokenizer), self.truncation, quality)
-        return prepare(str(self.sources[split]), self.format, tokenize, self.bad_rows)
+        tokenize = Tokenize(Encoder(self.tokenizer), self.truncation, quality, self.score)
+        gather, watch = self._gather(split), watched if self._shows_progress else unwatched
+        return prepare(gather, tokenize, self.bad_rows, shelf_of(self.cache, gather), self.tokenize_workers, watch)
+
+    @property
+    def _shows_progress(self) -> bool:
+        return self.trainer is None or self.trainer.progress_bar_callback is not None
+
+    def _gather(self, split: str) -> Gather:
+        """Where the pairs of a split come from, what a source leaves open filled in."""
+        return Gather(
+            sources=tuple(source.filled(self.columns, self.format) for source in self.sources[split]),
+            formats=formats(self.ranking, self.score),
+            holdout=self.holdout if split in STAGES["fit"] else None,
+            held=split == "validation",
+            seed=self.seed,
+        )
 
     def _report(self, split: str) -> LengthReport:
         """Count, and say aloud what a person should look at before training."""
         prepared = self.splits[split]
         report = split_report(prepared, self.splits.get("train") if split != "train" else None)
-        step = self._share(self.batch_size).step_size if split == "train" else 0
+        step = self.budget.step(self._share) if split == "train" else 0
         for warning in warnings(report, step):
             rank_zero_warn(f"data.{split} ({prepared.source}): {warning}")
         return report
@@ -175,8 +252,14 @@ class PreferenceData(LightningDataModule):
         if self._tokenizer is None:
             if self.tokenizer_name is None:
                 raise ValueError("data.tokenizer is not set; expected a folder or hub name, as a rule the policy's")
-            self._tokenizer = load_tokenizer(self.tokenizer_name, self.revision)
+            self._tokenizer = load_tokenizer(self.tokenizer_name, self.revision, self.chat_template)
         return self._tokenizer
+
+    @property
+    def template_hash(self) -> str | None:
+        """SHA-256 of the chat template; None where the tokenizer has none."""
+        template = Encoder(self.tokenizer).template
+        return None if template is None else hashlib.sha256(template.encode()).hexdigest()
 
     # ── batches ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -188,7 +271,7 @@ class PreferenceData(LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled batches of about equal lengths, from the restored position on."""
         self._loader = ResumableLoader(
-            self.splits["train"].store, self._plan(), Collate(self.pad_token), self._limit(), self.num_workers
+            self.splits["train"].examples, self._plan(), Collate(self.pad_token), self._limit(), self.num_workers
         )
         if self._position is not None:
             self._loader.load_state_dict(self._position)
@@ -207,19 +290,27 @@ class PreferenceData(LightningDataModule):
         return self._evaluation("predict")
 
     def _evaluation(self, split: str) -> DataLoader[PairBatch]:
-        store = self.splits[split].store
-        batches = SequentialBatches(len(store), self._share(self.eval_batch_size))
-        return evaluation_loader(store, batches, Collate(self.pad_token), self.num_workers)
+        pairs = self.splits[split].examples
+        batches = self.budget.evaluation(self.splits[split].store.widths.tolist(), self._share)
+        return evaluation_loader(pairs, batches, Collate(self.pad_token), self.num_workers)
 
-    def _plan(self) -> BucketedBatches:
-        widths = self.splits["train"].store.widths.tolist()
-        return BucketedBatches(widths, self._share(self.batch_size), self.seed)
+    def _plan(self) -> PairBatches:
+        return self.budget.training(self.splits["train"].store.widths.tolist(), self._share, self.seed)
 
-    def _share(self, batch_size: int) -> Share:
+    @property
+    def fullness(self) -> Fullness:
+        """How full the training batches of an epoch are."""
+        store = self.splits["train"].store
+        prompt, chosen, rejected, _ = store.part_lengths.T
+        return fullness_of(self._plan(), store.widths.tolist(), 2 * prompt + chosen + rejected)
+
+    @property
+    def _share(self) -> Share:
+        """Rank and world; how many pairs are in a batch is the budget's to say."""
         if self.trainer is None:
-            return Share(batch_size)
+            return Share(1)
         trainer = self.trainer
-        return Share(batch_size, trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches)
+        return Share(1, trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches)
 
     def _limit(self) -> int | None:
         """Batches of an epoch that the trainer uses, if it is told to stop early."""
@@ -229,8 +320,8 @@ class PreferenceData(LightningDataModule):
     # ── what others ask ─────────────────────────────────────────────────────────────────────────────────────────
 
     @property
-    def rows(self) -> dict[str, list[PreferencePair]]:
-        """Split → its pairs as text; ``rows[split][index]`` belongs to ``PairBatch.index``."""
+    def rows(self) -> dict[str, Sequence[PreferencePair]]:
+        """Split → its pairs as text, read when asked for; ``rows[split][index]`` belongs to ``PairBatch.index``."""
         return {name: split.pairs for name, split in self.splits.items()}
 
     def extra(self, split: str, index: int) -> dict[str, Any]:
@@ -241,6 +332,16 @@ class PreferenceData(LightningDataModule):
     def pad_token(self) -> int:
         """Id to pad with; EOS where the tokenizer has no token of its own for it."""
         return Encoder(self.tokenizer).pad
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Each token of the tokenizer and its id."""
+        return dict(self.tokenizer.get_vocab())
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence of all splits."""
+        return max((int(split.store.widths.max(initial=0)) for split in self.splits.values()), default=0)
 
     @property
     def end_tokens(self) -> frozenset[int]:
@@ -283,29 +384,15 @@ class PreferenceData(LightningDataModule):
         """
         if not state_dict or "train" not in self.splits:
             return
-        for key, found in self._identity().items():
-            if state_dict[key] != found and (key == "fingerprint" or state_dict["position"]["done"]):
-                raise ValueError(
-                    f"the checkpoint's training data is not this one: {_MEANING[key]} was {state_dict[key]} and is "
-                    f"{found}. Resume with the data and settings of the first run, or start anew from its weights"
-                )
+        check_identity(state_dict, self._identity(), inside_epoch=state_dict["position"]["done"] > 0)
         self._position = state_dict["position"]
         if self._loader is not None:
             self._loader.load_state_dict(self._position)
 
     def _identity(self) -> dict[str, Any]:
-        share = self._share(self.batch_size)
         return {
-            "fingerprint": self.splits["train"].store.fingerprint,
-            "global_batch": share.global_size,
-            "step": share.step_size,
+            "fingerprint": self.splits["train"].fingerprint,
+            "template": self.template_hash,
             "seed": self.seed,
+            **self._plan().identity,
         }
-
-
-_MEANING = {
-    "fingerprint": "the fingerprint of the tokenized pairs",
-    "global_batch": "the number of pairs per batch of all processes",
-    "step": "the number of pairs per optimizer step",
-    "seed": "data.seed",
-}

@@ -14,6 +14,7 @@ from lit_align.data.format import Format, Reading
 from lit_align.data.other_formats import Ranking, Unpaired
 from lit_align.data.pair_formats import Chat, HumanAssistant, Pairs
 from lit_align.data.rows import RawRow
+from lit_align.data.turns import Score
 from lit_align.types import PreferencePair
 
 FormatName: TypeAlias = Literal["auto", "pairs", "chat", "hh", "ranking", "unpaired"]
@@ -24,13 +25,14 @@ _MADE_ELSEWHERE = re.compile(
 )
 
 
-def formats(ranking: Ranking = Ranking()) -> Mapping[str, Format]:
+def formats(ranking: Ranking = Ranking(), score: Score = "last_turn") -> Mapping[str, Format]:
     """Name → format.
 
     Args:
         ranking: how pairs are made of rankings.
+        score: which of the assistant's turns in a conversation are its response.
     """
-    return {"pairs": Pairs(), "chat": Chat(), "hh": HumanAssistant(), "ranking": ranking, "unpaired": Unpaired()}
+    return {"pairs": Pairs(), "chat": Chat(score), "hh": HumanAssistant(), "ranking": ranking, "unpaired": Unpaired()}
 
 
 FORMATS = formats()

@@ -104,7 +104,9 @@ def read_saved(source: str, folder: Path, split: str | None) -> Rows:
         data = load_from_disk(str(folder))
     except Exception as error:  # whatever the library makes of a damaged folder
         raise _unreadable(source, error) from error
-    splits = list(data) if (folder / SAVED_SPLITS).is_file() else []
+    splits = list(data) if isinstance(data, dict) else []
+    if isinstance(data, dict) and not splits:
+        raise DataError(source, "the folder holds no splits")
     if splits and split not in splits:
         raise DataError(source, f"holds the splits {', '.join(splits)}; name one: {folder}:{splits[0]}")
     if split and not splits:

@@ -11,8 +11,8 @@ from rich.table import Table
 from lit_align.data.lengths import SUMMED_BETA, LengthReport, PairLengths
 from lit_align.data.statistics import Distribution
 
-SHOWN = (5, 50, 95, 100)
-_PERCENTILES = f"  {'/'.join(map(str, SHOWN))} %"
+SIDE, GAP = (5, 50, 95, 100), (0, 5, 50, 95, 100)
+"""Percentiles that are shown."""
 _NAME_SHOWN = 28
 
 Cells = dict[tuple[str, str], str]
@@ -26,9 +26,9 @@ def table(reports: Mapping[str, LengthReport]) -> Table:
         reports: split → report.
     """
     result = Table(title="Lengths in tokens (mean ± deviation, percentiles)", title_justify="left")
-    result.add_column("")
+    result.add_column("", overflow="fold")
     for split in reports:
-        result.add_column(split, justify="right")
+        result.add_column(split, justify="right", no_wrap=True)
     _add(result, [_lengths(report.lengths) for report in reports.values()])
     result.add_section()
     _add(result, [_counts(report) for report in reports.values()])
@@ -78,19 +78,19 @@ def _lengths(lengths: PairLengths) -> Cells:
         if side.count:
             cells |= {
                 (name, name): _spread(side),
-                (name, _PERCENTILES): _percentiles(side),
+                (name, _heading(SIDE)): _percentiles(side, SIDE),
                 (name, "  truncated"): _share(cut, side.count),
             }
     if lengths.gap.count:
         cells |= {
             ("gap", "chosen − rejected"): f"{lengths.gap.mean:+.1f} ± {lengths.gap.std:.1f}",
-            ("gap", _PERCENTILES): _percentiles(lengths.gap),
+            ("gap", _heading(GAP)): _percentiles(lengths.gap, GAP),
             ("gap", "chosen is longer"): f"{lengths.chosen_longer:.1%}",
             ("gap", "longer wins (95 %)"): _wins(lengths),
         }
     if lengths.score_correlation is not None:
         cells["gap", "length gap ~ score gap, r"] = f"{lengths.score_correlation:+.2f}"
-    cells["", f"β of means, β of sums {SUMMED_BETA}"] = f"{lengths.matched_beta:.2f}"
+    cells["", f"β of means for {SUMMED_BETA} of sums"] = f"{lengths.matched_beta:.2f}"
     return cells
 
 
@@ -122,8 +122,12 @@ def _spread(found: Distribution) -> str:
     return f"{found.mean:.1f} ± {found.std:.1f}"
 
 
-def _percentiles(found: Distribution) -> str:
-    return " ".join(f"{found.percentiles[p]:.0f}" for p in SHOWN)
+def _heading(percentiles: Sequence[int]) -> str:
+    return f"  {'/'.join(map(str, percentiles))} %"
+
+
+def _percentiles(found: Distribution, percentiles: Sequence[int]) -> str:
+    return " ".join(f"{found.percentiles[p]:.0f}" for p in percentiles)
 
 
 def _wins(lengths: PairLengths) -> str:

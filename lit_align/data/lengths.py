@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, final
@@ -123,10 +122,19 @@ def split_report(split: Split, train: Split | None = None) -> LengthReport:
 
 
 def marks_of(split: Split) -> Marks:
-    """Scores of a split's pairs, where any pair has them."""
-    none = (math.nan, math.nan)
-    scores = np.array([pair.scores or none for pair in split.pairs])
-    return Marks(scores if np.isfinite(scores).any() else None)
+    """Scores of a split's pairs, if any pair has them, and its sources."""
+    scored = bool(np.isfinite(split.scores).any())
+    return Marks(split.scores if scored else None, split.source_index, split.sources)
+
+
+def score_gaps(split: Split) -> NDArray[np.float64]:
+    """Chosen minus rejected, in tokens and in scores, of the pairs whose sides both have a score: [pair, 2]."""
+    scores, tokens = marks_of(split).scores, split.store.lengths
+    if scores is None:
+        return np.empty((0, 2))
+    gaps: NDArray[np.float64] = np.stack([tokens[:, 0] - tokens[:, 1], scores[:, 0] - scores[:, 1]], axis=1)
+    known: NDArray[np.float64] = gaps[np.isfinite(gaps).all(axis=1) & (tokens > 0).all(axis=1)]
+    return known
 
 
 def length_report(store: PairStore, train: PairStore | None = None, marks: Marks = Marks()) -> LengthReport:
@@ -138,13 +146,13 @@ def length_report(store: PairStore, train: PairStore | None = None, marks: Marks
         marks: what else is known of its pairs.
     """
     forward = store.hashes(("prompt", "chosen", "rejected"))
-    backward = set(store.hashes(("prompt", "rejected", "chosen")))
+    backward = store.hashes(("prompt", "rejected", "chosen"))
     everything = np.ones(len(store), dtype=np.bool_)
     return LengthReport(
         lengths=_lengths(store, marks.scores, everything),
         sources=_by_source(store, marks),
-        duplicates=len(forward) - len(set(forward)),
-        contradictions=sum(digest in backward for digest in forward),
+        duplicates=len(forward) - len(np.unique(forward)),
+        contradictions=int(np.isin(forward, backward).sum()),
         seen_prompts=_seen(store, train, ("prompt",)),
         seen_pairs=_seen(store, train, ("prompt", "chosen", "rejected")),
     )
@@ -172,9 +180,12 @@ def matched_beta(lengths: NDArray[np.integer[Any]], summed: float = SUMMED_BETA)
 
 
 def _by_source(store: PairStore, marks: Marks) -> dict[str, PairLengths]:
-    if marks.source is None or len(marks.names) < 2:
+    if marks.source is None or len(set(marks.names)) < 2:
         return {}
-    return {name: _lengths(store, marks.scores, marks.source == n) for n, name in enumerate(marks.names)}
+    numbers: dict[str, list[int]] = {}
+    for number, name in enumerate(marks.names):
+        numbers.setdefault(name, []).append(number)  # a mixture may name a source twice
+    return {name: _lengths(store, marks.scores, np.isin(marks.source, which)) for name, which in numbers.items()}
 
 
 def _lengths(store: PairStore, scores: NDArray[np.floating[Any]] | None, which: NDArray[np.bool_]) -> PairLengths:
@@ -208,5 +219,4 @@ def _lengths(store: PairStore, scores: NDArray[np.floating[Any]] | None, which: 
 def _seen(store: PairStore, train: PairStore | None, parts: tuple[str, ...]) -> int | None:
     if train is None:
         return None
-    known = set(train.hashes(parts))
-    return sum(digest in known for digest in store.hashes(parts))
+    return int(np.isin(store.hashes(parts), train.hashes(parts)).sum())

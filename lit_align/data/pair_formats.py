@@ -11,6 +11,7 @@ from lit_align.data.conversations import check_prompt, first_difference
 from lit_align.data.errors import DataError, shown
 from lit_align.data.format import PairFormat
 from lit_align.data.rows import RawRow
+from lit_align.data.turns import Score
 from lit_align.types import PreferencePair
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
@@ -80,6 +81,9 @@ class Chat(PairFormat):
     Either a side is the response alone and ``prompt`` holds the messages before it, or a side is the whole
     conversation; then both sides must agree up to the response, and with ``prompt`` if there is one.
 
+    Args:
+        score: ``last_turn`` of the assistant's is the response, or ``all_turns`` behind what both sides share.
+
     >>> ask = {"role": "user", "content": "2 + 2?"}
     >>> say = lambda text: [ask, {"role": "assistant", "content": text}]
     >>> Chat().pair(RawRow({"chosen": say("4"), "rejected": say("5")}, "sums.jsonl:1")).prompt
@@ -87,10 +91,16 @@ class Chat(PairFormat):
     """
 
     columns: ClassVar[Sequence[str]] = ("chosen", "rejected")
+    score: Score = "last_turn"
 
     def pair(self, row: RawRow) -> PreferencePair:
         """See the base class."""
         before = cells.asked(row)
+        if self.score == "all_turns":
+            both = (cells.messages(row, column) for column in self.columns)
+            shared = conversations.split_shared(row, before, *both)
+            sides = (shared.prompt, shared.chosen, shared.rejected)
+            return PreferencePair(*sides, row.where, cells.extra(row), cells.tools(row))
         (prompt, chosen), (other, rejected) = (
             conversations.split(row, column, before, cells.messages(row, column)) for column in self.columns
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from lit_align.data.formats import ASSISTANT, HUMAN
+from lit_align.data.pair_formats import ASSISTANT, HUMAN
 from lit_align.types import Message
 
 QUALITY_PROMPT = (

@@ -148,6 +148,7 @@ def _choice(row: RawRow, count: int) -> int | None:
         return None
     found = cells.number(row.where, "choice", value)
     if found not in range(count):
-        raise DataError(row.where, f"found {shown(value, 40)}; expected the number of a response, 0 to {count - 1}",
-                        "choice")
+        raise DataError(
+            row.where, f"found {shown(value, 40)}; expected the number of a response, 0 to {count - 1}", "choice"
+        )
     return int(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, final
 
@@ -57,21 +57,47 @@ class Share:
 class PairBatches(Sampler[list[Item]]):
     """Batches of an epoch. Every rank gets the same number of them, and it is the same in every epoch.
 
-    A global batch (of all ranks) holds the same pairs for the same ``batch_size × world``, however that is split.
+    Args:
+        share: rank and world.
     """
 
-    share: Share
-    epoch: int
-    skip: int
-    """Batches to leave out at the start of the next pass, when a run is resumed."""
+    def __init__(self, share: Share) -> None:
+        self.share = share
+        self.epoch = 0
+        self.skip = 0
+        """Batches to leave out at the start of the next pass, when a run is resumed."""
 
     @abstractmethod
     def __len__(self) -> int:
         """Number of batches."""
 
     @abstractmethod
+    def plan(self) -> list[list[int]]:
+        """The global batches of this epoch, those of all ranks together."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> Mapping[str, int]:
+        """What a position in the middle of an epoch is a position in, beside the pairs and the seed."""
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        """A generator on purpose: a loader with workers asks for two iterators and uses the second one only."""
+        skip, self.skip = self.skip, 0
+        yield from (self.share.of(rows) for rows in self.plan()[skip:])
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next pass; Lightning calls it."""
+        self.epoch = epoch
+
+
+def generator_of(seed: int, epoch: int) -> torch.Generator:
+    """The random numbers of an epoch's order; the global generator is left alone.
+
+    Args:
+        seed: of the run.
+        epoch: number of the pass.
+    """
+    return torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
 
 
 def _cut(order: Sequence[int], size: int) -> list[list[int]]:
@@ -95,28 +121,22 @@ class BucketedBatches(PairBatches):
     """
 
     def __init__(self, widths: Sequence[int], share: Share, seed: int, pool: int = POOL) -> None:
+        super().__init__(share)
         self.widths = widths
-        self.share = share
         self.seed = seed
         self.pool = pool
-        self.epoch = 0
-        self.skip = 0
 
     def __len__(self) -> int:
         return -(-len(self.widths) // self.share.global_size)
 
-    def __iter__(self) -> Iterator[list[Item]]:
-        """A generator on purpose: a loader with workers asks for two iterators and uses the second one only."""
-        skip, self.skip = self.skip, 0
-        yield from (self.share.of(rows) for rows in self.plan()[skip:])
-
-    def set_epoch(self, epoch: int) -> None:
+    @property
+    def identity(self) -> Mapping[str, int]:
         """See the base class."""
-        self.epoch = epoch
+        return {"global_batch": self.share.global_size, "step": self.share.step_size}
 
     def plan(self) -> list[list[int]]:
-        """The global batches of this epoch."""
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
+        """See the base class; a global batch is the same for the same ``batch_size × world``."""
+        generator = generator_of(self.seed, self.epoch)
         order = torch.randperm(len(self.widths), generator=generator).tolist()
         size, full = self.share.step_size, len(order) - len(order) % self.share.step_size
         pools = _cut(order[:full], self.pool * size)
@@ -139,19 +159,17 @@ class SequentialBatches(PairBatches):
     """
 
     def __init__(self, count: int, share: Share) -> None:
+        super().__init__(share)
         self.count = count
-        self.share = share
-        self.epoch = 0
-        self.skip = 0
 
     def __len__(self) -> int:
         return -(-self.count // self.share.global_size)
 
-    def __iter__(self) -> Iterator[list[Item]]:
-        skip, self.skip = self.skip, 0
-        batches = _cut(range(self.count), self.share.global_size)
-        yield from (self.share.of(rows) for rows in batches[skip:])
+    @property
+    def identity(self) -> Mapping[str, int]:
+        """See the base class."""
+        return {"global_batch": self.share.global_size}
 
-    def set_epoch(self, epoch: int) -> None:
-        """Every epoch is the same."""
-        self.epoch = epoch
+    def plan(self) -> list[list[int]]:
+        """See the base class; every epoch is the same."""
+        return _cut(range(self.count), self.share.global_size)

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
-from jinja2 import TemplateError
-
+from lit_align.data.chat import ChatTemplate, Messages
 from lit_align.data.errors import DataError, shown
+from lit_align.data.pair_formats import ASSISTANT
 from lit_align.data.prompts import place_in_chat, place_in_text
 from lit_align.data.tokenizer import Encoder, Piece, Pieces
-from lit_align.types import Message, PreferencePair
+from lit_align.data.turns import REWRITTEN, Score, SpelledResponse, spell_response, text_response
+from lit_align.types import PreferencePair
 
-Messages = tuple[Message, ...]
+
+@dataclass(frozen=True)
+class Manner:
+    """What is asked of a spelling.
+
+    Args:
+        quality: the quality prompt; None for no prompted side.
+        score: which of the assistant's turns in a response are scored.
+        closing: the end of the prompt shall be known, because a cut leaves it.
+    """
+
+    quality: str | None = None
+    score: Score = "last_turn"
+    closing: bool = False
 
 
 @dataclass(frozen=True)
@@ -32,21 +44,26 @@ class SpelledPair:
 
     Args:
         prompt: the prompt.
-        chosen: the preferred response.
-        rejected: the other one.
+        chosen: the preferred response; nothing in unpaired data that has none.
+        rejected: the other one; as ``chosen``.
         prompted: the prompt with the quality prompt in it.
+        closing: the end of the prompt, which opens the response; it stands in ``prompt`` as well. Only if asked for.
         adds_start: the prompt still needs the tokenizer's BOS.
-        adds_end: each response still needs EOS; otherwise the template has ended it.
         notes: what was put right, or is worth counting.
     """
 
     prompt: SpelledPrompt
-    chosen: Pieces
-    rejected: Pieces
+    chosen: SpelledResponse
+    rejected: SpelledResponse
     prompted: SpelledPrompt | None
+    closing: Pieces
     adds_start: bool
-    adds_end: tuple[bool, bool]
     notes: tuple[str, ...]
+
+    @property
+    def sides(self) -> tuple[SpelledResponse, SpelledResponse]:
+        """Chosen, rejected."""
+        return self.chosen, self.rejected
 
 
 CONTROL_IN_TEXT = "control tokens spelled in the data, kept as text"
@@ -54,25 +71,28 @@ START_IN_TEXT = "BOS spelled at the start of the prompt, taken once"
 END_IN_TEXT = "EOS spelled at the end of a response, taken once"
 
 
-def spell(pair: PreferencePair, encoder: Encoder, quality: str | None) -> SpelledPair:
+def spell(pair: PreferencePair, encoder: Encoder, manner: Manner) -> SpelledPair:
     """The pair as pieces of text.
 
     Args:
         pair: checked text or messages.
         encoder: the tokenizer, for its control tokens and its chat template.
-        quality: the quality prompt; None for no prompted side.
+        manner: what is asked of it.
 
     Raises:
         DataError: nothing is left of a response, or the chat template does not fit the conversation.
     """
-    return _spell_text(pair, encoder, quality) if isinstance(pair.prompt, str) else _spell_chat(pair, encoder, quality)
+    if isinstance(pair.prompt, str):
+        return _spell_text(pair, encoder, manner)
+    return _spell_chat(pair, encoder, manner)
 
 
 # ── text ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _spell_text(pair: PreferencePair, encoder: Encoder, quality: str | None) -> SpelledPair:
-    written = {name: cast(str, getattr(pair, name)) for name in ("prompt", "chosen", "rejected")}
+def _spell_text(pair: PreferencePair, encoder: Encoder, manner: Manner) -> SpelledPair:
+    parts = {name: getattr(pair, name) for name in ("prompt", "chosen", "rejected")}
+    written = {name: cast(str, part) for name, part in parts.items() if part is not None}
     kept = {name: encoder.without_end(text) for name, text in written.items() if name != "prompt"}
     kept["prompt"] = encoder.without_start(written["prompt"])
     for name, text in kept.items():
@@ -80,14 +100,15 @@ def _spell_text(pair: PreferencePair, encoder: Encoder, quality: str | None) -> 
             raise DataError(pair.where, f"found nothing but control tokens ({shown(written[name], 40)})", name)
     notes = [CONTROL_IN_TEXT] if any(map(encoder.control_text.search, kept.values())) else []
     notes += [START_IN_TEXT] if kept["prompt"] != written["prompt"] else []
-    notes += [END_IN_TEXT] if any(kept[side] != written[side] for side in ("chosen", "rejected")) else []
+    sides = [side for side in ("chosen", "rejected") if side in kept]
+    notes += [END_IN_TEXT] if any(kept[side] != written[side] for side in sides) else []
     return SpelledPair(
         prompt=SpelledPrompt((), (), (Piece(kept["prompt"]),)),
-        chosen=(Piece(kept["chosen"]),),
-        rejected=(Piece(kept["rejected"]),),
-        prompted=None if quality is None else _text_with_quality(kept["prompt"], quality),
+        chosen=text_response(kept.get("chosen")),
+        rejected=text_response(kept.get("rejected")),
+        prompted=None if manner.quality is None else _text_with_quality(kept["prompt"], manner.quality),
+        closing=(Piece(ASSISTANT),) if manner.closing and kept["prompt"].endswith(ASSISTANT) else (),
         adds_start=True,
-        adds_end=(True, True),
         notes=tuple(notes),
     )
 
@@ -102,105 +123,48 @@ def _text_with_quality(prompt: str, quality: str) -> SpelledPrompt:
 # ── chat ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _spell_chat(pair: PreferencePair, encoder: Encoder, quality: str | None) -> SpelledPair:
+def _spell_chat(pair: PreferencePair, encoder: Encoder, manner: Manner) -> SpelledPair:
     prompt = cast(Messages, pair.prompt)
-    written = (cast(Messages, pair.chosen), cast(Messages, pair.rejected))
+    written = (cast(Messages, pair.chosen or ()), cast(Messages, pair.rejected or ()))
     kept = tuple(_without_end(side, encoder) for side in written)
-    template = _Template.around((*prompt, *kept[0], *kept[1]), encoder, pair.where, quality or "")
+    parts = (*prompt, *kept[0], *kept[1], manner.quality or "")
+    template = ChatTemplate.around(parts, encoder, pair.where, pair.tools)
     opened = template.render(prompt, opens_response=True)
-    chosen, rejected = (template.response(opened, (*prompt, *side)) for side in kept)
+    chosen, rejected = (
+        spell_response(template, opened, prompt, side, manner.score) if side else SpelledResponse() for side in kept
+    )
     notes = [CONTROL_IN_TEXT] if template.hidden else []
     notes += [END_IN_TEXT] if kept != written else []
+    notes += [REWRITTEN] if chosen.rewritten or rejected.rewritten else []
     return SpelledPair(
         prompt=SpelledPrompt((), (), template.pieces(opened)),
-        chosen=template.pieces(chosen),
-        rejected=template.pieces(rejected),
-        prompted=None if quality is None else template.with_quality(prompt, quality),
+        chosen=chosen,
+        rejected=rejected,
+        prompted=None if manner.quality is None else _chat_with_quality(template, prompt, manner.quality),
+        closing=template.pieces(template.closing(prompt)) if manner.closing else (),
         adds_start=False,
-        adds_end=(not template.has_end(chosen), not template.has_end(rejected)),
         notes=tuple(notes),
     )
 
 
 def _without_end(side: Messages, encoder: Encoder) -> Messages:
-    """A response whose last message does not spell EOS at its end."""
+    """A response whose last message does not spell EOS at its end; one that is not there stays so."""
+    if not side:
+        return side
     return (*side[:-1], {**side[-1], "content": encoder.without_end(side[-1]["content"])})
 
 
-@dataclass(frozen=True)
-class _Template:
-    """The tokenizer's chat template around messages whose control tokens are hidden from it.
-
-    Args:
-        encoder: the tokenizer.
-        where: the row, for messages.
-        edge: a character that occurs in none of the messages.
-        hidden: the control tokens that the messages spell, each with a character of its own to stand for it.
-    """
-
-    encoder: Encoder
-    where: str
-    edge: str
-    hidden: Mapping[str, str]
-
-    @classmethod
-    def around(cls, messages: Messages, encoder: Encoder, where: str, quality: str) -> _Template:
-        """A template for these messages; the characters come from a private area of Unicode."""
-        text = "".join([quality, *(message["content"] for message in messages)])
-        free = (chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in text)
-        spelled = sorted(set(encoder.control_text.findall(text)))
-        return cls(encoder, where, next(free), {word: next(free) for word in spelled})
-
-    def render(self, messages: Messages, opens_response: bool) -> str:
-        """The conversation in the template, control tokens of the data still hidden."""
-        shielded = [{**message, "content": self._hide(message["content"])} for message in messages]
-        try:
-            rendered = self.encoder.tokenizer.apply_chat_template(
-                shielded, tokenize=False, add_generation_prompt=opens_response
-            )
-        except (TemplateError, ValueError) as error:
-            raise DataError(self.where, f"the chat template refuses this conversation: {shown(str(error))}") from error
-        return str(rendered)
-
-    def response(self, opened: str, messages: Messages) -> str:
-        """What the template adds to an opened conversation, up to and with the token that ends the turn."""
-        whole = self.render(messages, opens_response=False)
-        if not whole.startswith(opened):
-            raise DataError(
-                self.where,
-                "the chat template writes the prompt differently when a response follows; expected a prefix",
-            )
-        said = whole[len(opened) :].rstrip()
-        if not self.encoder.control_text.sub("", said).strip():
-            raise DataError(self.where, "nothing is left of the response in the chat template")
-        return said
-
-    def has_end(self, said: str) -> bool:
-        """Whether the template ends the turn with a control token."""
-        return any(found.end() == len(said) for found in self.encoder.control_text.finditer(said))
-
-    def with_quality(self, messages: Messages, quality: str) -> SpelledPrompt:
-        """The opened conversation with the quality prompt in its last user turn."""
-        if not quality:
-            return SpelledPrompt((), (), self.pieces(self.render(messages, opens_response=True)))
-        try:
-            placed = place_in_chat(messages, f"{self.edge}{quality}{self.edge}")
-        except ValueError as error:
-            raise DataError(self.where, str(error)) from error
-        parts = self.render(placed, opens_response=True).split(self.edge)
-        if len(parts) != 3:
-            times = len(parts) // 2
-            raise DataError(self.where, f"the chat template writes the last user turn {times} times; expected once")
-        before, inner, after = map(self.pieces, parts)
-        return SpelledPrompt(before, inner, after)
-
-    def pieces(self, rendered: str) -> Pieces:
-        """The template's text and the data's hidden control tokens, apart."""
-        if not self.hidden:
-            return (Piece(rendered, template=True),)
-        words = {mark: word for word, mark in self.hidden.items()}
-        parts = re.split(f"([{''.join(words)}])", rendered)
-        return tuple(Piece(words.get(part, part), template=part not in words) for part in parts if part)
-
-    def _hide(self, content: str) -> str:
-        return self.encoder.control_text.sub(lambda found: self.hidden[found[0]], content)
+def _chat_with_quality(template: ChatTemplate, messages: Messages, quality: str) -> SpelledPrompt:
+    """The opened conversation with the quality prompt in its last user turn."""
+    if not quality:
+        return SpelledPrompt((), (), template.pieces(template.render(messages, opens_response=True)))
+    try:
+        placed = place_in_chat(messages, f"{template.edge}{quality}{template.edge}")
+    except ValueError as error:
+        raise DataError(template.where, str(error)) from error
+    parts = template.render(placed, opens_response=True).split(template.edge)
+    if len(parts) != 3:
+        times = len(parts) // 2
+        raise DataError(template.where, f"the chat template writes the last user turn {times} times; expected once")
+    before, inner, after = map(template.pieces, parts)
+    return SpelledPrompt(before, inner, after)

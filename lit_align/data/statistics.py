@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 Integers = NDArray[np.integer[Any]]
 
-PERCENTILES = (1, 5, 25, 50, 75, 95, 99, 100)
-_BINS = 32
+PERCENTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
+_BINS = 28
 _MOST_BINS = 400
 _Z = 1.959963984540054  # the standard normal's 97.5 % quantile
 
@@ -85,7 +85,7 @@ class Distribution:
 
 
 def bin_width(values: Integers) -> int:
-    """A round width that shows where most values lie: about 32 bins from the 1st to the 99th percentile.
+    """A round width that shows where most values lie: about 28 bins from the 1st to the 99th percentile.
 
     >>> bin_width(np.arange(100)), bin_width(np.arange(1000)), bin_width(np.array([7]))
     (5, 50, 1)
@@ -129,7 +129,7 @@ def wilson(wins: float, count: int) -> Interval:
     share = wins / count
     middle = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
     half = _Z / (1 + _Z**2 / count) * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
-    return Interval(share, max(0.0, middle - half), min(1.0, middle + half))
+    return Interval(share, max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half)))
 
 
 def pearson(one: NDArray[Any], other: NDArray[Any]) -> float | None:

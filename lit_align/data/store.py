@@ -1,30 +1,32 @@
-"""A pair store keeps the token ids of a whole split in a few flat arrays."""
+"""A store holds tokenized pairs as Arrow records, in memory or in a file that is mapped into it."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from typing import overload
+from functools import cached_property
+from typing import final, overload
 
 import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
+from lit_align.data.records import NO_END, PARTS, Arrow, counts, numbers, plain, token_records
 from lit_align.types import TokenizedPair, TokenizedResponse
 
-PARTS = ("prompt", "chosen", "rejected", "prompted")
+_ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class PairStore(Sequence[TokenizedPair]):
     """The pairs of a split, each at its position; four bytes a token.
 
+    What is asked of all pairs at once is a column of its own, so that their ids stay on disk.
+
     Args:
-        ids: the tokens of all parts of all pairs, one after the other.
-        ends: where in ``ids`` each part of each pair ends; its start is the end of the part before.
-        truncated: whether each response was cut.
-        has_prompted: the pairs carry the prompt with the quality prompt in it.
+        table: the records.
 
     >>> pair = TokenizedPair([1, 2], TokenizedResponse([3], [True]), TokenizedResponse([4, 5], [True, True]))
     >>> store = PairStore.of([pair, pair])
@@ -32,24 +34,15 @@ class PairStore(Sequence[TokenizedPair]):
     (2, [4, 5], [[1, 2], [1, 2]])
     """
 
-    ids: NDArray[np.int32]
-    ends: NDArray[np.int64]
-    truncated: NDArray[np.bool_]
-    has_prompted: bool
+    table: Arrow
 
     @classmethod
     def of(cls, pairs: Sequence[TokenizedPair]) -> PairStore:
-        """A store of these pairs; every response token is scored."""
-        parts = [part for pair in pairs for part in _parts(pair)]
-        return cls(
-            ids=np.fromiter(chain.from_iterable(parts), dtype=np.int32, count=sum(map(len, parts))),
-            ends=np.cumsum([len(part) for part in parts], dtype=np.int64).reshape(len(pairs), len(PARTS)),
-            truncated=np.array([[side.truncated for side in pair.sides] for pair in pairs], dtype=np.bool_),
-            has_prompted=any(pair.prompted is not None for pair in pairs),
-        )
+        """A store of these pairs, in memory."""
+        return cls(pa.Table.from_batches([token_records(pairs)]))
 
     def __len__(self) -> int:
-        return len(self.ends)
+        return int(self.table.num_rows)
 
     @overload
     def __getitem__(self, index: int) -> TokenizedPair: ...
@@ -59,71 +52,68 @@ class PairStore(Sequence[TokenizedPair]):
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
         place = range(len(self))[index]
-        start = int(self.ends[place - 1, -1]) if place else 0
-        bounds = [start, *self.ends[place].tolist()]
-        prompt, chosen, rejected, prompted = (
-            self.ids[a:b].tolist() for a, b in zip(bounds[:-1], bounds[1:], strict=True)
-        )
-        cut = self.truncated[place].tolist()
         return TokenizedPair(
-            prompt=prompt,
-            chosen=TokenizedResponse(chosen, [True] * len(chosen), cut[0]),
-            rejected=TokenizedResponse(rejected, [True] * len(rejected), cut[1]),
-            prompted=prompted if self.has_prompted else None,
+            prompt=self._list("prompt", place) or [],
+            chosen=self._response("chosen", place, self.truncated[place, 0]),
+            rejected=self._response("rejected", place, self.truncated[place, 1]),
+            prompted=self._list("prompted", place),
             index=place,
         )
+
+    def _response(self, side: str, place: int, truncated: np.bool_) -> TokenizedResponse:
+        ids = self._list(side, place) or []
+        scored = self._list(f"{side}_scored", place)
+        return TokenizedResponse(
+            ids, [True] * len(ids) if scored is None else list(map(bool, scored)), bool(truncated)
+        )
+
+    def _list(self, name: str, place: int) -> list[int] | None:
+        values = self.table.column(name)[place].values
+        return None if values is None else plain(values).tolist()
 
     @property
     def part_lengths(self) -> NDArray[np.int64]:
         """Tokens of prompt, chosen, rejected and prompted prompt of each pair."""
-        flat = self.ends.reshape(-1)
-        lengths: NDArray[np.int64] = np.diff(flat, prepend=0).reshape(self.ends.shape)
-        return lengths
+        return np.stack([counts(self.table, part) for part in PARTS], axis=1)
 
-    @property
+    @cached_property
     def lengths(self) -> NDArray[np.int64]:
         """Scored tokens of each response: chosen, rejected."""
-        return self.part_lengths[:, 1:3]
+        return numbers(self.table, "scored_tokens").astype(np.int64)
 
-    @property
+    @cached_property
+    def truncated(self) -> NDArray[np.bool_]:
+        """Whether each response was cut: chosen, rejected."""
+        return numbers(self.table, "truncated").astype(np.bool_)
+
+    @cached_property
     def widths(self) -> NDArray[np.int64]:
         """Tokens of the longest sequence of each pair: what it costs in a batch."""
         prompt, chosen, rejected, prompted = self.part_lengths.T
         widths: NDArray[np.int64] = np.maximum(prompt, prompted) + np.maximum(chosen, rejected)
         return widths
 
-    @property
+    @cached_property
     def end_tokens(self) -> frozenset[int]:
-        """The last tokens of the responses that were not cut."""
-        last = self.ids[self.ends[:, 1:3] - 1]
-        return frozenset(np.unique(last[~self.truncated]).tolist())
+        """The last scored tokens of the responses that were not cut."""
+        return frozenset(np.unique(numbers(self.table, "last")).tolist()) - {NO_END}
 
-    def hashes(self, parts: Iterable[str]) -> list[bytes]:
-        """A digest of the named parts of each pair, in the order they are named.
+    def hashes(self, parts: Iterable[str]) -> NDArray[np.uint64]:
+        """A number for each pair that says whether the named parts, in the order they are named, are the same.
 
         Args:
             parts: of ``prompt``, ``chosen``, ``rejected``, ``prompted``.
         """
-        columns = [PARTS.index(part) for part in parts]
-        starts = np.concatenate([[0], self.ends.reshape(-1)[:-1]]).reshape(self.ends.shape)
-        spans = np.stack([starts[:, columns], self.ends[:, columns]], axis=-1)
-        return [self._digest(row) for row in spans.tolist()]
+        digests = numbers(self.table, "digests")
+        mixed = np.zeros(len(self), dtype=np.uint64)
+        for part in parts:
+            mixed = (mixed ^ digests[:, PARTS.index(part)]) * _ODD
+            mixed ^= mixed >> np.uint64(32)
+        return mixed
 
-    def _digest(self, spans: list[list[int]]) -> bytes:
-        digest = hashlib.blake2b(digest_size=16)
-        for start, end in spans:
-            digest.update((end - start).to_bytes(8, "little"))
-            digest.update(self.ids[start:end].tobytes())
-        return digest.digest()
-
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Changes when any token of any pair does, or their order."""
-        digest = hashlib.sha256()
-        for array in (self.ids, self.ends, self.truncated):
-            digest.update(np.ascontiguousarray(array).data)
+        digest = hashlib.sha256(np.ascontiguousarray(numbers(self.table, "digests")).data)
+        digest.update(np.ascontiguousarray(self.truncated).data)
         return digest.hexdigest()
-
-
-def _parts(pair: TokenizedPair) -> tuple[Sequence[int], ...]:
-    return pair.prompt, pair.chosen.ids, pair.rejected.ids, pair.prompted or ()

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from jinja2 import Environment, TemplateSyntaxError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lit_align import testbed
@@ -16,16 +19,19 @@ from lit_align.data.errors import shown
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
-def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerFast:
+def load_tokenizer(
+    name: str, revision: str | None = None, chat_template: str | None = None
+) -> PreTrainedTokenizerFast:
     """A fast tokenizer with an end-of-sequence token.
 
     Args:
         name: local folder, hub name ``owner/name``, or ``testbed:policy``.
         revision: branch, tag or commit hash of a hub tokenizer.
+        chat_template: file with a chat template (Jinja) that takes the place of the tokenizer's own.
 
     Raises:
         FileNotFoundError: the folder, or the tokenizer in it, is not there; a path is never looked up on the hub.
-        ValueError: the tokenizer is not a fast one, or has no EOS.
+        ValueError: the tokenizer is not a fast one, or has no EOS, or the template is not one.
     """
     folder = testbed.resolve(name) or Path(name).expanduser()
     if folder.is_dir():
@@ -39,7 +45,45 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
         raise ValueError(f"{place}: {type(tokenizer).__name__} is not a fast tokenizer (tokenizer.json)")
     if tokenizer.eos_token_id is None:
         raise ValueError(f"{place}: tokenizer has no EOS; set eos_token")
+    if chat_template is not None:
+        tokenizer.chat_template = read_template(chat_template)
     return tokenizer
+
+
+def read_template(path: str) -> str:
+    """The chat template in a file.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is empty, no text, or no Jinja; names the line.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"data.chat_template not found: {path} (expected a file with a Jinja template)")
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+        Environment(extensions=["jinja2.ext.loopcontrols", _Generation]).parse(text)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 at byte {error.start}; expected a Jinja template") from error
+    except TemplateSyntaxError as error:
+        raise ValueError(f"{path}:{error.lineno}: not a Jinja template: {error.message}") from error
+    if "messages" not in text:
+        raise ValueError(f"{path}: a chat template must write the messages, this one never names them")
+    return text
+
+
+class _Generation(Extension):
+    """Knows the tag that marks the assistant's turns for other trainers; it writes nothing."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """The lines between the tags."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 @dataclass(frozen=True)
@@ -107,6 +151,11 @@ class Encoder:
     def end(self) -> int:
         """Id of the end-of-sequence token."""
         return int(self.tokenizer.eos_token_id)
+
+    @cached_property
+    def template(self) -> str | None:
+        """The chat template, the one for tools aside; None for a tokenizer without any."""
+        return str(self.tokenizer.get_chat_template()) if self.tokenizer.chat_template else None
 
     @cached_property
     def start(self) -> list[int]:

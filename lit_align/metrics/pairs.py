@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -36,6 +38,9 @@ class PairMetrics(Metric):
     Reads the ``Outcome`` and nothing else for rewards and margins, so what is reported is what was optimised.
     A number that the objective does not form (a margin for a plain likelihood, say) is absent, not zero.
     ``lengths/margin_correlation`` is Pearson's r between the reward margin and the length gap chosen − rejected.
+
+    Args:
+        terms: names of the loss's terms, reported as ``loss/<term>``.
     """
 
     full_state_update = False
@@ -43,9 +48,10 @@ class PairMetrics(Metric):
     weights: Tensor
     moments: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, terms: Sequence[str] = ()) -> None:
         super().__init__()
-        zeros = torch.zeros(len(NAMES), dtype=torch.float64)
+        self.names = (*NAMES, *(f"loss/{term}" for term in terms))
+        zeros = torch.zeros(len(self.names), dtype=torch.float64)
         self.add_state("sums", zeros.clone(), dist_reduce_fx="sum")
         self.add_state("weights", zeros.clone(), dist_reduce_fx="sum")
         self.add_state("moments", torch.zeros(6, dtype=torch.float64), dist_reduce_fx="sum")
@@ -55,7 +61,7 @@ class PairMetrics(Metric):
         weight = batch.weight.double()
         values = {**_losses_and_margins(outcome), **_rewards(outcome), **_sides(logps, batch)}
         for name, value in values.items():
-            place = NAMES.index(name)
+            place = self.names.index(name)
             self.sums[place] += (value.detach().double() * weight).sum()
             self.weights[place] += weight.sum()
         if "rewards/margins" in values:
@@ -65,7 +71,7 @@ class PairMetrics(Metric):
         """Name to mean, for the numbers that were there to be averaged."""
         means = {
             name: (self.sums[place] / self.weights[place]).float()
-            for place, name in enumerate(NAMES)
+            for place, name in enumerate(self.names)
             if self.weights[place] > 0
         }
         if self.moments[0] > 0:
@@ -74,7 +80,7 @@ class PairMetrics(Metric):
 
 
 def _losses_and_margins(outcome: Outcome) -> dict[str, Margin]:
-    values = {"loss": outcome.loss}
+    values = {"loss": outcome.loss, **{f"loss/{name}": loss for name, loss in outcome.terms.items()}}
     if outcome.margin is not None:
         values["margin/plain"] = outcome.margin
         if outcome.offset is not None:

@@ -17,9 +17,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from lit_align.metrics import PairMetrics
 from lit_align.models import AdapterOff, Loading, LoRA, Reference, SecondModel, load_causal_lm, response_log_probs
 from lit_align.models.log_probs import packed_mask
+from lit_align.modules.columns import check_columns
+from lit_align.modules.fit_check import TokenSizes, check_fit, check_reference
 from lit_align.modules.records import pair_records
 from lit_align.modules.schedule import Cosine, Schedule
-from lit_align.modules.steps import StepLedger, optimizer_steps, run_data, total_over_ranks
+from lit_align.modules.steps import NonFiniteError, StepLedger, optimizer_steps, run_data, total_over_ranks
 from lit_align.objectives.objective import Objective
 from lit_align.types import Outcome, PairBatch, PairLogProbs
 
@@ -39,6 +41,9 @@ class LitPreference(LightningModule):
         lora: train a low-rank adapter instead of all weights.
         optimizer: any torch optimizer by class path.
         schedule: how the learning rate moves.
+
+    Raises:
+        ValueError: a reference is given to an objective that needs none.
     """
 
     def __init__(
@@ -49,18 +54,20 @@ class LitPreference(LightningModule):
         loading: Loading = Loading(),
         lora: LoRA | None = None,
         optimizer: OptimizerCallable = lambda params: AdamW(params, lr=1e-6, weight_decay=0.0),
-        schedule: Schedule | None = None,
+        schedule: Schedule = Cosine(),
     ) -> None:
         super().__init__()
+        if reference is not None and not objective.needs_reference:
+            raise ValueError("model.reference is set, but the objective needs none; leave it out")
         self.policy_name = policy
         self.objective = objective
         self.loading = loading
         self.lora = lora
         self.optimizer = optimizer
-        self.schedule = schedule or Cosine()
+        self.schedule = schedule
         self.reference = reference or (_default_reference(lora) if objective.needs_reference else None)
-        self.train_metrics = PairMetrics()
-        self.eval_metrics = PairMetrics()
+        self.train_metrics = PairMetrics(objective.term_names)
+        self.eval_metrics = PairMetrics(objective.term_names)
         self.ledger = StepLedger()
         self._gradient_norm = torch.zeros(())
         self.strict_loading = lora is None
@@ -72,6 +79,18 @@ class LitPreference(LightningModule):
         data = run_data(self.trainer)
         if self.objective.needs_prompted and data is not None and not data.prompted:
             raise ValueError("the objective compares with a quality prompt: data.prompted must be true")
+        if data is not None and "policy" not in self._modules:
+            self._check_fit(data)
+        if data is not None:
+            check_columns(self.objective, data.splits)
+
+    def _check_fit(self, data: Any) -> None:
+        """Compare the sizes of tokenizer and data with those of the models that will read them."""
+        sizes = TokenSizes(data.tokenizer_name, data.vocabulary, data.pad_token, data.longest)
+        check_fit(sizes, self.policy_name, self.loading.revision)
+        if isinstance(self.reference, SecondModel) and self.reference.path is not None:
+            revisions = (self.reference.loading.revision, self.loading.revision)
+            check_reference(self.reference.path, self.policy_name, revisions)
 
     def configure_model(self) -> None:
         """Load the policy and attach the reference; every rank does it, once."""
@@ -110,6 +129,8 @@ class LitPreference(LightningModule):
             reference=self.reference.log_probs(batch) if self.reference is not None else None,
             mask=packed_mask(batch),
             prompted=prompted,
+            margin=batch.margin,
+            preference_probability=batch.preference_probability,
         )
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
@@ -129,7 +150,10 @@ class LitPreference(LightningModule):
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         torch._foreach_div_(gradients, weight)
         norm = nn.utils.get_total_norm(gradients)
-        self.ledger.close(norm, self.global_step, self.global_rank)
+        try:
+            self.ledger.close(norm, self.global_step, self.global_rank)
+        except NonFiniteError as error:
+            raise self._with_names(error) from None
         self._gradient_norm = norm
 
     def optimizer_step(
@@ -149,6 +173,14 @@ class LitPreference(LightningModule):
         step = self.global_step + 1
         if step % trainer.log_every_n_steps == 0:
             self._report("train", self._training_values(optimizer.param_groups[0]["lr"]), step)
+
+    def _with_names(self, error: NonFiniteError) -> NonFiniteError:
+        """The same error with file and line of each row, where the data know them."""
+        data = run_data(self.trainer)
+        if data is None:
+            return error
+        names = [data.rows["train"][row].where for row in error.rows[:10]]
+        return NonFiniteError(error.step, error.rank, error.norm, error.rows, names)
 
     def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
         """Start the clock of an optimizer step."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,24 @@ from lit_align.types import Outcome, PairBatch
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or gradient was not finite; raised before the optimizer step, so the weights are still good."""
+    """A loss or gradient was not finite; raised before the optimizer step, so the weights are still good.
+
+    Args:
+        step: the optimizer step that was not taken.
+        rank: the process that says so.
+        norm: the norm of its gradient.
+        rows: positions in the training data of the pairs of this process whose loss is not finite.
+        names: what to call these rows; their positions if empty.
+    """
+
+    def __init__(self, step: int, rank: int, norm: float, rows: list[int], names: Sequence[str] = ()) -> None:
+        self.step, self.rank, self.norm, self.rows = step, rank, norm, rows
+        shown = ", ".join((names or [str(row) for row in rows])[:10])
+        found = f"the loss is not finite of rows {shown}" if rows else "every loss of this process is finite"
+        super().__init__(
+            f"step {step}, rank {rank}: gradient norm is {norm}; {found}. The weights are unchanged: see the rows, "
+            "lower the learning rate, or clip (trainer.gradient_clip_val)"
+        )
 
 
 class StepLedger:
@@ -55,11 +73,7 @@ class StepLedger:
         """
         if not math.isfinite(float(norm)):
             bad = [int(i) for index, loss in self._rows for i in index[~loss.isfinite()]]
-            rows = f"rows {bad[:10]} have a loss that is not finite" if bad else "every loss on this rank is finite"
-            raise NonFiniteError(
-                f"step {step}, rank {rank}: gradient norm is {float(norm)}; {rows}. The weights are unchanged: "
-                "look at those rows, lower the learning rate, or clip (trainer.gradient_clip_val)"
-            )
+            raise NonFiniteError(step, rank, float(norm), bad)
         self.weight = torch.zeros_like(self.weight)
         self._rows = []
         self._seconds += time.monotonic() - self._started

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch.nn import functional as F
 
-from lit_align.objectives.papers import DPO, IPO, SLIC, Paper
+from lit_align.objectives.papers import DISCOPOP, DPO, EXO, IPO, ROBUST, SLIC, Paper
 from lit_align.objectives.ranges import check_range
 from lit_align.types import Margin
 
@@ -112,3 +114,106 @@ class Hinge(Contrast):
     def __call__(self, margin: Margin) -> Margin:
         """See the base class."""
         return F.relu(1 - self.beta * margin)
+
+
+@dataclass(frozen=True)
+class Robust(Contrast):
+    """``-log σ(β m) - ε / (1 - 2 ε) β m``: what `Logistic` would be on clean labels, estimated from noisy ones.
+
+    The paper writes it ``[-(1 - ε) log σ(β m) + ε log σ(-β m)] / (1 - 2 ε)``, which is the same. Averaged over labels
+    of which a share ε is flipped it equals the logistic loss on the true ones; for a single pair it may be negative.
+
+    Paper: Chowdhury et al. 2024, arXiv:2403.00409.
+
+    Args:
+        beta: inverse temperature, 1 / nats.
+        label_smoothing: ε, the share of flipped labels, 0 ≤ ε < 0.5.
+
+    >>> Robust(beta=0.1, label_smoothing=0.1)(torch.tensor([7.0]))  # -log σ(0.7) - 0.1 / 0.8 · 0.7
+    tensor([0.3157])
+    """
+
+    beta: float = 0.1
+    label_smoothing: float = 0.1
+    source: ClassVar[Paper | None] = ROBUST
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_range(self, "beta", "(0, inf)")
+        check_range(self, "label_smoothing", "[0, 0.5)")
+
+    def __call__(self, margin: Margin) -> Margin:
+        """See the base class."""
+        logit = self.beta * margin
+        return -F.logsigmoid(logit) - self.label_smoothing / (1 - 2 * self.label_smoothing) * logit
+
+
+@dataclass(frozen=True)
+class ReverseLogistic(Contrast):
+    """``KL(p ‖ q)`` with ``p = (σ(β m), σ(-β m))`` and ``q = (1 - ε, ε)``: from the policy's preference to the label.
+
+    `Logistic` is the divergence from the label to the policy's preference, up to a constant; this is the other way
+    round, so the policy commits to one side instead of covering both. Its minimum is 0, at the finite margin
+    ``log((1 - ε) / ε) / β``; the loss is not convex, and far below 0 its slope fades.
+
+    Paper: EXO, Ji et al. 2024, arXiv:2402.00856, for pairs.
+
+    Args:
+        beta: inverse temperature, 1 / nats.
+        label_smoothing: ε, the share of labels believed to be flipped, 0 < ε < 0.5; at 0 the loss would be infinite.
+
+    >>> ReverseLogistic(beta=0.1, label_smoothing=0.25)(torch.tensor([0.0]))  # ½ log ⅔ + ½ log 2
+    tensor([0.1438])
+    """
+
+    beta: float = 0.1
+    label_smoothing: float = 1e-3
+    source: ClassVar[Paper | None] = EXO
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_range(self, "beta", "(0, inf)")
+        check_range(self, "label_smoothing", "(0, 0.5)")
+
+    def __call__(self, margin: Margin) -> Margin:
+        """See the base class."""
+        logit = self.beta * margin
+        kept = torch.sigmoid(logit) * (F.logsigmoid(logit) - math.log1p(-self.label_smoothing))
+        flipped = torch.sigmoid(-logit) * (F.logsigmoid(-logit) - math.log(self.label_smoothing))
+        return kept + flipped
+
+
+@dataclass(frozen=True)
+class LogisticExponential(Contrast):
+    """``-log σ(z) (1 - σ(z / τ)) + e^{-z} σ(z / τ)`` with z = β m: logistic for lost pairs, exponential for won ones.
+
+    Not convex: with τ = 0.05 the slope is positive from z = -0.12 to z = 0.07, so that equal models are pushed into a
+    local minimum, and it takes the noise of training to leave it.
+
+    Paper: DiscoPOP, Lu et al. 2024, arXiv:2406.08414, the log-ratio modulated loss, Eq. 5, with τ = 0.05 and β = 0.05;
+    the authors saw it fail for β of 0.01 and less, or 2.5 and more.
+
+    Args:
+        beta: inverse temperature, 1 / nats.
+        temperature: τ, the width in logits of the passage from one to the other, 0 < τ ≤ 1; above 1 the exponential
+            would win on the side that is lost.
+
+    >>> LogisticExponential(beta=0.1)(torch.tensor([7.0, 0.0]))  # e^-0.7, (log 2 + 1) / 2
+    tensor([0.4966, 0.8466])
+    """
+
+    beta: float = 0.05
+    temperature: float = 0.05
+    source: ClassVar[Paper | None] = DISCOPOP
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_range(self, "beta", "(0, inf)")
+        check_range(self, "temperature", "(0, 1]")
+
+    def __call__(self, margin: Margin) -> Margin:
+        """See the base class."""
+        logit = self.beta * margin
+        passage = logit / self.temperature
+        exponential = torch.exp(F.logsigmoid(passage) - logit)  # in one exponent: e^{-z} alone overflows
+        return exponential - torch.sigmoid(-passage) * F.logsigmoid(logit)

@@ -40,6 +40,11 @@ class Objective(ABC):
         """Which of ``margin`` and ``preference_probability`` change the loss; none unless a leaf says otherwise."""
         return frozenset()
 
+    @property
+    def term_names(self) -> tuple[str, ...]:
+        """The names under which ``Outcome.terms`` reports parts of the loss; none unless a leaf says otherwise."""
+        return ()
+
     @abstractmethod
     def __call__(self, logps: PairLogProbs) -> Outcome:
         """The loss of each pair, not yet averaged over the batch, and what there is to report about it.

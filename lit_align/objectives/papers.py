@@ -65,8 +65,8 @@ class Paper:
 def papers_of(part: object) -> tuple[Paper, ...]:
     """The papers that a part and the parts inside it come from, outermost first, each once.
 
-    A part names its paper in a class attribute ``source``. The walk follows the fields of dataclasses, so it also
-    reaches parts that wrap other parts, and parts from outside this package.
+    A part names its paper in a class attribute ``source``. The walk follows the fields of dataclasses and the
+    items of tuples, so it also reaches parts that wrap other parts, and parts from outside this package.
 
     Args:
         part: an objective, or any part of one.
@@ -77,6 +77,8 @@ def papers_of(part: object) -> tuple[Paper, ...]:
     """
     source = getattr(part, "source", None)
     found = [source] if isinstance(source, Paper) else []
+    if isinstance(part, tuple):
+        found += [paper for inner in part for paper in papers_of(inner)]
     if is_dataclass(part):
         found += [paper for field in fields(part) for paper in papers_of(getattr(part, field.name))]
     return tuple(dict.fromkeys(found))
@@ -166,4 +168,88 @@ F_DPO = Paper(
     authors="Wang et al.",
     year=2023,
     arxiv="2309.16240",
+)
+ROBUST = Paper(
+    key="chowdhury2024provably",
+    title="Provably Robust DPO: Aligning Language Models with Noisy Feedback",
+    authors="Chowdhury et al.",
+    year=2024,
+    arxiv="2403.00409",
+)
+EXO = Paper(
+    key="ji2024towards",
+    title="Towards Efficient Exact Optimization of Language Model Alignment",
+    authors="Ji et al.",
+    year=2024,
+    arxiv="2402.00856",
+)
+DISCOPOP = Paper(
+    key="lu2024discovering",
+    title="Discovering Preference Optimization Algorithms with and for Large Language Models",
+    authors="Lu et al.",
+    year=2024,
+    arxiv="2406.08414",
+)
+DPO_POSITIVE = Paper(
+    key="pal2024smaug",
+    title="Smaug: Fixing Failure Modes of Preference Optimisation with DPO-Positive",
+    authors="Pal et al.",
+    year=2024,
+    arxiv="2402.13228",
+)
+NCA = Paper(
+    key="chen2024noise",
+    title="Noise Contrastive Alignment of Language Models with Explicit Rewards",
+    authors="Chen et al.",
+    year=2024,
+    arxiv="2402.05369",
+)
+BCO = Paper(
+    key="jung2024binary",
+    title="Binary Classifier Optimization for Large Language Model Alignment",
+    authors="Jung et al.",
+    year=2024,
+    arxiv="2404.04656",
+)
+SPPO = Paper(
+    key="wu2024self",
+    title="Self-Play Preference Optimization for Language Model Alignment",
+    authors="Wu et al.",
+    year=2024,
+    arxiv="2405.00675",
+)
+APO = Paper(
+    key="doosterlinck2024anchored",
+    title="Anchored Preference Optimization and Contrastive Revisions: Addressing Underspecification in Alignment",
+    authors="D'Oosterlinck et al.",
+    year=2024,
+    arxiv="2408.06266",
+)
+ORPO = Paper(
+    key="hong2024orpo",
+    title="ORPO: Monolithic Preference Optimization without Reference Model",
+    authors="Hong et al.",
+    year=2024,
+    arxiv="2403.07691",
+)
+CPO = Paper(
+    key="xu2024contrastive",
+    title="Contrastive Preference Optimization: Pushing the Boundaries of LLM Performance in Machine Translation",
+    authors="Xu et al.",
+    year=2024,
+    arxiv="2401.08417",
+)
+RPO = Paper(
+    key="pang2024iterative",
+    title="Iterative Reasoning Preference Optimization",
+    authors="Pang et al.",
+    year=2024,
+    arxiv="2404.19733",
+)
+MPO = Paper(
+    key="wang2024enhancing",
+    title="Enhancing the Reasoning Ability of Multimodal Large Language Models via Mixed Preference Optimization",
+    authors="Wang et al.",
+    year=2024,
+    arxiv="2411.10442",
 )

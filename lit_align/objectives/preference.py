@@ -9,7 +9,7 @@ from lit_align.objectives.averaging import Averaging, Sum
 from lit_align.objectives.contrast import Contrast
 from lit_align.objectives.divergence import Divergence, ReverseKL
 from lit_align.objectives.objective import Objective
-from lit_align.objectives.refinement import NoRefinement, Refinement
+from lit_align.objectives.refinement import NoRefinement, Refinement, offset_of
 from lit_align.objectives.regularizer import KL, Regularizer
 from lit_align.types import Margin, Outcome, PairLogProbs, PairScores
 
@@ -62,20 +62,23 @@ class PreferenceObjective(Objective):
 
     def margin(self, logps: PairLogProbs) -> Margin:
         """Chosen minus rejected, in nats, before refinement."""
-        log_ratio = self.log_ratio(logps)
-        return log_ratio[:, 0] - log_ratio[:, 1]
+        return _chosen_minus_rejected(self.log_ratio(logps))
 
     def __call__(self, logps: PairLogProbs) -> Outcome:
         """See the base class."""
-        margin_of = cache(self.margin)  # the prompted margin is both used by the refinement and reported
-        log_ratio = self.log_ratio(logps)
-        margin = log_ratio[:, 0] - log_ratio[:, 1]
-        offset = self.refinement(logps, margin_of).detach()
+        log_ratio_of = cache(self.log_ratio)  # a refinement may ask for one that is also reported
+        log_ratio = log_ratio_of(logps)
+        margin = _chosen_minus_rejected(log_ratio)
+        offset = offset_of(self.refinement, logps, log_ratio_of)
         prompted = logps.prompted if self.needs_prompted else None
         return Outcome(
             loss=self.contrast(margin - offset),
             rewards=(self.contrast.beta * log_ratio).detach(),
             margin=margin.detach(),
-            offset=offset,
-            prompted_margin=None if prompted is None else margin_of(prompted).detach(),
+            offset=offset.detach(),
+            prompted_margin=None if prompted is None else _chosen_minus_rejected(log_ratio_of(prompted)).detach(),
         )
+
+
+def _chosen_minus_rejected(log_ratio: PairScores) -> Margin:
+    return log_ratio[:, 0] - log_ratio[:, 1]

@@ -7,18 +7,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lit_align.objectives.papers import R_DPO, SELF_REFINEMENT, SIMPO, Paper
+from torch.nn import functional as F
+
+from lit_align.objectives.papers import DPO_POSITIVE, R_DPO, SELF_REFINEMENT, SIMPO, Paper
 from lit_align.objectives.ranges import check_range
-from lit_align.types import Margin, PairLogProbs
+from lit_align.types import Margin, PairLogProbs, PairScores
 
 
 class Refinement(ABC):
     """How far a margin must go before its pair counts as won; the contrast sees ``margin - offset``.
 
-    The offset is a target, not something to optimise: it never carries a gradient.
+    As a rule the offset is a target, not something to optimise, and passes no gradient: who asks for it cuts it off
+    (`offset_of`), unless the leaf says that the gradient belongs to its method.
     """
 
     source: ClassVar[Paper | None] = None
+
+    @property
+    def carries_gradient(self) -> bool:
+        """Whether the offset is optimised along with the margin; False unless a leaf says otherwise."""
+        return False
 
     @property
     def needs_prompted(self) -> bool:
@@ -26,14 +34,20 @@ class Refinement(ABC):
         return False
 
     @abstractmethod
-    def __call__(self, logps: PairLogProbs, margin: Callable[[PairLogProbs], Margin]) -> Margin:
-        """The offset of each pair, in nats, detached.
+    def __call__(self, logps: PairLogProbs, log_ratio: Callable[[PairLogProbs], PairScores]) -> Margin:
+        """The offset of each pair, in nats.
 
         Args:
             logps: log-probabilities of the batch.
-            margin: the objective's own margin, for offsets that are margins of something else; asking it twice about
+            log_ratio: the objective's own scores of both sides, for offsets that are made of them; asking twice about
                 the same record costs nothing.
         """
+
+
+def offset_of(refinement: Refinement, logps: PairLogProbs, log_ratio: Callable[[PairLogProbs], PairScores]) -> Margin:
+    """The offset of each pair, cut off from the gradient unless the refinement carries it."""
+    offset = refinement(logps, log_ratio)
+    return offset if refinement.carries_gradient else offset.detach()
 
 
 @dataclass(frozen=True)
@@ -45,7 +59,7 @@ class NoRefinement(Refinement):
     tensor([0.])
     """
 
-    def __call__(self, logps: PairLogProbs, margin: Callable[[PairLogProbs], Margin]) -> Margin:
+    def __call__(self, logps: PairLogProbs, log_ratio: Callable[[PairLogProbs], PairScores]) -> Margin:
         """See the base class."""
         return logps.policy.new_zeros(logps.policy.shape[0])
 
@@ -71,7 +85,7 @@ class TargetMargin(Refinement):
         """Check the range."""
         check_range(self, "target", "[0, inf)")
 
-    def __call__(self, logps: PairLogProbs, margin: Callable[[PairLogProbs], Margin]) -> Margin:
+    def __call__(self, logps: PairLogProbs, log_ratio: Callable[[PairLogProbs], PairScores]) -> Margin:
         """See the base class."""
         return logps.policy.new_full((logps.policy.shape[0],), self.target)
 
@@ -100,7 +114,7 @@ class LengthGap(Refinement):
         """Check the range."""
         check_range(self, "strength", "[0, inf)")
 
-    def __call__(self, logps: PairLogProbs, margin: Callable[[PairLogProbs], Margin]) -> Margin:
+    def __call__(self, logps: PairLogProbs, log_ratio: Callable[[PairLogProbs], PairScores]) -> Margin:
         """See the base class."""
         lengths = logps.lengths
         return self.strength * (lengths[:, 1] - lengths[:, 0])
@@ -124,7 +138,7 @@ class SelfRefine(Refinement):
 
     >>> from lit_align.objectives.examples import worked_pair
     >>> import torch
-    >>> SelfRefine(0.5)(worked_pair(), lambda logps: torch.tensor([3.0]))
+    >>> SelfRefine(0.5)(worked_pair(), lambda logps: torch.tensor([[3.0, 0.0]]))
     tensor([1.5000])
     """
 
@@ -140,11 +154,79 @@ class SelfRefine(Refinement):
         """True: the offset is the margin under the quality prompt."""
         return True
 
-    def __call__(self, logps: PairLogProbs, margin: Callable[[PairLogProbs], Margin]) -> Margin:
+    def __call__(self, logps: PairLogProbs, log_ratio: Callable[[PairLogProbs], PairScores]) -> Margin:
         """See the base class."""
         if logps.prompted is None:
             raise ValueError(
                 "SelfRefine needs the log-probabilities of the responses under the quality prompt (p ⊕ x), "
                 "but PairLogProbs.prompted is None; prepare the data with a quality prompt, or choose NoRefinement"
             )
-        return self.strength * margin(logps.prompted).detach()
+        chosen, rejected = log_ratio(logps.prompted).detach().unbind(-1)
+        return self.strength * (chosen - rejected)
+
+
+@dataclass(frozen=True)
+class LostLikelihood(Refinement):
+    """``strength max(0, -r_w)``: a chosen response that fell below the reference has that much more to win.
+
+    A margin grows as well when both sides lose likelihood, the rejected one more; here that no longer pays. The
+    offset is not a target but a penalty that the policy can lower, so it carries the gradient. It is a refinement all
+    the same, and not a part before the margin: it is in nats, per pair, subtracted inside the contrast, and reported
+    as the offset.
+
+    Paper: DPO-Positive, Pal et al. 2024, arXiv:2402.13228.
+
+    Args:
+        strength: λ, how many nats a lost nat costs, 0 or more.
+
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> import torch
+    >>> LostLikelihood(50.0)(worked_pair(), lambda logps: torch.tensor([[-2.0, -9.0]]))  # 50 · 2
+    tensor([100.])
+    """
+
+    strength: float
+    source: ClassVar[Paper | None] = DPO_POSITIVE
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        check_range(self, "strength", "[0, inf)")
+
+    @property
+    def carries_gradient(self) -> bool:
+        """True: what was lost is to be won back."""
+        return True
+
+    def __call__(self, logps: PairLogProbs, log_ratio: Callable[[PairLogProbs], PairScores]) -> Margin:
+        """See the base class."""
+        return self.strength * F.relu(-log_ratio(logps)[:, 0])
+
+
+@dataclass(frozen=True)
+class SumOf(Refinement):
+    """``Σ_i offset_i``: several refinements at once; of none it is `NoRefinement`.
+
+    Args:
+        parts: the refinements that are added; each keeps its own rule about the gradient.
+
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> SumOf((TargetMargin(0.5), LengthGap(0.1)))(worked_pair(), lambda logps: ...)  # 0.5 + 3
+    tensor([3.5000])
+    """
+
+    parts: tuple[Refinement, ...]
+
+    @property
+    def needs_prompted(self) -> bool:
+        """True if any part needs it."""
+        return any(part.needs_prompted for part in self.parts)
+
+    @property
+    def carries_gradient(self) -> bool:
+        """True if any part does."""
+        return any(part.carries_gradient for part in self.parts)
+
+    def __call__(self, logps: PairLogProbs, log_ratio: Callable[[PairLogProbs], PairScores]) -> Margin:
+        """See the base class."""
+        offsets = (offset_of(part, logps, log_ratio) for part in self.parts)
+        return sum(offsets, start=NoRefinement()(logps, log_ratio))

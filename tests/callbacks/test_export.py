@@ -14,18 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_align import testbed
 from lit_align.models import Loading, LoRA, load_causal_lm
-from tests.runner import distributed, lit_align
-from tests.test_runs import BASE, QUIET, distance, metrics, ok, weights
+from tests.runner import BASE, QUIET, distance, distributed, lit_align, metrics, ok, weights
 
 IDS = torch.arange(2, 42).view(2, 20)
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("rows") / "pairs.jsonl"
-    lines = testbed.path("train.jsonl").read_text("utf-8").splitlines()[:11]
-    path.write_text("\n".join(lines) + "\n", "utf-8")
-    return path
 
 
 def words(run: Path, rows: Path, *more: object) -> tuple[object, ...]:

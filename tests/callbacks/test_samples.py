@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from pathlib import Path
@@ -10,14 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugin_util import markdown_to_safe_html
 from transformers import AutoTokenizer
 
 from lit_align import testbed
 from lit_align.callbacks.samples import Drawn, Samples
 from lit_align.testbed.truth import true_score
-from tests.runner import distributed, lit_align
-from tests.test_runs import BASE, QUIET, metrics, ok, weights
+from tests.runner import BASE, QUIET, distributed, lit_align, metrics, ok, weights
 
 STEPS = (0, 1, 2)
 MODELS = ("policy", "reference")
@@ -39,7 +38,7 @@ def words(run: Path, rows: Path, *more: object) -> tuple[object, ...]:
     return (
         *("fit", "--run", run, *BASE, *QUIET, "--export.form", "none", "--model.objective", "dpo"),
         *("--data.train", rows, "--data.validation", rows, "--data.batch_size", 4, "--trainer.max_steps", 2),
-        *("--trainer.val_check_interval", 1, "--model.optimizer.lr", "0.01", "--samples.score", "TestbedScore"),
+        *("--trainer.val_check_interval", 1, "--model.optimizer.lr", "0.003", "--samples.score", "TestbedScore"),
         *("--samples.count", COUNT, "--samples.show", SHOW, "--samples.sampling.max_new_tokens", LONGEST, *more),
     )
 
@@ -93,14 +92,14 @@ def test_the_scores_are_the_true_ones(run: Path) -> None:
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("model", MODELS)
 def test_the_numbers_follow_from_the_texts(run: Path, step: int, model: str) -> None:
-    """A response that did not end by itself has the longest length allowed; of one that did, EOS counts."""
+    """What was sampled may be cut into more tokens than the tokenizer would take for the same text, never fewer."""
     tokenizer = AutoTokenizer.from_pretrained(testbed.path("policy"))
     texts = [line[model] for line in lines(run, step)]
     lengths = np.array([len(tokenizer(text, add_special_tokens=False).input_ids) for text in texts])
     found = {key.rpartition(f"samples/{model}/")[2]: value for key, value in numbers(run, step).items()}
     assert found["score"] == pytest.approx(np.mean([line[f"{model}_score"] for line in lines(run, step)]))
     assert found["distinct"] == len(set(texts)) / len(texts)
-    assert found["length/mean"] == pytest.approx(lengths.mean() + found["eos_rate"])
+    assert lengths.mean() + found["eos_rate"] <= found["length/mean"] <= LONGEST
     assert found["length/p10"] <= found["length/p50"] <= found["length/p90"] <= LONGEST
 
 
@@ -161,6 +160,8 @@ def test_tensorboard_has_the_lengths(run: Path, events: EventAccumulator) -> Non
 @pytest.mark.filterwarnings("ignore:html5lib's sanitizer:DeprecationWarning")
 def test_tensorboard_shows_the_texts(run: Path, events: EventAccumulator) -> None:
     """The first prompts, a row of three cells each, whatever is in them: in the HTML that TensorBoard makes of it."""
+    from tensorboard.plugin_util import markdown_to_safe_html  # warns when it is imported
+
     tables = {event.step: event.tensor_proto.string_val[0] for event in events.Tensors("samples/text_summary")}
     assert set(tables) == set(STEPS)
     for step, table in tables.items():
@@ -170,7 +171,8 @@ def test_tensorboard_shows_the_texts(run: Path, events: EventAccumulator) -> Non
         for line in lines(run, step)[:SHOW]:
             shown = [f"{line[model].strip()} <strong>[{line[f'{model}_score']:.2f}]</strong>" for model in MODELS]
             expected += [line["prompt"].replace("\r", "").replace("\n", "<br>"), *shown]
-        assert re.findall(r"<td>(.*?)</td>", page) == expected
+        visible = [re.sub(r"[\x00-\x1f]", "?", text) for text in expected]
+        assert [html.unescape(text) for text in re.findall(r"<td>(.*?)</td>", page)] == visible
 
 
 def test_numbers_of_responses() -> None:

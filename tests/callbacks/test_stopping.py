@@ -13,21 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_align import testbed
-from tests.runner import distributed, lit_align
-from tests.test_runs import BASE, SHORT, distance, metrics, ok, weights
+from tests.runner import BASE, SHORT, distance, distributed, lit_align, metrics, ok, weights
 
 PATIENCE = 120
 """Seconds to wait for what takes five on an idle machine."""
 TWO = ("--trainer.strategy", "ddp", "--trainer.devices", 2)
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("rows") / "pairs.jsonl"
-    lines = testbed.path("train.jsonl").read_text("utf-8").splitlines()[:11]
-    path.write_text("\n".join(lines) + "\n", "utf-8")
-    return path
 
 
 def words(run: Path, rows: Path, *more: object) -> tuple[object, ...]:
@@ -93,7 +83,7 @@ def test_sigterm_saves_and_the_resumed_run_is_the_undisturbed_one(rows: Path, tm
 
 def test_sigterm_to_the_launcher_stops_both_processes(rows: Path, tmp_path: Path) -> None:
     """The signal reaches rank zero only; the other one hears of it between two steps."""
-    many = ("--trainer.max_steps", 80, *TWO)
+    many = ("--trainer.max_steps", 60, *TWO)
     code, out = stopped(tmp_path / "stopped", *words(tmp_path / "stopped", rows, *many))
     assert code == 143, out
     assert "Traceback" not in out
@@ -144,7 +134,7 @@ def test_a_signal_inside_a_window_waits_for_the_step(rows: Path, tmp_path: Path,
     interrupt = run / "checkpoints" / "interrupt.ckpt"
     assert torch.load(interrupt, weights_only=True)["global_step"] == step
     assert [line["step"] for line in metrics(run) if "val/loss" in line] == [2] * (step >= 2)
-    ok(lit_align(*words(run, rows, *more, "--ckpt_path", interrupt)))
+    ok(lit_align(*words(run, rows, *more, "--ckpt_path", interrupt, "--on_changed_settings", "warn")))
     ok(lit_align(*words(tmp_path / "whole", rows, *more)))
     assert metrics(run) == metrics(tmp_path / "whole")
     assert distance(weights(run), weights(tmp_path / "whole")) == 0.0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +11,12 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from lit_align.data import DataError, PreferenceData
+from lit_align.data.mixture import Source
 from lit_align.data.prompts import QUALITY_PROMPT
 from lit_align.types import PairBatch
 from tests.data.conftest import Write
 from tests.data.examples import pair_row, turns
+from tests.data.families import TEMPLATES
 
 COUNT = 11
 
@@ -86,6 +89,10 @@ class TestSettings:
             ({"max_dropped": 1.5}, "data.max_dropped is 1.5; expected 0 to 1"),
             ({"max_dropped": float("nan")}, "data.max_dropped is nan"),
             ({"num_workers": -1}, "data.num_workers is -1"),
+            ({"min_gap": -1}, "data.min_gap is -1"),
+            ({"holdout": 1.0}, "data.holdout is 1.0; expected a share above 0 and below 1"),
+            ({"holdout": 0.1, "validation": "a.jsonl"}, "data.validation and data.holdout are both set"),
+            ({"columns": {"promt": "q"}}, "'promt' is no column of any format; did you mean 'prompt'"),
         ],
     )
     def test_a_number_out_of_range_is_refused_at_once(self, settings: dict[str, Any], message: str) -> None:
@@ -150,6 +157,107 @@ class TestSetup:
     def test_overfit_batches_would_replace_the_batches(self, make: Any, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="overfit_batches would replace"):
             trainer(tmp_path, overfit_batches=1).fit(Recorder(), make())
+
+
+class TestTokensPerBatch:
+    """The eleven rows are 14 to 17 tokens wide: 70 tokens hold two pairs, both sides and padding."""
+
+    @pytest.mark.parametrize("stop", range(1, 10))
+    def test_a_resumed_run_sees_what_a_whole_one_sees(self, make: Any, tmp_path: Path, stop: int) -> None:
+        whole, first, second = Recorder(), Recorder(stop_after=stop), Recorder()
+        settings = {"batch_size": None, "tokens_per_batch": 70}
+        trainer(tmp_path).fit(whole, make(**settings))
+        with pytest.raises(SystemExit):
+            trainer(tmp_path).fit(first, make(**settings))
+        again = make(**settings)
+        trainer(tmp_path).fit(second, again, ckpt_path=tmp_path / "stopped.ckpt", weights_only=True)
+        assert first.seen + second.seen == whole.seen
+        assert sorted(row for batch in whole.seen for row in batch) == sorted(2 * list(range(COUNT)))
+        assert len(whole.seen) == 2 * again.train_batches > stop
+
+    def test_evaluation_takes_every_pair_once_in_order(self, make: Any, rows: str, tmp_path: Path) -> None:
+        data = make(batch_size=None, tokens_per_batch=70, predict=rows, train=None)
+        batches = trainer(tmp_path).predict(Recorder(), data)
+        assert batches is not None
+        assert [row for batch in batches for row in batch] == list(range(COUNT))
+        assert {len(batch) for batch in batches} == {1, 2}
+
+    def test_how_full_batches_are_is_known_before_a_loader(self, make: Any) -> None:
+        data = make(batch_size=None, tokens_per_batch=70)
+        data.setup("fit")
+        fullness = data.fullness
+        assert fullness.batches == data.train_batches
+        assert (fullness.fewest, fullness.most, fullness.copies) == (1, 2, 0)
+        assert 0 <= fullness.padding < 0.3
+
+    def test_a_pair_that_does_not_fit_is_named_with_both_numbers(self, make: Any, tmp_path: Path) -> None:
+        with pytest.raises(
+            ValueError, match=r"tokens_per_batch is 10, but the two sides of the longest pair take 2 × "
+        ):
+            trainer(tmp_path).fit(Recorder(), make(batch_size=None, tokens_per_batch=10))
+
+
+class TestTruncationAndTemplates:
+    def test_settings_reach_the_pairs(self, make: Any) -> None:
+        left, right = make(max_length=12), make(max_length=12, truncate_prompt="right", min_response=3)
+        for data in (left, right):
+            data.setup("fit")
+        tail, head = (data.decode(data.splits["train"].store[0].prompt) for data in (left, right))
+        assert "Question 0:".endswith(tail)
+        assert "Question 0:".startswith(head)
+        assert len(tail) < len("Question 0:")
+        assert len(head) < len("Question 0:")
+        assert right.longest <= 12
+
+    def test_cut_responses_can_be_left_out(self, make: Any) -> None:
+        data = make(max_response_length=4, truncation="cut_prompts", max_dropped=1.0)
+        data.setup("fit")
+        split = data.splits["train"]
+        assert not split.store.truncated.any()
+        assert split.dropped["longer than the limits"] == split.read - len(split.store) > 0
+
+    @pytest.mark.parametrize("settings", [{"min_response": 3}, {"truncate_prompt": "right"}])
+    def test_an_option_without_effect_is_an_error(self, make: Any, settings: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match=r"no effect with data\.truncation drop"):
+            make(truncation="drop", **settings)
+
+    def test_a_template_from_a_file_and_its_hash(self, make: Any, write: Write, tmp_path: Path) -> None:
+        chat = write([{"chosen": turns("a", "b"), "rejected": turns("a", "c")}], "chat.jsonl")
+        with pytest.raises(ValueError, match="no chat template"):
+            make(train=str(chat)).setup("fit")
+        assert make().template_hash is None
+        hashes = []
+        for name in ("chatml", "zephyr"):
+            data = make(train=str(chat), chat_template=str(TEMPLATES / f"{name}.jinja"))
+            data.setup("fit")
+            hashes.append(data.template_hash)
+            next(iter(data.train_dataloader()))
+            assert data.state_dict()["template"] == data.template_hash
+        files = (TEMPLATES / f"{name}.jinja" for name in ("chatml", "zephyr"))
+        assert hashes == [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+
+    def test_another_template_is_named_on_resume(self, make: Any, write: Write) -> None:
+        chat = str(write([{"chosen": turns("a", "b"), "rejected": turns("a", "c")}], "chat.jsonl"))
+        first, second = (make(train=chat, chat_template=str(TEMPLATES / f"{n}.jinja")) for n in ("chatml", "zephyr"))
+        for data in (first, second):
+            data.setup("fit")
+        next(iter(first.train_dataloader()))
+        with pytest.raises(ValueError, match="the hash of the chat template was"):
+            second.load_state_dict(first.state_dict())
+
+    def test_several_turns_reach_the_batch_as_a_mask(self, make: Any, write: Write) -> None:
+        row = {"chosen": turns("a", "b", "c", "d"), "rejected": turns("a", "x", "y", "z")}
+        settings = {"train": str(write([row], "chat.jsonl")), "chat_template": str(TEMPLATES / "chatml.jinja")}
+        data = make(**settings, score="all_turns")
+        data.setup("fit")
+        batch = next(iter(data.train_dataloader()))
+        for side, said in enumerate((("b", "d"), ("x", "z"))):
+            found = data.decode(batch.input_ids[0, side][batch.mask[0, side]].tolist())
+            assert [found.count(word) for word in said] == [1, 1]
+            assert "user" not in found
+        assert data.splits["train"].store.lengths.tolist() == batch.lengths.tolist()
+        with pytest.raises(DataError, match="differ before the response"):
+            make(**settings).setup("fit")
 
 
 class TestForOthers:
@@ -282,3 +390,54 @@ class TestState:
         data.setup("validate")
         data.load_state_dict(state)
         assert data.state_dict() == {}
+
+
+class TestSources:
+    def test_a_holdout_is_the_validation(self, make: Any) -> None:
+        data = make(holdout=3)
+        data.setup("fit")
+        train, held = ({pair.where for pair in data.splits[name].pairs} for name in ("train", "validation"))
+        assert (len(train), len(held)) == (COUNT - 3, 3)
+        assert not train & held
+        alone = make(holdout=3)
+        alone.setup("validate")
+        assert {pair.where for pair in alone.splits["validation"].pairs} == held
+
+    def test_another_seed_holds_others_out(self, make: Any) -> None:
+        found = set()
+        for seed in range(5):
+            data = make(holdout=3, seed=seed)
+            data.setup("validate")
+            found.add(tuple(pair.where for pair in data.splits["validation"].pairs))
+        assert len(found) > 1
+
+    def test_pairs_of_a_mixture_know_their_source(self, make: Any, rows: str, write: Write) -> None:
+        other = write([{"q": "Why?", "responses": ["a", "b", "c"], "scores": [1, 2, 3]}], "other.jsonl")
+        second = Source(str(other), columns={"prompt": "q"})
+        data = make(train=[rows, second], pairing="best_vs_rest", min_gap=2)
+        data.setup("fit")
+        split = data.splits["train"]
+        assert split.sources == (rows, str(other))
+        assert split.source_index.tolist() == [0] * COUNT + [1]
+        assert split.scores[-1].tolist() == [3, 1]
+        assert split.format == "pairs, ranking"
+
+    def test_weights_and_margins_reach_the_batches(self, make: Any, write: Write) -> None:
+        weighted = write([{**pair_row(n), "weight": n + 1, "margin": n / 2} for n in range(3)], "weighted.jsonl")
+        data = make(train=str(weighted), validation=str(weighted), batch_size=3)
+        data.setup("fit")
+        for loader in (data.train_dataloader(), data.val_dataloader()):
+            (batch,) = loader
+            order = batch.index.argsort()
+            assert batch.weight[order].tolist() == [1, 2, 3]
+            assert batch.margin[order].tolist() == [0, 0.5, 1]
+            assert batch.preference_probability is None
+
+    def test_a_position_belongs_to_its_weights(self, make: Any, write: Write) -> None:
+        plain = make(train=str(write(map(pair_row, range(4)), "plain.jsonl")))
+        weighted = make(train=str(write([{**pair_row(n), "weight": 2} for n in range(4)], "weighted.jsonl")))
+        for data in (plain, weighted):
+            data.setup("fit")
+            data.train_dataloader()
+        with pytest.raises(ValueError, match="the checkpoint's training data is not this one"):
+            weighted.load_state_dict(plain.state_dict())

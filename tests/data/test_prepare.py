@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lit_align.data.errors import DataError
 from lit_align.data.formats import FormatName
+from lit_align.data.gather import Gather
 from lit_align.data.prepare import SCORES_DISAGREE, BadRows, Split, prepare
 from lit_align.data.tokenize import Tokenize
 from lit_align.data.tokenizer import Encoder
@@ -26,7 +27,7 @@ def read(plain: PreTrainedTokenizerFast) -> Any:
     def run(
         path: Any, bad_rows: BadRows = BadRows(), layout: FormatName = "auto", truncation: Truncation = Cut(200)
     ) -> Split:
-        return prepare(str(path), layout, Tokenize(Encoder(plain), truncation), bad_rows)
+        return prepare(Gather.of(str(path), layout), Tokenize(Encoder(plain), truncation), bad_rows)
 
     return run
 

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lit_align.data.errors import DataError
-from lit_align.data.sources import RawRow, read_rows
+from lit_align.data.rows import RawRow
+from lit_align.data.sources import read_rows
 from tests.data.conftest import Write
 from tests.data.examples import pair_row
 
@@ -39,6 +41,7 @@ class TestGoodFiles:
             ("rows.jsonl.gz", gzip.compress),
             ("rows.jsonl.bz2", bz2.compress),
             ("rows.jsonl.xz", lzma.compress),
+            ("rows.jsonl.zst", lambda data: pyarrow.compress(data, codec="zstd", asbytes=True)),
         ],
     )
     def test_every_compression_gives_the_same_rows(
@@ -136,16 +139,18 @@ class TestBadFiles:
         with pytest.raises(DataError, match=r"rows\.json:1: "):
             columns(tmp_path / "rows.json")
 
-    @pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.jsonl.bz2", "rows.jsonl.xz", "rows.parquet"])
+    @pytest.mark.parametrize(
+        "name", ["rows.jsonl.gz", "rows.jsonl.bz2", "rows.jsonl.xz", "rows.jsonl.zst", "rows.parquet"]
+    )
     def test_a_file_that_was_cut_or_is_something_else(self, tmp_path: Path, name: str) -> None:
         (tmp_path / name).write_bytes(gzip.compress(LINES * 50)[:100])
         with pytest.raises(DataError, match=name):
             columns(tmp_path / name)
 
     def test_an_unknown_kind_of_file_and_a_folder(self, tmp_path: Path) -> None:
-        (tmp_path / "rows.csv").write_text("a,b")
+        (tmp_path / "rows.txt").write_text("a,b")
         with pytest.raises(DataError, match=r"unknown kind of file; expected \*\.jsonl"):
-            columns(tmp_path / "rows.csv")
+            columns(tmp_path / "rows.txt")
         with pytest.raises(DataError, match="is a folder; expected a file"):
             columns(tmp_path)
 
@@ -218,7 +223,7 @@ ANY_JSON = st.recursive(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
 @given(content=st.binary(max_size=200) | ANY_JSON.map(lambda value: json.dumps(value).encode()))
-@pytest.mark.parametrize("name", ["f.jsonl", "f.json", "f.jsonl.gz", "f.parquet"])
+@pytest.mark.parametrize("name", ["f.jsonl", "f.json", "f.csv", "f.tsv", "f.jsonl.gz", "f.jsonl.zst", "f.parquet"])
 def test_whatever_the_bytes_there_are_rows_or_data_errors(tmp_path: Path, name: str, content: bytes) -> None:
     path = tmp_path / name
     path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_align.data.store import PairStore
@@ -20,6 +20,7 @@ def response(ids: list[int], truncated: bool = False) -> TokenizedResponse:
 RESPONSES = st.builds(response, IDS, st.booleans())
 
 
+@settings(deadline=None)
 @given(pairs=st.lists(st.builds(TokenizedPair, IDS, RESPONSES, RESPONSES, IDS), min_size=1, max_size=6))
 def test_what_goes_in_comes_out(pairs: list[TokenizedPair]) -> None:
     pairs = [replace(pair, index=place) for place, pair in enumerate(pairs)]

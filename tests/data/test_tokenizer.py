@@ -113,3 +113,37 @@ class TestEncoder:
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", unk_token="?")
         with pytest.raises(ValueError, match="cannot keep text from control tokens: '</s>'"):
             Encoder(tokenizer)([(Piece("</s>"),)])
+
+
+class TestTemplateFile:
+    def test_it_takes_the_place_of_the_tokenizers_own(self, saved: str, tmp_path: Path) -> None:
+        path = tmp_path / "mine.jinja"
+        path.write_text("{% for m in messages %}{{ m.content }}{% endfor %}", "utf-8")
+        assert load_tokenizer(saved).chat_template is None
+        assert Encoder(load_tokenizer(saved, chat_template=str(path))).template == path.read_text("utf-8")
+
+    def test_it_may_mark_the_assistants_turns_as_others_do(self, saved: str, tmp_path: Path) -> None:
+        path = tmp_path / "mine.jinja"
+        path.write_text(
+            "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}", "utf-8"
+        )
+        tokenizer = load_tokenizer(saved, chat_template=str(path))
+        assert tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False) == "a"
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"ok\n{% for m in messages %}", r"mine\.jinja:2: not a Jinja template"),
+            (b"\xff", r"mine\.jinja: not UTF-8 at byte 0"),
+            (b"", r"never names them"),
+        ],
+    )
+    def test_a_file_that_is_none(self, saved: str, tmp_path: Path, content: bytes, message: str) -> None:
+        path = tmp_path / "mine.jinja"
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            load_tokenizer(saved, chat_template=str(path))
+
+    def test_a_file_that_is_not_there(self, saved: str) -> None:
+        with pytest.raises(FileNotFoundError, match=r"data\.chat_template not found: \./no\.jinja"):
+            load_tokenizer(saved, chat_template="./no.jinja")

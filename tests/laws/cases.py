@@ -20,13 +20,24 @@ from lit_align.objectives import (
     LengthGap,
     LengthPower,
     Logistic,
+    LostLikelihood,
+    NoiseContrast,
+    Objective,
+    Pointwise,
     PreferenceObjective,
     Refinement,
     Regularizer,
+    ResponseObjective,
     SelfRefine,
     SharedLength,
+    SumOf,
     TargetMargin,
+    Term,
+    WeightedSum,
+    bco,
+    dpo,
     presets,
+    sr_dpo,
 )
 from lit_align.types import PairLogProbs
 
@@ -35,10 +46,14 @@ EXAMPLES: dict[type, dict[str, Any]] = {
     ConditionalMatching: {"alpha": 0.3},
     LengthGap: {"strength": 0.2},
     LengthPower: {"power": 0.5},
+    LostLikelihood: {"strength": 0.6},
     PreferenceObjective: {"contrast": Logistic()},
+    ResponseObjective: {"loss": NoiseContrast()},
     SelfRefine: {"strength": 0.7},
     SharedLength: {"weight": 0.3},
+    SumOf: {"parts": (SelfRefine(0.3), LostLikelihood(0.4), TargetMargin(0.1))},
     TargetMargin: {"target": 0.4},
+    WeightedSum: {"terms": (Term("refined", sr_dpo()), Term("none", dpo(), 0.0), Term("each", bco(), 0.5))},
 }
 """Arguments for leaves that cannot be built without; a new leaf of that kind needs a line here."""
 
@@ -50,6 +65,14 @@ AXES: dict[str, type] = {
     "divergence": Divergence,
 }
 """The fields of the joint and the interface of each."""
+
+RESPONSE_AXES: dict[str, type] = {
+    "loss": Pointwise,
+    "averaging": Averaging,
+    "regularizer": Regularizer,
+    "divergence": Divergence,
+}
+"""The same for the joint that judges each response."""
 
 
 def leaves(interface: type) -> list[type]:
@@ -76,26 +99,38 @@ def parts(interface: type) -> list[Any]:
     return [leaf(**EXAMPLES.get(leaf, {})) for leaf in leaves(interface) if buildable(leaf)]
 
 
-def published() -> dict[str, Callable[..., PreferenceObjective]]:
+def published() -> dict[str, Callable[..., Objective]]:
     """The presets by name."""
     functions = inspect.getmembers(presets, inspect.isfunction)
-    return {name: preset for name, preset in functions if preset.__module__ == presets.__name__}
+    return {name: preset for name, preset in functions if preset.__module__.startswith(f"{presets.__name__}.")}
+
+
+def one_exchanged(joint: Any, axes: dict[str, type]) -> list[Any]:
+    """A joint with one part exchanged at a time."""
+    return [replace(joint, **{axis: part}) for axis, interface in axes.items() for part in parts(interface)]
 
 
 def preference_objectives() -> list[PreferenceObjective]:
-    """DPO with one part exchanged at a time, and every preset; no two alike."""
-    one_exchanged = [
-        replace(PreferenceObjective(Logistic()), **{axis: part})
-        for axis, interface in AXES.items()
-        for part in parts(interface)
+    """DPO with one part exchanged at a time, and every preset of its kind; no two alike."""
+    known = [preset() for preset in published().values()]
+    margins = [objective for objective in known if isinstance(objective, PreferenceObjective)]
+    return list(dict.fromkeys([*one_exchanged(PreferenceObjective(Logistic()), AXES), *margins]))
+
+
+def objectives() -> list[Objective]:
+    """Both joints with one part exchanged at a time, every other leaf, and every preset; no two alike."""
+    joints = [
+        *preference_objectives(),
+        *one_exchanged(ResponseObjective(NoiseContrast()), RESPONSE_AXES),
     ]
-    return list(dict.fromkeys([*one_exchanged, *(preset() for preset in published().values())]))
+    return list(dict.fromkeys([*joints, *parts(Objective), *(preset() for preset in published().values())]))
 
 
-def every_combination() -> Iterator[PreferenceObjective]:
-    """Every choice of one leaf per axis."""
-    for choice in product(*(parts(interface) for interface in AXES.values())):
-        yield PreferenceObjective(**dict(zip(AXES, choice, strict=True)))
+def every_combination() -> Iterator[Objective]:
+    """Every choice of one leaf per axis, of either joint."""
+    for joint, axes in ((PreferenceObjective, AXES), (ResponseObjective, RESPONSE_AXES)):
+        for choice in product(*(parts(interface) for interface in axes.values())):
+            yield joint(**dict(zip(axes, choice, strict=True)))
 
 
 def lengths_to_mask(lengths: Tensor, width: int) -> Tensor:

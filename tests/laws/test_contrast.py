@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_align.objectives import Contrast
+from lit_align.objectives import Contrast, LogisticExponential, ReverseLogistic, Robust
 
 from .cases import assert_same, gradient, parts
 
@@ -46,10 +46,16 @@ def loss_is_convex(contrast: Contrast) -> None:
 def beta_is_the_unit_of_the_margin(contrast: Contrast) -> None:
     """At β times m nats the slope has its sign from β m alone: twice the β, half the margin."""
     margin = torch.linspace(-40, 40, 79, dtype=torch.float64).requires_grad_()
-    doubled = type(contrast)(beta=2 * contrast.beta)  # type: ignore[call-arg]
+    doubled = replace(contrast, beta=2 * contrast.beta)
     slope = gradient(contrast(margin), margin)
     halved = gradient(doubled(margin / 2), margin)
     torch.testing.assert_close(slope.sign(), halved.sign())
+
+
+def values_agree_with_higher_precision(contrast: Contrast) -> None:
+    """Far out as well, and relative to the value, float32 is as near to float64 as float32 can be."""
+    margin = torch.tensor([-300.0, -30.0, -1.0, 0.0, 1.0, 30.0, 300.0]) / contrast.beta
+    torch.testing.assert_close(contrast(margin).double(), contrast(margin.double()), rtol=1e-5, atol=1e-6)
 
 
 def pairs_are_independent(contrast: Contrast) -> None:
@@ -85,15 +91,28 @@ LAWS: dict[Callable[[Contrast], None], Contrast] = {
     a_pair_that_is_not_won_pushes_upward: Wrong(lambda m: -F.logsigmoid(-m)),
     loss_is_convex: Wrong(lambda m: torch.sigmoid(-m)),
     beta_is_the_unit_of_the_margin: NoUnit(),
+    values_agree_with_higher_precision: Wrong(lambda m: torch.log1p(torch.exp(-m))),
     pairs_are_independent: Wrong(lambda m: F.softplus(m - m.mean())),
 }
 """Each law and something that breaks it."""
+
+EXCEPTIONS: dict[tuple[Callable[[Contrast], None], type], str] = {
+    (loss_is_never_negative, Robust): "only its mean over the flips of a label is a likelihood",
+    (loss_is_convex, ReverseLogistic): "the reverse divergence is bounded on both sides",
+    (loss_is_convex, LogisticExponential): "it was found by search",
+    (a_pair_that_is_not_won_pushes_upward, LogisticExponential): "it has a local minimum below 0",
+}
+"""Where a published loss does not keep a law, and why."""
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 @pytest.mark.parametrize("contrast", parts(Contrast), ids=repr)
 def test_law(contrast: Contrast, law: Callable[[Contrast], None]) -> None:
-    law(contrast)
+    if (law, type(contrast)) in EXCEPTIONS:
+        with pytest.raises(AssertionError):
+            law(contrast)
+    else:
+        law(contrast)
 
 
 @pytest.mark.parametrize(("law", "wrong"), LAWS.items(), ids=[law.__name__ for law in LAWS])

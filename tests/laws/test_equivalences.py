@@ -20,19 +20,30 @@ from lit_align.objectives import (
     LengthPower,
     Logistic,
     Mean,
+    NoRefinement,
+    Objective,
     PreferenceObjective,
     Regularizer,
     ReverseKL,
+    Robust,
+    SelfRefine,
     SharedLength,
     Sum,
+    SumOf,
+    TargetMargin,
+    Term,
+    WeightedSum,
     averaged_dpo,
     averaged_ipo,
     cdpo,
     direct_preference_matching,
     dpo,
+    dpo_positive,
     ipo,
     ipo_sum,
     ld_dpo,
+    rpo,
+    simpo,
     sr_dpo,
     sr_ipo,
 )
@@ -120,10 +131,16 @@ def test_law_can_fail(law: Callable[[object], None], wrong: object) -> None:
         (sr_dpo(strength=0.0), dpo()),
         (sr_ipo(strength=0.0), ipo_sum()),
         (replace(dpo(1.0), regularizer=Entropy()), direct_preference_matching()),
+        (PreferenceObjective(Robust(0.1, 0.0)), dpo()),
+        (dpo_positive(0.1, strength=0.0), dpo()),
+        (replace(sr_dpo(), refinement=SumOf((SelfRefine(0.5),))), sr_dpo()),
+        (replace(simpo(), refinement=SumOf((NoRefinement(), TargetMargin(0.5)))), simpo()),
+        (WeightedSum((Term("alone", sr_dpo()),)), sr_dpo()),
+        (rpo(alpha=0.0), dpo()),
     ],
     ids=repr,
 )
-def test_two_names_for_the_same_loss(one: PreferenceObjective, other: PreferenceObjective) -> None:
+def test_two_names_for_the_same_loss(one: Objective, other: Objective) -> None:
     assert torch.equal(one(random_pairs()).loss, other(random_pairs()).loss)
     slopes = []
     for objective in (one, other):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -103,3 +105,10 @@ def test_what_is_not_formed_is_absent() -> None:
     found = means((Outcome(outcome.loss, outcome.rewards), logps, batch))
     assert not [name for name in found if "rejected" in name or "margin" in name or "accuracies" in name]
     assert {"loss", "rewards/chosen", "lengths/chosen"} <= set(found)
+
+
+def test_terms_are_reported_under_their_names() -> None:
+    outcome, logps, batch = made_up(3)
+    metrics = PairMetrics(("likelihood",))
+    metrics.update(replace(outcome, terms={"likelihood": torch.tensor([1.0, 2.0, 6.0])}), logps, batch)
+    assert float(metrics.compute()["loss/likelihood"]) == 3.0

@@ -13,9 +13,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lit_align import testbed
 from lit_align.data import PreferenceData
-from lit_align.models import LoRA, response_log_probs
+from lit_align.models import LoRA, SecondModel, response_log_probs
 from lit_align.models.log_probs import packed_mask
 from lit_align.modules import LitPreference
 from lit_align.modules.steps import NonFiniteError, optimizer_steps
@@ -24,15 +23,6 @@ from lit_align.types import Margin, PairBatch, PairLogProbs
 
 POLICY = "testbed:policy"
 pytestmark = pytest.mark.filterwarnings("ignore:.*(LeafSpec|across ranks is zero)")
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eleven pairs: no batch size divides them."""
-    path = tmp_path_factory.mktemp("rows") / "pairs.jsonl"
-    lines = testbed.path("train.jsonl").read_text("utf-8").splitlines()[:11]
-    path.write_text("\n".join(lines) + "\n", "utf-8")
-    return path
 
 
 def sgd(parameters: Any) -> torch.optim.Optimizer:
@@ -163,7 +153,8 @@ def test_a_loss_that_is_not_finite_is_named_by_row(rows: Path, tmp_path: Path) -
         host.fit(module, datamodule=pairs(rows))
     bad = [int(batch.index[1]) for batch in watch.batches]
     assert len(bad) == 2
-    assert f"step 0, rank 0: gradient norm is nan; rows {bad} have a loss that is not finite" in str(raised.value)
+    lines = ", ".join(f"pairs.jsonl:{row + 1}" for row in bad)
+    assert f"step 0, rank 0: gradient norm is nan; the loss is not finite of rows {lines}." in str(raised.value)
     assert all(parameter.equal(watch.before[name]) for name, parameter in module.named_parameters())
 
 
@@ -243,3 +234,8 @@ def test_a_step_is_the_gradient_of_the_mean(rows: Path, tmp_path: Path, objectiv
         expected = watch.before[name] - 0.5 * parameter.grad
         torch.testing.assert_close(moved[name], expected, rtol=1e-5, atol=1e-6)
     assert max(float(p.grad.abs().max()) for p in fresh.parameters() if p.grad is not None) > 1e-3
+
+
+def test_a_reference_without_effect_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"model\.reference is set, but the objective needs none"):
+        LitPreference(POLICY, SFT(), reference=SecondModel())

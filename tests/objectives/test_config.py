@@ -8,12 +8,19 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from lit_align.objectives import (
     SFT,
+    LengthGap,
     LengthPower,
     Logistic,
     Mean,
     Objective,
     PreferenceObjective,
     SelfRefine,
+    SumOf,
+    TargetMargin,
+    Term,
+    WeightedSum,
+    apo_zero,
+    mpo,
     presets,
     sr_dpo,
 )
@@ -52,7 +59,47 @@ def test_parts_in_yaml(tmp_path) -> None:
     assert parse("--config", str(config)) == expected
 
 
-@pytest.mark.parametrize("name", ["sr_dpo", "simpo", "direct_conditional_preference_matching"])
+SUM = """
+objective:
+  class_path: WeightedSum
+  init_args:
+    terms:
+      - name: preference
+        weight: 0.8
+        objective:
+          class_path: PreferenceObjective
+          init_args:
+            contrast: Logistic
+            refinement:
+              class_path: SumOf
+              init_args:
+                parts:
+                  - {class_path: TargetMargin, init_args: {target: 0.5}}
+                  - {class_path: LengthGap, init_args: {strength: 0.1}}
+      - {name: likelihood, objective: SFT}
+      - {name: each, objective: {class_path: lit_align.objectives.apo_zero, init_args: {beta: 0.2}}, weight: 2}
+"""
+
+
+def test_a_list_of_terms_and_a_list_of_refinements_in_yaml(tmp_path) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text(SUM)
+    refined = PreferenceObjective(Logistic(), refinement=SumOf((TargetMargin(0.5), LengthGap(0.1))))
+    expected = WeightedSum(
+        (Term("preference", refined, 0.8), Term("likelihood", SFT()), Term("each", apo_zero(0.2), 2.0))
+    )
+    assert parse("--config", str(first)) == expected
+    saved = parser().dump(parser().parse_args(["--config", str(first)]))
+    second.write_text(saved)
+    assert parse("--config", str(second)) == expected
+    assert parser().dump(parser().parse_args(["--config", str(second)])) == saved
+
+
+def test_the_weights_of_a_published_sum_on_the_command_line() -> None:
+    assert parse("--objective", "lit_align.objectives.mpo", "--objective.quality", "0.5") == mpo(quality=0.5)
+
+
+@pytest.mark.parametrize("name", ["sr_dpo", "simpo", "direct_conditional_preference_matching", "nca", "orpo", "exo"])
 def test_a_preset_by_its_path(name: str) -> None:
     assert parse("--objective", f"lit_align.objectives.{name}") == getattr(presets, name)()
 
@@ -86,6 +133,7 @@ def test_a_saved_run_describes_itself() -> None:
         (["--objective", "lit_align.objectives.sr_dpo", "--objective.strenght", "0.3"], "strenght"),
         (["--objective", "PreferenceObjective", "--objective.contrast", "Logisitc"], "contrast"),
         (["--objective", "PreferenceObjective"], "contrast"),
+        (["--objective", "WeightedSum", "--objective.terms", "[{name: a, objective: SFT, wieght: 1}]"], "wieght"),
     ],
 )
 def test_a_misspelt_or_missing_knob_is_named(arguments: list[str], message: str) -> None:

@@ -1,4 +1,4 @@
-"""A preset is a published name for a choice of parts, with the knobs and the defaults of its paper.
+"""Presets that compare the two responses of a pair by their margin.
 
 Every example computes the loss of the worked pair (`lit_align.objectives.examples`): margin 7 nats with sums over 10
 and 40 tokens, 0.55 with means; 3 and 0.3 under the quality prompt.
@@ -7,9 +7,9 @@ and 40 tokens, 0.55 with means; 3 and 0.3 under the quality prompt.
 from __future__ import annotations
 
 from lit_align.objectives.averaging import Mean, SharedLength
-from lit_align.objectives.contrast import Hinge, Logistic, Square
+from lit_align.objectives.contrast import Hinge, Logistic, LogisticExponential, ReverseLogistic, Robust, Square
 from lit_align.objectives.preference import PreferenceObjective
-from lit_align.objectives.refinement import LengthGap, SelfRefine, TargetMargin
+from lit_align.objectives.refinement import LengthGap, LostLikelihood, SelfRefine, TargetMargin
 from lit_align.objectives.regularizer import ConditionalMatching, Entropy
 
 
@@ -42,6 +42,54 @@ def cdpo(beta: float = 0.1, label_smoothing: float = 0.1) -> PreferenceObjective
     tensor([0.4732])
     """
     return PreferenceObjective(Logistic(beta, label_smoothing))
+
+
+def robust_dpo(beta: float = 0.1, label_smoothing: float = 0.1) -> PreferenceObjective:
+    """``[-(1 - ε) log σ(β m) + ε log σ(-β m)] / (1 - 2 ε)``: DPO, estimated without bias from flipped preferences.
+
+    Parts: Robust. Paper: Chowdhury et al. 2024, arXiv:2403.00409.
+
+    Args:
+        beta: inverse temperature, 1 / nats.
+        label_smoothing: ε, the share of flipped preferences, 0 ≤ ε < 0.5.
+
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> robust_dpo(beta=0.1, label_smoothing=0.1)(worked_pair()).loss  # (0.9 · 0.4032 - 0.1 · 1.1032) / 0.8
+    tensor([0.3157])
+    """
+    return PreferenceObjective(Robust(beta, label_smoothing))
+
+
+def exo(beta: float = 0.1, label_smoothing: float = 1e-3) -> PreferenceObjective:
+    """``KL((σ(β m), σ(-β m)) ‖ (1 - ε, ε))``: the divergence that DPO minimises, taken the other way round.
+
+    Parts: ReverseLogistic. Paper: Ji et al. 2024, arXiv:2402.00856, for pairs.
+
+    Args:
+        beta: inverse temperature, 1 / nats.
+        label_smoothing: ε, the share of flipped preferences, 0 < ε < 0.5.
+
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> exo(beta=0.1, label_smoothing=0.1)(worked_pair()).loss  # .668 (log .668 - log .9) + .332 (log .332 - log .1)
+    tensor([0.1990])
+    """
+    return PreferenceObjective(ReverseLogistic(beta, label_smoothing))
+
+
+def discopop(beta: float = 0.05, tau: float = 0.05) -> PreferenceObjective:
+    """``-log σ(z) (1 - σ(z / τ)) + e^{-z} σ(z / τ)`` with z = β m: the loss that a language model proposed.
+
+    Parts: LogisticExponential. Paper: Lu et al. 2024, arXiv:2406.08414, Eq. 5.
+
+    Args:
+        beta: inverse temperature, 1 / nats.
+        tau: width of the passage from the logistic to the exponential loss, 0 < τ ≤ 1.
+
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> discopop(beta=0.1)(worked_pair()).loss  # won by 14 τ: e^-0.7
+    tensor([0.4966])
+    """
+    return PreferenceObjective(LogisticExponential(beta, tau))
 
 
 def averaged_dpo(beta: float = 5.0) -> PreferenceObjective:
@@ -185,8 +233,31 @@ def r_dpo(beta: float = 0.1, alpha: float = 0.01) -> PreferenceObjective:
     return PreferenceObjective(Logistic(beta), refinement=LengthGap(alpha / beta))
 
 
+def dpo_positive(beta: float = 0.3, strength: float = 50.0) -> PreferenceObjective:
+    """``-log σ(β (m - λ max(0, -r_w)))``: DPO in which the chosen response must not fall below the reference.
+
+    Parts: Logistic, LostLikelihood(λ). Paper: Pal et al. 2024, arXiv:2402.13228; the defaults are its values.
+
+    Args:
+        beta: inverse temperature, 1 / nats.
+        strength: λ, how many nats of margin a nat costs that the chosen response lost.
+
+    >>> from dataclasses import replace
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> dpo_positive(beta=0.1)(worked_pair()).loss  # r_w = 5: nothing was lost
+    tensor([0.4032])
+    >>> pair = worked_pair()
+    >>> fallen = replace(pair, reference=pair.reference + 0.6 * pair.mask)  # r_w = 5 - 6, r_l = -2 - 24
+    >>> dpo_positive(beta=0.1, strength=20.0)(fallen).loss  # -log σ(0.1 · (25 - 20 · 1))
+    tensor([0.4741])
+    """
+    return PreferenceObjective(Logistic(beta), refinement=LostLikelihood(strength))
+
+
 def sr_dpo(beta: float = 0.1, strength: float = 0.5) -> PreferenceObjective:
     """``-log σ(β m - λ sg[β m_p])``: DPO that asks more of pairs which the prompted model tells apart.
+
+    With an empty quality prompt m_p is m, which is the paper's naive baseline.
 
     Parts: Logistic, SelfRefine(λ). Paper: Yu et al. 2024, arXiv:2405.21040, which uses β = 0.1 and λ from
     {0.1, 0.3, 0.5, 1}.

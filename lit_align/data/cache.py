@@ -1,0 +1,169 @@
+"""A cache keeps prepared splits on disk, found again by their content, and maps them into memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import pyarrow as pa  # type: ignore[import-untyped]
+from filelock import FileLock, Timeout
+
+from lit_align.data.content import findable, worth_keeping
+from lit_align.data.gather import Gather
+from lit_align.data.records import SCHEMA, Arrow
+from lit_align.data.shelf import Facts, Fill, Memory, Shelf
+from lit_align.data.tally import Tally
+
+RECORDS, MANIFEST = "pairs.arrow", "manifest.json"
+AUTO = "auto"
+VARIABLE = "LIT_ALIGN_CACHE"
+_PATIENCE = 5.0
+
+
+class _DamagedError(Exception):
+    """What is kept is not what was written."""
+
+
+def shelf_of(cache: str | None, gather: Gather) -> Shelf:
+    """Where the records of a split are kept.
+
+    Args:
+        cache: a folder; ``auto`` for the default folder if the split's files are large; None, or ``none``, to keep
+            nothing.
+        gather: where the pairs come from; what is not in local files is kept by ``datasets``, and nothing here.
+    """
+    if cache in (None, "none") or not findable(gather) or (cache == AUTO and not worth_keeping(gather)):
+        return Memory()
+    return Cache(default_folder() if cache == AUTO else Path(cache).expanduser())
+
+
+def default_folder() -> Path:
+    """Where prepared splits are kept unless told: ``LIT_ALIGN_CACHE``, or the user's own cache."""
+    given = os.environ.get(VARIABLE)
+    return Path(given).expanduser() if given else Path.home() / ".cache" / "lit_align" / "data"
+
+
+@final
+@dataclass(frozen=True)
+class Cache(Shelf):
+    """Keeps each split in a folder of its own, which appears whole or not at all.
+
+    Of several processes that ask for the same split, one prepares it while the others wait. If it fails, or is killed,
+    the next one takes its place: none waits for a result that never comes. Only their owner may read the files, and
+    they are checked against the digest of what was written before they are used.
+
+    Args:
+        folder: of all splits.
+    """
+
+    folder: Path
+
+    def __call__(self, key: Callable[[], str], fill: Fill) -> tuple[Arrow, Facts]:
+        """See the base class.
+
+        Raises:
+            PermissionError: others may write to the folder.
+        """
+        own_folder(self.folder)
+        name = key()
+        with self._alone(name):
+            return self._kept(name) or self._made(name, fill)
+
+    @contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        lock = FileLock(self.folder / f"{name}.lock", mode=0o600)
+        try:
+            lock.acquire(timeout=_PATIENCE)
+        except Timeout:
+            warnings.warn("waiting for another process that prepares the same data", stacklevel=2)
+            lock.acquire(timeout=-1)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _kept(self, name: str) -> tuple[Arrow, Facts] | None:
+        target = self.folder / name
+        if not target.exists():
+            return None
+        try:
+            return read(target)
+        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException, _DamagedError) as error:
+            warnings.warn(f"the prepared data in {target} is damaged ({error}); preparing it again", stacklevel=2)
+            return None
+
+    def _made(self, name: str, fill: Fill) -> tuple[Arrow, Facts]:
+        for left in self.folder.glob(f".{name}.*"):
+            shutil.rmtree(left)
+        target = self.folder / name
+        temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=self.folder))
+        try:
+            _write(temporary, fill)
+            if target.exists():
+                shutil.rmtree(target)
+            temporary.rename(target)
+            _to_disk(self.folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        return read(target)
+
+
+def own_folder(folder: Path) -> None:
+    """Make a folder for its owner alone, or check that it is one.
+
+    Args:
+        folder: the folder.
+
+    Raises:
+        PermissionError: it is another user's, or others may write to it.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.stat()
+    if found.st_uid != os.getuid() or found.st_mode & 0o022:
+        whose = "others may write to it" if found.st_uid == os.getuid() else "it is another user's"
+        raise PermissionError(
+            f"{folder} cannot keep prepared data: {whose}; expected a folder of your own (data.cache)"
+        )
+
+
+def read(target: Path) -> tuple[Arrow, Facts]:
+    """The records in a folder, mapped into memory, and what is to be known of them."""
+    manifest: dict[str, Any] = json.loads((target / MANIFEST).read_text("utf-8"))
+    if _digest(target / RECORDS) != manifest["sha256"]:
+        raise _DamagedError(f"{RECORDS} is not as it was written")
+    table = pa.ipc.open_file(pa.memory_map(str(target / RECORDS))).read_all()
+    if table.schema != SCHEMA:
+        raise _DamagedError(f"{RECORDS} has other columns")
+    return table, Facts(manifest["format"], Tally.from_json(manifest["tally"]))
+
+
+def _write(folder: Path, fill: Fill) -> None:
+    with pa.OSFile(str(folder / RECORDS), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
+        facts = fill(writer.write_batch)
+    manifest = {"format": facts.format, "tally": facts.tally.as_json(), "sha256": _digest(folder / RECORDS)}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2), "utf-8")
+    for path in (folder / RECORDS, folder / MANIFEST, folder):
+        _to_disk(path)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

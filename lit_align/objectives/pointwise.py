@@ -1,0 +1,172 @@
+"""A pointwise loss is the rule from the scores of a pair's two responses, each against zero, to the pair's loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch.nn import functional as F
+
+from lit_align.objectives.papers import APO, BCO, NCA, SPPO, Paper
+from lit_align.objectives.ranges import check_range
+from lit_align.types import Margin, PairScores
+
+
+class Pointwise(ABC):
+    """The loss of a pair as a function of both scores, r_w and r_l, instead of their difference.
+
+    Zero is where the policy equals the reference, so a pointwise loss can say that a response shall become likelier
+    than it was, which a `Contrast` cannot. The constant that cancels in a margin does not cancel here.
+
+    Every leaf has a ``beta``, the inverse temperature in 1 / nats; rewards are reported as β × log-ratio.
+    """
+
+    source: ClassVar[Paper | None] = None
+    beta: float
+
+    @abstractmethod
+    def __call__(self, scores: PairScores) -> Margin:
+        """The loss of each pair.
+
+        Args:
+            scores: score of each response, chosen and rejected, in nats.
+        """
+
+
+@dataclass(frozen=True)
+class NoiseContrast(Pointwise):
+    """``-log σ(β r_w) - ½ log σ(-β r_w) - ½ log σ(-β r_l)``: the chosen response is told from noise, as is each side.
+
+    The second term keeps the chosen likelihood from running away: on its own the chosen side rests at ``log 2 / β``.
+
+    Paper: NCA, Chen et al. 2024, arXiv:2402.05369, for pairs; β is its α.
+
+    Args:
+        beta: inverse temperature, 1 / nats.
+
+    >>> NoiseContrast(beta=1.0)(torch.tensor([[0.0, 0.0]]))  # 2 log 2
+    tensor([1.3863])
+    """
+
+    beta: float = 0.01
+    source: ClassVar[Paper | None] = NCA
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        check_range(self, "beta", "(0, inf)")
+
+    def __call__(self, scores: PairScores) -> Margin:
+        """See the base class."""
+        chosen, rejected = (self.beta * scores).unbind(-1)
+        return -F.logsigmoid(chosen) - (F.logsigmoid(-chosen) + F.logsigmoid(-rejected)) / 2
+
+
+@dataclass(frozen=True)
+class BinaryLogistic(Pointwise):
+    """``-log σ(β r_w) - log σ(-β r_l)``: a classifier of responses into good and bad.
+
+    Paper: BCO, Jung et al. 2024, arXiv:2404.04656, whose classifier also subtracts a running mean of the rewards; here
+    its boundary stays at 0.
+
+    Args:
+        beta: inverse temperature, 1 / nats.
+
+    >>> BinaryLogistic(beta=0.1)(torch.tensor([[5.0, -2.0]]))  # -log σ(0.5) - log σ(0.2)
+    tensor([1.0722])
+    """
+
+    beta: float = 0.1
+    source: ClassVar[Paper | None] = BCO
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        check_range(self, "beta", "(0, inf)")
+
+    def __call__(self, scores: PairScores) -> Margin:
+        """See the base class."""
+        chosen, rejected = (self.beta * scores).unbind(-1)
+        return -F.logsigmoid(chosen) - F.logsigmoid(-rejected)
+
+
+@dataclass(frozen=True)
+class SquareTargets(Pointwise):
+    """``(r_w - 1 / (2 β))² + (r_l + 1 / (2 β))²``: each side is drawn to its own target, from both sides.
+
+    Paper: SPPO, Wu et al. 2024, arXiv:2405.00675, with hard labels (a chosen response wins with probability 1); its η
+    is 1 / β.
+
+    Args:
+        beta: inverse temperature, 1 / nats; the targets are ± 1 / (2 beta) nats.
+
+    >>> SquareTargets(beta=0.1)(torch.tensor([[5.0, -2.0]]))  # (5 - 5)² + (-2 + 5)²
+    tensor([9.])
+    """
+
+    beta: float = 0.001
+    source: ClassVar[Paper | None] = SPPO
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        check_range(self, "beta", "(0, inf)")
+
+    def __call__(self, scores: PairScores) -> Margin:
+        """See the base class."""
+        chosen, rejected = scores.unbind(-1)
+        target = 1 / (2 * self.beta)
+        return (chosen - target) ** 2 + (rejected + target) ** 2
+
+
+@dataclass(frozen=True)
+class AnchoredApart(Pointwise):
+    """``σ(-β r_w) + σ(β r_l)``: chosen up, rejected down; for data better than what the policy writes.
+
+    Both terms fade far from the anchor at 0 on either side: what is hopeless and what is won are left alone.
+
+    Paper: APO-zero, D'Oosterlinck et al. 2024, arXiv:2408.06266, Eq. 7.
+
+    Args:
+        beta: inverse temperature, 1 / nats.
+
+    >>> AnchoredApart(beta=0.1)(torch.tensor([[5.0, -2.0]]))  # σ(-0.5) + σ(-0.2)
+    tensor([0.8277])
+    """
+
+    beta: float = 0.1
+    source: ClassVar[Paper | None] = APO
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        check_range(self, "beta", "(0, inf)")
+
+    def __call__(self, scores: PairScores) -> Margin:
+        """See the base class."""
+        chosen, rejected = (self.beta * scores).unbind(-1)
+        return torch.sigmoid(-chosen) + torch.sigmoid(rejected)
+
+
+@dataclass(frozen=True)
+class AnchoredDown(Pointwise):
+    """``σ(β r_w) + σ(-β (r_w - r_l))``: chosen down, rejected further; for data worse than what the policy writes.
+
+    Paper: APO-down, D'Oosterlinck et al. 2024, arXiv:2408.06266, Eq. 8.
+
+    Args:
+        beta: inverse temperature, 1 / nats.
+
+    >>> AnchoredDown(beta=0.1)(torch.tensor([[5.0, -2.0]]))  # σ(0.5) + σ(-0.7)
+    tensor([0.9543])
+    """
+
+    beta: float = 0.1
+    source: ClassVar[Paper | None] = APO
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        check_range(self, "beta", "(0, inf)")
+
+    def __call__(self, scores: PairScores) -> Margin:
+        """See the base class."""
+        chosen, rejected = (self.beta * scores).unbind(-1)
+        return torch.sigmoid(chosen) + torch.sigmoid(rejected - chosen)

@@ -1,0 +1,84 @@
+"""Presets that judge each response against zero, on the log-ratios 5 and -2 of the worked pair."""
+
+from __future__ import annotations
+
+from lit_align.objectives.pointwise import AnchoredApart, AnchoredDown, BinaryLogistic, NoiseContrast, SquareTargets
+from lit_align.objectives.response import ResponseObjective
+
+
+def nca(beta: float = 0.01) -> ResponseObjective:
+    """``-log σ(β r_w) - ½ log σ(-β r_w) - ½ log σ(-β r_l)``: raises the chosen likelihood itself, not the margin only.
+
+    Parts: NoiseContrast. Paper: Chen et al. 2024, arXiv:2402.05369, for pairs, where β is called α.
+
+    Args:
+        beta: inverse temperature, 1 / nats.
+
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> nca(beta=0.1)(worked_pair()).loss  # 0.4741 + ½ 0.9741 + ½ 0.5981
+    tensor([1.2602])
+    """
+    return ResponseObjective(NoiseContrast(beta))
+
+
+def bco(beta: float = 0.1) -> ResponseObjective:
+    """``-log σ(β r_w) - log σ(-β r_l)``: a classifier of responses, its boundary at 0 instead of a running mean.
+
+    Parts: BinaryLogistic. Paper: Jung et al. 2024, arXiv:2404.04656, without its reward shift.
+
+    Args:
+        beta: inverse temperature, 1 / nats.
+
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> bco(beta=0.1)(worked_pair()).loss  # -log σ(0.5) - log σ(0.2)
+    tensor([1.0722])
+    """
+    return ResponseObjective(BinaryLogistic(beta))
+
+
+def sppo(beta: float = 0.001) -> ResponseObjective:
+    """``(r_w - 1 / (2 β))² + (r_l + 1 / (2 β))²``: self-play with hard labels, one iteration of it.
+
+    The default is the authors' η = 1000; it asks for 500 nats a side, so it says in which direction and how fast
+    rather than where to.
+
+    Parts: SquareTargets. Paper: Wu et al. 2024, arXiv:2405.00675, where 1 / β is called η.
+
+    Args:
+        beta: inverse temperature, 1 / nats; the targets are ± 1 / (2 beta) nats.
+
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> sppo(beta=0.1)(worked_pair()).loss  # (5 - 5)² + (-2 + 5)²
+    tensor([9.0000])
+    """
+    return ResponseObjective(SquareTargets(beta))
+
+
+def apo_zero(beta: float = 0.1) -> ResponseObjective:
+    """``1 - σ(β r_w) + σ(β r_l)``: chosen up, rejected down, for data better than what the policy writes.
+
+    Parts: AnchoredApart. Paper: D'Oosterlinck et al. 2024, arXiv:2408.06266, Eq. 7.
+
+    Args:
+        beta: inverse temperature, 1 / nats.
+
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> apo_zero(beta=0.1)(worked_pair()).loss  # σ(-0.5) + σ(-0.2)
+    tensor([0.8277])
+    """
+    return ResponseObjective(AnchoredApart(beta))
+
+
+def apo_down(beta: float = 0.1) -> ResponseObjective:
+    """``σ(β r_w) + 1 - σ(β (r_w - r_l))``: both down, rejected further, for data worse than what the policy writes.
+
+    Parts: AnchoredDown. Paper: D'Oosterlinck et al. 2024, arXiv:2408.06266, Eq. 8.
+
+    Args:
+        beta: inverse temperature, 1 / nats.
+
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> apo_down(beta=0.1)(worked_pair()).loss  # σ(0.5) + σ(-0.7)
+    tensor([0.9543])
+    """
+    return ResponseObjective(AnchoredDown(beta))

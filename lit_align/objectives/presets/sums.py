@@ -1,0 +1,89 @@
+"""Presets with several terms: a preference beside the likelihood of the chosen response, 2 nats a token in examples.
+
+The likelihood is averaged over the tokens of each response, one response one vote, also where a paper's code takes
+all tokens of a batch alike; rewards and margins are those of the preference.
+"""
+
+from __future__ import annotations
+
+from lit_align.objectives.likelihood import SFT
+from lit_align.objectives.odds import OddsRatio
+from lit_align.objectives.presets.margins import direct_preference_matching, dpo
+from lit_align.objectives.presets.responses import bco
+from lit_align.objectives.weighted import Term, WeightedSum
+
+
+def orpo(strength: float = 0.1) -> WeightedSum:
+    """``NLL - λ log σ(o_w - o_l)`` with the log-odds of averaged log-probabilities, without a reference.
+
+    Parts: λ OddsRatio + SFT. Paper: Hong et al. 2024, arXiv:2403.07691, Eq. 6; its runs use λ from 0.1
+    (Mistral 7B, the default) to 0.25.
+
+    Args:
+        strength: λ, the weight of the odds ratio.
+
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> orpo(strength=0.1)(worked_pair()).loss  # 2 + 0.1 · 1.0421
+    tensor([2.1042])
+    """
+    return WeightedSum((Term("odds_ratio", OddsRatio(), strength), Term("likelihood", SFT())))
+
+
+def cpo(beta: float = 0.1, strength: float = 1.0) -> WeightedSum:
+    """``-log σ(β m) + λ NLL`` with summed log-probabilities, without a reference.
+
+    Parts: `direct_preference_matching` + λ SFT: the first term is the same function, at a β far from matching. Paper:
+    Xu et al. 2024, arXiv:2401.08417, where λ is 1.
+
+    Args:
+        beta: inverse temperature, 1 / nats.
+        strength: λ, the weight of the likelihood.
+
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> cpo(beta=0.1)(worked_pair()).loss  # -log σ(0.1 · (-20 + 60)) + 2
+    tensor([2.0181])
+    """
+    return WeightedSum(
+        (Term("preference", direct_preference_matching(beta)), Term("likelihood", SFT(), strength)),
+    )
+
+
+def rpo(beta: float = 0.1, alpha: float = 1.0) -> WeightedSum:
+    """``-log σ(β m) + α NLL``: DPO that is not allowed to let the chosen response go.
+
+    Parts: `dpo` + α SFT. Paper: Pang et al. 2024, arXiv:2404.19733; the defaults are its values.
+
+    Args:
+        beta: inverse temperature, 1 / nats.
+        alpha: weight of the likelihood.
+
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> rpo(beta=0.1, alpha=1.0)(worked_pair()).loss  # 0.4032 + 2
+    tensor([2.4032])
+    """
+    return WeightedSum((Term("preference", dpo(beta)), Term("likelihood", SFT(), alpha)))
+
+
+def mpo(beta: float = 0.1, preference: float = 0.8, quality: float = 0.2, generation: float = 1.0) -> WeightedSum:
+    """``w_p DPO + w_q BCO + w_g NLL``: which response is better, whether each is good, and how to write one.
+
+    Parts: `dpo`, `bco` (here without the paper's running mean of rewards), SFT. Paper: Wang et al. 2024,
+    arXiv:2411.10442; the defaults are its weights.
+
+    Args:
+        beta: inverse temperature of both comparisons, 1 / nats.
+        preference: weight of the margin's term.
+        quality: weight of the term for each response.
+        generation: weight of the likelihood.
+
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> mpo(beta=0.1)(worked_pair()).loss  # 0.8 · 0.4032 + 0.2 · 1.0722 + 2
+    tensor([2.5370])
+    """
+    return WeightedSum(
+        (
+            Term("preference", dpo(beta), preference),
+            Term("quality", bco(beta), quality),
+            Term("generation", SFT(), generation),
+        )
+    )

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_align.data.gather import Gather
+from lit_align.data.prepare import BadRows, Split, prepare
+from lit_align.data.tokenize import Tokenize
+from lit_align.data.tokenizer import Encoder, load_tokenizer
+from lit_align.data.truncate import Cut
+from lit_align.modules.columns import check_columns
+from lit_align.objectives.objective import Objective
+from lit_align.types import Outcome, PairLogProbs
+
+ROW = {"prompt": "p", "chosen": "a", "rejected": "b"}
+UNPAIRED = {"prompt": "p", "completion": "a", "label": True}
+
+
+class Plain(Objective):
+    def __call__(self, logps: PairLogProbs) -> Outcome:
+        raise NotImplementedError
+
+
+class HonoursEverything(Plain):
+    @property
+    def accepts_unpaired(self) -> bool:
+        return True
+
+    @property
+    def honours(self) -> frozenset[str]:
+        return frozenset({"margin", "preference_probability"})
+
+
+def split(folder: Path, row: dict[str, Any]) -> dict[str, Split]:
+    path = folder / "rows.jsonl"
+    path.write_text(json.dumps(row))
+    tokenize = Tokenize(Encoder(load_tokenizer("testbed:policy")), Cut(64))
+    return {"train": prepare(Gather.of(str(path)), tokenize, BadRows())}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (UNPAIRED, "data.train is unpaired .prompt, completion, label., but Plain compares a chosen"),
+        ({**ROW, "margin": 1}, r"data.train has the columns margin, which .* leave them out: .*\{margin: null\}"),
+        (
+            {**ROW, "margin": 1, "preference_probability": 0.5},
+            r"columns margin, preference_probability, .*\{margin: null, preference_probability: null\}",
+        ),
+    ],
+)
+def test_what_the_objective_would_ignore_is_refused(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    splits = split(tmp_path, row)
+    with pytest.raises(ValueError, match=message):
+        check_columns(Plain(), splits)
+    check_columns(HonoursEverything(), splits)
+
+
+def test_weights_and_scores_are_for_every_objective(tmp_path: Path) -> None:
+    check_columns(Plain(), split(tmp_path, {**ROW, "weight": 2, "score_chosen": 1, "score_rejected": 0}))

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from lit_align.objectives import (
+    SFT,
+    Mean,
+    Objective,
+    SelfRefine,
+    SumOf,
+    Term,
+    WeightedSum,
+    bco,
+    cpo,
+    dpo,
+    mpo,
+    orpo,
+    papers,
+    papers_of,
+    simpo,
+    sr_dpo,
+)
+from lit_align.objectives.examples import worked_pair
+
+
+def weighted(*objectives: Objective) -> WeightedSum:
+    return WeightedSum(tuple(Term(f"term_{number}", objective) for number, objective in enumerate(objectives)))
+
+
+def test_the_loss_is_the_sum_of_its_terms() -> None:
+    outcome = mpo()(worked_pair())
+    assert list(outcome.terms) == ["preference", "quality", "generation"]
+    assert {name: loss.item() for name, loss in outcome.terms.items()} == pytest.approx(
+        {"preference": 0.4031860, "quality": 1.0722159, "generation": 2.0}
+    )
+    assert outcome.loss.item() == pytest.approx(0.8 * 0.4031860 + 0.2 * 1.0722159 + 2.0)
+
+
+def test_the_first_term_tells_what_else_there_is() -> None:
+    first, outcome = sr_dpo()(worked_pair()), weighted(sr_dpo(), bco(0.3))(worked_pair())
+    for name in ("rewards", "margin", "offset", "prompted_margin"):
+        assert torch.equal(getattr(outcome, name), getattr(first, name))
+    assert torch.equal(weighted(bco(0.3), sr_dpo())(worked_pair()).rewards, bco(0.3)(worked_pair()).rewards)
+
+
+def test_a_term_of_no_weight_is_reported_and_moves_nothing() -> None:
+    policy = worked_pair().policy.requires_grad_()
+    outcome = WeightedSum((Term("on", dpo()), Term("off", SFT(), 0.0)))(replace(worked_pair(), policy=policy))
+    outcome.loss.backward()
+    assert policy.grad is not None
+    alone = worked_pair().policy.requires_grad_()
+    dpo()(replace(worked_pair(), policy=alone)).loss.backward()
+    assert torch.equal(policy.grad, alone.grad)  # type: ignore[arg-type]
+    assert outcome.terms["off"].item() == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("outer", [True, False])
+def test_a_sum_may_stand_in_a_sum(outer: bool) -> None:
+    inner = weighted(dpo(), SFT())
+    objective = WeightedSum((Term("both", inner, 0.5), Term("each", bco()))) if outer else inner
+    expected = 0.5 * 2.4031860 + 1.0722159 if outer else 2.4031860
+    assert objective(worked_pair()).loss.item() == pytest.approx(expected)
+
+
+@dataclass(frozen=True)
+class Unpaired(Objective):
+    """Takes rows of one side, and looks at their margins."""
+
+    accepts_unpaired = True
+    honours = frozenset({"margin"})
+
+    def __call__(self, logps):
+        return SFT()(logps)
+
+
+def needs(objective: Objective) -> tuple[bool, bool, bool]:
+    return objective.needs_reference, objective.needs_prompted, objective.needs_rejected
+
+
+def test_needs_are_the_union() -> None:
+    assert needs(weighted(SFT(), SFT())) == (False, False, False)
+    assert needs(weighted(SFT(), simpo())) == (False, False, True)
+    assert needs(weighted(simpo(), sr_dpo())) == (True, True, True)
+    assert needs(orpo()) == needs(cpo()) == (False, False, True)
+    assert needs(mpo()) == (True, False, True)
+    assert weighted(Unpaired(), Unpaired()).accepts_unpaired
+    assert not weighted(Unpaired(), dpo()).accepts_unpaired
+    assert weighted(Unpaired(), dpo()).honours == {"margin"} | dpo().honours
+
+
+def test_likelihoods_alone_work_without_the_rejected_side() -> None:
+    pair = worked_pair()
+    chosen = replace(pair, policy=pair.policy[:, :1], mask=pair.mask[:, :1], reference=None, prompted=None)
+    assert weighted(SFT(), SFT())(chosen).loss.item() == pytest.approx(4.0)
+
+
+def test_papers_are_found_in_the_terms_and_in_the_parts_of_a_refinement() -> None:
+    assert papers_of(orpo()) == (papers.ORPO, papers.DPO, papers.AVERAGING)
+    assert papers_of(SumOf((SelfRefine(0.1),))) == (papers.SELF_REFINEMENT,)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a/b"])
+def test_a_name_is_a_name(name: str) -> None:
+    with pytest.raises(ValueError, match="Term.name"):
+        Term(name, dpo())
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("inf")])
+def test_range(weight: float) -> None:
+    with pytest.raises(ValueError, match="Term.weight"):
+        Term("one", dpo(), weight)
+
+
+@pytest.mark.parametrize("terms", [(), (Term("same", dpo()), Term("same", SFT(Mean())))])
+def test_names_are_distinct_and_there_is_one(terms: tuple[Term, ...]) -> None:
+    with pytest.raises(ValueError, match="distinct names"):
+        WeightedSum(terms)

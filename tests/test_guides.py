@@ -1,0 +1,61 @@
+"""The commands of the guides run, and what they say of the code is so."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import lit_align.report
+from lit_align.__main__ import main
+from lit_align.data.formats import FORMATS
+from lit_align.data.length_table import table
+from lit_align.data.lengths import length_report
+from tests.data.test_lengths import STORE
+from tests.runner import forked
+from tests.test_readme import our_commands
+
+ROOT = Path(__file__).parents[1]
+DATA = (ROOT / "docs" / "guides" / "data.md").read_text("utf-8")
+HERE = {"Anthropic/hh-rlhf": "dialogues.jsonl", "EleutherAI/pythia-410m": "testbed:policy"}
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A folder like the repository's root, with what stands for the hub."""
+    dialogue = "\n\nHuman: What is {}?\n\nAssistant:"
+    rows = [{"chosen": f"{dialogue.format(n)} Good.", "rejected": f"{dialogue.format(n)} Bad."} for n in range(16)]
+    (tmp_path / "dialogues.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    return tmp_path
+
+
+@pytest.mark.parametrize("words", our_commands(DATA), ids=" ".join)
+def test_the_command_runs(copy: Path, words: list[str]) -> None:
+    def work() -> None:
+        sys.argv = ["lit_align", *(HERE.get(word, word) for word in words)]
+        os.chdir(copy)
+        main()
+
+    (ended,) = forked([work])
+    assert ended.code == 0, ended.out
+    assert (copy / "runs" / "report" / "longer_wins.png").is_file()
+
+
+def test_every_format_is_explained() -> None:
+    assert all(f"| `{name}` |" in DATA for name in FORMATS)
+
+
+def test_every_limit_is_explained_with_its_default() -> None:
+    for each in fields(lit_align.report.Limits):
+        assert any(f"--{each.name}" in line and str(each.default) in line for line in DATA.splitlines()), each.name
+
+
+def test_every_row_of_the_table_is_explained() -> None:
+    labels = [str(label).strip() for label in table({"train": length_report(STORE)}).columns[0].cells]
+    explained = DATA.split("## What the table says")[1].split("## The figures")[0]
+    assert all(label in explained or label.endswith("%") for label in labels), labels
