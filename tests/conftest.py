@@ -6,6 +6,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["LIT_ALIGN_CACHE"] = os.devnull  # no folder: what would be kept outside a test's own fails
 
 from pathlib import Path
 

@@ -91,7 +91,7 @@ class Checkpoints(ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save when it is time; behind the validation where one follows, or a resumed run would leave it out."""
-        if not validation_follows(trainer):
+        if not validation_follows(trainer) and not trainer.fit_loop._should_accumulate():
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -111,9 +111,13 @@ class Checkpoints(ModelCheckpoint):
 
 
 def validation_follows(trainer: Trainer) -> bool:
-    """Whether a validation runs right behind the training batch that is ending."""
+    """Whether a validation runs right behind the training batch that is ending; none does without its pairs."""
     fetcher = trainer.fit_loop._data_fetcher
-    return fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+    return (
+        fetcher is not None
+        and any(trainer.num_val_batches)
+        and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+    )
 
 
 def checkpoint_folder(run: str | Path) -> Path:

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,13 +132,15 @@ def own_folder(folder: Path) -> None:
     if found.st_uid != os.getuid() or found.st_mode & 0o022:
         whose = "others may write to it" if found.st_uid == os.getuid() else "it is another user's"
         raise PermissionError(
-            f"{folder} cannot keep prepared data: {whose}; expected a folder of your own (data.cache)"
+            f"data.cache {folder}: {whose}; expected a folder of your own that no other may write to"
         )
 
 
 def read(target: Path) -> tuple[Arrow, Facts]:
     """The records in a folder, mapped into memory, and what is to be known of them."""
     manifest: dict[str, Any] = json.loads((target / MANIFEST).read_text("utf-8"))
+    if manifest.pop("seal") != _seal(manifest):
+        raise _DamagedError(f"{MANIFEST} is not as it was written")
     if _digest(target / RECORDS) != manifest["sha256"]:
         raise _DamagedError(f"{RECORDS} is not as it was written")
     table = pa.ipc.open_file(pa.memory_map(str(target / RECORDS))).read_all()
@@ -151,9 +153,13 @@ def _write(folder: Path, fill: Fill) -> None:
     with pa.OSFile(str(folder / RECORDS), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
         facts = fill(writer.write_batch)
     manifest = {"format": facts.format, "tally": facts.tally.as_json(), "sha256": _digest(folder / RECORDS)}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2), "utf-8")
+    (folder / MANIFEST).write_text(json.dumps({**manifest, "seal": _seal(manifest)}, indent=2), "utf-8")
     for path in (folder / RECORDS, folder / MANIFEST, folder):
         _to_disk(path)
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:

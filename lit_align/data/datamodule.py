@@ -18,8 +18,8 @@ from lit_align.data.cache import shelf_of
 from lit_align.data.collate import Collate
 from lit_align.data.columns import ColumnMap, Columns
 from lit_align.data.errors import check_range
-from lit_align.data.fullness import Fullness, fullness_of
 from lit_align.data.formats import FormatName, formats
+from lit_align.data.fullness import Fullness, fullness_of
 from lit_align.data.gather import Gather
 from lit_align.data.holdout import Holdout
 from lit_align.data.length_table import show, warnings

@@ -38,7 +38,7 @@ def ordered_map(
         processes: 0 works in this process; None takes one for each core, at most 8, for a stream that is not small.
 
     Raises:
-        RuntimeError: a process was ended from outside, as for want of memory.
+        ChildProcessError: a process was ended from outside, as for want of memory.
 
     >>> list(ordered_map(str.upper, ["a", "b"]))
     ['A', 'B']
@@ -68,7 +68,7 @@ def _shared_out(function: Callable[[Any], Result], pieces: Iterable[Any], proces
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
-            raise RuntimeError(
+            raise ChildProcessError(
                 "a process that tokenizes was ended from outside, as happens when memory is short; "
                 "lower data.tokenize_workers"
             ) from error
