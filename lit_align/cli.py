@@ -29,7 +29,10 @@ from lit_align.modules import LitPreference
 from lit_align.modules.steps import NonFiniteError
 from lit_align.parsing import extensions_in
 
-OF_A_RUN = ("metrics.jsonl", "samples.jsonl", "data.json", "config.yaml", "tensorboard", "checkpoints", "policy")
+OF_A_RUN = (
+    *("metrics.jsonl", "samples.jsonl", "predictions.jsonl", "data.json", "config.yaml"),
+    *("tensorboard", "checkpoints", "policy"),
+)
 DEBUG = "LIT_ALIGN_DEBUG"
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, MisconfigurationException)
 
@@ -42,7 +45,9 @@ class SaveConfig(SaveConfigCallback):
         if stage == "fit":
             path = Path(trainer.default_root_dir) / "config.yaml"
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, path, skip_none=False, overwrite=True)
+            described = self.config.clone()
+            described.ckpt_path = None  # where this process went on from says nothing about the run
+            self.parser.save(described, path, skip_none=False, overwrite=True)
 
 
 class Cli(LightningCLI):
@@ -76,7 +81,7 @@ class Cli(LightningCLI):
             config.data.tokenizer = config.model.policy
             config.data.revision = config.data.revision or config.model.loading.revision
         if config.data.seed is None:
-            config.data.seed = config.seed_everything
+            config.data.seed = int(config.seed_everything)
         self._set_length(config.trainer)
         self._refuse_own_output(config)
         if config.extend and extensions_in(sys.argv) != config.extend.split(","):
@@ -111,7 +116,11 @@ class Cli(LightningCLI):
         """A trainer that writes into the run's folder, whole checkpoints only."""
         config = self.config[self.subcommand]
         folder = Path(config.run)
-        if self.subcommand == "fit" and not config.ckpt_path:
+        same_run = self._same_run(config)
+        found = any(checkpoint_folder(folder).glob("*.ckpt"))
+        if config.ckpt_path == "last" and not found and self.subcommand != "fit":
+            self._fail(f"--ckpt_path last: no checkpoint in {checkpoint_folder(folder)}")
+        if self.subcommand == "fit" and not (found if config.ckpt_path == "last" else config.ckpt_path):
             move_aside(folder)
         if config.trainer.logger is None or config.trainer.logger is True:
             kwargs["logger"] = [
@@ -119,30 +128,32 @@ class Cli(LightningCLI):
                 callbacks.MetricsFile(folder),
             ]
         ready = self.config_init[self.subcommand]
-        plugins = ready.trainer.plugins or []
-        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), callbacks.AtomicCheckpointIO()]
+        kwargs["plugins"] = [*_listed(ready.trainer.plugins), callbacks.AtomicCheckpointIO(same_run.compare)]
         kwargs["default_root_dir"] = str(folder)
         ready.checkpoints.dirpath = str(checkpoint_folder(folder))
-        kwargs["callbacks"] = [*self._always(config), *(ready.trainer.callbacks or [])]
+        kwargs["callbacks"] = [same_run, *_always(config), *_listed(ready.trainer.callbacks)]
         return super().instantiate_trainer(**kwargs)
 
-    def _always(self, config: Namespace) -> list[Callback]:
-        """The callbacks of every run, but for the summary, which comes last."""
-        found: list[Callback] = [
-            callbacks.StepSeed(config.seed_everything),
-            callbacks.GracefulStop(),
-            callbacks.Predictions(),
-        ]
-        if self.subcommand == "fit":
-            settings = yaml.safe_load(self._parser("fit").dump(config, skip_none=False, skip_validation=True))
-            found.append(callbacks.SameRun(settings, config.on_changed_settings))
-        return found if config.trainer.enable_progress_bar is False else [*found, callbacks.Progress()]
+    def _same_run(self, config: Namespace) -> callbacks.SameRun:
+        settings = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False, skip_validation=True))
+        return callbacks.SameRun(settings, config.on_changed_settings, resumes=self.subcommand == "fit")
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: the configuration describes the run, a checkpoint must not change it silently."""
 
     def _fail(self, message: str) -> None:
         self._parser(self.subcommand).error(message)
+
+
+def _always(config: Namespace) -> list[Callback]:
+    """The callbacks of every run, but for those that come last."""
+    found: list[Callback] = [callbacks.StepSeed(int(config.seed_everything)), callbacks.Predictions()]
+    return found if config.trainer.enable_progress_bar is False else [*found, callbacks.Progress()]
+
+
+def _listed(given: Any) -> list[Any]:
+    """None, one thing or several, as a list."""
+    return [] if given is None else given if isinstance(given, list) else [given]
 
 
 def _needs_prompted(module: LitPreference) -> bool:
@@ -194,7 +205,8 @@ def main() -> None:
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
             trainer_defaults={
-                "callbacks": [callbacks.Summary()],  # last of all: it tells what the others did
+                # behind all others: one ends the run when they have done their work, one tells what they did
+                "callbacks": [callbacks.GracefulStop(), callbacks.Summary()],
                 "use_distributed_sampler": False,
                 "num_sanity_val_steps": 0,
                 "log_every_n_steps": 10,

@@ -117,7 +117,8 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def metrics(run: Path, leave_out: str = "throughput") -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    file = run / "metrics.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     return [{key: value for key, value in line.items() if leave_out not in key} for line in lines]
 
 

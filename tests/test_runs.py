@@ -48,12 +48,13 @@ def test_any_layout_trains_the_same_weights(rows: Path, tmp_path: Path, objectiv
             assert other == pytest.approx(ours, rel=1e-4, abs=1e-5), name
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_resume_is_exact_from_every_step(rows: Path, tmp_path: Path, workers: int) -> None:
-    """Shuffled epochs with a short last step, accumulation, validations between and at the ends of epochs."""
+@pytest.mark.parametrize(("workers", "validated"), [(0, True), (2, True), (0, False)])
+def test_resume_is_exact_from_every_step(rows: Path, tmp_path: Path, workers: int, validated: bool) -> None:
+    """Shuffled epochs with a short last step, accumulation, validations between and at the ends of epochs, or none."""
     more = (
-        *("--data.batch_size", 2, "--trainer.accumulate_grad_batches", 2, "--data.validation", rows),
-        *("--trainer.val_check_interval", 2, "--data.num_workers", workers, "--trainer.log_every_n_steps", 2),
+        *("--data.batch_size", 2, "--trainer.accumulate_grad_batches", 2, "--data.num_workers", workers),
+        *(("--data.validation", rows, "--trainer.val_check_interval", 2) if validated else ()),
+        *("--trainer.log_every_n_steps", 2),
         *("--checkpoints.every_n_steps", 1, "--checkpoints.keep", -1, "--trainer.max_steps", 7),
     )
     whole = tmp_path / "whole"
@@ -162,6 +163,44 @@ def test_lora_trains_keeps_and_exports_the_adapter(rows: Path, tmp_path: Path) -
     ok(lit_align(*words(run, rows, *more, "--trainer.max_steps", 4, "--ckpt_path", "last")))
     ok(lit_align(*words(run, rows, *more, "--export.form", "merged")))
     assert AutoModelForCausalLM.from_pretrained(run / "policy").num_parameters() > 0
+
+
+def test_another_adapter_is_not_taken_for_this_one(rows: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    ok(lit_align(*words(run, rows, "--trainer.max_steps", 1)))
+    base = ("--run", run, *BASE, *QUIET, "--model.objective", "dpo", "--ckpt_path", "last")
+    ended = lit_align("validate", *base, "--data.validation", rows, "--model.lora.rank", 4)
+    assert ended.code == 2
+    assert "model.lora.rank: was None, is 4" in ended.out
+
+
+def test_an_evaluation_stands_at_the_checkpoint_s_step(rows: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    ok(lit_align(*words(run, rows, "--trainer.max_steps", 3)))
+    base = ("--run", run, *BASE, *QUIET, "--model.objective", "dpo", "--data.validation", rows)
+    ok(lit_align("validate", *base, "--ckpt_path", "last"))
+    assert metrics(run)[-1]["step"] == 3
+    assert "val/loss" in metrics(run)[-1]
+    ended = lit_align("validate", *base, "--run", tmp_path / "other", "--ckpt_path", "last")
+    assert ended.code == 2
+    assert "no checkpoint in" in ended.out
+
+
+def test_an_objective_may_change_on_resume_if_the_user_says_so(rows: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    ok(lit_align(*words(run, rows, "--trainer.max_steps", 1)))
+    changed = words(run, rows, "--trainer.max_steps", 2, "--ckpt_path", "last", objective="mpo")
+    ended = lit_align(*changed)
+    assert ended.code == 2
+    assert "was 'lit_align.objectives.dpo', is 'lit_align.objectives.mpo'" in ended.out
+    ok(lit_align(*changed, "--on_changed_settings", "warn"))
+
+
+def test_a_short_run_reports_its_steps(rows: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for every in (10, 0):
+        ok(lit_align(*words(run, rows, "--trainer.max_steps", 2, "--trainer.log_every_n_steps", every)))
+        assert [line["step"] for line in metrics(run) if "train/loss" in line] == [2]
 
 
 def test_predict_writes_a_line_per_pair(rows: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,22 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+INTERRUPTED = "interrupt.ckpt"
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes to a temporary file in the target folder, flushes it to the disk, and renames it.
 
     A crash leaves the old checkpoint or the new one, never a part of one, also when the system's folder for
     temporary files is on another file system.
+
+    Args:
+        inspect: looks at every checkpoint that is read, before any of it is used, and raises if it does not fit.
     """
+
+    def __init__(self, inspect: Callable[[dict[str, Any]], None] | None = None) -> None:
+        super().__init__()
+        self.inspect = inspect
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
@@ -44,6 +54,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         file = Path(path)
         if not file.is_file():
             raise FileNotFoundError(f"checkpoint not found: {file}")
+        checkpoint = self._read(file, map_location)
+        if self.inspect is not None:
+            self.inspect(checkpoint)
+        return checkpoint
+
+    def _read(self, file: Path, map_location: Any) -> Any:
         try:
             return torch.load(file, map_location=map_location or "cpu", weights_only=True)
         except pickle.UnpicklingError as error:  # its text advises to load the file without the safeguard
@@ -98,6 +114,12 @@ class Checkpoints(ModelCheckpoint):
         """Save when it is time."""
         if trainer.global_step % self._every_n_train_steps == 0 and not trainer.fit_loop._should_accumulate():
             self._save(trainer)
+
+    def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
+        """What ``--ckpt_path last`` chooses the newest from: also what a run saved when it was stopped."""
+        found: set[str] = super()._find_last_checkpoints(trainer)
+        interrupted = Path(self.dirpath or checkpoint_folder(trainer.default_root_dir)) / INTERRUPTED
+        return found | ({str(interrupted)} if interrupted.exists() else set())
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last step, whatever it is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -50,8 +51,12 @@ class Export(Callback):
             shutil.rmtree(partial, ignore_errors=True)
             self._write(partial, pl_module, run_data(trainer), weights)
             (partial / "README.md").write_text(model_card(pl_module, trainer), encoding="utf-8")
-            shutil.rmtree(self.folder, ignore_errors=True)
+            older = self.folder.with_name(".policy.older")
+            shutil.rmtree(older, ignore_errors=True)
+            if self.folder.exists():
+                self.folder.rename(older)
             partial.rename(self.folder)
+            shutil.rmtree(older, ignore_errors=True)
         trainer.strategy.barrier()
 
     def _write(self, folder: Path, module: LitPreference, data: Any, weights: dict[str, Any]) -> None:
@@ -59,7 +64,7 @@ class Export(Callback):
             data.tokenizer.save_pretrained(folder)
         policy: nn.Module = module.policy
         if isinstance(policy, PeftModel) and self.form == "merged":
-            merged = policy.merge_and_unload()
+            merged = copy.deepcopy(policy).merge_and_unload()
             merged.save_pretrained(str(folder))
         elif isinstance(policy, PeftModel | PreTrainedModel):
             policy.save_pretrained(str(folder), state_dict=weights)

@@ -36,16 +36,16 @@ def model_card(module: LitPreference, trainer: Trainer) -> str:
     metrics = {
         name: round(float(value), 6) for name, value in sorted(trainer.callback_metrics.items()) if "val/" in name
     }
-    bibtex = "\n\n".join(paper.bibtex() for paper in cited)
+    bibtex = "".join(f"\n```bibtex\n{paper.bibtex()}\n```\n" for paper in cited)
     sources = "\n".join(f"- {paper.citation()}" for paper in cited) or "- none of its parts comes from a paper"
     data = run_data(trainer)
-    trained_on = data.sources["train"] if isinstance(data, PreferenceData) else "not known"
+    trained_on = data.splits["train"].source if isinstance(data, PreferenceData) else "not known"
     return f"""---
 library_name: transformers
 tags: [lit_align, preference-alignment]
 ---
 
-# {module.policy_name}, aligned with preferences
+# {module.policy_name}, trained on preferences
 
 - policy before training: `{module.policy_name}`
 - objective: `{describe(module.objective)}`
@@ -62,8 +62,4 @@ tags: [lit_align, preference-alignment]
 ## The objective's sources
 
 {sources}
-
-```bibtex
-{bibtex}
-```
-"""
+{bibtex}"""

@@ -1,4 +1,4 @@
-"""A resumed run is the run that was saved."""
+"""A checkpoint is read by the run that it was saved by."""
 
 from __future__ import annotations
 
@@ -19,35 +19,45 @@ WITHOUT_EFFECT = {
     "data.validation",
 }
 
+OF_THE_WEIGHTS = ("model.policy", "model.lora")
+
 
 class SameRun(Callback):
-    """Keeps the settings that enter the result in every checkpoint, and compares them when a run is resumed.
+    """Keeps the settings that enter the result in every checkpoint, and compares them before one is used.
 
     Args:
         settings: the run's configuration as plain data; what stands under ``model`` and ``data`` counts, but for what
             does not enter the result.
         on_change: refuse other settings, or warn and go on with them.
+        resumes: the run goes on from the checkpoint; otherwise it only evaluates, and what the weights belong to must
+            be the same: policy and adapter.
     """
 
-    def __init__(self, settings: Mapping[str, Any], on_change: Literal["error", "warn"] = "error") -> None:
+    def __init__(
+        self, settings: Mapping[str, Any], on_change: Literal["error", "warn"] = "error", resumes: bool = True
+    ) -> None:
         flat = dict(flattened({key: settings[key] for key in ("model", "data")}))
         self.settings = {key: value for key, value in flat.items() if key not in WITHOUT_EFFECT}
         self.on_change = on_change
+        self.resumes = resumes
 
     def state_dict(self) -> dict[str, Any]:
         """The settings."""
         return self.settings
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Compare.
+    def compare(self, checkpoint: Mapping[str, Any]) -> None:
+        """Compare with the settings in a checkpoint, if it has any.
 
         Raises:
             ValueError: settings differ; names each with both values.
         """
+        saved = checkpoint.get("callbacks", {}).get(self.state_key)
+        if saved is None:
+            return
         changes = [
-            f"  {key}: was {state_dict.get(key)!r}, is {self.settings.get(key)!r}"
-            for key in sorted(state_dict.keys() | self.settings.keys())
-            if state_dict.get(key) != self.settings.get(key)
+            f"  {key}: was {saved.get(key)!r}, is {self.settings.get(key)!r}"
+            for key in sorted(saved.keys() | self.settings.keys())
+            if saved.get(key) != self.settings.get(key) and (self.resumes or key.startswith(OF_THE_WEIGHTS))
         ]
         if not changes:
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,9 @@ class Samples(Callback):
         batch_size: int = 64,
     ) -> None:
         if count < 0 or show < 0 or batch_size < 1:
-            raise ValueError(f"Samples: count {count}, show {show}, batch_size {batch_size}; expected none negative")
+            raise ValueError(
+                f"Samples: count {count}, show {show}, batch_size {batch_size}; expected at least 0, 0 and 1"
+            )
         self.count = count
         self.show = show
         self.sampling = sampling
@@ -129,7 +131,9 @@ class Samples(Callback):
             for start in range(0, len(self._prompts), self.batch_size):
                 part = self._prompts[start : start + self.batch_size]
                 ids = [prompt.ids for prompt in part]
-                for response in sample_responses(model, ids, ends, data.pad_token, self.sampling):
+                for response in sample_responses(
+                    model, ids, ends, data.pad_token, replace(self.sampling, seed=self.sampling.seed + start)
+                ):
                     drawn.texts.append(data.decode(response.ids))
                     drawn.lengths.append(len(response.ids) + response.ended)
                     drawn.ended.append(response.ended)

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lit_align.callbacks.checkpoints import checkpoint_folder, validation_follows
+from lit_align.callbacks.checkpoints import INTERRUPTED, checkpoint_folder, validation_follows
 
 
 class GracefulStop(Callback):
@@ -44,7 +44,7 @@ class GracefulStop(Callback):
 
     def _stop(self, trainer: Trainer) -> None:
         if trainer.strategy.reduce_boolean_decision(self._asked, all=False):
-            path = checkpoint_folder(trainer.default_root_dir) / "interrupt.ckpt"
+            path = checkpoint_folder(trainer.default_root_dir) / INTERRUPTED
             trainer.save_checkpoint(path)
             trainer.strategy.barrier()
             signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -51,7 +52,8 @@ def ordered_map(
     if first is _NOTHING:
         return
     rest: Iterable[Any] = chain([first], pieces)
-    yield from map(function, rest) if processes < 1 else _shared_out(function, rest, processes)
+    with _old_objects_left_alone():
+        yield from map(function, rest) if processes < 1 else _shared_out(function, rest, processes)
 
 
 _NOTHING: Any = object()
@@ -102,6 +104,16 @@ def _leave_with(parent: int) -> None:
 
 def _work(piece: Any) -> Any:
     return _function(piece)
+
+
+@contextmanager
+def _old_objects_left_alone() -> Iterator[None]:
+    """No garbage is looked for among what was there before: it takes a third of the time, and a copy per process."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import GenerationConfig
 
@@ -65,7 +67,7 @@ def sample_responses(
     device = next(model.parameters()).device
     ids, attention = _left_padded(prompts, pad)
     stops = sorted(set(ends))
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _bare(model):
         torch.manual_seed(sampling.seed)
         output: Tensor = model.generate(
             input_ids=ids.to(device),
@@ -73,6 +75,20 @@ def sample_responses(
             generation_config=_generation_config(sampling, stops, pad),
         )
     return [_cut(row, set(stops)) for row in output[:, ids.shape[1] :].tolist()]
+
+
+@contextmanager
+def _bare(model: Any) -> Iterator[None]:
+    """The model without settings of its own for generation, which would fill in whatever ours leave open."""
+    owners = [model, model.get_base_model()] if isinstance(model, PeftModel) else [model]
+    kept = [owner.generation_config for owner in owners]
+    try:
+        for owner in owners:
+            owner.generation_config = GenerationConfig()
+        yield
+    finally:
+        for owner, config in zip(owners, kept, strict=True):
+            owner.generation_config = config
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,7 @@ class Loading:
         attention: implementation of attention in transformers; None takes its default.
         weights: ``pretrained``, or ``random`` to build the model from its configuration alone.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
+        seed: of random weights; every process and every later command builds the same ones.
     """
 
     revision: str | None = None
@@ -34,6 +35,7 @@ class Loading:
     attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] | None = None
     weights: Literal["pretrained", "random"] = "pretrained"
     gradient_checkpointing: bool = False
+    seed: int = 0
 
 
 def locate(name: str) -> str:
@@ -83,7 +85,9 @@ def load_causal_lm(name: str, loading: Loading) -> PreTrainedModel:
 
 def _random(place: str, config: PretrainedConfig, dtype: torch.dtype, loading: Loading) -> Any:
     build: Any = AutoModelForCausalLM.from_config
-    return build(config, dtype=dtype, attn_implementation=loading.attention)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(loading.seed)
+        return build(config, dtype=dtype, attn_implementation=loading.attention)
 
 
 def _pretrained(place: str, config: PretrainedConfig, dtype: torch.dtype, loading: Loading) -> Any:

@@ -30,16 +30,18 @@ class Reference(ABC):
         """Take what is needed from the freshly loaded policy; called once, before training."""
 
     @abstractmethod
-    def log_probs(self, batch: PairBatch) -> PairTokens:
-        """Log-probabilities of the scored response tokens, without gradient; see ``response_log_probs``."""
-
-    @abstractmethod
     def active(self) -> AbstractContextManager[nn.Module]:
         """The reference as a model in evaluation mode, for as long as the context lasts."""
 
     @abstractmethod
     def apply(self, change: Callable[[Tensor], Tensor]) -> None:
         """Move or cast the weights along with the policy's (``nn.Module._apply``)."""
+
+    @torch.no_grad()
+    def log_probs(self, batch: PairBatch) -> PairTokens:
+        """Log-probabilities of the scored response tokens, without gradient; see ``response_log_probs``."""
+        with self.active() as model:
+            return response_log_probs(model, batch)
 
 
 class SecondModel(Reference):
@@ -67,12 +69,6 @@ class SecondModel(Reference):
             model = other
         self._model = model.requires_grad_(False).eval()
 
-    @torch.no_grad()
-    def log_probs(self, batch: PairBatch) -> PairTokens:
-        """One forward pass of the frozen model."""
-        with self.active() as model:
-            return response_log_probs(model, batch)
-
     @contextmanager
     def active(self) -> Iterator[nn.Module]:
         """The frozen model."""
@@ -98,12 +94,6 @@ class AdapterOff(Reference):
         if not isinstance(policy, PeftModel):
             raise ValueError("reference AdapterOff: the policy has no adapter; set model.lora, or take SecondModel")
         self._policy = policy
-
-    @torch.no_grad()
-    def log_probs(self, batch: PairBatch) -> PairTokens:
-        """One forward pass with the adapter off."""
-        with self.active() as model:
-            return response_log_probs(model, batch)
 
     @contextmanager
     def active(self) -> Iterator[nn.Module]:

@@ -10,9 +10,11 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel
 
 from lit_align.metrics import PairMetrics
 from lit_align.models import AdapterOff, Loading, LoRA, Reference, SecondModel, load_causal_lm, response_log_probs
@@ -24,6 +26,8 @@ from lit_align.modules.schedule import Cosine, Schedule
 from lit_align.modules.steps import NonFiniteError, StepLedger, optimizer_steps, run_data, total_over_ranks
 from lit_align.objectives.objective import Objective
 from lit_align.types import Outcome, PairBatch, PairLogProbs
+
+REFUSED_PRECISIONS = ("16-mixed", "16-true", "bf16-true")
 
 
 class LitPreference(LightningModule):
@@ -70,12 +74,19 @@ class LitPreference(LightningModule):
         self.eval_metrics = PairMetrics(objective.term_names)
         self.ledger = StepLedger()
         self._gradient_norm = torch.zeros(())
+        self._loaded_step = 0
+        self._last_step = 0
         self.strict_loading = lora is None
 
     # ── set-up ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def setup(self, stage: str) -> None:
         """Check that what the objective needs is there, before any weight is read."""
+        if self.trainer.precision in REFUSED_PRECISIONS:
+            raise ValueError(
+                f"trainer.precision {self.trainer.precision} is not exact enough here: take bf16-mixed, or 32-true "
+                "with model.loading.dtype bfloat16, which leaves the rotary tables in float32"
+            )
         data = run_data(self.trainer)
         if self.objective.needs_prompted and data is not None and not data.prompted:
             raise ValueError("the objective compares with a quality prompt: data.prompted must be true")
@@ -97,10 +108,8 @@ class LitPreference(LightningModule):
         if "policy" in self._modules:
             return
         model = load_causal_lm(self.policy_name, self.loading)
-        if self.reference is not None and self.lora is None:
-            self.reference.attach(model)
-        self.policy: nn.Module = model if self.lora is None else self.lora.wrap(model)
-        if self.reference is not None and self.lora is not None:
+        self.policy: PreTrainedModel | PeftModel = model if self.lora is None else self.lora.wrap(model)
+        if self.reference is not None:
             self.reference.attach(self.policy)
         self.policy.train()
 
@@ -119,9 +128,18 @@ class LitPreference(LightningModule):
         if self.objective.needs_prompted:
             if batch.prompted is None:
                 raise ValueError("the batch has no prompted pair; build the data with prompted=True")
-            with torch.no_grad():
-                prompted = self._log_probs(batch.prompted)
+            prompted = self._prompted(batch.prompted)
         return self._log_probs(batch, prompted)
+
+    @torch.no_grad()
+    def _prompted(self, batch: PairBatch) -> PairLogProbs:
+        """Without gradient and, whatever the policy's mode, without an adapter's dropout."""
+        training = self.policy.training
+        self.policy.eval()
+        try:
+            return self._log_probs(batch)
+        finally:
+            self.policy.train(training)
 
     def _log_probs(self, batch: PairBatch, prompted: PairLogProbs | None = None) -> PairLogProbs:
         return PairLogProbs(
@@ -163,7 +181,7 @@ class LitPreference(LightningModule):
         optimizer: torch.optim.Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Take the step, and report every ``log_every_n_steps``.
+        """Take the step, and report every ``log_every_n_steps``, and behind the last.
 
         The report is made here, before any callback that ends a batch: a checkpoint then holds sums that have been
         reported and reset, and a resumed run reports what the uninterrupted one does.
@@ -171,7 +189,8 @@ class LitPreference(LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         trainer: Any = self.trainer
         step = self.global_step + 1
-        if step % trainer.log_every_n_steps == 0:
+        every = trainer.log_every_n_steps
+        if (every and step % every == 0) or step == self._last_step:
             self._report("train", self._training_values(optimizer.param_groups[0]["lr"]), step)
 
     def _with_names(self, error: NonFiniteError) -> NonFiniteError:
@@ -187,7 +206,7 @@ class LitPreference(LightningModule):
         self.ledger.start()
 
     def _training_values(self, learning_rate: float) -> dict[str, Tensor]:
-        """Everything over all pairs since the last report; equal on all ranks."""
+        """Everything over all pairs since the last report; equal on all ranks, but for the clock's."""
         values = self.train_metrics.compute()
         self.train_metrics.reset()
         tokens = total_over_ranks(self.ledger.tokens, self.trainer.strategy)
@@ -224,7 +243,7 @@ class LitPreference(LightningModule):
         values = self.eval_metrics.compute()
         self.eval_metrics.reset()
         if not self.trainer.sanity_checking:
-            self._report(stage, values, self.global_step)
+            self._report(stage, values, self.global_step or self._loaded_step)
 
     def _report(self, stage: str, values: dict[str, Tensor], step: int) -> None:
         """The values are equal on all ranks: every rank keeps them, loggers write on rank zero."""
@@ -238,27 +257,39 @@ class LitPreference(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer over what trains, and its schedule per optimizer step."""
         optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)
-        total = optimizer_steps(self.trainer)
+        total = self._last_step = optimizer_steps(self.trainer)
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the adapter alone where there is one, and the sums that a resumed run goes on from."""
         if self.lora is not None:
-            trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
             state = checkpoint["state_dict"]
-            checkpoint["state_dict"] = {name: value for name, value in state.items() if name in trained}
+            checkpoint["state_dict"] = {name: state[name] for name in self._trained()}
         sums: dict[str, Any] = {"tokens": self.ledger.tokens, **self.train_metrics.metric_state}
         checkpoint["sums"] = {name: total_over_ranks(value, self.trainer.strategy) for name, value in sums.items()}
+        checkpoint["sums_of"] = list(self.train_metrics.names)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Rank zero takes the sums over; the others go on from nothing, so the totals are right."""
+        """Rank zero takes the sums over; the others go on from nothing, so the totals are right.
+
+        Raises:
+            ValueError: the checkpoint's weights are not those of an adapter like this one.
+        """
+        if self.lora is not None and set(checkpoint["state_dict"]) != self._trained():
+            raise ValueError("the checkpoint's weights are not those of this run's adapter (model.lora)")
+        self._loaded_step = int(checkpoint["global_step"])
         sums = checkpoint.get("sums")
-        if sums is None or self.global_rank != 0:
+        if sums is None or checkpoint["sums_of"] != list(self.train_metrics.names):
             return
-        self.ledger.tokens = sums["tokens"]
-        for name in self.train_metrics.metric_state:
-            setattr(self.train_metrics, name, sums[name].to(self.device))
+        first = self.global_rank == 0
+        self.ledger.resume(sums["tokens"] if first else torch.zeros_like(sums["tokens"]), int(sums["tokens"]))
+        if first:
+            for name in self.train_metrics.metric_state:
+                setattr(self.train_metrics, name, sums[name].to(self.device))
+
+    def _trained(self) -> set[str]:
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
 
 def _default_reference(lora: LoRA | None) -> Reference:

@@ -52,6 +52,10 @@ class StepLedger:
         if not self._rows:
             self._started = time.monotonic()
 
+    def resume(self, tokens: Tensor, total: int) -> None:
+        """Go on from ``tokens`` of this process and ``total`` of all."""
+        self.tokens, self._rated = tokens, total
+
     def rate(self, tokens: int) -> float:
         """Tokens per second of optimizer steps since the last call; validation and sampling do not count."""
         new, seconds = tokens - self._rated, self._seconds

@@ -15,21 +15,30 @@ def settings(beta: float = 0.1, workers: int = 0, steps: int = 10) -> dict[str, 
     }
 
 
+def saved(run: SameRun) -> dict[str, object]:
+    return {"callbacks": {run.state_key: run.state_dict()}}
+
+
 def test_the_same_settings_pass() -> None:
-    SameRun(settings()).load_state_dict(SameRun(settings()).state_dict())
+    SameRun(settings()).compare(saved(SameRun(settings())))
 
 
 def test_what_does_not_enter_the_result_may_change() -> None:
-    SameRun(settings(workers=4, steps=20)).load_state_dict(SameRun(settings()).state_dict())
+    SameRun(settings(workers=4, steps=20)).compare(saved(SameRun(settings())))
 
 
 def test_a_change_is_named_with_both_values() -> None:
-    saved = SameRun(settings(beta=0.1)).state_dict()
     with pytest.raises(ValueError, match=r"model\.objective\.init_args\.beta: was 0\.1, is 0\.5"):
-        SameRun(settings(beta=0.5)).load_state_dict(saved)
+        SameRun(settings(beta=0.5)).compare(saved(SameRun(settings(beta=0.1))))
 
 
 def test_a_change_can_be_wanted() -> None:
-    saved = SameRun(settings(beta=0.1)).state_dict()
     with pytest.warns(UserWarning, match=r"beta: was 0\.1, is 0\.5"):
-        SameRun(settings(beta=0.5), "warn").load_state_dict(saved)
+        SameRun(settings(beta=0.5), "warn").compare(saved(SameRun(settings(beta=0.1))))
+
+
+def test_an_evaluation_needs_the_weights_to_belong_to_the_policy_alone() -> None:
+    SameRun(settings(beta=0.5), resumes=False).compare(saved(SameRun(settings(beta=0.1))))
+    other = settings() | {"model": {"policy": "another"}}
+    with pytest.raises(ValueError, match=r"model\.policy: was None, is 'another'"):
+        SameRun(other, resumes=False).compare(saved(SameRun(settings())))

@@ -1,4 +1,4 @@
-"""RELIABILITY.md, "Tokenizer and model": the rows that belong to the data, by their numbers; sizes: test_fit_check."""
+"""Tokenizers that do not fit the data, and texts that try to pass for tokens; sizes are in ``test_fit_check``."""
 
 from __future__ import annotations
 
