@@ -5,7 +5,7 @@ together by ``PreferenceData``.
 """
 
 from lit_align.data.collate import Collate
-from lit_align.data.datamodule import PreferenceData, SamplePrompt
+from lit_align.data.datamodule import PreferenceData
 from lit_align.data.errors import DataError
 from lit_align.data.format import Format, Reading
 from lit_align.data.formats import FORMATS, read_row
@@ -15,6 +15,7 @@ from lit_align.data.loader import ResumableLoader
 from lit_align.data.mixture import Source
 from lit_align.data.prepare import Split, prepare
 from lit_align.data.prompts import QUALITY_PROMPT
+from lit_align.data.sample_prompts import SamplePrompt
 from lit_align.data.sampler import BucketedBatches, SequentialBatches, Share
 from lit_align.data.sources import read_rows
 from lit_align.data.store import PairStore

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from lit_align.data.content import findable, worth_keeping

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
@@ -14,29 +12,26 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
 from lit_align.data.budget import budget_of
-from lit_align.data.cache import shelf_of
 from lit_align.data.collate import Collate
 from lit_align.data.columns import ColumnMap, Columns
 from lit_align.data.errors import check_range
-from lit_align.data.formats import FormatName, formats
+from lit_align.data.formats import FormatName
 from lit_align.data.fullness import Fullness, fullness_of
-from lit_align.data.gather import Gather
 from lit_align.data.holdout import Holdout
 from lit_align.data.length_table import show, warnings
 from lit_align.data.lengths import LengthReport, split_report
 from lit_align.data.loader import ResumableLoader, evaluation_loader
 from lit_align.data.mixture import Sources, as_sources
-from lit_align.data.other_formats import Ranking
 from lit_align.data.position import check_identity
-from lit_align.data.prepare import Split, prepare
-from lit_align.data.progress import unwatched, watched
+from lit_align.data.prepare import Split
 from lit_align.data.prompts import QUALITY_PROMPT
-from lit_align.data.rankings import AllPairs, BestVersusRest, Pairing, PairingName, RandomPair
+from lit_align.data.rankings import PairingName
+from lit_align.data.recipe import Recipe, Room, ranking_of
+from lit_align.data.sample_prompts import SamplePrompt, sample_prompts
 from lit_align.data.sampler import PairBatches, Share
 from lit_align.data.tally import BadRows, OnBadRow
-from lit_align.data.tokenize import Tokenize
 from lit_align.data.tokenizer import Encoder, load_tokenizer
-from lit_align.data.truncate import Cut, CutPrompts, Drop, PromptSide, Truncation
+from lit_align.data.truncate import PromptSide
 from lit_align.data.turns import Score
 from lit_align.types import PairBatch, PreferencePair
 
@@ -46,20 +41,6 @@ STAGES: Mapping[str, Sequence[str]] = {
     "test": ("test",),
     "predict": ("predict",),
 }
-PAIRINGS: Mapping[str, Callable[[int], Pairing]] = {
-    "all": lambda seed: AllPairs(),
-    "best_vs_rest": lambda seed: BestVersusRest(),
-    "random_one": RandomPair,
-}
-TRUNCATIONS: Mapping[str, Callable[..., Truncation]] = {"cut": Cut, "cut_prompts": CutPrompts, "drop": Drop}
-
-
-@dataclass(frozen=True)
-class SamplePrompt:
-    """A prompt to sample responses for: its ids as in training, and its text."""
-
-    ids: Sequence[int]
-    text: str
 
 
 class PreferenceData(LightningDataModule):
@@ -110,7 +91,7 @@ class PreferenceData(LightningDataModule):
         ValueError: a number is out of its range.
     """
 
-    def __init__(  # noqa: PLR0913 (the signature is the configuration)
+    def __init__(
         self,
         train: Sources | None = None,
         validation: Sources | None = None,
@@ -143,36 +124,34 @@ class PreferenceData(LightningDataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        check_range("data.max_length", max_length, 4)
-        check_range("data.max_response_length", max_response_length, 1, max_length - 1)
-        check_range("data.min_response", min_response, 1, max_response_length or max_length - 1)
         check_range("data.max_dropped", max_dropped, 0, 1)
         check_range("data.num_workers", num_workers, 0)
         check_range("data.tokenize_workers", tokenize_workers, 0)
-        check_range("data.min_gap", min_gap, 0)
         if holdout is not None and validation is not None:
             raise ValueError("data.validation and data.holdout are both set; expected one of them")
         self.seed = seed or 0
         given = {"train": train, "validation": validation if holdout is None else train, "test": test}
         self.sources = {name: as_sources(found) for name, found in {**given, "predict": predict}.items()}
+        self.recipe = Recipe(
+            sources=self.sources,
+            columns=dict(Columns(columns or {}).paths),
+            format=format,
+            ranking=ranking_of(pairing, min_gap, self.seed),
+            score=score,
+            holdout=None if holdout is None else Holdout(holdout, self.seed),
+            truncation=Room(max_length, max_response_length, min_response, truncate_prompt).truncation(truncation),
+            quality_prompt=quality_prompt,
+            bad_rows=BadRows(on_bad_row, max_dropped),
+            tokenize_workers=tokenize_workers,
+            cache=cache,
+            seed=self.seed,
+        )
         self.tokenizer_name = tokenizer
         self.revision = revision
-        self.format = format
-        self.columns = dict(Columns(columns or {}).paths)
-        self.ranking = Ranking(PAIRINGS[pairing](self.seed), min_gap)
-        self.holdout = None if holdout is None else Holdout(holdout, self.seed)
-        if truncation == "drop" and (min_response is not None or truncate_prompt != "left"):
-            raise ValueError("data.min_response and data.truncate_prompt have no effect with data.truncation drop")
         self.chat_template = chat_template
-        self.score: Score = score
         self.budget = budget_of(batch_size, tokens_per_batch, eval_batch_size)
-        self.truncation = TRUNCATIONS[truncation](max_length, max_response_length, min_response, truncate_prompt)
-        self.bad_rows = BadRows(on_bad_row, max_dropped)
-        self.quality_prompt = quality_prompt
         self.prompted = prompted
         self.num_workers = num_workers
-        self.tokenize_workers = tokenize_workers
-        self.cache = cache
         self.splits: dict[str, Split] = {}
         self.lengths: dict[str, LengthReport] = {}
         self._tokenizer: PreTrainedTokenizerFast | None = None
@@ -218,24 +197,11 @@ class PreferenceData(LightningDataModule):
         return self.lengths
 
     def _prepare(self, split: str) -> Split:
-        quality = self.quality_prompt if self.prompted else None
-        tokenize = Tokenize(Encoder(self.tokenizer), self.truncation, quality, self.score)
-        gather, watch = self._gather(split), watched if self._shows_progress else unwatched
-        return prepare(gather, tokenize, self.bad_rows, shelf_of(self.cache, gather), self.tokenize_workers, watch)
+        return self.recipe.prepare(split, Encoder(self.tokenizer), self.prompted, self._shows_progress)
 
     @property
     def _shows_progress(self) -> bool:
         return self.trainer is None or self.trainer.progress_bar_callback is not None
-
-    def _gather(self, split: str) -> Gather:
-        """Where the pairs of a split come from, what a source leaves open filled in."""
-        return Gather(
-            sources=tuple(source.filled(self.columns, self.format) for source in self.sources[split]),
-            formats=formats(self.ranking, self.score),
-            holdout=self.holdout if split in STAGES["fit"] else None,
-            held=split == "validation",
-            seed=self.seed,
-        )
 
     def _report(self, split: str) -> LengthReport:
         """Count, and say aloud what a person should look at before training."""
@@ -360,13 +326,7 @@ class PreferenceData(LightningDataModule):
             count: how many at most.
         """
         split = self.splits["validation" if "validation" in self.splits else "train"]
-        total = len(split.pairs)
-        places = sorted({math.floor(number * total / count) for number in range(count)})
-        return [self._sample_prompt(split, place) for place in places]
-
-    def _sample_prompt(self, split: Split, place: int) -> SamplePrompt:
-        ids, text = split.store[place].prompt, split.pairs[place].prompt
-        return SamplePrompt(ids, text if isinstance(text, str) else self.decode(ids))
+        return sample_prompts(split, count, self.decode)
 
     # ── state ───────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -11,7 +11,7 @@ from itertools import chain
 from typing import Any, TypeAlias, final, overload
 
 import numpy as np
-import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from lit_align.data.values import PairValues

@@ -57,7 +57,7 @@ class LocalFile:
 
 
 def _open_zst(path: Path) -> BufferedIOBase:
-    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow
 
     return BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias, final
 
-import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow as pa
 
 from lit_align.data.records import SCHEMA, Arrow
 from lit_align.data.tally import Tally

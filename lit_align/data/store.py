@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import final, overload
 
 import numpy as np
-import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from lit_align.data.records import NO_END, PARTS, Arrow, counts, numbers, plain, token_records

@@ -83,7 +83,7 @@ def _row(header: list[str], values: list[str], where: str) -> RawRow | DataError
 
 def read_parquet(source: LocalFile) -> Rows:
     """Rows of a Parquet file, numbered from 1."""
-    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow
     from pyarrow import parquet
 
     try:
