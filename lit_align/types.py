@@ -204,6 +204,7 @@ class Outcome:
         margin: chosen minus rejected log-ratio in nats, detached; None where no margin is formed.
         offset: what the refinement subtracted from the margin, in nats, detached.
         prompted_margin: the margin under the quality prompt, detached; None without self-refinement.
+        slope: |d loss / d margin| at the margin that the contrast saw, per nat, detached: what a pair still teaches.
         terms: where the loss is a weighted sum, the loss of each term by its name, before its weight, detached.
     """
 
@@ -212,6 +213,7 @@ class Outcome:
     margin: Margin | None = None
     offset: Margin | None = None
     prompted_margin: Margin | None = None
+    slope: Margin | None = None
     terms: Mapping[str, Margin] = field(default_factory=dict)
 
 

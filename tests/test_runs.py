@@ -246,6 +246,6 @@ class Broken(Contrast):
     beta: float = 0.1
 
     def __call__(self, margin):
-        calls.append(1)
-        return margin * (float("nan") if len(calls) == 2 else 1.0)
+        calls.append(1)  # twice a step: for the loss and for its slope
+        return margin * (float("nan") if len(calls) == 3 else 1.0)
 """

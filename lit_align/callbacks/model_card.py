@@ -36,7 +36,8 @@ def model_card(module: LitPreference, trainer: Trainer) -> str:
     metrics = {
         name: round(float(value), 6) for name, value in sorted(trainer.callback_metrics.items()) if "val/" in name
     }
-    bibtex = "".join(f"\n```bibtex\n{paper.bibtex()}\n```\n" for paper in cited)
+    entries = "\n\n".join(paper.bibtex() for paper in cited)
+    bibtex = f"\n```bibtex\n{entries}\n```\n" if cited else ""
     sources = "\n".join(f"- {paper.citation()}" for paper in cited) or "- none of its parts comes from a paper"
     data = run_data(trainer)
     trained_on = data.splits["train"].source if isinstance(data, PreferenceData) else "not known"

@@ -20,6 +20,7 @@ NAMES = (
     "margin/offset",
     "margin/refined",
     "margin/prompted",
+    "margin/saturated",
     "log_probs/chosen/sum",
     "log_probs/chosen/mean",
     "log_probs/rejected/sum",
@@ -29,6 +30,8 @@ NAMES = (
     "lengths/gap",
     "lengths/truncated",
 )
+SATURATED = 1e-6
+"""A pair whose loss moves less than this per nat teaches nothing any more, however wrong it may be."""
 CORRELATION = "lengths/margin_correlation"
 
 
@@ -85,6 +88,8 @@ def _losses_and_margins(outcome: Outcome) -> dict[str, Margin]:
         values["margin/plain"] = outcome.margin
         if outcome.offset is not None:
             values |= {"margin/offset": outcome.offset, "margin/refined": outcome.margin - outcome.offset}
+    if outcome.slope is not None:
+        values["margin/saturated"] = (outcome.slope < SATURATED).double()
     if outcome.prompted_margin is not None:
         values["margin/prompted"] = outcome.prompted_margin
     return values

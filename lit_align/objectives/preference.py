@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
+import torch
+
 from lit_align.objectives.averaging import Averaging, Sum
 from lit_align.objectives.contrast import Contrast
 from lit_align.objectives.divergence import Divergence, ReverseKL
@@ -77,7 +79,16 @@ class PreferenceObjective(Objective):
             margin=margin.detach(),
             offset=offset.detach(),
             prompted_margin=None if prompted is None else _chosen_minus_rejected(log_ratio_of(prompted)).detach(),
+            slope=_slope(self.contrast, margin - offset),
         )
+
+
+def _slope(contrast: Contrast, margin: Margin) -> Margin:
+    """|d loss / d margin|, also where no gradient is recorded."""
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = margin.detach().clone().requires_grad_()
+        (slope,) = torch.autograd.grad(contrast(leaf).sum(), leaf)
+    return slope.abs()
 
 
 def _chosen_minus_rejected(log_ratio: PairScores) -> Margin:

@@ -107,6 +107,12 @@ def test_what_is_not_formed_is_absent() -> None:
     assert {"loss", "rewards/chosen", "lengths/chosen"} <= set(found)
 
 
+def test_saturated_pairs_are_counted() -> None:
+    outcome, logps, batch = made_up(4)
+    found = means((replace(outcome, slope=torch.tensor([0.5, 1e-7, 0.0, 0.1])), logps, batch))
+    assert found["margin/saturated"] == 0.5
+
+
 def test_terms_are_reported_under_their_names() -> None:
     outcome, logps, batch = made_up(3)
     metrics = PairMetrics(("likelihood",))

@@ -89,3 +89,18 @@ def test_each_margin_is_computed_once(objective: PreferenceObjective, expected: 
     calls: list = []
     replace(objective, averaging=Counting(calls))(worked_pair())
     assert len(calls) == expected
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_the_slope_is_the_gradient_s_weight_in_every_mode(mode: type) -> None:
+    """β σ(−β m) at β = 2, m = 0.55: the gradient of each of the 10 chosen tokens, 0.0499480, times 10."""
+    with mode():
+        outcome = PreferenceObjective(Logistic(beta=2.0), averaging=Mean())(worked_pair())
+    assert outcome.slope is not None
+    assert outcome.slope.item() == pytest.approx(0.499480, abs=1e-6)
+
+
+def test_the_slope_is_taken_behind_the_refinement() -> None:
+    outcome = sr_dpo(beta=0.1, strength=0.5)(worked_pair())
+    assert outcome.slope is not None
+    assert outcome.slope.item() == pytest.approx(0.1 * 0.3658644, abs=1e-7)
