@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from peft import PeftModel
 from torch import Tensor, nn
@@ -27,6 +28,8 @@ from lit_align.modules.steps import NonFiniteError, StepLedger, optimizer_steps,
 from lit_align.objectives.objective import Objective
 from lit_align.types import Outcome, PairBatch, PairLogProbs
 
+START_TOLERANCE = 0.05
+"""Nats by which a token's log-probability may differ through rounding alone, bfloat16 included."""
 REFUSED_PRECISIONS = ("16-mixed", "16-true", "bf16-true")
 
 
@@ -156,11 +159,27 @@ class LitPreference(LightningModule):
         if not self.objective.needs_rejected:
             batch = batch.chosen_side()
         logps = self(batch)
+        if self.global_step == 0 and batch_idx == 0:
+            self._check_start(logps)
         outcome: Outcome = self.objective(logps)
         self.train_metrics.update(outcome, logps, batch)
         self.ledger.add(outcome, batch)
         total = (outcome.loss * batch.weight).sum()
         return total * self.trainer.world_size * self.trainer.accumulate_grad_batches
+
+    def _check_start(self, logps: PairLogProbs) -> None:
+        """Before the first step a copied reference is the policy, and the first loss is known; say if it is not."""
+        copied = isinstance(self.reference, AdapterOff) or (
+            isinstance(self.reference, SecondModel) and self.reference.path is None
+        )
+        if not copied or logps.reference is None:
+            return
+        apart = float((logps.policy - logps.reference).detach().abs().max())
+        if apart > START_TOLERANCE:
+            rank_zero_warn(
+                f"before the first step the policy is not its reference: log-probs differ by up to {apart:.2g}; "
+                "something changed it after it was loaded, or it has dropout of its own"
+            )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turn summed gradients into the mean over the step's pairs on all ranks; refuse what is not finite."""

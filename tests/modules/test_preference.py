@@ -239,3 +239,21 @@ def test_a_step_is_the_gradient_of_the_mean(rows: Path, tmp_path: Path, objectiv
 def test_a_reference_without_effect_is_refused() -> None:
     with pytest.raises(ValueError, match=r"model\.reference is set, but the objective needs none"):
         LitPreference(POLICY, SFT(), reference=SecondModel())
+
+
+class Disturbed(Callback):
+    """Changes the policy behind the reference's back, before the first step."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        with torch.no_grad():
+            for parameter in pl_module.parameters():
+                parameter.mul_(1.1)
+
+
+@pytest.mark.parametrize(("callbacks", "warned"), [((), False), ((Disturbed(),), True)])
+def test_a_policy_that_is_not_its_reference_at_the_start(
+    rows: Path, tmp_path: Path, callbacks: tuple[Callback, ...], warned: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    trainer(tmp_path, *callbacks, max_steps=1).fit(lit(dpo()), datamodule=pairs(rows))
+    said = [str(warning.message) for warning in recwarn if "is not its reference" in str(warning.message)]
+    assert bool(said) == warned
