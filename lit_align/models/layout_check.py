@@ -23,7 +23,7 @@ LADDER: tuple[LayoutName, ...] = ("shared", "packed", "padded")
 """From the fastest layout to the safest; behind them stands ``plain``, which is what they are measured by."""
 PAIRS = 2
 """Pairs that are compared: as many as show whether neighbours mix."""
-LOGITS = 2**26
+LOGITS = 2**24
 """Whole logits that the comparison may form, at the most: it takes the longest pairs that stay below."""
 ROUNDINGS = 8
 """How many times what plain rows differ by when each is read alone a layout may differ by."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
-from lit_align.models.layout import Packing, pack, rows_of, scored, shared_tokens
+from lit_align.models.layout import Packing, opening_of, pack, rows_of, scored, shared_tokens
 from lit_align.models.one_pass import Tokens
 from lit_align.models.segments import FLEX_BLOCK, NAME, additive, block_mask, plan_of, visible
 from lit_align.types import PairBatch
@@ -66,11 +66,13 @@ def packed(batch: PairBatch, attention: Attention, share: bool) -> Reading:
     Args:
         batch: the pairs; there is something to read in one of them.
         attention: decides the form of the mask.
-        share: whether what the sides of a pair begin with stands there once.
+        share: whether what the sides of a pair, or all of one row, begin with stands there once.
     """
-    shared = shared_tokens(batch)
-    packing = pack(batch, shared if share else torch.zeros_like(shared))
-    if attention.name == NAME and packing.ids.device.type == "cpu":
+    segments = attention.name == NAME and batch.input_ids.device.type == "cpu"
+    one_row = segments or attention.name == "flex_attention"
+    shared = shared_tokens(batch) if share else batch.index.new_zeros(len(batch.index))
+    packing = pack(batch, shared, opening_of(batch) if share and one_row else 0)
+    if segments:
         inputs = {"input_ids": packing.ids, "position_ids": packing.positions}
         row = {name: value.unsqueeze(0) for name, value in inputs.items()}
         return Reading(row | {"attention_mask": plan_of(packing)}, packing.places, _tokens(batch))

@@ -22,16 +22,17 @@ FLEX_BLOCK = 128
 """FlexAttention's rows are whole blocks of so many tokens."""
 
 
-def plan_of(packing: Packing) -> Int[Tensor, "1 1 pair 3"]:
-    """The blocks of one packed row in place of a mask.
+def plan_of(packing: Packing) -> Int[Tensor, "1 1 block 3"]:
+    """The blocks of one packed row in place of a mask, the opening before the pairs.
 
     Models hand a mask of four axes to their attention as it is, also when a checkpointed layer runs again.
     """
-    return packing.blocks.view(1, 1, -1, 3)
+    opening = packing.blocks.new_tensor([[packing.opening, 0, 0]])
+    return torch.cat([opening, packing.blocks]).view(1, 1, -1, 3)
 
 
 def visible(packing: Packing, rows: Rows) -> Bool[Tensor, "row 1 query key"]:
-    """The same as a dense mask: true where a query sees a key."""
+    """The same as a dense mask: true where a query sees a key. No opening: rows cannot see each other."""
     pair = rows.spread(packing.pair, -1)
     tail = rows.spread(packing.tail.long(), 0) > 0
     position = rows.spread(packing.positions, 0)
@@ -58,12 +59,13 @@ def block_mask(packing: Packing, width: int) -> Any:
     pair = F.pad(packing.pair, (0, room), value=-1)
     tail = F.pad(packing.tail, (0, room), value=False)
     position = F.pad(packing.positions, (0, room))
-    shared = F.pad(packing.blocks[packing.pair, 2], (0, room))
+    shared = F.pad(packing.blocks[packing.pair, 2] + packing.opening, (0, room))
+    opening = packing.opening
 
     device = packing.ids.device
     return create_block_mask(
         lambda row, head, query, key: (
-            (pair[query] == pair[key])
+            ((pair[query] == pair[key]) | ((pair[query] > 0) & (key < opening)))
             & (key <= query)
             & ((tail[query] == tail[key]) | (tail[query] & (position[key] < shared[query])))
         ),
@@ -95,18 +97,24 @@ def segment_attention(
         if options.get(name) is not None:
             raise NotImplementedError(f"attention by segments knows no {name}")
     attend = _attention(module, options)
-    blocks = attention_mask[0, 0].tolist()
-    sizes = [size for head, tail, _ in blocks for size in (head, tail)]
+    (opening, _, _), *blocks = attention_mask[0, 0].tolist()
+    sizes = [opening, *(size for head, tail, _ in blocks for size in (head, tail))]
     queries, keys, values = (part.split(sizes, dim=2) for part in (query, key, value))
-    found = []
+    found = [attend(queries[0], keys[0], values[0])] if opening else []
     for pair, (_, _, shared) in enumerate(blocks):
-        head, tail = 2 * pair, 2 * pair + 1
+        head, tail = 2 * pair + 1, 2 * pair + 2
         if sizes[head]:
-            found.append(attend(queries[head], keys[head], values[head]))
+            seen = [_joined(part[0], part[head]) for part in (keys, values)]
+            found.append(attend(queries[head], *seen))
         if sizes[tail]:
-            seen = (torch.cat([part[head][:, :, :shared], part[tail]], dim=2) for part in (keys, values))
+            seen = [_joined(part[0], part[head][:, :, :shared], part[tail]) for part in (keys, values)]
             found.append(attend(queries[tail], *seen))
     return torch.cat(found, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _joined(*parts: Tensor) -> Tensor:
+    there = [part for part in parts if part.shape[2]]
+    return there[0] if len(there) == 1 else torch.cat(there, dim=2)
 
 
 def _masked(

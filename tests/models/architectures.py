@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -115,3 +116,30 @@ def telling_batch() -> PairBatch:
         ([33, 34], [33, 34]),
     ]
     return pair_batch(prompts, responses)
+
+
+def opened_batch() -> PairBatch:
+    """The same with a prompt of twenty tokens before all of it, and one pair twice."""
+    opening = [(7 * token) % 50 + 3 for token in range(20)]
+    batch = telling_batch()
+    rows = [0, 1, 2, 3, 4, 1]
+    ids, mask = batch.input_ids[rows], batch.mask[rows]
+    there = batch.attention_mask[rows]
+    front = torch.tensor(opening).expand(*ids.shape[:2], -1)
+    return replace(
+        batch,
+        input_ids=torch.cat([front, ids], -1),
+        attention_mask=torch.cat([front > 0, there], -1),
+        mask=torch.cat([front < 0, mask], -1),
+        truncated=batch.truncated[rows],
+        weight=batch.weight[rows],
+        index=torch.arange(6),
+    )
+
+
+def absent_sides(batch: PairBatch) -> PairBatch:
+    """Unpaired rows: one has no chosen side, one no rejected."""
+    mask, there = batch.mask.clone(), batch.attention_mask.clone()
+    for row, side in ((0, 0), (2, 1)):
+        mask[row, side], there[row, side] = False, False
+    return replace(batch, mask=mask, attention_mask=there)

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_align.models.layout import Rows, bins, needed, pack, rows_of, scored, shared_tokens
+from lit_align.models.layout import WORTH, Rows, bins, needed, opening_of, pack, rows_of, scored, shared_tokens
 from lit_align.types import PairBatch
 from tests.conftest import pair_batch
+from tests.models.architectures import absent_sides, opened_batch, telling_batch
 
 TOKENS = st.lists(st.integers(3, 5), min_size=1, max_size=6)
 PAIRS = st.lists(st.tuples(TOKENS, TOKENS, TOKENS), min_size=1, max_size=4)
@@ -62,6 +63,47 @@ def test_one_side_and_an_absent_side() -> None:
     rest = replace(batch, mask=mask)
     packing = pack(rest, shared_tokens(rest))
     assert (packing.ids.tolist(), packing.blocks.tolist()) == ([3, 4, 5], [[0, 3, 0]])
+
+
+def test_an_opening_by_hand() -> None:
+    """3 4 begins all; behind it 5 6 with tail 8, and 7 with nothing of its own: its first scored token follows 4."""
+    batch = pair_batch([[3, 4], [3]], [([5, 6, 7], [8, 9]), ([4, 7], [4, 7])])
+    packing = pack(batch, shared_tokens(batch), opening=2)
+    assert packing.ids.tolist() == [3, 4, 5, 6, 8]
+    assert packing.positions.tolist() == [0, 1, 2, 3, 2]
+    assert packing.blocks.tolist() == [[2, 1, 0], [0, 0, 0]]
+    assert packing.places.tolist() == [1, 2, 3, 1, 4, 0, 1, 0, 1]
+
+
+def test_an_opening_is_what_all_begin_with_and_long_enough() -> None:
+    batch = opened_batch()
+    assert opening_of(batch) == 20
+    assert opening_of(absent_sides(batch)) == 20
+    assert opening_of(telling_batch()) == 0
+    assert opening_of(replace(batch, mask=torch.zeros_like(batch.mask))) == 0
+    short = pair_batch([[3] * (WORTH - 1)] * 2, [([5, 6], [7, 8])] * 2)
+    assert opening_of(short) == 0
+    enough = pair_batch([[3] * WORTH] * 2, [([5, 6], [7, 8])] * 2)
+    assert opening_of(enough) == WORTH
+    assert opening_of(pair_batch([[3] * WORTH], [([5, 6], [7, 8])])) == WORTH  # both sides of one pair
+
+
+@settings(max_examples=60, deadline=None)
+@given(PAIRS, st.lists(st.integers(3, 5), max_size=4), st.data())
+def test_openings_stand_there_once(
+    pairs: list[tuple[list[int], list[int], list[int]]], begin: list[int], data: st.DataObject
+) -> None:
+    batch = pair_batch([begin + prompt for prompt, _, _ in pairs], [(one, other) for _, one, other in pairs])
+    opening = data.draw(st.integers(0, len(begin)))
+    shared = shared_tokens(batch)
+    packing = pack(batch, shared, opening)
+    pair, side, token = scored(batch).nonzero(as_tuple=True)
+    assert packing.ids[packing.places].equal(batch.input_ids[pair, side, token - 1])
+    assert packing.positions[packing.places].equal(token - 1)
+    behind = token > opening
+    assert packing.pair[packing.places][behind].equal(pair[behind])
+    assert len(packing.ids) == int(needed(batch).sum()) - int(shared.sum()) - opening * (len(pairs) - 1)
+    assert int(packing.blocks[:, :2].sum()) + opening == len(packing.ids)
 
 
 @settings(max_examples=60, deadline=None)

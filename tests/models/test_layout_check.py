@@ -17,7 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from lit_align.models import layout_check, reading, token_log_probs
 from lit_align.models.layout import Packing
 from lit_align.models.layout_check import Choice, Distance, Probe, choose_layout, distance, smallest_window
-from lit_align.models.segments import NAME
+from lit_align.models.segments import NAME, plan_of
 from lit_align.models.token_log_probs import ForwardPass, TokenLogProbs
 from lit_align.models.vocabulary import LogitRule, Projection
 from lit_align.types import PairBatch
@@ -48,19 +48,19 @@ def test_rounding_is_no_mistake(dtype: torch.dtype) -> None:
 
 def without_mask(packing: Packing) -> Tensor:
     """One block: later pairs see earlier ones, and tails see chosen responses."""
-    return torch.tensor([[len(packing.ids), 0, 0]]).view(1, 1, 1, 3)
+    return plan_of(replace(packing, blocks=torch.tensor([[len(packing.ids), 0, 0]])))
 
 
 def tails_see_heads(packing: Packing) -> Tensor:
     blocks = packing.blocks.clone()
     blocks[:, 2] = blocks[:, 0]
-    return blocks.view(1, 1, -1, 3)
+    return plan_of(replace(packing, blocks=blocks))
 
 
 def tails_see_nothing(packing: Packing) -> Tensor:
     blocks = packing.blocks.clone()
     blocks[:, 2] = 0
-    return blocks.view(1, 1, -1, 3)
+    return plan_of(replace(packing, blocks=blocks))
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -77,8 +77,8 @@ def test_wrong_positions_are_seen(name: str, monkeypatch: pytest.MonkeyPatch) ->
     """Positions that count on through the row."""
     right = reading.pack
 
-    def counted(batch: PairBatch, shared: Tensor) -> Packing:
-        packing = right(batch, shared)
+    def counted(batch: PairBatch, shared: Tensor, opening: int) -> Packing:
+        packing = right(batch, shared, opening)
         return replace(packing, positions=torch.arange(len(packing.ids)))
 
     monkeypatch.setattr(reading, "pack", counted)

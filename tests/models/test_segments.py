@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_align.models.layout import Packing, pack, rows_of, shared_tokens
+from lit_align.models.layout import Packing, needed, opening_of, pack, rows_of, scored, shared_tokens
 from lit_align.models.segments import additive, block_mask, causal_mask, plan_of, segment_attention, visible
+from lit_align.types import PairBatch
 from tests.conftest import pair_batch
-from tests.models.architectures import telling_batch
+from tests.models.architectures import absent_sides, opened_batch, telling_batch
 
 
 def packing_by_hand() -> Packing:
@@ -88,6 +89,53 @@ def test_segments_equal_a_dense_mask(share: bool, window: int | None, cap: float
         torch.testing.assert_close(one, other, rtol=rounding, atol=rounding)
 
 
+def ways(batch: PairBatch, packing: Packing) -> Tensor:
+    """Which packed tokens see which, from the sequences themselves: what stands before it in its own."""
+    pair, side, token = (scored(batch).long().flip(-1).cumsum(-1).flip(-1) > 0).nonzero(as_tuple=True)
+    read = token < needed(batch)[pair, side]
+    found = torch.zeros(len(packing.ids), len(packing.ids), dtype=torch.bool)
+    for row in range(len(batch.index)):
+        for column in (0, 1):
+            own = read & (pair == row) & (side == column)
+            if own.any():
+                count = int(token[own].max()) + 1
+                places = place_of(packing, row, column)[:count]
+                assert packing.ids[places].equal(batch.input_ids[row, column, :count])
+                found[places.unsqueeze(-1), places] |= torch.ones(count, count, dtype=torch.bool).tril()
+    return found
+
+
+def place_of(packing: Packing, pair: int, side: int) -> Tensor:
+    """Where the tokens of a sequence stand: opening, head and tail, as the packing says."""
+    own = torch.arange(packing.opening, len(packing.ids))
+    mine = own[packing.pair[packing.opening :] == pair]
+    head, tail, shared = packing.blocks[pair].tolist()
+    opening = torch.arange(packing.opening)
+    return torch.cat([opening, mine[:head] if side == 0 else torch.cat([mine[:shared], mine[head : head + tail]])])
+
+
+@pytest.mark.parametrize("batch", [opened_batch(), absent_sides(opened_batch())], ids=["pairs", "absent sides"])
+@pytest.mark.parametrize("cap", [None, 1.5])
+@pytest.mark.parametrize("window", [None, 3, 25])
+def test_an_opening_is_seen_by_all(batch: PairBatch, window: int | None, cap: float | None) -> None:
+    packing = pack(batch, shared_tokens(batch), opening_of(batch))
+    assert packing.opening == 20
+    parts = states(packing)
+    found, _ = segment_attention(
+        nn.Identity(), *parts, plan_of(packing), scaling=0.5, sliding_window=window, softcap=cap, dropout=0.0
+    )
+    mask = ways(batch, packing)
+    if window is not None:
+        mask &= packing.positions[:, None] - packing.positions < window
+    rounding = 1e-12 if cap is None else 1e-6
+    truth = written_out(parts, mask, cap)
+    torch.testing.assert_close(found, truth, rtol=rounding, atol=rounding)
+    for one, other in zip(
+        torch.autograd.grad(found.square().sum(), parts), torch.autograd.grad(truth.square().sum(), parts), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=rounding, atol=rounding)
+
+
 def test_a_window_by_hand() -> None:
     assert causal_mask(3, 3, 2, torch.device("cpu")).int().tolist() == [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
 
@@ -100,13 +148,17 @@ def test_what_it_does_not_know_is_refused(option: str) -> None:
         segment_attention(nn.Identity(), *states(packing), plan_of(packing), **options)
 
 
-def test_blocks_of_flex_attention_see_the_same() -> None:
+@pytest.mark.parametrize(
+    "batch", [telling_batch(), opened_batch(), absent_sides(opened_batch())], ids=["pairs", "opened", "absent sides"]
+)
+def test_blocks_of_flex_attention_see_the_same(batch: PairBatch) -> None:
     """The rule of the block mask, asked for every query and key."""
-    batch = telling_batch()
-    packing = pack(batch, shared_tokens(batch))
+    packing = pack(batch, shared_tokens(batch), opening_of(batch))
     count = len(packing.ids)
     rule = block_mask(packing, 128).mask_mod
     query, key = torch.meshgrid(torch.arange(count), torch.arange(count), indexing="ij")
     zero = torch.zeros((), dtype=torch.long)
     seen = rule(zero, zero, query, key)
-    assert seen.equal(visible(packing, rows_of(packing, count))[0, 0])
+    assert seen.equal(ways(batch, packing))
+    if not packing.opening:
+        assert seen.equal(visible(packing, rows_of(packing, count))[0, 0])

@@ -26,7 +26,17 @@ from lit_align.models.token_log_probs import ForwardPass, TokenLogProbs
 from lit_align.models.vocabulary import Extras
 from lit_align.types import PairBatch
 from tests.conftest import pair_batch
-from tests.models.architectures import CONFIGS, GROUPED, NARROW, VOCABULARY, build, named, telling_batch
+from tests.models.architectures import (
+    CONFIGS,
+    GROUPED,
+    NARROW,
+    VOCABULARY,
+    absent_sides,
+    build,
+    named,
+    opened_batch,
+    telling_batch,
+)
 from tests.models.test_vocabulary import TINY, Largest
 
 LAYOUTS: list[LayoutName] = ["shared", "packed", "padded", "plain"]
@@ -94,6 +104,13 @@ def test_equals_a_loop(name: str, layout: LayoutName) -> None:
     """Float64, but for norms and expert layers, which transformers takes in float32."""
     assert_same(
         named(name), layout, telling_batch(), (2e-6, 2e-5) if name in (*NARROW, "gptj_eager") else (1e-6, 1e-5)
+    )
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_opening_of_all_pairs_is_read_once(name: str) -> None:
+    assert_same(
+        named(name), "shared", opened_batch(), (2e-6, 2e-5) if name in (*NARROW, "gptj_eager") else (1e-6, 1e-5)
     )
 
 
@@ -176,14 +193,6 @@ def unscored_inside(batch: PairBatch) -> PairBatch:
     return replace(batch, mask=mask)
 
 
-def absent_sides(batch: PairBatch) -> PairBatch:
-    """Unpaired rows: one has no chosen side, one no rejected."""
-    mask, there = batch.mask.clone(), batch.attention_mask.clone()
-    for row, side in ((0, 0), (2, 1)):
-        mask[row, side], there[row, side] = False, False
-    return replace(batch, mask=mask, attention_mask=there)
-
-
 def other_prompts(batch: PairBatch) -> PairBatch:
     """The sides' prompts differ from the first token on."""
     ids = batch.input_ids.clone()
@@ -200,13 +209,14 @@ def test_batches_of_all_kinds(change: Callable[[PairBatch], PairBatch], layout: 
     assert_same(named("llama"), layout, change(telling_batch()), (1e-6, 1e-5))
 
 
+@pytest.mark.parametrize("whole", [telling_batch(), opened_batch()], ids=["", "opened"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_absent_sides_are_zero(layout: LayoutName) -> None:
+def test_absent_sides_are_zero(layout: LayoutName, whole: PairBatch) -> None:
     """The others are what they are with their other side there."""
-    model, batch = named("gpt2"), absent_sides(telling_batch())
+    model, batch = named("gpt2"), absent_sides(whole)
     source = TokenLogProbs(model)
     source.use(layout)
-    found, truth = source(batch).values, one_by_one(model, telling_batch()).values
+    found, truth = source(batch).values, one_by_one(model, whole).values
     mask = packed_mask(batch)
     width = mask.shape[-1]
     torch.testing.assert_close(found[mask], truth[..., :width][mask])

@@ -48,6 +48,7 @@ CASES = {
         Case("averaged_dpo", "averaged_dpo", 1.0, "sigmoid_norm"),
         Case("ipo", "ipo", 0.1, "ipo"),
         Case("sr_dpo", "sr_dpo", 0.1, None),
+        Case("sr_dpo-cached", "sr_dpo", 0.1, None, cached=True),
     )
 }
 
