@@ -27,6 +27,10 @@ from lit_align.models.vocabulary import Extras, Head, Hidden, LogitRule, TokenVa
 from lit_align.types import PairBatch, PairMask
 
 
+CPU_TOKENS = 1024
+"""Tokens at once on a CPU: enough to fill its cores, few enough to keep what backward needs in its caches."""
+
+
 @dataclass(frozen=True)
 class ForwardPass:
     """How log-probabilities are computed; nothing here changes them beyond rounding.
@@ -39,20 +43,36 @@ class ForwardPass:
         row_tokens: tokens of a row where packed rows need a dense mask, which grows with their square; 0 takes
             rows as long as the longest pair.
         tokens_at_once: tokens, of both sides, that go through the policy at once in training; a batch with more is
-            taken in portions whose gradients add up, so that its size does not set the memory. 0 for no limit.
+            taken in portions whose gradients add up, so that its size does not set the memory. 0 for no limit; None
+            for 1024 on a CPU, where more at once is no faster, and for no limit on other devices, nor where the
+            objective would have to read its pairs twice for it.
     """
 
     layout: Literal["auto", "shared", "packed", "padded"] = "auto"
     tile_mb: float = 64.0
     row_tokens: int = 0
-    tokens_at_once: int = 0
+    tokens_at_once: int | None = None
 
     def __post_init__(self) -> None:
         if not self.tile_mb > 0:
             raise ValueError(f"ForwardPass: tile_mb is {self.tile_mb}; expected a size above 0")
         for name in ("row_tokens", "tokens_at_once"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"ForwardPass: {name} is {getattr(self, name)}; expected 0 or more")
+
+    def portion(self, device: str, across_pairs: bool) -> int:
+        """Tokens that go through the policy at once in training; 0 for no limit.
+
+        Args:
+            device: type of the device.
+            across_pairs: whether pairs depend on each other.
+
+        >>> ForwardPass().portion("cpu", across_pairs=False)
+        1024
+        """
+        if self.tokens_at_once is not None:
+            return self.tokens_at_once
+        return CPU_TOKENS if device == "cpu" and not across_pairs else 0
 
 
 LossOfPairs: TypeAlias = Callable[[slice, ResponseLogProbs], Tensor]

@@ -169,10 +169,14 @@ class LitPreference(LightningModule):
             batch = batch.chosen_side()
         if self.objective.across_pairs:
             return self._train_across(batch)
-        parts = portions(batch, self.sources.how.tokens_at_once, self.trainer)
+        parts = portions(batch, self._tokens_at_once, self.trainer)
         for part in parts[:-1]:
             pull_now(self._charged(part) * self.trainer.world_size)
         return self._charged(parts[-1]) * self.trainer.world_size * self.trainer.accumulate_grad_batches
+
+    @property
+    def _tokens_at_once(self) -> int:
+        return self.sources.how.portion(self.device.type, self.objective.across_pairs)
 
     def _charged(self, batch: PairBatch) -> Tensor:
         """The weighted losses of some pairs, which do not depend on each other, summed."""
@@ -183,7 +187,7 @@ class LitPreference(LightningModule):
 
     def _train_across(self, batch: PairBatch) -> Tensor:
         """Nothing before the last micro-batch of a step; there, the gradient of all of them together."""
-        self._kept += portions(batch, self.sources.how.tokens_at_once, self.trainer)
+        self._kept += portions(batch, self._tokens_at_once, self.trainer)
         if self.trainer.fit_loop._should_accumulate():
             return torch.zeros((), device=self.device, requires_grad=True)
         batches, self._kept = self._kept, []

@@ -109,7 +109,7 @@ def estimate(module: Module, batch: PairBatch, spread: Spread = Spread()) -> Est
     frozen = list(_frozen(module))
     for model in (module, *frozen):
         give_shapes(mode, model)
-    part = _portion(module, batch)
+    part = _portion(module, batch, spread)
     whole = part is batch
     step = _rehearsed(mode, module, frozen, part, spread)
     taken = spread if whole else replace(spread, accumulate=max(2, spread.accumulate))
@@ -123,9 +123,11 @@ def estimate(module: Module, batch: PairBatch, spread: Spread = Spread()) -> Est
     )
 
 
-def _portion(module: Module, batch: PairBatch) -> PairBatch:
+def _portion(module: Module, batch: PairBatch, spread: Spread) -> PairBatch:
     """What goes through the policy at once: the batch, or the largest of the portions that it is taken in."""
-    most = module.sources.how.tokens_at_once if isinstance(module, LitPreference) else 0
+    most = 0
+    if isinstance(module, LitPreference):
+        most = module.sources.how.portion(spread.device, module.objective.across_pairs)
     sizes = batch.attention_mask.sum((1, 2)).tolist()
     if not 0 < most < sum(sizes) or len(sizes) == 1:
         return batch

@@ -73,7 +73,7 @@ def _portions(case: Case) -> Case | None:
     if not isinstance(case.module, LitPreference) or case.module.objective.across_pairs or len(case.batch.index) == 1:
         return None
     sources = case.module.sources
-    if 0 < sources.how.tokens_at_once <= longest:
+    if 0 < sources.how.portion(case.spread.device, across_pairs=False) <= longest:
         return None
     sources.how = replace(sources.how, tokens_at_once=longest)
     return case

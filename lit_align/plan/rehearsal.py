@@ -35,12 +35,13 @@ def shapes_alone() -> FakeTensorMode:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
-def give_shapes(mode: FakeTensorMode, model: nn.Module) -> None:
+def give_shapes(mode: FakeTensorMode, model: nn.Module, dtype: torch.dtype | None = None) -> None:
     """Put a tensor on the CPU that has no values in the place of each weight that has no place.
 
     Args:
         mode: that these tensors belong to.
         model: built without weights; weights that it shares stay shared.
+        dtype: of these tensors; None for the weights' own.
     """
     found: dict[nn.Parameter, nn.Parameter] = {}
     with mode:
@@ -49,7 +50,7 @@ def give_shapes(mode: FakeTensorMode, model: nn.Module) -> None:
                 if weight is None:
                     continue
                 if weight not in found:
-                    empty = torch.empty(weight.shape, dtype=weight.dtype)
+                    empty = torch.empty(weight.shape, dtype=dtype or weight.dtype)
                     found[weight] = nn.Parameter(empty, requires_grad=weight.requires_grad)
                 module._parameters[name] = found[weight]
 
@@ -59,14 +60,17 @@ class Watch(TorchDispatchMode):
 
     Args:
         mode: that the weights belong to; large tensors that are made from nothing are made in it.
+        share: of how many parts of each gradient one is kept, once it is whole.
     """
 
-    def __init__(self, mode: FakeTensorMode) -> None:
+    def __init__(self, mode: FakeTensorMode, share: int = 1) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = 0
         self.gradients = self.beside = 0
+        self.gradients_then = 0
         self.operations = 0
         self._mode = mode
+        self._share = share
         self._known: dict[int, Any] = {}
 
     def forget(self, tensors: list[Tensor]) -> None:
@@ -77,11 +81,14 @@ class Watch(TorchDispatchMode):
     def start_over(self) -> None:
         """Let the peaks be what is alive now."""
         self.peak = self.beside = self.live
+        self.gradients_then = self.gradients
 
     def is_gradient(self, weight: Tensor) -> None:
         """Hear that a weight has its gradient."""
         if weight.grad is not None:
-            self.gradients += weight.grad.untyped_storage().nbytes()
+            size = weight.grad.untyped_storage().nbytes()
+            self.gradients += size // self._share
+            self.live -= size - size // self._share
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -108,7 +115,8 @@ class Watch(TorchDispatchMode):
         size = storage.nbytes() if counts else 0
         self._known[key] = weakref.finalize(storage, self._leave, key, size)
         self.live += size
-        self.peak = max(self.peak, self.live)
+        if self.live > self.peak:
+            self.peak, self.gradients_then = self.live, self.gradients
         self.beside = max(self.beside, self.live - self.gradients)
 
     def _leave(self, key: int, size: int) -> None:
@@ -125,6 +133,25 @@ def _elements(args: Any) -> int:
 
 
 @dataclass(frozen=True)
+class Settings:
+    """What of a run's settings a rehearsal looks at.
+
+    Args:
+        precision: ``bf16-mixed`` casts weights that are whole where they are used; cut ones are in 16 bits already.
+        share: see ``Watch``.
+    """
+
+    precision: str = "32-true"
+    share: int = 1
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision's context, as Lightning opens it: casts are not kept for a second use."""
+        if self.precision != "bf16-mixed" or self.share > 1:
+            return nullcontext()
+        return torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False)
+
+
+@dataclass(frozen=True)
 class Step:
     """What a micro-batch needs beside weights and optimizer states, in bytes; and what it computes.
 
@@ -132,52 +159,79 @@ class Step:
         activations: kept for the backward pass, behind the policy's last layer.
         forward: most that is alive in the forward pass, gradients of an earlier one aside.
         backward: most that is alive in the backward pass, with the gradients as they come.
-        beside: the same without the gradients.
+        gradients: those of them that are there at that time.
+        beside: most that is alive in the backward pass without the gradients.
+        left: what stays behind it, without the gradients.
         operations: floating-point operations of both passes, the frozen models' included.
     """
 
     activations: int
     forward: int
     backward: int
+    gradients: int
     beside: int
+    left: int
     operations: int
 
 
 def rehearse(
-    mode: FakeTensorMode,
-    module: nn.Module,
-    frozen: Sequence[nn.Module],
-    loss: Callable[[], Tensor],
-    autocast: Callable[[], AbstractContextManager[Any]],
+    mode: FakeTensorMode, models: Sequence[nn.Module], loss: Callable[[], Tensor], settings: Settings
 ) -> Step:
     """Rehearse the forward and backward pass of one micro-batch.
 
     Args:
         mode: that the weights belong to.
-        module: what is trained.
-        frozen: models beside it.
+        models: what is trained, and then the frozen ones beside it.
         loss: computes the loss with the program's own code.
-        autocast: the precision's context.
+        settings: of the run.
     """
-    watch = Watch(mode)
-    watch.forget([weight for model in (module, *frozen) for weight in (*model.parameters(), *model.buffers())])
+    module = models[0]
+    watch = _watch(mode, models, settings)
     hooks = [p.register_post_accumulate_grad_hook(watch.is_gradient) for p in module.parameters() if p.requires_grad]
     behind: list[int] = []
-    hooks.append(_last(module).register_forward_hook(lambda *_: behind.append(watch.live)))
+    hooks += [last.register_forward_hook(lambda *_: behind.append(watch.live)) for last in _last(module)]
     with watch:
-        with autocast():
+        with settings.autocast():
             found = loss()
         forward = watch.peak
         watch.start_over()
         found.backward()
+        del found
     for hook in hooks:
         hook.remove()
-    step = Step(max(behind), forward, watch.peak, watch.beside, watch.operations)
+    left = max(0, watch.live - watch.gradients)
+    step = Step(
+        max(behind), forward, watch.peak, watch.gradients_then, watch.beside, left, watch.operations
+    )
     for parameter in module.parameters():
         parameter.grad = None
     return step
 
 
-def _last(model: nn.Module) -> nn.Module:
+def rehearse_reading(
+    mode: FakeTensorMode, models: Sequence[nn.Module], read: Callable[[], object], settings: Settings
+) -> tuple[int, int]:
+    """Bytes that are alive at most while something is read without gradient, and the operations.
+
+    Args:
+        mode: that the weights belong to.
+        models: all that are there.
+        read: does it.
+        settings: of the run.
+    """
+    watch = _watch(mode, models, settings)
+    with watch, torch.no_grad(), settings.autocast():
+        read()
+    return watch.peak, watch.operations
+
+
+def _watch(mode: FakeTensorMode, models: Sequence[nn.Module], settings: Settings) -> Watch:
+    watch = Watch(mode, settings.share)
+    watch.forget([weight for model in models for weight in (*model.parameters(), *model.buffers())])
+    return watch
+
+
+def _last(model: nn.Module) -> list[nn.Module]:
+    """The last layer, or the model where it has none that repeat."""
     found = layers(model)
-    return found[-1] if found else model
+    return [found[-1]] if found else [model]

@@ -39,6 +39,7 @@ def test_one_command_measures_our_side(tmp_path: Path) -> None:
     assert startup > 0
     assert before > 0.01  # the reference was computed, and took a moment
     assert all(part >= 0 for part in parts)
+    assert next(line for line in lines if line.startswith("To import torch"))
     assert (tmp_path / "speed.png").stat().st_size > 1000
 
 
@@ -64,13 +65,12 @@ class TestReport:
             return [measure.Result(1, 1, 1, 1, 1, losses=losses)]
 
         ours, near, turned, far = side(0.7, 0.6), side(0.700001, 0.6), side(0.6, 0.7), side(0.7, 0.61)
-        assert "near 1.0e-06" in report.compare_losses("dpo", {"ours": ours, "near": near}, ["near"], 1e-5)
-        assert "turned 0.0e+00" in report.compare_losses("dpo", {"ours": ours, "turned": turned}, [], 1e-5)
-        for other, strict in ((turned, ["other"]), (far, ["other"]), (far, [])):
+        assert "near 1.0e-06" in report.compare_losses("dpo", {"ours": ours, "near": near}, 1e-5)
+        for other in (turned, far):
             with pytest.raises(SystemExit, match="losses of other differ by"):
-                report.compare_losses("dpo", {"ours": ours, "other": other}, strict, 1e-5)
+                report.compare_losses("dpo", {"ours": ours, "other": other}, 1e-5)
         with pytest.raises(SystemExit, match="other took 1 steps, ours 2"):
-            report.compare_losses("dpo", {"ours": ours, "other": side(0.7)}, [], 1e-5)
+            report.compare_losses("dpo", {"ours": ours, "other": side(0.7)}, 1e-5)
 
 
 class TestPairs:

@@ -31,6 +31,7 @@ class Case:
         beta: its β, the same on both sides.
         loss: TRL's name of it; None where TRL has none.
         cached: the reference's log-probabilities are computed before the first step.
+        everywhere: TRL runs at all its settings, not only with our batches.
     """
 
     name: str
@@ -38,13 +39,14 @@ class Case:
     beta: float
     loss: str | None
     cached: bool = False
+    everywhere: bool = False
 
 
 CASES = {
     case.name: case
     for case in (
-        Case("dpo", "dpo", 0.1, "sigmoid"),
-        Case("dpo-cached", "dpo", 0.1, "sigmoid", cached=True),
+        Case("dpo", "dpo", 0.1, "sigmoid", everywhere=True),
+        Case("dpo-cached", "dpo", 0.1, "sigmoid", cached=True, everywhere=True),
         Case("averaged_dpo", "averaged_dpo", 1.0, "sigmoid_norm"),
         Case("ipo", "ipo", 0.1, "ipo"),
         Case("sr_dpo", "sr_dpo", 0.1, None),
@@ -145,6 +147,19 @@ def measure(side: Side, case: Case, work: Work, vocabulary: int, device: Device)
             phases=found["phases"],
             losses=tuple(losses),
         )
+
+
+def imports(python: str) -> tuple[float, float]:
+    """Seconds on the wall, and of the processor in user mode, to import what any such run imports.
+
+    Args:
+        python: interpreter.
+    """
+    began = time.time()
+    child = subprocess.Popen([python, "-c", "import torch, transformers, lightning.pytorch"])
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    return time.time() - began, usage.ru_utime
 
 
 def _losses(path: Path) -> list[float]:

@@ -35,7 +35,7 @@ def table(found: Found, pairs: int, tokens: int) -> list[str]:
     lines.append("|---" * (5 + len(COLUMNS)) + "|")
     for case, sides in found.items():
         for side, results in sides.items():
-            cells = [_spread([column(result, pairs, tokens) for result in results]) for column in COLUMNS.values()]
+            cells = [spread([column(result, pairs, tokens) for result in results]) for column in COLUMNS.values()]
             ratios = [_ratio(results, sides["ours"], name) for name in ("user", "seconds", "peak")]
             lines.append(f"| {case} | {side} | " + " | ".join([*cells, *ratios]) + " |")
     return lines
@@ -63,13 +63,12 @@ def phases(found: Found, steps: int) -> list[str]:
     return lines
 
 
-def compare_losses(case: str, sides: Mapping[str, Sequence[Result]], strict: Sequence[str], most: float) -> str:
-    """How far the losses of the sides are apart; a side in another order is compared by its mean.
+def compare_losses(case: str, sides: Mapping[str, Sequence[Result]], most: float) -> str:
+    """How far the losses of sides that took the same pairs in the same steps are apart.
 
     Args:
         case: its name.
         sides: the measurements.
-        strict: sides that took the same pairs in the same steps.
         most: by how much losses may differ.
 
     Raises:
@@ -81,10 +80,9 @@ def compare_losses(case: str, sides: Mapping[str, Sequence[Result]], strict: Seq
         losses = np.array(results[0].losses)
         if len(losses) != len(ours):
             raise SystemExit(f"{case}: {side} took {len(losses)} steps, ours {len(ours)}")
-        same = side in strict
         unit = max(1.0, float(np.abs(ours).max()))  # of a loss such as IPO's, which starts at (1 / 2β)²
-        apart[side] = float(np.abs(losses - ours).max() if same else abs(losses.mean() - ours.mean())) / unit
-        if apart[side] > (most if same else 100 * most):
+        apart[side] = float(np.abs(losses - ours).max()) / unit
+        if apart[side] > most:
             raise SystemExit(f"{case}: losses of {side} differ by {apart[side]:.2g}: {losses} against {ours}")
     return f"{case}: " + ", ".join(f"{side} {value:.1e}" for side, value in apart.items() if side != "ours")
 
@@ -156,7 +154,12 @@ def plot_curves(curves: Mapping[str, Mapping[int, float]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float]) -> str:
+    """Median (least–most).
+
+    >>> spread([3.0, 1.0, 2.0])
+    '2 (1–3)'
+    """
     middle = f"{statistics.median(values):.4g}"
     return middle if len(values) == 1 else f"{middle} ({min(values):.4g}–{max(values):.4g})"
 
