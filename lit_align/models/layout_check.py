@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from lit_align.models.layout import LayoutName, needed, shared_tokens
 from lit_align.models.output_head import base_of, output_head
-from lit_align.models.reading import PACKED_ATTENTION
+from lit_align.models.reading import PACKED_ATTENTION, VARLEN
 from lit_align.models.token_log_probs import TokenLogProbs
 from lit_align.types import PairBatch, PairTokens
 
@@ -127,6 +127,8 @@ def _unfit(source: TokenLogProbs, layout: LayoutName) -> str | None:
     attention = base_of(source.model).config._attn_implementation
     if layout != "padded" and attention not in PACKED_ATTENTION:
         return f"attention {attention} cannot be told which tokens see which"
+    if layout == "shared" and attention == VARLEN:
+        return f"attention {attention} reads every sequence by itself"
     return None
 
 

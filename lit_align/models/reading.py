@@ -15,7 +15,9 @@ from lit_align.models.one_pass import Tokens
 from lit_align.models.segments import FLEX_BLOCK, NAME, additive, block_mask, plan_of, visible
 from lit_align.types import PairBatch
 
-PACKED_ATTENTION = (NAME, "sdpa", "eager", "flex_attention")
+VARLEN = "flash_attention_2"
+"""An implementation that is told where sequences of one row end, and nothing else."""
+PACKED_ATTENTION = (NAME, "sdpa", "eager", "flex_attention", VARLEN)
 """Implementations of attention that can be told which packed tokens see which."""
 
 
@@ -78,6 +80,8 @@ def packed(batch: PairBatch, attention: Attention, share: bool) -> Reading:
         return Reading(row | {"attention_mask": plan_of(packing)}, packing.places, _tokens(batch))
     if attention.name == "flex_attention":
         return _blocks(packing, _tokens(batch))
+    if attention.name == VARLEN and not share:
+        return _ends(packing, _tokens(batch))
     return _dense(packing, _tokens(batch), attention)
 
 
@@ -92,6 +96,21 @@ def _dense(packing: Packing, tokens: Tokens, attention: Attention) -> Reading:
         "attention_mask": mask,
     }
     return Reading(inputs, (rows.row * rows.width + rows.column)[packing.places], tokens)
+
+
+def _ends(packing: Packing, tokens: Tokens) -> Reading:
+    sizes = packing.blocks[:, :2].flatten()
+    sizes = sizes[sizes > 0]
+    ends, longest = F.pad(sizes.cumsum(0), (1, 0)).to(torch.int32), int(sizes.max())
+    inputs = {
+        "input_ids": packing.ids.unsqueeze(0),
+        "position_ids": packing.positions.unsqueeze(0),
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+    return Reading(inputs, packing.places, tokens)
 
 
 def _blocks(packing: Packing, tokens: Tokens) -> Reading:

@@ -26,7 +26,6 @@ from lit_align.models.segments import NAME, original_attention, stands_in_for
 from lit_align.models.vocabulary import Extras, Head, Hidden, LogitRule, TokenValues, Workspace
 from lit_align.types import PairBatch, PairMask
 
-
 CPU_TOKENS = 1024
 """Tokens at once on a CPU: enough to fill its cores, few enough to keep what backward needs in its caches."""
 
@@ -46,12 +45,15 @@ class ForwardPass:
             taken in portions whose gradients add up, so that its size does not set the memory. 0 for no limit; None
             for 1024 on a CPU, where more at once is no faster, and for no limit on other devices, nor where the
             objective would have to read its pairs twice for it.
+        compile: compile the layers of every model that is read (``torch.compile``). The first steps then take a
+            minute or more; it pays on a GPU, in long runs.
     """
 
     layout: Literal["auto", "shared", "packed", "padded"] = "auto"
     tile_mb: float = 64.0
     row_tokens: int = 0
     tokens_at_once: int | None = None
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if not self.tile_mb > 0:

@@ -7,6 +7,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from lit_align.models import ForwardPass, TokenLogProbs, choose_layout
+from lit_align.models.kernels import compile_layers
 from lit_align.models.layout import LayoutName
 from lit_align.types import PairBatch, PairTokens
 
@@ -41,6 +42,8 @@ class Sources:
                 if line not in self._said:
                     rank_zero_warn(f"model.forward_pass: {line}")
                     self._said.add(line)
+            if self.how.compile:
+                compile_layers(model)
             self._of[model] = source
         return self._of[model]
 

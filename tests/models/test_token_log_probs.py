@@ -6,20 +6,25 @@ import copy
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 import transformers as hf
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lit_align.models import response_log_probs
 from lit_align.models.generate import Sampling, sample_responses
 from lit_align.models.layout import LayoutName
+from lit_align.models.layout_check import choose_layout
 from lit_align.models.log_probs import ResponseLogProbs, packed_mask
 from lit_align.models.segments import NAME
 from lit_align.models.token_log_probs import ForwardPass, TokenLogProbs
@@ -126,6 +131,32 @@ def test_dense_masks_say_the_same(
     monkeypatch.setattr("lit_align.models.token_log_probs.stands_in_for", lambda model, name: False)
     assert_same(model, layout, telling_batch(), (1e-6, 1e-5), row_tokens)
     assert model.config._attn_implementation == attention
+
+
+def by_ends(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, **told: Any
+) -> tuple[Tensor, None]:
+    """Stands for FlashAttention where sequences of one row are told by their ends: one after the other."""
+    assert mask is None
+    assert told["cu_seq_lens_q"].dtype == torch.int32
+    assert told["max_length_q"] == told["max_length_k"] == int(told["cu_seq_lens_k"].diff().max())
+    sizes = told["cu_seq_lens_q"].diff().tolist()
+    parts = zip(*(part.split(sizes, dim=2) for part in (query, key, value)), strict=True)
+    found = [
+        F.scaled_dot_product_attention(*part, is_causal=True, scale=told["scaling"], enable_gqa=True) for part in parts
+    ]
+    return torch.cat(found, dim=2).transpose(1, 2), None
+
+
+@pytest.mark.parametrize("batch", [telling_batch(), telling_batch().chosen_side()], ids=["pairs", "one side"])
+def test_flash_attention_is_told_where_sequences_end(batch: PairBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = named("qwen2")
+    truth = one_by_one(model, batch).values
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "flash_attention_2", by_ends)
+    model.config._attn_implementation = "flash_attention_2"
+    source = TokenLogProbs(model)
+    source.use("packed")
+    torch.testing.assert_close(source(batch).values, truth, rtol=1e-6, atol=1e-6)
 
 
 LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
@@ -361,6 +392,22 @@ def test_sharded_models(layout: LayoutName, head_apart: bool) -> None:
             assert parameter.grad is not None
             gradient = parameter.grad
             assert float((gradient.full_tensor() - expected[name]).norm() / expected[name].norm()) < 1e-4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(find_spec("flash_attn") is None, reason="needs flash-attn")
+def test_flash_attention_on_cuda() -> None:
+    """Every sequence by itself, in bfloat16, which is all it reads."""
+    config = CONFIGS["llama"]()
+    config.head_dim = 16
+    truth = one_by_one(build(config, torch.float32).cuda(), telling_batch().to("cuda")).values
+    model = build(config, torch.float32).cuda().bfloat16()
+    model.set_attn_implementation("flash_attention_2")
+    source = TokenLogProbs(model)
+    choose_layout(source, telling_batch().to("cuda"))
+    assert source.layout == "packed"
+    torch.testing.assert_close(source(telling_batch().to("cuda")).values.double(), truth, rtol=5e-2, atol=5e-2)
 
 
 @pytest.mark.gpu
