@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import re
 import shutil
@@ -26,9 +27,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lit_align import callbacks, parsing
 from lit_align.callbacks.checkpoints import checkpoint_folder
 from lit_align.data import DataError, PreferenceData
+from lit_align.data.errors import printable
 from lit_align.models.scorer import ScoreError
 from lit_align.modules import LitOnline, LitPreference, LitReward, Module
-from lit_align.modules.steps import NonFiniteError
+from lit_align.modules.steps import NonFiniteError, NonFiniteWeightsError
 from lit_align.parsing import extensions_in, task_in
 from lit_align.strategies import strategy_of
 
@@ -40,6 +42,7 @@ TASKS: dict[str, type[Module]] = {"preference": LitPreference, "reward": LitRewa
 """What a run may be, and the module that does it."""
 DEBUG = "LIT_ALIGN_DEBUG"
 OF_A_PEER = re.compile(r"gloo|NCCL|[Cc]onnection (closed|reset)|Timed out waiting|DistBackend|TCPStore")
+BROKE_OFF = (NonFiniteError, NonFiniteWeightsError, ScoreError)
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, MisconfigurationException)
 
 
@@ -112,11 +115,14 @@ class Cli(LightningCLI):
             self._fail(f"trainer.precision {trainer.precision}: expected bf16-mixed, or 32-true")
 
     def _set_length(self, trainer: Namespace) -> None:
-        """One epoch, unless the user says how long; refuse a run without an end, which no schedule fits."""
+        """One epoch, unless the user says how long; refuse a run without an end, which no schedule fits, or any step."""
         if trainer.max_epochs is None and trainer.max_steps == -1:
             trainer.max_epochs = 1
         if self.subcommand == "fit" and trainer.max_epochs == -1 and trainer.max_steps == -1:
             self._fail("trainer.max_epochs and trainer.max_steps are both -1: the schedule needs an end; set one")
+        for key in ("max_steps", "max_epochs", "limit_train_batches"):
+            if self.subcommand == "fit" and trainer[key] == 0:
+                self._fail(f"trainer.{key} is 0: nothing would be trained")
 
     def _refuse_steps_of_the_trainer(self, config: Namespace) -> None:
         """Several optimizer steps are taken on one batch of an on-policy run, so the module has these settings."""
@@ -137,7 +143,7 @@ class Cli(LightningCLI):
         """Build module, data and trainer; what their constructors refuse is the user's error, not a traceback."""
         try:
             super().instantiate_classes()
-            self.model.optimizer([torch.nn.Parameter(torch.zeros(1))])  # a setting that it refuses, before the weights
+            check_optimizer(self.model.optimizer([torch.nn.Parameter(torch.zeros(1))]))  # before the weights
         except USER_ERRORS as error:
             if DEBUG in os.environ:
                 raise
@@ -177,6 +183,20 @@ class Cli(LightningCLI):
         self._parser(self.subcommand).error(message)
 
 
+def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Raise for a setting that is not finite; what else cannot be, an optimizer refuses by itself.
+
+    Args:
+        optimizer: made of the run's settings.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    for key, value in optimizer.param_groups[0].items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"model.optimizer.{key} is {value}; expected a finite number")
+
+
 def idle_trainer() -> Trainer:
     """A trainer for commands that never train: it writes no files and asks for no device."""
     said = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
@@ -192,6 +212,7 @@ def _always(config: Namespace) -> list[Callback]:
         callbacks.History(),
         callbacks.Figures(),
         callbacks.Predictions(),
+        callbacks.Watch(),
     ]
     return found if config.trainer.enable_progress_bar is False else [*found, callbacks.Progress()]
 
@@ -244,6 +265,12 @@ def _quiet() -> None:
     logs.disable_progress_bar()
 
 
+def _stay_on_this_machine() -> None:
+    """Gloo listens where other machines cannot reach it, unless the processes meet on another machine."""
+    if os.environ.get("MASTER_ADDR", "localhost") in ("localhost", "127.0.0.1", "::1"):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+
+
 def main(host: type[Cli] = Cli) -> None:
     """Run the command on ``sys.argv``; exit codes: 2 for a user's error, 1 for a failed run, 143 after SIGTERM.
 
@@ -251,6 +278,7 @@ def main(host: type[Cli] = Cli) -> None:
         host: what is made of the command line.
     """
     _quiet()
+    _stay_on_this_machine()
     try:
         parsing.prepare(extensions_in(sys.argv))
         task = task_in(sys.argv)
@@ -276,10 +304,10 @@ def main(host: type[Cli] = Cli) -> None:
         )
     except SIGTERMException:
         sys.exit(143)
-    except (DataError, NonFiniteError, ScoreError, *USER_ERRORS) as error:
+    except (DataError, *BROKE_OFF, *USER_ERRORS) as error:
         if DEBUG in os.environ:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         if isinstance(error, TypeError | ValueError) and not isinstance(error, DataError):
             print(f"({DEBUG}=1 shows where it was raised)", file=sys.stderr)
         sys.exit(_exit_code(error))
@@ -294,7 +322,5 @@ def main(host: type[Cli] = Cli) -> None:
 def _exit_code(error: Exception) -> int:
     """1 where a run broke off over its numbers or the disk, 2 where the user can mend the command or the data."""
     of_the_disk = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
-    broke_off = isinstance(error, NonFiniteError | ScoreError) or (
-        isinstance(error, OSError) and error.errno in of_the_disk
-    )
+    broke_off = isinstance(error, BROKE_OFF) or (isinstance(error, OSError) and error.errno in of_the_disk)
     return 1 if broke_off else 2

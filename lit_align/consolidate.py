@@ -106,7 +106,7 @@ def write_model(folder: Path, module: Module, weights: dict[str, Any], pad: int,
         module: as it is built from the run's configuration, without models.
         weights: the checkpoint's, by their names in the module.
         pad: id that a reward model's pooling takes for padding.
-        form: of a policy with an adapter: ``merged`` or ``adapter``.
+        form: of a model with an adapter: ``merged`` or ``adapter``.
 
     Raises:
         ValueError: the weights are not those of the module, or there is no adapter to write.
@@ -117,10 +117,10 @@ def write_model(folder: Path, module: Module, weights: dict[str, Any], pad: int,
     wrong = sorted({*unexpected, *(needed & set(missing))})
     if wrong:
         raise ValueError(f"the checkpoint's weights are not those of the run's model: {', '.join(wrong[:3])}")
-    if isinstance(module, LitReward):
-        save_score_model(module.model, folder, pad)
-        return
     if form == "adapter" and module.lora is None:
         raise ValueError("--form adapter: the run has no adapter")
+    if isinstance(module, LitReward):
+        save_score_model(module.model, folder, pad, form="adapter" if form == "adapter" else "merged")
+        return
     policy = module.policy
     write_policy(folder, policy, dict(policy.state_dict()), "adapter" if form == "adapter" else "merged")

@@ -11,9 +11,9 @@ import difflib
 import importlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import jsonargparse
 import jsonargparse._typehints as typehints
@@ -22,12 +22,14 @@ from jsonargparse._loaders_dumpers import get_yaml_default_loader, yaml_load
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_align import objectives, online
+from lit_align.complaint import in_short
+from lit_align.data.errors import printable
 from lit_align.objectives.objective import Objective
 from lit_align.online.objective import OnlineObjective
 
 ALLOWED = ["lit_align", "lightning.pytorch", "torch.optim"]
 LARGEST_CONFIG = 1_000_000
-MOST_ALIASES = 50
+MOST_IN_CONFIG = ((50, "aliases"), (50_000, "values"), (50, "levels"))
 
 
 class Parser(LightningArgumentParser):
@@ -42,15 +44,16 @@ class Parser(LightningArgumentParser):
         return f"usage: {self.prog} [--config FILE] [--key value ...]\n"
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the message, with suggestions, and leave with code 2."""
-        super().error(message + self._suggestions(message), ex)
+        """Print the message in short, with suggestions, and leave with code 2; the parser of a part raises it."""
+        told = in_short(message) if self.exit_on_error else message
+        super().error(printable(told + ("" if "id you mean" in told else self._suggestions(message))), ex)
 
     def _suggestions(self, message: str) -> str:
         key = re.search(
             r"(?:[Uu]nrecognized arguments: --|does not accept option '|Option '|[Kk]ey ')([\w.]+)", message
         )
         if key is None:
-            return _known_objectives(message)
+            return _known_objectives(message) if self.exit_on_error else ""
         subcommands = self._subcommands_action
         parsers = [self, *(subcommands._name_parser_map.values() if subcommands else ())]
         known = sorted({action.dest for parser in parsers for action in parser._actions if action.dest})
@@ -126,6 +129,7 @@ def prepare(extensions: Sequence[str]) -> None:
         importlib.import_module(f"lit_align.testbed.{name}")
     typehints.discard_init_args_on_class_path_change = _discard_settings_of_previous_class
     typehints.resolve_class_path_by_name = _resolve_name
+    typehints.is_pathlike = _is_no_configuration
 
 
 def _load_extension(extension: str) -> list[str]:
@@ -149,7 +153,7 @@ def _load_extension(extension: str) -> list[str]:
 
 
 def load_yaml(text: str) -> Any:
-    """YAML as data: no tags that build objects, no duplicate keys, no alias bombs, at most 1 MB.
+    """YAML as data: no tags that build objects, no duplicate keys, nothing that grows, at most 1 MB.
 
     >>> load_yaml("{lr: 1e-4}")
     {'lr': 0.0001}
@@ -160,11 +164,35 @@ def load_yaml(text: str) -> Any:
     if len(text) > LARGEST_CONFIG:
         raise yaml.YAMLError(f"{len(text)} characters of YAML; expected at most {LARGEST_CONFIG}")
     loader = get_yaml_default_loader()
-    aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=loader))
-    if aliases > MOST_ALIASES:
-        raise yaml.YAMLError(f"{aliases} aliases in the YAML; expected at most {MOST_ALIASES}")
+    _refuse_bombs(yaml.parse(text, Loader=loader))
     _refuse_duplicates(yaml.compose(text, Loader=loader))
-    return yaml_load(text)
+    try:
+        return yaml_load(text)
+    except ValueError as error:  # of a number with thousands of digits
+        raise yaml.YAMLError(str(error)) from error
+
+
+def _refuse_bombs(events: Iterable[yaml.Event]) -> None:
+    """Raise as soon as there are too many aliases, values (aliases written out) or levels."""
+    aliases, written_out = 0, {}
+    levels: list[tuple[str | None, int]] = [(None, 0)]
+    for event in events:
+        values = int(isinstance(event, yaml.ScalarEvent))
+        if isinstance(event, yaml.CollectionStartEvent):
+            levels.append((event.anchor, 1))
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, values = levels.pop()
+            written_out[anchor] = values
+        elif isinstance(event, yaml.AliasEvent):
+            aliases += 1
+            values = written_out.get(event.anchor, 1)
+            if any(anchor == event.anchor for anchor, _ in levels):
+                raise yaml.YAMLError(f"*{event.anchor} in the YAML stands inside of what it stands for")
+        levels[-1] = levels[-1][0], levels[-1][1] + values
+        found = (aliases, sum(count for _, count in levels), len(levels) - 1)
+        for count, (most, what) in zip(found, MOST_IN_CONFIG, strict=True):
+            if count > most:
+                raise yaml.YAMLError(f"more than {most} {what} in the YAML")
 
 
 def _refuse_duplicates(node: yaml.Node | None) -> None:
@@ -186,6 +214,7 @@ def _refuse_duplicates(node: yaml.Node | None) -> None:
 
 _discard: Any = typehints.discard_init_args_on_class_path_change
 _resolve: Any = typehints.resolve_class_path_by_name
+_is_pathlike: Any = typehints.is_pathlike
 
 
 def _discard_settings_of_previous_class(parser_or_action: Any, prev_val: Any, value: Any) -> None:
@@ -197,6 +226,11 @@ def _discard_settings_of_previous_class(parser_or_action: Any, prev_val: Any, va
                 previous.init_args.pop(key)
             return
     _discard(parser_or_action, prev_val, value)
+
+
+def _is_no_configuration(typehint: Any) -> bool:
+    """Text is taken as it is, also where a file has that name: data must not be read as settings."""
+    return bool(_is_pathlike(typehint)) or typehint is str or str in get_args(typehint)
 
 
 def _is_ours(class_path: str) -> bool:

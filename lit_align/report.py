@@ -16,7 +16,7 @@ from jsonargparse import Namespace
 
 from lit_align import parsing
 from lit_align.data import DataError, LengthReport, PreferenceData
-from lit_align.data.errors import check_range
+from lit_align.data.errors import check_range, printable
 from lit_align.data.figures import draw
 from lit_align.data.length_table import show
 from lit_align.data.lengths import score_gaps
@@ -104,7 +104,7 @@ def main() -> None:
     except UNREADABLE as error:
         if DEBUG in os.environ:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(REFUSED)
     failures = [line for split, report in reports.items() for line in limits.failures(split, report)]
     for line in failures:

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from lit_align.callbacks.checkpoints import AtomicCheckpointIO, bytes_of, check_space, local_checkpoint
 from lit_align.callbacks.seal import put_in_place, seal_folder
-from lit_align.callbacks.shards import PLAIN, like, read_tree, split, write_rows
+from lit_align.callbacks.shards import PLAIN, like, read_plain, read_tree, split, write_rows
 
 
 def strategy_of(given: str | Strategy) -> str | Strategy:
@@ -114,7 +114,7 @@ class FullySharded(ModelParallelStrategy):
         if path.is_dir():
             checkpoint: dict[str, Any] = read_tree(path)
         else:
-            checkpoint = torch.load(found, map_location="cpu", mmap=True, weights_only=True)
+            checkpoint = read_plain(found, mapped=True)
         if isinstance(self.checkpoint_io, AtomicCheckpointIO) and self.checkpoint_io.inspect is not None:
             self.checkpoint_io.inspect(checkpoint)
         ours = _module(self.lightning_module).state_dict()

@@ -45,12 +45,27 @@ def lit_align(*words: object, folder: Path | None = None, **environment: str) ->
 
 def distributed(processes: int, *words: object) -> list[Ended]:
     """The same command in several processes over gloo, as a launcher would start them; rank 0 first."""
+    return forked(ranks(processes, *words))
+
+
+def ranks(processes: int, *words: object) -> list[Callable[[], None]]:
+    """What each of several processes does of a command."""
+
+    def run(rank: int) -> None:
+        sys.argv = ["lit_align", *map(str, words), "--trainer.devices", str(processes)]
+        main()
+
+    return in_processes(processes, run)
+
+
+def in_processes(processes: int, run: Callable[[int], None]) -> list[Callable[[], None]]:
+    """What each of several processes does that a launcher would start, of one function of its rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
 
     def work(rank: int) -> Callable[[], None]:
-        def run() -> None:
+        def start() -> None:
             os.environ.update(
                 MASTER_ADDR="127.0.0.1",
                 MASTER_PORT=str(port),
@@ -62,24 +77,24 @@ def distributed(processes: int, *words: object) -> list[Ended]:
                 NODE_RANK="0",
                 TORCHELASTIC_RUN_ID="tests",
             )
-            sys.argv = ["lit_align", *map(str, words), "--trainer.devices", str(processes)]
-            main()
+            run(rank)
 
-        return run
+        return start
 
-    return forked([work(rank) for rank in range(processes)])
+    return [work(rank) for rank in range(processes)]
 
 
 def forked(works: Sequence[Callable[[], None]]) -> list[Ended]:
     """Run each piece of work in a child of its own, all at once, and wait for them."""
     with TemporaryDirectory() as folder:
         outputs = [Path(folder) / str(number) for number in range(len(works))]
-        children = [_fork(work, output) for work, output in zip(works, outputs, strict=True)]
+        children = [fork(work, output) for work, output in zip(works, outputs, strict=True)]
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         return [Ended(code, output.read_text("utf-8")) for code, output in zip(codes, outputs, strict=True)]
 
 
-def _fork(work: Callable[[], None], output: Path) -> int:
+def fork(work: Callable[[], None], output: Path) -> int:
+    """Begin a piece of work in a child; its process id."""
     sys.stdout.flush()
     child = os.fork()
     if child:
@@ -124,4 +139,4 @@ def metrics(run: Path, leave_out: str = "throughput") -> list[dict[str, Any]]:
 
 def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
     assert one.keys() == other.keys()
-    return max(float((one[name] - other[name]).abs().max()) for name in one)
+    return max(float((one[name] - other[name]).detach().abs().max()) for name in one)

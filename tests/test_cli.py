@@ -139,6 +139,7 @@ def test_a_part_of_the_user_s_own_trains(rows: Path, tmp_path: Path, parts: Path
     assert saved["contrast"] == {"class_path": "my_contrasts.Focal", "init_args": {"beta": 2.0, "kappa": 2.0}}
 
 
+@pytest.mark.security(5)
 def test_own_code_is_named_on_the_command_line(rows: Path, tmp_path: Path, parts: Path) -> None:
     """A file alone cannot ask for it: neither by a class path nor by the key."""
     refused(fit(tmp_path / "run", rows, "--config", parts / "focal.yaml"), "my_contrasts.Focal")
@@ -229,6 +230,7 @@ def fitted(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.security(13)
 def test_nothing_is_written_outside_the_run_s_folder(fitted: Path) -> None:
     assert [path.name for path in fitted.parent.parent.iterdir()] == ["deep"]
     assert [path.name for path in fitted.parent.iterdir()] == ["run"]

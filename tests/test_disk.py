@@ -14,12 +14,14 @@ def test_a_folder_is_made_for_the_user_alone(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.security(14)
 def test_one_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     with pytest.raises(PermissionError, match=r"data\.cache .*: others may write to it; expected a folder of your"):
         own_folder(tmp_path, "data.cache")
 
 
+@pytest.mark.security(14)
 def test_so_is_another_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own_folder(tmp_path, "data.cache")
     monkeypatch.setattr(os, "getuid", lambda: 12345)

@@ -123,6 +123,7 @@ def module_in_folder(tmp_path: Path) -> Iterator[Path]:
     sys.path[:] = [entry for entry in sys.path if entry != str(tmp_path)]
 
 
+@pytest.mark.security(5)
 def test_a_configuration_imports_nothing_that_was_not_allowed(
     parser: parsing.Parser, module_in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,22 +150,30 @@ def test_an_extension_that_is_not_there() -> None:
         parsing.prepare(["no_such_module_anywhere"])
 
 
-def bomb(levels: int = 7) -> str:
-    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
-    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, levels)]
+def bomb(levels: int = 7, width: int = 9) -> str:
+    lines = [f"a0: &a0 [{', '.join(['x'] * width)}]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * width)}]" for n in range(1, levels)]
     return "\n".join(lines)
 
 
+@pytest.mark.security(6, 7)
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("beta: 1\nbeta: 2\n", "duplicate key 'beta'"),
         ("outer:\n  - {inner: 1, inner: 2}\n", "duplicate key 'inner'"),
-        (bomb(), "aliases"),
+        (bomb(), "more than 50000 values"),
+        (bomb(levels=13, width=3), "more than 50000 values"),
+        ("x: &x []\ny: [" + "*x, " * 51 + "]", "more than 50 aliases"),
+        ("x: [" + "y, " * 60_000 + "]", "more than 50000 values"),
+        ("[" * 400_000, "more than 50 levels"),
+        ("x: &x [*x]", r"\*x in the YAML stands inside of what it stands for"),
+        ("x: " + "9" * 900_000, "Exceeds the limit"),
         ("x: " + "y" * 1_000_001, "characters of YAML"),
         ("!!python/object/apply:os.mkdir [executed]", "could not determine a constructor"),
     ],
 )
+@pytest.mark.fault("G06b", "G07")
 def test_yaml_that_is_refused(text: str, message: str) -> None:
     start = time.monotonic()
     with pytest.raises(yaml.YAMLError, match=message):
@@ -179,3 +188,17 @@ def test_settings_of_a_default_part_do_not_leak(capsys: pytest.CaptureFixture[st
     parser.add_argument("--schedule", type=Schedule, default=Cosine(warmup=0.3))
     assert parser.instantiate(parser.parse_args(["--schedule", "Constant"])).schedule == Constant(warmup=0.0)
     assert parser.instantiate(parser.parse_args(["--schedule.warmup", "0.2"])).schedule == Cosine(warmup=0.2)
+
+
+@pytest.mark.fault("G06c", "G06d", "G08c")
+def test_numbers_are_numbers_and_truth_values_are_no_text(
+    parser: parsing.Parser, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``1e-4`` is a number of YAML 1.2; ``no`` is a truth value of YAML 1.1, and so no name."""
+    parser.add_argument("--lr", type=float, default=1.0)
+    parser.add_argument("--run", type=str, default="run")
+    for words in (("--lr", "1e-4"), ("--lr=1e-4",), ("--config", "{lr: 1e-4}"), ("--config", "{lr: 1E-4}")):
+        assert parser.parse_args(list(words)).lr == 1e-4
+    assert "run" in refused(parser, capsys, "--config", "{run: no}")
+    assert parser.parse_args(["--config", "{run: 'no'}"]).run == "no"
+    assert parser.parse_args(["--run", "no"]).run == "no"

@@ -78,7 +78,12 @@ def crowd(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.fault("D30", "D31b")
+@pytest.mark.partition(
+    "8 x 1, 4 x 2, 1 x 8, 2 processes 4 x 1 and 2 x 2, with short last windows: weights and metrics"
+)
 @pytest.mark.parametrize("objective", ["dpo", "averaged_dpo", "sr_dpo", "crowd.Crowd"])
+@pytest.mark.fault("E01", "E02", "LE1", "L07")
 def test_any_layout_trains_the_same_weights(rows: Path, tmp_path: Path, crowd: Path, objective: str) -> None:
     """Three epochs over eleven pairs, eight to a step: every epoch ends in a short step. SGD hides nothing."""
     found = {}
@@ -112,6 +117,7 @@ def test_judged_per_micro_batch_the_layout_would_matter(rows: Path, tmp_path: Pa
     assert distance(*found) > 1e-4
 
 
+@pytest.mark.resume("numbers that an objective carries, a reference that moves, draws, windows that end in the middle")
 def test_resume_is_exact_with_all_that_is_carried(rows: Path, tmp_path: Path, crowd: Path) -> None:
     """Running numbers, a reference that moves, draws that depend on the step, windows that end in the middle."""
     more = (
@@ -167,6 +173,8 @@ def test_a_beta_is_reported_at_the_scale_of_sums(rows: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("workers", "validated"), [(0, True), (2, True), (0, False)])
+@pytest.mark.resume("from every step: shuffling, accumulation, workers, validations between and at the ends of epochs")
+@pytest.mark.fault("D01", "L02", "L02b")
 def test_resume_is_exact_from_every_step(rows: Path, tmp_path: Path, workers: int, validated: bool) -> None:
     """Shuffled epochs with a short last step, accumulation, validations between and at the ends of epochs, or none."""
     more = (
@@ -184,6 +192,7 @@ def test_resume_is_exact_from_every_step(rows: Path, tmp_path: Path, workers: in
         assert metrics(resumed) == [line for line in metrics(whole) if line["step"] > step]
 
 
+@pytest.mark.resume("a run that had ended, with more steps than before")
 def test_a_run_that_ended_inside_an_epoch_goes_on_in_it(rows: Path, tmp_path: Path) -> None:
     """With more steps than before: the same as if it had never ended."""
     more = ("--data.batch_size", 3, "--trainer.log_every_n_steps", 1, "--model.schedule", "Constant")
@@ -195,6 +204,7 @@ def test_a_run_that_ended_inside_an_epoch_goes_on_in_it(rows: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.resume("batches by a token budget, with and without workers")
 def test_resume_is_exact_with_a_token_budget(rows: Path, tmp_path: Path, workers: int) -> None:
     """Batches of unequal numbers of pairs, accumulated, over two epochs."""
     more = (
@@ -212,6 +222,7 @@ def test_resume_is_exact_with_a_token_budget(rows: Path, tmp_path: Path, workers
         assert metrics(resumed) == [line for line in metrics(whole) if line["step"] > step]
 
 
+@pytest.mark.partition("batches by a token budget in one process or two: loss, tokens, gradient of an epoch")
 def test_a_token_budget_trains_every_pair_once_in_two_processes(rows: Path, tmp_path: Path) -> None:
     """At learning rate 0 the mean loss and the tokens of an epoch do not depend on how it is shared out."""
     found = []
@@ -302,6 +313,7 @@ def test_another_adapter_is_not_taken_for_this_one(rows: Path, tmp_path: Path) -
     assert "model.lora.rank: was None, is 4" in ended.out
 
 
+@pytest.mark.fault("D06c")
 def test_an_evaluation_stands_at_the_checkpoint_s_step(rows: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     ok(lit_align(*words(run, rows, "--trainer.max_steps", 3)))
@@ -314,6 +326,7 @@ def test_an_evaluation_stands_at_the_checkpoint_s_step(rows: Path, tmp_path: Pat
     assert "no checkpoint in" in ended.out
 
 
+@pytest.mark.fault("D02")
 def test_an_objective_may_change_on_resume_if_the_user_says_so(rows: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     ok(lit_align(*words(run, rows, "--trainer.max_steps", 1)))
@@ -349,6 +362,8 @@ def test_predict_writes_a_line_per_pair(rows: Path, tmp_path: Path) -> None:
     assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=1e-4)
 
 
+@pytest.mark.fault("B15")
+@pytest.mark.fault("L01")
 def test_a_loss_that_is_not_finite_stops_before_the_step(rows: Path, tmp_path: Path) -> None:
     parts = tmp_path / "parts"
     parts.mkdir()

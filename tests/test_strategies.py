@@ -5,13 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_align import consolidate
-from tests.runner import BASE, QUIET, Ended, distance, distributed, forked, lit_align, metrics, ok
+from lit_align.data import PreferenceData
+from lit_align.modules import LitReward
+from lit_align.strategies import FullySharded
+from tests.runner import BASE, QUIET, Ended, distance, distributed, forked, in_processes, lit_align, metrics, ok
 
 
 def words(run: Path, rows: Path, *more: object, objective: str = "averaged_dpo") -> Sequence[object]:
@@ -30,6 +35,7 @@ def exported(run: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.partition("a policy whose weights are cut in two: weights and metrics")
 @pytest.mark.parametrize("objective", ["averaged_dpo", "sr_dpo"])
 def test_cut_weights_train_the_same_policy(rows: Path, tmp_path: Path, objective: str) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -69,6 +75,7 @@ def run_as(way: str, *command: object) -> None:
         pytest.param("fsdp on four", "fsdp", marks=pytest.mark.long),
     ],
 )
+@pytest.mark.resume("from any strategy to any other, on other numbers of processes")
 def test_a_checkpoint_can_be_gone_on_from_by_any(rows: Path, tmp_path: Path, first: str, second: str) -> None:
     """From the end of an epoch, three steps with Adam's state and a validation, then three more."""
     whole, run = tmp_path / "whole", tmp_path / "run"
@@ -95,6 +102,7 @@ def test_a_checkpoint_can_be_gone_on_from_by_any(rows: Path, tmp_path: Path, fir
     ],
     ids=["adapter", "recomputed and accumulated", "another reference", "a reference that moves"],
 )
+@pytest.mark.partition("weights cut in two, with an adapter, accumulated, with other references")
 def test_what_one_process_can_do_two_can(rows: Path, tmp_path: Path, more: tuple[object, ...]) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     ok(lit_align(*words(whole, rows, "--data.batch_size", 2, *more)))
@@ -105,24 +113,37 @@ def test_what_one_process_can_do_two_can(rows: Path, tmp_path: Path, more: tuple
         assert theirs == pytest.approx(ours, rel=1e-3, abs=1e-5)
 
 
-def test_sixteen_bits(rows: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [(), ("--model.lora.rank", 4)], ids=["all weights", "adapter"])
+def test_sixteen_bits(rows: Path, tmp_path: Path, more: tuple[object, ...]) -> None:
     """Products in bfloat16 differ in their third digit; weights and steps are float32 in both."""
     found = {}
     for way in ("one process", "fsdp"):
         run = tmp_path / way.replace(" ", "_")
-        run_as(way, *words(run, rows, "--trainer.precision", "bf16-mixed"))
+        run_as(way, *words(run, rows, "--trainer.precision", "bf16-mixed", *more))
         found[way] = metrics(run)
         assert {weight.dtype for weight in exported(run).values()} == {torch.float32}
     for ours, theirs in zip(found["one process"], found["fsdp"], strict=True):
         assert theirs.get("train/loss", 0) == pytest.approx(ours.get("train/loss", 0), abs=5e-3)
 
 
+class Whole(LitReward):
+    """A module that builds its model as if there were one process."""
+
+    def configure_model(self) -> None:
+        self.model = self.build_model()
+
+
 def test_a_module_that_does_not_cut_its_weights_is_refused(rows: Path, tmp_path: Path) -> None:
-    command = ("fit", "--task", "reward", "--run", tmp_path / "run", *QUIET, "--model.policy", "testbed:policy")
-    for ended in distributed(2, *command, "--data.train", rows, "--trainer.max_steps", 1, *FSDP):
-        assert ended.code == 2, ended.out
-        assert "trainer.strategy fsdp: LitReward does not cut its weights" in ended.out
-        assert "Traceback" not in ended.out
+    def fit(rank: int) -> None:
+        quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        trainer = Trainer(
+            accelerator="cpu", devices=2, strategy=FullySharded(), max_steps=1, default_root_dir=tmp_path, **quiet
+        )
+        trainer.fit(Whole("testbed:policy"), PreferenceData(train=str(rows), tokenizer="testbed:policy"))
+
+    for ended in forked(in_processes(2, fit)):
+        assert ended.code == 1
+        assert "trainer.strategy fsdp: Whole does not cut its weights (model.model" in ended.out
 
 
 @pytest.mark.parametrize("more", [(), ("--model.lora.rank", 4)], ids=["all weights", "adapter"])
@@ -143,3 +164,31 @@ def consolidated(*command: object) -> Ended:
         consolidate.main()
 
     return forked([work])[0]
+
+
+# ── a reference whose log-probabilities are kept ────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.partition("the cache of a precomputed reference: filled with cut weights, read with whole ones")
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        ("--model.lora.rank", 4),
+        pytest.param(("--model.reference.path", "testbed:policy"), marks=pytest.mark.long),
+    ],
+    ids=["the policy's start", "adapter off", "another model"],
+)
+def test_kept_log_probs_are_the_same_however_weights_lie(rows: Path, tmp_path: Path, more: tuple[object, ...]) -> None:
+    """Cut weights fill the cache; whole ones find everything and train the same; cut ones find it too."""
+    kept = ("--model.reference", "Precomputed", "--model.reference.cache", tmp_path / "cache", *more)
+    cut = (*words(tmp_path / "cut", rows, *kept), "--data.batch_size", 2, *FSDP)
+    filled = [ok(ended) for ended in distributed(2, *cut)]
+    assert "reference  22 rows computed, 0 found" in filled[0].out
+    trained = exported(tmp_path / "cut")
+    ended = ok(lit_align(*words(tmp_path / "whole", rows, *kept), "--data.batch_size", 4))
+    assert "reference  0 rows computed, 22 found" in ended.out
+    assert distance(trained, exported(tmp_path / "whole")) < 1e-5
+    found = [ok(ended) for ended in distributed(2, *cut)]
+    assert "reference  0 rows computed, 22 found" in found[0].out
+    assert distance(trained, exported(tmp_path / "cut")) < 1e-6

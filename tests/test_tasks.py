@@ -58,6 +58,7 @@ def test_a_reward_model_is_a_hugging_face_folder_with_everything(rows: Path, tmp
 KEPT = ("--checkpoints.every_n_steps", 1, "--checkpoints.keep", -1)
 
 
+@pytest.mark.resume("a reward model")
 def test_a_resumed_reward_model_is_the_one_that_was_never_stopped(rows: Path, tmp_path: Path) -> None:
     base = (*REWARD, *data(rows), *SHORT, *KEPT, "--trainer.max_epochs", 2)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -67,6 +68,7 @@ def test_a_resumed_reward_model_is_the_one_that_was_never_stopped(rows: Path, tm
     assert metrics(parts) == [line for line in metrics(whole) if line["step"] > 2]
 
 
+@pytest.mark.partition("a reward model in one process or two")
 def test_two_processes_train_the_same_reward_model(rows: Path, tmp_path: Path) -> None:
     base = (*REWARD, *SHORT, "--data.train", rows)
     ok(lit_align("fit", *base, "--data.batch_size", 4, "--run", tmp_path / "one"))
@@ -107,6 +109,7 @@ def test_an_online_run_writes_everything(rows: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [RLOO, PPO], ids=["RLOO", "PPO"])
+@pytest.mark.resume("on-policy runs, with and without a value model")
 def test_a_resumed_run_is_the_one_that_was_never_stopped(kind: tuple[str, ...], rows: Path, tmp_path: Path) -> None:
     """Two epochs of three rollouts; from behind the second, inside the first epoch, and with sums under way."""
     base = (*ONLINE, *kind, *data(rows), *SHORT, *KEPT, "--trainer.max_epochs", 2)
@@ -122,6 +125,7 @@ def test_a_resumed_run_is_the_one_that_was_never_stopped(kind: tuple[str, ...], 
     assert any("train/score" in line for line in after)
 
 
+@pytest.mark.partition("on-policy runs in one process or two: samples, metrics, weights")
 @pytest.mark.parametrize("kind", [RLOO, PPO], ids=["RLOO", "PPO"])
 def test_two_processes_train_the_same_policy(kind: tuple[str, ...], rows: Path, tmp_path: Path) -> None:
     """Eleven prompts over two processes: the last rollout has three, one of them on the second process."""

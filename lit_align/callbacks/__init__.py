@@ -13,6 +13,7 @@ from lit_align.callbacks.samples import Samples
 from lit_align.callbacks.seeding import StepSeed
 from lit_align.callbacks.stopping import GracefulStop
 from lit_align.callbacks.summary import Summary
+from lit_align.callbacks.watch import Watch
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -29,4 +30,5 @@ __all__ = [
     "Samples",
     "StepSeed",
     "Summary",
+    "Watch",
 ]

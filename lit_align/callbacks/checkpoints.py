@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,8 +16,17 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_align.callbacks.seal import SealedWriter, damage, newest_first, newest_intact, put_in_place, restore_older
-from lit_align.callbacks.shards import read_tree, whole
+from lit_align.callbacks.seal import (
+    SealedWriter,
+    damage,
+    newest_first,
+    newest_intact,
+    put_in_place,
+    remove,
+    restore_older,
+)
+from lit_align.callbacks.shards import read_plain, read_tree, whole
+from lit_align.modules.steps import check_weights
 
 INTERRUPTED = "interrupt.ckpt"
 
@@ -56,18 +64,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: str | os.PathLike[str], map_location: Any = None, weights_only: Any = None) -> Any:
         """Read tensors and plain data only, from a local file, or a folder of shards, that is what was written."""
         file = local_checkpoint(path)
-        checkpoint = whole(read_tree(file)) if file.is_dir() else self._read(file, map_location)
+        checkpoint = whole(read_tree(file)) if file.is_dir() else read_plain(file, map_location)
         if self.inspect is not None:
             self.inspect(checkpoint)
         return checkpoint
-
-    def _read(self, file: Path, map_location: Any) -> Any:
-        try:
-            return torch.load(file, map_location=map_location or "cpu", weights_only=True)
-        except pickle.UnpicklingError as error:  # its text advises to load the file without the safeguard
-            raise ValueError(f"checkpoint {file} holds more than tensors and plain data") from error
-        except (RuntimeError, EOFError, ValueError) as error:
-            raise ValueError(f"checkpoint {file} is not a checkpoint: {error}") from error
 
 
 def _write(checkpoint: dict[str, Any], writer: SealedWriter) -> None:
@@ -194,6 +194,17 @@ class Checkpoints(ModelCheckpoint):
             raise ValueError("\n".join(["no checkpoint is intact:", *damaged]))
         return set()
 
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        """Never of weights that are not finite: the checkpoints that are there are better."""
+        check_weights(trainer)
+        super()._save_checkpoint(trainer, filepath)
+
+    def _should_remove_checkpoint(self, trainer: Trainer, previous: str, current: str) -> bool:
+        """Only what lies in the run's own folder; older names come from the checkpoint that the run goes on from."""
+        there, name = Path(self.dirpath or "").resolve(), Path(previous)
+        own = "://" not in previous and name.name.endswith(".ckpt") and name.parent.resolve() == there
+        return own and super()._should_remove_checkpoint(trainer, previous, current)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last step, whatever it is."""
         with _inside_epoch(trainer):
@@ -247,7 +258,7 @@ def _probe(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     restore_older(folder)
     for orphan in folder.glob(".*.tmp"):
-        shutil.rmtree(orphan) if orphan.is_dir() and not orphan.is_symlink() else orphan.unlink()
+        remove(orphan)
     probe = folder / ".probe"
     probe.touch()
     probe.unlink()

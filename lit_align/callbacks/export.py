@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from peft import PeftModel
@@ -15,11 +16,12 @@ from transformers import PreTrainedModel
 
 from lit_align.callbacks.model_card import model_card
 from lit_align.data import PreferenceData
-from lit_align.models import LoRA
 from lit_align.models.reward import save_score_model
 from lit_align.models.sharding import is_sharded
-from lit_align.modules import LitPreference, LitReward, Module
+from lit_align.modules import LitReward, Module
 from lit_align.modules.steps import run_data
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class Export(Callback):
@@ -29,8 +31,8 @@ class Export(Callback):
     whole or not at all; an older one is replaced.
 
     Args:
-        form: for a LoRA run, ``merged`` adds the adapter to the weights, ``adapter`` writes the adapter alone;
-            ``none`` writes nothing.
+        form: for a LoRA run, ``merged`` adds the adapter to the weights, ``adapter`` writes the adapter alone (of a
+            reward model with its head); ``none`` writes nothing.
     """
 
     def __init__(self, form: Literal["merged", "adapter", "none"] = "merged") -> None:
@@ -39,14 +41,14 @@ class Export(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse an option without effect before anything is loaded."""
-        if self.form == "adapter" and isinstance(pl_module, Module) and _adapter(pl_module) is None:
+        if self.form == "adapter" and isinstance(pl_module, Module) and pl_module.lora is None:
             raise ValueError("export.form is 'adapter', but the run has no adapter; set model.lora or take 'merged'")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather the weights on every rank, write them on rank zero."""
         if self.form == "none" or not isinstance(pl_module, Module):
             return
-        trained = pl_module.model.model if isinstance(pl_module, LitReward) else pl_module.policy
+        trained = pl_module.model if isinstance(pl_module, LitReward) else pl_module.policy
         weights = get_model_state_dict(trained, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         if trainer.is_global_zero:
             name = "reward_model" if isinstance(pl_module, LitReward) else "policy"
@@ -66,13 +68,15 @@ class Export(Callback):
     def _write(self, folder: Path, module: Module, data: Any, weights: dict[str, Any]) -> None:
         if isinstance(data, PreferenceData):
             data.tokenizer.save_pretrained(folder)
+        form: Literal["merged", "adapter"] = "adapter" if self.form == "adapter" else "merged"
+        merges = module.lora is not None and form == "merged"
         if isinstance(module, LitReward):
-            save_score_model(module.model, folder, run_data(module.trainer).pad_token, weights)
-            return
-        policy: nn.Module = module.policy
-        if isinstance(policy, PeftModel) and self.form == "merged":
-            policy = _whole(module, policy, weights)
-        write_policy(folder, policy, weights, "adapter" if self.form == "adapter" else "merged")
+            model = _whole(module.model, module.build_model, weights) if merges else module.model
+            inner = {name.removeprefix("model."): weight for name, weight in weights.items()}
+            save_score_model(model, folder, run_data(module.trainer).pad_token, inner, form)
+        else:
+            policy = _whole(module.policy, module.build_policy, weights) if merges else module.policy
+            write_policy(folder, policy, weights, form)
 
 
 def write_policy(
@@ -92,14 +96,10 @@ def write_policy(
         policy.save_pretrained(str(folder), state_dict=weights)
 
 
-def _whole(module: Module, policy: PeftModel, weights: dict[str, Any]) -> nn.Module:
-    """A copy of a policy with an adapter, in one piece."""
-    if not (isinstance(module, LitPreference) and is_sharded(policy)):
-        return copy.deepcopy(policy)
-    built: nn.Module = module.build_policy()
+def _whole(model: Model, build: Callable[[], Model], weights: dict[str, Any]) -> Model:
+    """A copy of a model with an adapter, in one piece."""
+    if not is_sharded(model):
+        return copy.deepcopy(model)
+    built = build()
     built.load_state_dict(weights)
     return built
-
-
-def _adapter(module: Module) -> LoRA | None:
-    return None if isinstance(module, LitReward) else module.lora

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lit_align.models.fingerprint import fingerprint
 
 WITHOUT_EFFECT = {
+    "model.forward_pass.compile",
     "model.forward_pass.layout",
     "model.forward_pass.row_tokens",
     "model.forward_pass.tile_mb",
@@ -31,6 +32,8 @@ NEEDED = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks
 """What a run goes on from; without one of them it would start anew in part, and nobody would see it."""
 
 OF_THE_WEIGHTS = ("model.policy", "model.lora")
+OF_THE_OPTIMIZER = ("model.optimizer", "model.value.learning_rate")
+ANEW = "To start anew from its weights, make a model of it (python -m lit_align consolidate) and set model.policy"
 
 
 class SameRun(Callback):
@@ -42,7 +45,8 @@ class SameRun(Callback):
     Args:
         settings: the run's configuration as plain data; what stands under ``model`` and ``data`` counts, but for what
             does not enter the result.
-        on_change: refuse other settings, or warn and go on with them.
+        on_change: refuse other settings, or warn and go on with them; those of the optimizer come back with its state,
+            so they are refused in any case.
         resumes: the run goes on from the checkpoint; otherwise it only evaluates, and what the weights belong to must
             be the same: policy and adapter.
     """
@@ -78,6 +82,8 @@ class SameRun(Callback):
         if not changes:
             return
         message = "\n".join(["the checkpoint is of a run with other settings:", *changes])
+        if self.resumes and any(change.strip().startswith(OF_THE_OPTIMIZER) for change in changes):
+            raise ValueError(f"{message}\nThe optimizer's settings are part of its state: take the old ones. {ANEW}.")
         if self.on_change == "error":
             raise ValueError(f"{message}\nTake the old ones, or say --on_changed_settings warn to go on with the new.")
         rank_zero_warn(message)
@@ -85,10 +91,7 @@ class SameRun(Callback):
     def _check_parts(self, checkpoint: Mapping[str, Any]) -> None:
         missing = [part for part in NEEDED if part not in checkpoint]
         if self.resumes and missing:
-            raise ValueError(
-                f"the checkpoint has no {', '.join(missing)}: a run cannot go on from it. To start anew from its "
-                "weights, make a model of it (python -m lit_align consolidate) and set model.policy"
-            )
+            raise ValueError(f"the checkpoint has no {', '.join(missing)}: a run cannot go on from it. {ANEW}")
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on without the position in the data, which would begin at its start again.

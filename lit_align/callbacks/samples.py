@@ -110,7 +110,7 @@ class Samples(Callback):
     def _draw_reference(self, trainer: Trainer, module: LightningModule) -> None:
         """Draw while the reference has a model: one whose log-probabilities are kept gives its weights back."""
         if isinstance(module, PolicyModule) and module.reference is not None:
-            self._reference = self._responses(trainer, module.reference.active())
+            self._reference = self._responses(trainer, module.reference.ready())
 
     def _draw(self, trainer: Trainer, module: LightningModule) -> None:
         if not self._prompts or self._step == trainer.global_step or not isinstance(module, PolicyModule):

@@ -131,7 +131,15 @@ def put_in_place(partial: Path, target: Path) -> None:
     partial.replace(target)
     to_disk(target.parent)
     if older.exists():
-        shutil.rmtree(older) if older.is_dir() else older.unlink()
+        remove(older)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder, or a link without what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def restore_older(folder: Path) -> None:
@@ -140,10 +148,8 @@ def restore_older(folder: Path) -> None:
         target = folder / older.name.removeprefix(".").removesuffix(".older")
         if not target.exists():
             older.rename(target)
-        elif older.is_dir():
-            shutil.rmtree(older)
         else:
-            older.unlink()
+            remove(older)
 
 
 def newest_first(folder: Path) -> Sequence[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,9 +93,28 @@ def write_rows(folder: Path, rank: int, own: Mapping[str, Tensor]) -> dict[str, 
     return {name: len(rows) for name, rows in own.items()}
 
 
+def read_plain(file: Path, map_location: Any = None, mapped: bool = False) -> Any:
+    """What ``torch.save`` wrote, as long as it is tensors and plain data.
+
+    Args:
+        file: to read.
+        map_location: as ``torch.load`` takes it; None for the CPU.
+        mapped: leave the tensors on the disk until they are used.
+
+    Raises:
+        ValueError: it is something else; nothing that it names is run.
+    """
+    try:
+        return torch.load(file, map_location=map_location or "cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:  # its text advises to load the file without the safeguard
+        raise ValueError(f"checkpoint {file} holds more than tensors and plain data") from error
+    except (RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(f"checkpoint {file} is not a checkpoint: {error}") from error
+
+
 def read_tree(folder: Path) -> Tree:
     """The checkpoint in a folder, with ``Rows`` in the place of each sharded tensor; nothing large is read."""
-    stored = torch.load(folder / PLAIN, map_location="cpu", weights_only=True)
+    stored = read_plain(folder / PLAIN)
     starts: dict[str, list[int]] = stored["starts"]
 
     def found(value: Any) -> Any:

@@ -14,6 +14,18 @@ from lit_align.data.tokenizer import Encoder, Piece, Pieces
 from lit_align.types import Message
 
 Messages: TypeAlias = tuple[Message, ...]
+LONGEST_TEMPLATE, LARGEST_GROWTH = 100_000, 20
+"""Characters that a template may write by itself, and for each character that it is given."""
+_REFUSALS = (
+    TemplateError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    KeyError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +38,7 @@ class ChatTemplate:
         tools: what the template is told of tools.
         edge: a character that occurs in none of the messages.
         hidden: the control tokens that the messages spell, each with a character of its own to stand for it.
+        given: characters in all of them.
     """
 
     encoder: Encoder
@@ -33,6 +46,7 @@ class ChatTemplate:
     tools: tuple[Mapping[str, Any], ...]
     edge: str
     hidden: Mapping[str, str]
+    given: int
 
     @classmethod
     def around(
@@ -57,7 +71,7 @@ class ChatTemplate:
         text = "\n".join(_texts([*parts, *tools]))
         free = (chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in text)
         spelled = sorted(set(encoder.control_text.findall(text)))
-        return cls(encoder, where, tools, next(free), {word: next(free) for word in spelled})
+        return cls(encoder, where, tools, next(free), {word: next(free) for word in spelled}, len(text))
 
     def render(self, messages: Messages, opens_response: bool) -> str:
         """The conversation in the template, control tokens of the data still hidden."""
@@ -68,8 +82,13 @@ class ChatTemplate:
                 tokenize=False,
                 add_generation_prompt=opens_response,
             )
-        except (TemplateError, ValueError, TypeError, AttributeError, KeyError) as error:
+        except _REFUSALS as error:
             raise DataError(self.where, f"the chat template refuses this conversation: {shown(str(error))}") from error
+        most = LONGEST_TEMPLATE + LARGEST_GROWTH * self.given
+        if len(rendered) > most:
+            raise DataError(
+                self.where, f"the chat template writes {len(rendered)} characters; expected at most {most}"
+            )
         return str(rendered)
 
     def around_content(self, messages: Messages, place: int) -> tuple[str, str] | None:

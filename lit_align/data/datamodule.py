@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from lit_align.data.budget import budget_of
 from lit_align.data.collate import Collate
 from lit_align.data.columns import ColumnMap, Columns
-from lit_align.data.errors import check_range
+from lit_align.data.errors import DataError, check_range
 from lit_align.data.formats import FormatName
 from lit_align.data.fullness import Fullness, fullness_of
 from lit_align.data.holdout import Holdout
@@ -179,7 +179,8 @@ class PreferenceData(LightningDataModule):
         """
         required = STAGES[stage][0]
         if not self.sources[required]:
-            raise ValueError(f"data.{required} is not set; expected a source of pairs for the stage {stage!r}")
+            asked = getattr(stage, "value", stage)
+            raise ValueError(f"data.{required} is not set; expected a source of pairs for {asked}")
         if getattr(self.trainer, "overfit_batches", 0):
             raise ValueError("trainer.overfit_batches would replace the batches of the data; use limit_train_batches")
         new = [split for split in STAGES[stage] if self.sources[split] and split not in self.splits]
@@ -206,7 +207,13 @@ class PreferenceData(LightningDataModule):
         return self.lengths
 
     def _prepare(self, split: str) -> Split:
-        return self.recipe.prepare(split, Encoder(self.tokenizer), self.prompted, self._shows_progress)
+        encoder = Encoder(self.tokenizer)
+        try:
+            return self.recipe.prepare(split, encoder, self.prompted, self._shows_progress)
+        except DataError as error:
+            raise DataError(f"data.{split}: {error.where}", error.reason, error.column) from error.__cause__
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"data.{split}: {error}") from None
 
     @property
     def _shows_progress(self) -> bool:
@@ -318,7 +325,10 @@ class PreferenceData(LightningDataModule):
 
     def _partners(self, split: str) -> NDArray[np.int64]:
         if split not in self._found_partners:
-            self._found_partners[split] = partners(self.splits[split].store, self.seed)
+            try:
+                self._found_partners[split] = partners(self.splits[split].store, self.seed)
+            except ValueError as error:
+                raise ValueError(f"data.{split}: {error}") from None
         return self._found_partners[split]
 
     @property

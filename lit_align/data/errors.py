@@ -7,6 +7,11 @@ import re
 
 _SHOWN = 200
 _ACCESS_TOKEN = re.compile(r"hf_\w{16,}")
+_SECRET = re.compile(
+    r"""(\b\w*(?:(?<![be]os_)(?<!pad_)(?<!unk_)token|secret|password|api_?key)['"]?\s*[:=]\s*)(['"])(?:\\.|(?!\2).)+\2""",
+    re.IGNORECASE,
+)
+_STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 class DataError(ValueError):
@@ -43,8 +48,28 @@ def shown(value: object, limit: int = _SHOWN) -> str:
     >>> shown("a" * 500, limit=5)
     "'aaaa… (502 characters)"
     """
-    text = _ACCESS_TOKEN.sub("hf_…", repr(value))
+    text = without_secrets(repr(value))
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
+
+
+def without_secrets(text: str) -> str:
+    """A text without access tokens and without what stands behind the name of a secret.
+
+    >>> without_secrets("{'prompt': 'x', 'api_token': 'abc'}")
+    "{'prompt': 'x', 'api_token': '…'}"
+    >>> without_secrets("{'eos_token': '</s>'}")
+    "{'eos_token': '</s>'}"
+    """
+    return _SECRET.sub(r"\1\2…\2", _ACCESS_TOKEN.sub("hf_…", text))
+
+
+def printable(message: str) -> str:
+    r"""A whole message as it may be printed: without secrets, and without what steers a terminal.
+
+    >>> print(printable("a file named \x1b[2J.jsonl"))
+    a file named \x1b[2J.jsonl
+    """
+    return _STEERS.sub(lambda found: repr(found[0])[1:-1], without_secrets(message))
 
 
 def kind(value: object) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from lit_align.data import cells, conversations
+from lit_align.data.columns import suggestion
 from lit_align.data.conversations import check_prompt, first_difference
 from lit_align.data.errors import DataError, shown
 from lit_align.data.format import PairFormat
@@ -67,7 +68,7 @@ class HumanAssistant(PairFormat):
             raise DataError(
                 row.where,
                 f"found no '\\n\\nHuman: … \\n\\nAssistant: …' dialogue in {shown(row.columns[column], 60)}; "
-                "text without turns needs a column 'prompt' (format: pairs)",
+                f"text without turns needs a column 'prompt' (format: pairs){suggestion('prompt', list(row.columns))}",
                 column,
             )
         return before + mark, response

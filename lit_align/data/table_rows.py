@@ -6,7 +6,7 @@ import csv
 from collections import Counter
 from collections.abc import Iterator
 from io import BufferedIOBase
-from typing import final
+from typing import Any, final
 
 from lit_align.data.errors import DataError, shown
 from lit_align.data.json_rows import BOM, decode
@@ -88,9 +88,32 @@ def read_parquet(source: LocalFile) -> Rows:
 
     try:
         with source.open() as file:
-            batches = parquet.ParquetFile(file).iter_batches(batch_size=1024)
-            rows = (row for batch in batches for row in batch.to_pylist())
-            for number, row in enumerate(rows, start=1):
-                yield RawRow(row, f"{source.name}:{number}")
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+            number = 0
+            for batch in parquet.ParquetFile(file).iter_batches(batch_size=1024):
+                for row in _records(batch):
+                    number += 1
+                    where = f"{source.name}:{number}"
+                    yield (
+                        DataError(where, row.reason, row.column) if isinstance(row, DataError) else RawRow(row, where)
+                    )
+    except pyarrow.ArrowException as error:
         raise DataError(source.name, f"not a whole Parquet file: {shown(str(error))}") from error
+
+
+def _records(batch: Any) -> Iterator[dict[str, Any] | DataError]:
+    """The rows of a batch; what is no text in one of them is told of that one."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        for place in range(batch.num_rows):
+            yield _record(batch, place)
+
+
+def _record(batch: Any, place: int) -> dict[str, Any] | DataError:
+    found: dict[str, Any] = {}
+    for name in batch.schema.names:
+        try:
+            found[name] = batch.column(name)[place].as_py()
+        except UnicodeDecodeError as error:
+            return DataError("", f"not UTF-8: byte 0x{error.object[error.start]:02x} ({error.reason})", name)
+    return found

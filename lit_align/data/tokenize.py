@@ -14,6 +14,7 @@ from lit_align.data.turns import Score, SpelledResponse
 from lit_align.types import PreferencePair, TokenizedPair
 
 MERGED = "a token would reach from the prompt into a response; they are encoded apart"
+PROMPT_CUT = "the prompt is longer than its room, and cut"
 _EDGE = 24
 
 
@@ -56,10 +57,15 @@ class Tokenize:
         good = [one for one in spelled if isinstance(one, SpelledPair)]
         encoded = iter(self.encoder([pieces for one in good for pieces in _spellings(one)]))
         outcomes: list[TokenizedPair | DataError | None] = []
-        for pair, one in zip(pairs, spelled, strict=True):
-            outcomes.append(one if isinstance(one, DataError) else self._fit(self._assemble(one, encoded, pair.where)))
         notes = Counter(note for one in good for note in one.notes)
-        return Tokenized(outcomes, notes + Counter({MERGED: self._merged(good)}))
+        for pair, one in zip(pairs, spelled, strict=True):
+            if isinstance(one, DataError):
+                outcomes.append(one)
+                continue
+            whole = self._assemble(one, encoded, pair.where)
+            outcomes.append(fitted := self._fit(whole))
+            notes[PROMPT_CUT] += isinstance(fitted, TokenizedPair) and len(fitted.prompt) < len(whole.prompt.ids())
+        return Tokenized(outcomes, +notes + Counter({MERGED: self._merged(good)}))
 
     def _spell(self, pair: PreferencePair) -> SpelledPair | DataError:
         manner = Manner(self.quality_prompt, self.score, self.truncation.keeps_closing)

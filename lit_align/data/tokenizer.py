@@ -30,7 +30,8 @@ def load_tokenizer(
         chat_template: file with a chat template (Jinja) that takes the place of the tokenizer's own.
 
     Raises:
-        FileNotFoundError: the folder, or the tokenizer in it, is not there; a path is never looked up on the hub.
+        FileNotFoundError: the folder, or the tokenizer in it, is not there, or a hub that cannot be reached; a path is
+            never looked up on the hub.
         ValueError: the tokenizer is not a fast one, or has no EOS, or the template is not one.
     """
     folder = testbed.resolve(name) or Path(name).expanduser()
@@ -40,7 +41,10 @@ def load_tokenizer(
     elif not _HUB_NAME.fullmatch(name) or Path(name.split("/")[0]).exists():
         raise FileNotFoundError(f"tokenizer folder not found: {name} (expected a folder, or a hub name owner/name)")
     place = str(folder) if folder.is_dir() else name
-    tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
+    except OSError as error:
+        raise FileNotFoundError(f"tokenizer {name} cannot be read: {error}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"{place}: {type(tokenizer).__name__} is not a fast tokenizer (tokenizer.json)")
     if tokenizer.eos_token_id is None:

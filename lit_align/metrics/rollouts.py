@@ -16,9 +16,9 @@ from lit_align.types import Rollout, RolloutScores
 NAMES = (
     *("score", "score/squared", "reward", "length", "eos_rate", "entropy", "entropy/per_token", "kl", "kl/per_token"),
     *("advantage", "advantage/squared", "tie_rate", "distinct"),
-    *("loss/policy", "loss/value", "update/clipped", "update/kl", "values/error", "values/spread"),
+    *("loss/policy", "loss/value", "update/clipped", "update/kl", "values/error", "return", "return/squared"),
 )
-HIDDEN = ("score/squared", "advantage/squared", "values/error", "values/spread")
+HIDDEN = ("score/squared", "advantage/squared", "values/error", "return", "return/squared")
 
 
 class RolloutMetrics(Metric):
@@ -27,7 +27,8 @@ class RolloutMetrics(Metric):
     ``entropy`` is ``-Σ_t log π`` and ``kl`` is ``Σ_t (log π - log π_ref)``, each of the whole response, as estimates
     from the responses that were drawn; ``*/per_token`` divides the sum of all by the number of all tokens.
     ``tie_rate`` is the share of pairs of responses to one prompt with equal scores, ``distinct`` the share of
-    different ones. A number that there is nothing to form from is absent.
+    different ones. ``values/explained`` is the share of the variance of all returns that the values explain. A number
+    that there is nothing to form from is absent.
     """
 
     full_state_update = False
@@ -68,7 +69,8 @@ class RolloutMetrics(Metric):
         if lesson.returns is not None and rollout.values is not None:
             missed = (lesson.returns - rollout.values)[rollout.mask]
             self._mean("values/error", missed.double() ** 2, tokens)
-            self._mean("values/spread", _squared_deviation(lesson.returns[rollout.mask], tokens), tokens)
+            self._mean("return", lesson.returns[rollout.mask], tokens)
+            self._mean("return/squared", lesson.returns[rollout.mask].double() ** 2, tokens)
         self._groups(rollout, texts)
 
     def _groups(self, rollout: Rollout, texts: Sequence[str]) -> None:
@@ -105,8 +107,10 @@ class RolloutMetrics(Metric):
         for name in ("score", "advantage"):
             if name in means:
                 found[f"{name}/std"] = (means[f"{name}/squared"] - means[name] ** 2).clamp_min(0).sqrt().float()
-        if "values/spread" in means and float(means["values/spread"]) > 0:
-            found["values/explained"] = (1 - means["values/error"] / means["values/spread"]).float()
+        if "return" in means:
+            spread = means["return/squared"] - means["return"] ** 2
+            if float(spread) > 1e-12 * float(means["return/squared"]):  # not 0 but for rounding
+                found["values/explained"] = (1 - means["values/error"] / spread).float()
         return found
 
 
@@ -140,8 +144,3 @@ def same_group(group: Tensor) -> tuple[Tensor, Tensor]:
 
 def _whole(values: Tensor, rollout: Rollout) -> Tensor:
     return torch.where(rollout.mask, values, 0.0).sum(-1, dtype=torch.float64)
-
-
-def _squared_deviation(values: Tensor, weight: Tensor) -> Tensor:
-    mean = (values.double() * weight).sum() / weight.sum().clamp_min(1e-12)
-    return (values.double() - mean) ** 2

@@ -13,6 +13,8 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from lit_align.models.sharding import together
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -91,12 +93,13 @@ def generate_ids(
     """
     device = next(model.parameters()).device
     ids, attention = _left_padded(prompts, pad)
-    with _bare(model):
+    with together(model), _bare(model):
         output: Tensor = model.generate(
             input_ids=ids.to(device),
             attention_mask=attention.to(device),
             generation_config=config,
             logits_processor=LogitsProcessorList(processors),
+            synced_gpus=False,
         )
     rows: list[list[int]] = output[:, ids.shape[1] :].tolist()
     return rows

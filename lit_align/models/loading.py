@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from lit_align import testbed
+from lit_align.models.kernels import use_liger
 from lit_align.models.sharding import weights_wanted
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -30,6 +31,8 @@ class Loading:
         weights: ``pretrained``, or ``random`` to build the model from its configuration alone.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
         seed: of random weights; every process and every later command builds the same ones.
+        kernels: ``liger`` takes Liger's for norms, rotary positions and gated layers; it needs a CUDA device and the
+            package ``liger-kernel``. They round differently, so a resumed run must keep them.
     """
 
     revision: str | None = None
@@ -38,6 +41,7 @@ class Loading:
     weights: Literal["pretrained", "random"] = "pretrained"
     gradient_checkpointing: bool = False
     seed: int = 0
+    kernels: Literal["own", "liger"] = "own"
 
 
 def locate(name: str) -> str:
@@ -59,6 +63,24 @@ def locate(name: str) -> str:
     raise FileNotFoundError(f"model folder not found: {name} (expected a folder, or a hub name owner/model)")
 
 
+def read_config(name: str, revision: str | None = None) -> PretrainedConfig:
+    """The configuration of a model.
+
+    Args:
+        name: local folder, hub name, or ``testbed:policy``.
+        revision: branch, tag or commit hash of a hub model.
+
+    Raises:
+        FileNotFoundError: nothing there, or a hub that cannot be reached; see ``locate``.
+    """
+    place = locate(name)
+    try:
+        found: PretrainedConfig = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
+    except OSError as error:
+        raise FileNotFoundError(f"model {name}: its config.json cannot be read: {error}") from error
+    return found
+
+
 def load_causal_lm(name: str, loading: Loading) -> PreTrainedModel:
     """A causal language model without dropout, in evaluation mode.
 
@@ -70,8 +92,7 @@ def load_causal_lm(name: str, loading: Loading) -> PreTrainedModel:
         FileNotFoundError: nothing there; see ``locate``.
         ValueError: the weights are damaged, incomplete, or not finite.
     """
-    place = locate(name)
-    config = AutoConfig.from_pretrained(place, revision=loading.revision, trust_remote_code=False)
+    place, config = locate(name), read_config(name, loading.revision)
     switch_dropout_off(config)
     dtype = getattr(torch, loading.dtype)
     build = _empty if not weights_wanted() else _random if loading.weights == "random" else _pretrained
@@ -79,6 +100,8 @@ def load_causal_lm(name: str, loading: Loading) -> PreTrainedModel:
     for name_, parameter in model.named_parameters():
         if weights_wanted() and not bool(parameter.isfinite().all()):
             raise ValueError(f"{place}: weight {name_} has values that are not finite")
+    if loading.kernels == "liger":
+        use_liger(model)
     if loading.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     evaluating: PreTrainedModel = model.eval()
@@ -112,6 +135,7 @@ def _pretrained(place: str, config: PretrainedConfig, dtype: torch.dtype, loadin
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # and reported below, where they are an error
         )
     except SafetensorError as error:
         files = ", ".join(f"{f.name} ({f.stat().st_size} bytes)" for f in sorted(Path(place).glob("*.safetensors")))

@@ -34,13 +34,19 @@ class LoRA:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"LoRA: dropout is {self.dropout}; expected 0 <= dropout < 1")
 
-    def wrap(self, model: PreTrainedModel) -> PeftModel:
-        """The model with a fresh adapter, which leaves its outputs unchanged until it is trained."""
+    def wrap(self, model: PreTrainedModel, head: str | None = None) -> PeftModel:
+        """The model with a fresh adapter, which leaves its outputs unchanged until it is trained.
+
+        Args:
+            model: a causal language model, or one with a head for scores.
+            head: name of the layer that is trained as a whole beside the adapter; None for none.
+        """
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
             target_modules=self.targets,
-            task_type="CAUSAL_LM",
+            task_type="CAUSAL_LM" if head is None else "SEQ_CLS",
+            modules_to_save=None if head is None else [head],
         )
         return get_peft_model(model, config)

@@ -19,6 +19,7 @@ from lit_align.disk import user_cache
 from lit_align.models.loading import Loading
 from lit_align.models.reference import AdapterOff, Read, Reference, SecondModel
 from lit_align.models.reference_cache import ReferenceCache, sequence_keys
+from lit_align.models.sharding import weights_wanted
 from lit_align.types import PairBatch, PairTokens
 
 AUTO = "auto"
@@ -58,7 +59,7 @@ class Precomputed(Reference):
         self.cache = cache
         self.checked_rows = checked_rows
         self._source: Reference | None = None
-        self._model: Mapping[str, Any] = {}
+        self.identity: Mapping[str, Any] = {}
         self._precision: dict[str, str] = {}
         self._store: ReferenceCache | None = None
 
@@ -70,13 +71,22 @@ class Precomputed(Reference):
         return self.path is None
 
     def attach(self, policy: PreTrainedModel | PeftModel) -> None:
-        """Take the model that the values are of, and its identity."""
+        """Take the model that the values are of, and its identity unless it has no weights yet."""
         of_policy = self.path is None and isinstance(policy, PeftModel)
         source = AdapterOff() if of_policy else SecondModel(self.path, self.loading)
         source.attach(policy)
-        with source.active() as model:
-            self._model = model_identity(model)
         self._source = source
+        if weights_wanted():
+            with source.active() as model:
+                self.identify(model)
+
+    def identify(self, model: nn.Module) -> None:
+        """Take the identity of a model.
+
+        Args:
+            model: with the weights that the values are of, whole.
+        """
+        self.identity = model_identity(model)
 
     @contextmanager
     def active(self) -> Iterator[nn.Module]:
@@ -136,8 +146,8 @@ class Precomputed(Reference):
         """
         self._precision = precision(device)
         root = user_cache() / "reference" if self.cache == AUTO else Path(self.cache).expanduser()
-        kind = "float64" if self._model["dtype"] == "float64" else "float32"
-        self._store = ReferenceCache(root, {**self._model, **self._precision}, kind)
+        kind = "float64" if self.identity["dtype"] == "float64" else "float32"
+        self._store = ReferenceCache(root, {**self.identity, **self._precision}, kind)
 
     def missing(self, batch: PairBatch) -> NDArray[np.bool_]:
         """Which rows need values that are not there, ``[pair]``."""
@@ -174,7 +184,7 @@ class Precomputed(Reference):
         Raises:
             ValueError: they differ by more than rounding; names the row and both values.
         """
-        rough = self._model["dtype"] not in ("float32", "float64") or self._precision["autocast"] != "none"
+        rough = self.identity["dtype"] not in ("float32", "float64") or self._precision["autocast"] != "none"
         tolerance = ROUGH_TOLERANCE if rough else TOLERANCE
         for part in _parts(batch):
             kept = self.log_probs(part).flatten(0, 1).cpu().numpy()

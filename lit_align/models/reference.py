@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from lit_align.models.loading import Loading, load_causal_lm
 from lit_align.models.log_probs import response_log_probs
+from lit_align.models.sharding import together
 from lit_align.types import PairBatch, PairTokens
 
 Read: TypeAlias = Callable[[nn.Module, PairBatch], PairTokens]
@@ -35,6 +36,14 @@ class Reference(ABC):
     @abstractmethod
     def active(self) -> AbstractContextManager[nn.Module]:
         """The reference as a model in evaluation mode, for as long as the context lasts."""
+
+    @contextmanager
+    def ready(self) -> Iterator[nn.Module]:
+        """As ``active``, a cut model being put together once; every process enters it as often as the others."""
+        with self.active() as model:
+            found = model
+        with together(found), self.active() as model:
+            yield model
 
     @abstractmethod
     def apply(self, change: Callable[[Tensor], Tensor]) -> None:

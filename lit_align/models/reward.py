@@ -11,11 +11,13 @@ from typing import Any, Literal
 import torch
 import transformers
 from jaxtyping import Float
+from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from lit_align.models.loading import Loading, locate, switch_dropout_off
+from lit_align.models.lora import LoRA
 from lit_align.models.sharding import weights_wanted
 from lit_align.types import PairBatch, PairScores
 
@@ -31,10 +33,10 @@ class ScoreModel(nn.Module):
     is not padding, which is the wrong one where the padding is the end token.
 
     Args:
-        model: what ``load_score_model`` gives.
+        model: with a head named ``score``, with or without adapter.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel | PeftModel) -> None:
         super().__init__()
         self.model = model
 
@@ -43,10 +45,9 @@ class ScoreModel(nn.Module):
     ) -> Float[Tensor, "row token"]:
         """The head's number at every token, in float32 (float64 for float64 models)."""
         more: dict[str, Any] = {} if position_ids is None else {"position_ids": position_ids}
-        body: Any = self.model.base_model
-        hidden = body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **more)[0]
-        head: Any = self.model.score
-        values: Tensor = head(hidden).squeeze(-1)
+        model: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **more)[0]
+        values: Tensor = model.score(hidden).squeeze(-1)
         return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
@@ -111,7 +112,24 @@ def load_score_model(name: str, loading: Loading, head: Head = "saved") -> Score
     return ScoreModel(model.eval())
 
 
-def save_score_model(model: ScoreModel, folder: Path, pad: int, weights: dict[str, Any] | None = None) -> None:
+def adapted(model: ScoreModel, lora: LoRA) -> ScoreModel:
+    """The same score model with a fresh adapter, beside which its head is trained as a whole.
+
+    Args:
+        model: as it is read.
+        lora: the adapter.
+    """
+    whole: Any = model.model
+    return ScoreModel(lora.wrap(whole, head="score"))
+
+
+def save_score_model(
+    model: ScoreModel,
+    folder: Path,
+    pad: int,
+    weights: dict[str, Any] | None = None,
+    form: Literal["merged", "adapter"] = "merged",
+) -> None:
     """Write a folder that ``AutoModelForSequenceClassification`` reads.
 
     Args:
@@ -119,9 +137,14 @@ def save_score_model(model: ScoreModel, folder: Path, pad: int, weights: dict[st
         folder: where to.
         pad: id that the library's own pooling is to take for padding.
         weights: gathered weights by their names in ``model.model``; None takes them as they are.
+        form: of a model with an adapter: ``merged`` changes the model's weights, ``adapter`` writes adapter and head.
     """
-    model.model.config.pad_token_id = pad
-    model.model.save_pretrained(str(folder), state_dict=weights)
+    written: Any = model.model
+    written.config.pad_token_id = pad
+    if isinstance(written, PeftModel) and form == "merged":
+        written.merge_and_unload().save_pretrained(str(folder))
+    else:
+        written.save_pretrained(str(folder), state_dict=weights)
 
 
 def _read(place: str, config: Any, loading: Loading) -> tuple[Any, set[str]]:
@@ -144,6 +167,7 @@ def _read(place: str, config: Any, loading: Loading) -> tuple[Any, set[str]]:
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # and reported below, where they are an error
             )
     except SafetensorError as error:
         raise ValueError(f"{place}: the weights are damaged or cut short: {error}") from error

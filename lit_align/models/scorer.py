@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, final
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from lit_align.models.loading import Loading
 from lit_align.models.reward import ScoreModel, load_score_model, response_scores
+from lit_align.models.sharding import Build, build_whole, together
 from lit_align.types import PairBatch, ResponseScore, RolloutScores
 
 LONGEST = 300
@@ -34,12 +36,17 @@ class Texts:
 class Scorer(ABC):
     """From responses to scores. It is no ``nn.Module``: nothing that hangs on it is trained or saved."""
 
-    def load(self, policy: str) -> None:  # noqa: B027
+    def load(self, policy: str, build: Build = build_whole) -> None:  # noqa: B027
         """Read what is needed, once, before training; nothing unless a leaf says otherwise.
 
         Args:
             policy: name of the policy whose tokens will be scored.
+            build: makes a model of what reads it.
         """
+
+    def ready(self) -> AbstractContextManager[None]:
+        """In which scores are asked for; every process enters it as often as the others, whatever it has to ask."""
+        return nullcontext()
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> None:  # noqa: B027
         """Move or cast weights along with the policy's; there are none unless a leaf says otherwise."""
@@ -75,10 +82,13 @@ class RewardModel(Scorer):
     def __repr__(self) -> str:
         return f"RewardModel(path={self.path!r})"
 
-    def load(self, policy: str) -> None:
+    def load(self, policy: str, build: Build = build_whole) -> None:
         """Read the frozen model."""
-        self._model = load_score_model(self.path, self.loading)
-        self._model.requires_grad_(False)
+        self._model = build(lambda: load_score_model(self.path, self.loading).requires_grad_(False))
+
+    def ready(self) -> AbstractContextManager[None]:
+        """In which a model that is cut is whole."""
+        return nullcontext() if self._model is None else together(self._model)
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> None:
         """Move or cast its weights."""

@@ -5,16 +5,36 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 _WANTED: ContextVar[bool] = ContextVar("weights are wanted", default=True)
+_TOGETHER: ContextVar[tuple[nn.Module, ...]] = ContextVar("models that are put together", default=())
+
+Built = TypeVar("Built", bound=nn.Module)
+
+
+@runtime_checkable
+class Build(Protocol):
+    """Makes a model of what reads it from its files: whole, or cut among the processes."""
+
+    def __call__(self, source: Callable[[], Built]) -> Built:
+        """The model.
+
+        Args:
+            source: reads it; may be called more than once, or on some processes only.
+        """
+
+
+def build_whole(source: Callable[[], Built]) -> Built:
+    """The model as it is read."""
+    return source()
 
 
 def weights_wanted() -> bool:
@@ -90,6 +110,35 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
+@contextmanager
+def together(model: nn.Module) -> Iterator[None]:
+    """A cut model is put together once, and stays so for as long as the context lasts; another is left alone.
+
+    Every process enters and leaves it at the same time, and may read the model inside as often as it likes, which is
+    without gradient. It holds the whole model, in the dtype that layers are put together in. Entering it again inside
+    has no effect. It is entered with an adapter on, see ``Reference.ready``.
+
+    Args:
+        model: the one that ``shard`` was called with.
+    """
+    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    if not parts or any(model is other for other in _TOGETHER.get()):
+        yield
+        return
+    _settle(model)
+    before = _TOGETHER.set((*_TOGETHER.get(), model))
+    try:
+        for part in parts:
+            part.set_reshard_after_forward(False, recurse=False)
+            part.unshard()
+        yield
+    finally:
+        for part in parts:
+            part.set_reshard_after_forward(True, recurse=False)
+            part.reshard()
+        _TOGETHER.reset(before)
+
+
 def fill(models: list[nn.Module], source: Callable[[], nn.Module], device: torch.device) -> None:
     """Give sharded models without weights the weights of one that rank zero builds; each process keeps its rows.
 
@@ -115,6 +164,16 @@ def fill(models: list[nn.Module], source: Callable[[], nn.Module], device: torch
         _materialize(model, device)
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=True)
         set_model_state_dict(model, dict(weights), options=options)
+        _settle(model)
+
+
+def _settle(model: nn.Module) -> None:
+    """Let a cut model find out now which part is its root, and which weights train, whose gradients keep their dtype.
+
+    Left to itself it would at its first call, which may be that of an inner part, or come while an adapter is off.
+    """
+    root: Any = model
+    root._get_fsdp_state()._lazy_init()
 
 
 def _materialize(model: nn.Module, device: torch.device) -> None:

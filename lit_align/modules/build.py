@@ -4,13 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from lightning.pytorch import LightningModule
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
 from lit_align.models import Precomputed, Reference, SecondModel, load_causal_lm
-from lit_align.models.sharding import fill, shard, without_weights
+from lit_align.models.sharding import Built, fill, shard, without_weights
+
+
+class Builder:
+    """Builds models whole, or cut: then rank zero alone reads each, and gives every process its rows.
+
+    Args:
+        module: whose trainer says how weights are spread; one without a trainer has them whole.
+    """
+
+    def __init__(self, module: LightningModule) -> None:
+        self._module = module
+        self.mesh = module.device_mesh
+
+    def __call__(self, source: Callable[[], Built]) -> Built:
+        """One model.
+
+        Args:
+            source: reads it from its files.
+        """
+        if self.mesh is None:
+            return source()
+        with without_weights():
+            built = source()
+        self.cut(built)
+        self.fill([built], source)
+        return built
+
+    def cut(self, model: nn.Module) -> None:
+        """Cut a model without weights in place."""
+        assert self.mesh is not None
+        shard(model, self.mesh["data_parallel"], self._module.trainer.precision == "bf16-mixed")
+
+    def fill(self, models: list[nn.Module], source: Callable[[], nn.Module]) -> None:
+        """Give cut models of the same parameters their weights.
+
+        Args:
+            models: without weights.
+            source: reads them; called on rank zero only.
+        """
+        fill(models, source, self._module.trainer.strategy.root_device)
 
 
 def build_models(
@@ -18,42 +59,58 @@ def build_models(
 ) -> PreTrainedModel | PeftModel:
     """Build the policy and attach the reference.
 
-    Where weights are cut among processes, rank zero alone reads each model, and gives every process its rows.
-
     Args:
         module: whose trainer says how the weights are spread.
         policy: builds the policy from its files.
         reference: to attach; None for none.
-
-    Raises:
-        ValueError: the reference cannot be cut.
     """
-    mesh = module.device_mesh
-    if mesh is None:
+    build = Builder(module)
+    if build.mesh is None:
         built = policy()
         if reference is not None:
             reference.attach(built)
         return built
-    if isinstance(reference, Precomputed):
-        raise ValueError(
-            "reference Precomputed does not work with weights that are cut; fill its cache with ddp first"
-        )
     with without_weights():
         built = policy()
         if reference is not None:
             reference.attach(built)
-    device = module.trainer.strategy.root_device
-    half = module.trainer.precision == "bf16-mixed"
-    shard(built, mesh["data_parallel"], half)
+    build.cut(built)
     copies: list[nn.Module] = [built]
     if reference is not None:
-        with reference.active() as model:
-            if model is not built:
-                shard(model, mesh["data_parallel"], half)
-                if isinstance(reference, SecondModel) and reference.path is not None:
-                    path, loading = reference.path, reference.loading
-                    fill([model], lambda: load_causal_lm(path, loading), device)
-                else:
-                    copies.append(model)
-    fill(copies, policy, device)
+        copies += _cut_reference(build, reference, built)
+    build.fill(copies, _identified(reference, policy))
+    if isinstance(reference, Precomputed):
+        _agree(reference)
     return built
+
+
+def _cut_reference(build: Builder, reference: Reference, policy: nn.Module) -> list[nn.Module]:
+    """Cut what the reference reads; what is left to be filled with the policy's weights."""
+    with reference.active() as model:
+        if model is policy:
+            return []
+        build.cut(model)
+        if not isinstance(reference, SecondModel | Precomputed) or reference.path is None:
+            return [model]
+        path, loading = reference.path, reference.loading
+        build.fill([model], _identified(reference, lambda: load_causal_lm(path, loading)))
+        return []
+
+
+def _identified(reference: Reference | None, source: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    """The same source, which tells a reference that keeps log-probabilities whose they are while weights are whole."""
+
+    def read() -> nn.Module:
+        model = source()
+        if isinstance(reference, Precomputed) and not reference.identity:
+            reference.identify(model)
+        return model
+
+    return read
+
+
+def _agree(reference: Precomputed) -> None:
+    """Every process takes over what rank zero has found."""
+    told = [reference.identity]
+    torch.distributed.broadcast_object_list(told, src=0)
+    reference.identity = told[0]

@@ -17,6 +17,7 @@ from lit_align.models.generate import Sampling
 from lit_align.models.generator import Generator, Request, Written, draw_of
 from lit_align.models.log_probs import packed_mask
 from lit_align.models.scorer import Scorer, Texts, checked
+from lit_align.models.sharding import together
 from lit_align.models.value import response_values
 from lit_align.types import PairBatch, Rollout, RolloutTokens, TokenizedPair, TokenizedResponse
 
@@ -94,34 +95,46 @@ class Draw:
         """
         places = batch.index.tolist()
         prompts = [list(self.data.splits[split].store[place].prompt) for place in places]
-        asked = [self._text(split, place, ids) for place, ids in zip(places, prompts, strict=True)]
+        asked = [self.prompt_text(split, place, ids) for place, ids in zip(places, prompts, strict=True)]
         requests = [
             Request(prompt, draw_of(self.sampling.seed, self.data.seed, salt, place, number))
             for prompt, place in zip(prompts, places, strict=True)
             for number in range(each)
         ]
         device = batch.input_ids.device
-        written = self._write(models.policy, requests, self.sampling)
-        drawn = replace(
-            self._collate(requests, written),
-            index=batch.index.cpu().repeat_interleave(each),
-            weight=(batch.weight.cpu() > 0).float().repeat_interleave(each),
-        ).to(device)
+        with together(models.policy):
+            written = self._write(models.policy, requests, self.sampling)
+            likeliest = self._greedy(models.policy, prompts) if self.needs_greedy else None
+            drawn = replace(
+                self._collate(requests, written),
+                index=batch.index.cpu().repeat_interleave(each),
+                weight=(batch.weight.cpu() > 0).float().repeat_interleave(each),
+            ).to(device)
+            log_probs = self._log_probs(lambda part: response_log_probs(models.policy, part), drawn)
         texts = Texts([text for text in asked for _ in range(each)], self._responses(written))
-        greedy = self._greedy(models.policy, prompts, asked, device) if self.needs_greedy else None
+        with self.score.ready():
+            score = self.scores(drawn, texts)
+            greedy = None if likeliest is None else self._scores_written(prompts, asked, likeliest, device)
         rollout = Rollout(
-            policy=self._log_probs(lambda part: response_log_probs(models.policy, part), drawn),
+            policy=log_probs,
             mask=packed_mask(drawn)[:, 0],
-            score=checked(self.score(drawn, texts), texts, self.score).to(device),
+            score=score,
             group=torch.arange(len(prompts), device=device).repeat_interleave(each),
             weight=drawn.weight,
-            reference=None if models.reference is None else self._log_probs(models.reference.log_probs, drawn),
+            reference=None if models.reference is None else self._reference(models.reference, drawn),
             values=None if models.value is None else self._values(models.value, drawn),
             greedy=None if greedy is None else greedy.repeat_interleave(each),
         )
         return Drawn(drawn, rollout, texts)
 
-    def _text(self, split: str, place: int, ids: Sequence[int]) -> str:
+    def prompt_text(self, split: str, place: int, ids: Sequence[int]) -> str:
+        """The prompt of a row as scorers see it.
+
+        Args:
+            split: where the row is.
+            place: of the row.
+            ids: of the prompt.
+        """
         text = self.data.rows[split][place].prompt
         return text if isinstance(text, str) else self.data.decode(ids)
 
@@ -141,20 +154,38 @@ class Draw:
     def _responses(self, written: Sequence[Written]) -> list[str]:
         return [self.data.decode(it.ids[:-1] if it.ended else it.ids) for it in written]
 
-    def _greedy(
-        self, policy: nn.Module, prompts: Sequence[Sequence[int]], asked: Sequence[str], device: torch.device
-    ) -> Tensor:
+    def _greedy(self, policy: nn.Module, prompts: Sequence[Sequence[int]]) -> list[Written]:
         requests = [Request(prompt, 0) for prompt in prompts]
-        written = self._write(policy, requests, replace(self.sampling, temperature=0.0))
-        texts = Texts(asked, self._responses(written))
-        batch = self._collate(requests, written).to(device)
-        return checked(self.score(batch, texts), texts, self.score).to(device)
+        return self._write(policy, requests, replace(self.sampling, temperature=0.0))
+
+    def _scores_written(
+        self, prompts: Sequence[Sequence[int]], asked: Sequence[str], written: list[Written], device: torch.device
+    ) -> Tensor:
+        batch = self._collate([Request(prompt, 0) for prompt in prompts], written)
+        return self.scores(batch.to(device), Texts(asked, self._responses(written)))
+
+    def scores(self, batch: PairBatch, texts: Texts) -> Tensor:
+        """One finite number for each response; asked for inside ``score.ready()``.
+
+        Args:
+            batch: prompts with responses as ids.
+            texts: the same as text.
+
+        Raises:
+            ScoreError: a score cannot be used.
+        """
+        return checked(self.score(batch, texts), texts, self.score).to(batch.input_ids.device)
+
+    def _reference(self, reference: Reference, batch: PairBatch) -> RolloutTokens:
+        with reference.ready():
+            return self._log_probs(reference.log_probs, batch)
 
     def _log_probs(self, log_probs: Callable[[PairBatch], Tensor], batch: PairBatch) -> RolloutTokens:
         return self._in_parts(lambda part: log_probs(part)[:, 0], batch)
 
     def _values(self, model: nn.Module, batch: PairBatch) -> RolloutTokens:
-        return self._in_parts(lambda part: response_values(model, part), batch)
+        with together(model):
+            return self._in_parts(lambda part: response_values(model, part), batch)
 
     def _in_parts(self, of: Callable[[PairBatch], Tensor], batch: PairBatch) -> RolloutTokens:
         """Values per token of all responses, a few at a time, padded to the longest."""
@@ -164,36 +195,29 @@ class Draw:
         return torch.cat([F.pad(part, (0, width - part.shape[1])) for part in parts])
 
 
-def given_pairs(draw: Draw, batch: PairBatch, split: str) -> tuple[PairBatch, Texts]:
-    """Both responses of every pair of a batch as rows with a side axis of 1, chosen and rejected in turn.
+def rollout_records(drawn: Drawn, batch: PairBatch, each: int) -> list[dict[str, Any]]:
+    """One plain record per prompt, for JSON; copies of weight 0 are left out.
 
     Args:
-        draw: knows the data.
-        batch: pairs with both sides.
-        split: where they are from.
+        drawn: the responses.
+        batch: the prompts.
+        each: responses to each prompt.
     """
-    rows = [draw.data.splits[split].store[place] for place in batch.index.tolist()]
-    asked = [
-        draw._text(split, place, row.prompt)
-        for place, row in zip(batch.index.tolist(), rows, strict=True)
-        for _ in (0, 1)
-    ]
-    ends = draw.data.end_tokens
-    said = [
-        draw.data.decode(side.ids[:-1] if side.ids and side.ids[-1] in ends else side.ids)
-        for row in rows
-        for side in row.sides
-    ]
-
-    def flat(part: Tensor) -> Tensor:
-        return part.flatten(0, 1).unsqueeze(1)
-
-    single = PairBatch(
-        input_ids=flat(batch.input_ids),
-        attention_mask=flat(batch.attention_mask),
-        mask=flat(batch.mask),
-        truncated=flat(batch.truncated),
-        weight=batch.weight.repeat_interleave(2),
-        index=batch.index.repeat_interleave(2),
-    )
-    return single, Texts(asked, said)
+    log_probs, lengths = drawn.rollout.policy.double().sum(-1).tolist(), drawn.rollout.mask.sum(-1).tolist()
+    scores, ended = drawn.rollout.score.tolist(), drawn.ended.tolist()
+    records = []
+    for row, index in enumerate(batch.index.tolist()):
+        places = range(row * each, (row + 1) * each)
+        if float(batch.weight[row]) > 0:
+            said = [
+                {
+                    "response": drawn.texts.responses[place],
+                    "score": scores[place],
+                    "log_prob": log_probs[place],
+                    "length": lengths[place],
+                    "ended": ended[place],
+                }
+                for place in places
+            ]
+            records.append({"index": index, "responses": said})
+    return records

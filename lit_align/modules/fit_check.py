@@ -9,9 +9,9 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 from tokenizers import Tokenizer
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
-from lit_align.models.loading import locate
+from lit_align.models.loading import locate, read_config
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,7 @@ def check_fit(sizes: TokenSizes, model: str, revision: str | None = None) -> Non
         FileNotFoundError: the model is not there.
         ValueError: there are more tokens than rows of the embedding, or longer sequences than positions.
     """
-    place = locate(model)
-    config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False).get_text_config()
+    place, config = locate(model), read_config(model, revision).get_text_config()
     _check_vocabulary(sizes, model, config.vocab_size)
     _check_positions(sizes.longest, model, config)
     own = Path(place) / "tokenizer.json"
@@ -65,7 +64,7 @@ def check_reference(reference: str, policy: str, revisions: tuple[str | None, st
         ValueError: the sizes of their vocabularies differ.
     """
     theirs, ours = (
-        AutoConfig.from_pretrained(locate(name), revision=revision, trust_remote_code=False).get_text_config()
+        read_config(name, revision).get_text_config()
         for name, revision in zip((reference, policy), revisions, strict=True)
     )
     if theirs.vocab_size != ours.vocab_size:

@@ -14,26 +14,28 @@ from peft import PeftModel
 from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import Metric
 from transformers import PreTrainedModel
 
 from lit_align.metrics.matching import MatchingDivergence
 from lit_align.metrics.rollouts import RolloutMetrics, pairs_of
-from lit_align.models import AdapterOff, Loading, LoRA, Reference, SecondModel, load_causal_lm, response_log_probs
+from lit_align.models import Loading, LoRA, Reference, load_causal_lm, response_log_probs
 from lit_align.models.generate import Sampling
 from lit_align.models.generator import CachedGenerator, Generator, draw_of
 from lit_align.models.reward import ScoreModel
-from lit_align.models.scorer import Scorer, checked
+from lit_align.models.scorer import Scorer
 from lit_align.models.value import Value
-from lit_align.modules.drawing import Draw, Drawn, Models, given_pairs
+from lit_align.modules.build import Builder, build_models
+from lit_align.modules.drawing import Draw, Drawn, Models, rollout_records
+from lit_align.modules.given import given_pairs
+from lit_align.modules.kept_weights import check_kept, kept
 from lit_align.modules.minibatches import Minibatches
 from lit_align.modules.online_checks import Settings, check_run
-from lit_align.modules.online_steps import Update, batches_of_a_run
+from lit_align.modules.online_steps import Update, batches_of_a_run, weight_groups
 from lit_align.modules.online_sums import Sums, tokens_of_rank
-from lit_align.modules.reports import report
+from lit_align.modules.reports import prefixed, report
 from lit_align.modules.schedule import Cosine, Schedule
+from lit_align.modules.start import reference_of
 from lit_align.modules.steps import run_data, total_over_ranks
-from lit_align.online.matching import PairedPreferences
 from lit_align.online.objective import OnlineObjective
 from lit_align.types import PairBatch
 
@@ -90,8 +92,6 @@ class LitOnline(LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.settings = Settings(objective, sampling, responses, epochs, minibatches, micro_batch, eval_responses)
-        if reference is not None and not objective.needs_reference:
-            raise ValueError("model.reference is set, but the objective needs none; leave it out")
         if gradient_clip is not None and not gradient_clip > 0:
             raise ValueError(f"model.gradient_clip is {gradient_clip}; expected a number above 0, or null")
         self.policy_name = policy
@@ -104,7 +104,7 @@ class LitOnline(LightningModule):
         self.lora = lora
         self.optimizer = optimizer
         self.schedule = schedule
-        self.reference = reference or (_default_reference(lora) if objective.needs_reference else None)
+        self.reference = reference_of(objective, reference, lora)
         self.train_metrics = RolloutMetrics()
         self.train_matching = MatchingDivergence()
         self.eval_metrics = RolloutMetrics()
@@ -129,15 +129,18 @@ class LitOnline(LightningModule):
         """Load the policy, attach the reference, load what scores and what values; every rank does it, once."""
         if "policy" in self._modules:
             return
-        model = load_causal_lm(self.policy_name, self.loading)
-        self.policy: PreTrainedModel | PeftModel = model if self.lora is None else self.lora.wrap(model)
-        if self.reference is not None:
-            self.reference.attach(self.policy)
+        build = Builder(self)
+        self.policy: PreTrainedModel | PeftModel = build_models(self, self.build_policy, self.reference)
         self.value_model: ScoreModel | None = None
         if self.objective.needs_values:
-            self.value_model = self.value.load(self.policy_name)
-        self.score.load(self.policy_name)
+            self.value_model = build(lambda: self.value.load(self.policy_name))
+        self.score.load(self.policy_name, build)
         self.policy.train()
+
+    def build_policy(self) -> PreTrainedModel | PeftModel:
+        """The policy as it is before the first step, with its adapter if there is one."""
+        model = load_causal_lm(self.policy_name, self.loading)
+        return model if self.lora is None else self.lora.wrap(model)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LitOnline:
         move: Any = super()._apply
@@ -202,7 +205,7 @@ class LitOnline(LightningModule):
         step = self.global_step
         if not ((every and before // every != step // every) or step >= self._total):
             return
-        values = self.train_metrics.compute() | _prefixed("matching", self.train_matching)
+        values = self.train_metrics.compute() | prefixed("matching", self.train_matching)
         self.train_metrics.reset()
         self.train_matching.reset()
         optimizer: Any = self.optimizers()
@@ -226,17 +229,9 @@ class LitOnline(LightningModule):
         self.eval_metrics.update(self.objective.lesson(drawn.rollout), drawn.ended, drawn.texts.responses)
         pairs = pairs_of(drawn.rollout)
         self.eval_matching.update(pairs.preferences, pairs.weight)
-        both = batch.mask.any(-1).all(-1)
-        if bool(both.any()):
-            self._evaluate_given(batch.rows(both.nonzero()[:, 0]), split)
-
-    def _evaluate_given(self, batch: PairBatch, split: str) -> None:
-        """The divergence on the responses that the data have."""
-        single, texts = given_pairs(self._draw, batch, split)
-        scores = checked(self.score(single, texts), texts, self.score).double().view(-1, 2).to(self.device)
-        log_probs = response_log_probs(self.policy, batch).double().sum(-1)
-        gaps = PairedPreferences(scores[:, 0] - scores[:, 1], log_probs[:, 0] - log_probs[:, 1])
-        self.eval_given.update(gaps, (batch.weight > 0).float())
+        given = given_pairs(self._draw, self.policy, batch, split)
+        if given is not None:
+            self.eval_given.update(given.preferences, given.weight)
 
     def on_validation_epoch_start(self) -> None:
         """Begin with empty sums; they stay until the next evaluation, for figures."""
@@ -256,25 +251,21 @@ class LitOnline(LightningModule):
         self._report_evaluation("test")
 
     def _report_evaluation(self, stage: str) -> None:
-        values = self.eval_metrics.compute() | _prefixed("matching", self.eval_matching)
-        values |= _prefixed("matching/given", self.eval_given)
+        values = self.eval_metrics.compute() | prefixed("matching", self.eval_matching)
+        values |= prefixed("matching/given", self.eval_given)
         if not self.trainer.sanity_checking:
             report(self, stage, values, self.global_step or self._loaded_step)
 
     def predict_step(self, batch: PairBatch, batch_idx: int) -> list[dict[str, Any]]:
         """One record per prompt: the responses that were drawn, with score, log-probability and length of each."""
         drawn = self.draw(batch, "predict", self.settings.eval_responses, 0)
-        return _records(drawn, batch, self.settings.eval_responses)
+        return rollout_records(drawn, batch, self.settings.eval_responses)
 
     # ── optimizer, state ────────────────────────────────────────────────────────────────────────────────────────
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """One optimizer over what trains of policy and value model, and its schedule per optimizer step."""
-        groups: list[dict[str, Any]] = [{"params": [p for p in self.policy.parameters() if p.requires_grad]}]
-        if self.value_model is not None:
-            rate = {} if self.value.learning_rate is None else {"lr": self.value.learning_rate}
-            groups.append({"params": list(self.value_model.parameters()), **rate})
-        optimizer = self.optimizer(groups)
+        optimizer = self.optimizer(weight_groups(self.policy, self.value_model, self.value.learning_rate))
         total = self._total = self.planned_steps
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -286,9 +277,8 @@ class LitOnline(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the adapter alone where there is one, and the sums that a resumed run goes on from."""
-        if self.lora is not None:
-            state = checkpoint["state_dict"]
-            checkpoint["state_dict"] = {name: state[name] for name in self._trained()}
+        checkpoint["state_dict"] = kept(self, self.lora, checkpoint["state_dict"])
+        checkpoint["reference"] = {} if self.reference is None else self.reference.state_dict()
         checkpoint["sums"] = self._sums.state(self.trainer.strategy)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -297,8 +287,9 @@ class LitOnline(LightningModule):
         Raises:
             ValueError: the checkpoint's weights are not those of an adapter like this one.
         """
-        if self.lora is not None and set(checkpoint["state_dict"]) != self._trained():
-            raise ValueError("the checkpoint's weights are not those of this run's adapter (model.lora)")
+        check_kept(self, self.lora, checkpoint["state_dict"])
+        if self.reference is not None and checkpoint.get("reference"):
+            self.reference.load_state_dict(checkpoint["reference"])
         self._loaded_step = int(checkpoint["global_step"])
         saved: Mapping[str, Tensor] = checkpoint["sums"]
         self._tokens = tokens_of_rank(saved, self.global_rank)
@@ -308,35 +299,3 @@ class LitOnline(LightningModule):
     @property
     def _sums(self) -> Sums:
         return Sums({"train": self.train_metrics, "matching": self.train_matching}, self._tokens)
-
-    def _trained(self) -> set[str]:
-        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-
-
-def _default_reference(lora: LoRA | None) -> Reference:
-    return SecondModel() if lora is None else AdapterOff()
-
-
-def _prefixed(prefix: str, metric: Metric) -> dict[str, Tensor]:
-    return {f"{prefix}/{name}": value for name, value in metric.compute().items()}
-
-
-def _records(drawn: Drawn, batch: PairBatch, each: int) -> list[dict[str, Any]]:
-    log_probs, lengths = drawn.rollout.policy.double().sum(-1).tolist(), drawn.rollout.mask.sum(-1).tolist()
-    scores, ended = drawn.rollout.score.tolist(), drawn.ended.tolist()
-    records = []
-    for row, index in enumerate(batch.index.tolist()):
-        places = range(row * each, (row + 1) * each)
-        if float(batch.weight[row]) > 0:
-            said = [
-                {
-                    "response": drawn.texts.responses[place],
-                    "score": scores[place],
-                    "log_prob": log_probs[place],
-                    "length": lengths[place],
-                    "ended": ended[place],
-                }
-                for place in places
-            ]
-            records.append({"index": index, "responses": said})
-    return records

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from lit_align.models.value import response_values
 from lit_align.modules.drawing import Drawn
 from lit_align.modules.online_checks import Settings
-from lit_align.modules.steps import NonFiniteError, run_data, total_over_ranks
+from lit_align.modules.steps import NonFiniteError, run_data, total_norm, total_over_ranks
 from lit_align.online.objective import Lesson, OnlineOutcome
 from lit_align.types import PairBatch, RolloutTokens
 
@@ -99,16 +99,16 @@ class Update:
         module = self.module
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         torch._foreach_div_(gradients, float(units))
-        norm = nn.utils.get_total_norm(gradients)
+        norm = total_norm(gradients)
         if not math.isfinite(float(norm)):
             names = [run_data(module.trainer).rows["train"][row].where for row in self._bad[:10]]
             raise NonFiniteError(module.global_step, module.global_rank, float(norm), self._bad, names)
         if module.gradient_clip is not None:
-            nn.utils.clip_grads_with_norm_(
-                [p for group in optimizer.param_groups for p in group["params"]], module.gradient_clip, norm
-            )
+            torch._foreach_mul_(gradients, min(1.0, module.gradient_clip / (float(norm) + 1e-6)))
         optimizer.step()
         module.gradient_norm = norm
+        if module.reference is not None:
+            module.reference.after_step(module.policy, module.global_step)
         scheduler: Any = module.lr_schedulers()
         scheduler.step()
 
@@ -132,6 +132,20 @@ def _narrowed(lesson: Lesson, which: Tensor, width: int) -> Lesson:
     )
     returns = None if lesson.returns is None else cut(lesson.returns[which])
     return Lesson(rollout, cut(lesson.rewards[which]), cut(lesson.advantage[which]), returns)
+
+
+def weight_groups(policy: nn.Module, value: nn.Module | None, rate: float | None) -> list[dict[str, Any]]:
+    """What trains of policy and value model, as an optimizer takes it.
+
+    Args:
+        policy: the policy.
+        value: the value model; None without one.
+        rate: learning rate of the value model; None for the optimizer's own.
+    """
+    groups: list[dict[str, Any]] = [{"params": [p for p in policy.parameters() if p.requires_grad]}]
+    if value is not None:
+        groups.append({"params": list(value.parameters()), **({} if rate is None else {"lr": rate})})
+    return groups
 
 
 def batches_of_a_run(trainer: Trainer, steps: int) -> int:

@@ -49,6 +49,16 @@ def report(module: LightningModule, stage: str, values: Mapping[str, Tensor], st
         logger.log_metrics(dict(zip(named, numbers, strict=True)), step=step)
 
 
+def prefixed(prefix: str, metric: Metric) -> dict[str, Tensor]:
+    """The values of a metric under names that begin with a prefix.
+
+    Args:
+        prefix: without the stroke behind it.
+        metric: computes name to number.
+    """
+    return {f"{prefix}/{name}": value for name, value in metric.compute().items()}
+
+
 def sums_of(metric: Metric, ledger: StepLedger, strategy: Strategy) -> dict[str, Tensor]:
     """Sums over all ranks that a resumed run goes on from; every rank must ask.
 

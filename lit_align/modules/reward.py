@@ -10,17 +10,27 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_align.metrics.reward import RewardMetrics
-from lit_align.models import Loading
-from lit_align.models.reward import ScoreModel, load_score_model, response_scores
+from lit_align.models import Loading, LoRA
+from lit_align.models.reward import ScoreModel, adapted, load_score_model, response_scores
+from lit_align.modules.build import Builder
 from lit_align.modules.fit_check import TokenSizes, check_fit
+from lit_align.modules.kept_weights import check_kept, kept
 from lit_align.modules.reports import checked_precision, report, restore_sums, sums_of
 from lit_align.modules.schedule import Cosine, Schedule
-from lit_align.modules.steps import NonFiniteError, StepLedger, optimizer_steps, run_data, total_over_ranks
+from lit_align.modules.steps import (
+    NonFiniteError,
+    StepLedger,
+    optimizer_steps,
+    run_data,
+    total_norm,
+    total_over_ranks,
+    with_names,
+)
 from lit_align.online.bradley_terry import BradleyTerry
 from lit_align.types import Outcome, PairBatch, PairScores
 
@@ -38,6 +48,7 @@ class LitReward(LightningModule):
             model to go on with.
         objective: from scores to the loss.
         loading: how the weights are read.
+        lora: train a low-rank adapter and the head instead of all weights.
         optimizer: any torch optimizer by class path.
         schedule: how the learning rate moves.
     """
@@ -47,6 +58,7 @@ class LitReward(LightningModule):
         policy: str,
         objective: BradleyTerry = BradleyTerry(),
         loading: Loading = Loading(),
+        lora: LoRA | None = None,
         optimizer: OptimizerCallable = lambda params: AdamW(params, lr=1e-5, weight_decay=0.0),
         schedule: Schedule = Cosine(),
     ) -> None:
@@ -54,6 +66,7 @@ class LitReward(LightningModule):
         self.policy_name = policy
         self.objective = objective
         self.loading = loading
+        self.lora = lora
         self.optimizer = optimizer
         self.schedule = schedule
         self.train_metrics = RewardMetrics(objective.contrast.beta)
@@ -62,6 +75,7 @@ class LitReward(LightningModule):
         self._gradient_norm = torch.zeros(())
         self._last_step = 0
         self._loaded_step = 0
+        self.strict_loading = lora is None
 
     def setup(self, stage: str) -> None:
         """Check that model and data fit, before any weight is read."""
@@ -85,8 +99,13 @@ class LitReward(LightningModule):
     def configure_model(self) -> None:
         """Load the body and its head; every rank does it, once."""
         if "model" not in self._modules:
-            self.model: ScoreModel = load_score_model(self.policy_name, self.loading, head="fresh")
+            self.model: ScoreModel = Builder(self)(self.build_model)
             self.model.train()
+
+    def build_model(self) -> ScoreModel:
+        """The model as it is before the first step, with its adapter if there is one."""
+        model = load_score_model(self.policy_name, self.loading, head="fresh")
+        return model if self.lora is None else adapted(model, self.lora)
 
     # ── the flow ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -114,13 +133,11 @@ class LitReward(LightningModule):
         weight = float(total_over_ranks(self.ledger.weight, self.trainer.strategy))
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         torch._foreach_div_(gradients, weight)
-        norm = nn.utils.get_total_norm(gradients)
+        norm = total_norm(gradients)
         try:
             self.ledger.close(norm, self.global_step, self.global_rank)
         except NonFiniteError as error:
-            rows = run_data(self.trainer).rows["train"]
-            names = [rows[row].where for row in error.rows[:10]]
-            raise NonFiniteError(error.step, error.rank, error.norm, error.rows, names) from None
+            raise with_names(error, run_data(self.trainer)) from None
         self._gradient_norm = norm
 
     def optimizer_step(
@@ -190,17 +207,23 @@ class LitReward(LightningModule):
     # ── optimizer, state ────────────────────────────────────────────────────────────────────────────────────────
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """The optimizer over all weights, and its schedule per optimizer step."""
-        optimizer = self.optimizer(self.parameters())
+        """The optimizer over what trains, and its schedule per optimizer step."""
+        optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)
         total = self._last_step = optimizer_steps(self.trainer)
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the sums that a resumed run goes on from."""
+        """Keep adapter and head alone where there is one, and the sums that a resumed run goes on from."""
+        checkpoint["state_dict"] = kept(self, self.lora, checkpoint["state_dict"])
         checkpoint["sums"] = sums_of(self.train_metrics, self.ledger, self.trainer.strategy)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Rank zero takes the sums over; the others go on from nothing, so the totals are right."""
+        """Rank zero takes the sums over; the others go on from nothing, so the totals are right.
+
+        Raises:
+            ValueError: the checkpoint's weights are not those of an adapter like this one.
+        """
+        check_kept(self, self.lora, checkpoint["state_dict"])
         self._loaded_step = int(checkpoint["global_step"])
         restore_sums(checkpoint.get("sums"), self.train_metrics, self.ledger, self)

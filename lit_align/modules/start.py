@@ -17,13 +17,16 @@ from lit_align.modules.columns import check_columns
 from lit_align.modules.fit_check import TokenSizes, check_fit, check_reference
 from lit_align.objectives.beta_scale import BetaReading, read_betas
 from lit_align.objectives.objective import Objective
+from lit_align.online.objective import OnlineObjective
 from lit_align.types import PairLogProbs
 
 START_TOLERANCE = 0.05
 """Nats by which a token's log-probability may differ through rounding alone, bfloat16 included."""
 
 
-def reference_of(objective: Objective, given: Reference | None, lora: LoRA | None) -> Reference | None:
+def reference_of(
+    objective: Objective | OnlineObjective, given: Reference | None, lora: LoRA | None
+) -> Reference | None:
     """The reference of a run: the one that is given, or the one that its objective and adapter ask for.
 
     Args:

@@ -37,6 +37,27 @@ class NonFiniteError(RuntimeError):
         )
 
 
+class NonFiniteWeightsError(RuntimeError):
+    """A weight is not finite behind an optimizer step; raised before anything is saved of it.
+
+    Args:
+        step: optimizer steps that were taken.
+        rank: the process that says so.
+        name: of the first such weight of this process, if it has one.
+    """
+
+    def __init__(self, step: int, rank: int, name: str | None) -> None:
+        super().__init__(step, rank, name)
+        self.step, self.rank, self.name = step, rank, name
+
+    def __str__(self) -> str:
+        found = "every weight of this process is finite" if self.name is None else f"weight {self.name} is not finite"
+        return (
+            f"step {self.step}, rank {self.rank}: {found} behind the optimizer step. Nothing is saved of it, and the "
+            "checkpoints that are there are good: lower the learning rate, or clip (trainer.gradient_clip_val)"
+        )
+
+
 class StepLedger:
     """What has gone into the optimizer step that is being accumulated, and the tokens of all steps so far."""
 
@@ -124,6 +145,28 @@ def total_norm(gradients: Sequence[Tensor]) -> Tensor:
     """Euclidean norm of all gradients, also of such as are cut among processes."""
     norm = nn.utils.get_total_norm(gradients)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def check_weights(trainer: Trainer) -> None:
+    """Raise in every process if a weight that trains is not finite in any.
+
+    The gradient norm tells what a step has destroyed only at the next one, and the last step has none.
+
+    Args:
+        trainer: of the run.
+
+    Raises:
+        NonFiniteWeightsError: a weight is not finite.
+    """
+    bad: list[str] = []
+    for name, parameter in trainer.lightning_module.named_parameters():
+        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        if parameter.requires_grad and not bool(local.isfinite().all()):
+            bad.append(name)
+            break
+    device = trainer.strategy.root_device
+    if total_over_ranks(torch.tensor(float(len(bad)), device=device), trainer.strategy) > 0:
+        raise NonFiniteWeightsError(trainer.global_step, trainer.global_rank, bad[0] if bad else None)
 
 
 def run_data(trainer: Trainer) -> Any:

@@ -20,21 +20,22 @@ from lit_align import cli
 from lit_align.data import DataError, PreferenceData
 from lit_align.data.prompts import QUALITY_PROMPT
 from lit_align.modules import LitOnline, LitPreference, Module
-from lit_align.plan.estimate import Estimate, Spread, estimate
+from lit_align.plan.estimate import Estimate, estimate
 from lit_align.plan.hardware import GIB, HARDWARE, RESERVED, UTILIZATION, Hardware
 from lit_align.plan.knobs import Case, knobs
-from lit_align.plan.workload import largest_batch, uniform_batch
+from lit_align.plan.memory import Spread
+from lit_align.plan.workload import largest_batch, uniform_batch, whole_responses
 from lit_align.types import PairBatch
 
 LABELS = {
     "parameters": "parameters",
-    "gradients": "gradients",
     "optimizer": "optimizer states",
-    "frozen": "reference and other frozen models",
+    "frozen": "frozen models",
+    "gradients": "gradients",
     "activations": "activations",
-    "head": "vocabulary projection, backward pass",
+    "cache": "keys and values",
+    "working": "logits, arithmetic",
     "communication": "communication",
-    "step": "optimizer step",
 }
 USAGE = """usage: python -m lit_align plan --config FILE [--key value ...]
        [--hardware NAME] [--memory GIB] [--flops NUMBER] [--utilization SHARE]
@@ -124,6 +125,8 @@ class Planner(cli.Cli):
                 given = config.model.get(part)
                 if given is not None and given.get("init_args", {}).get("path"):
                     given.init_args.path = self.stand_in
+            if config.model.get("value.path"):
+                config.model.value.path = self.stand_in
         super().before_instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -145,7 +148,12 @@ class Planner(cli.Cli):
         if hardware is not None and hardware.peak:
             narrow = spread.precision == "bf16-mixed" or module.loading.dtype in ("bfloat16", "float16")
             peak = hardware.peak if narrow else hardware.peak32
-            _time(console, found, peak, self.own.utilization, _steps(config, data, spread))
+            steps = _steps(config, data, spread)
+            if isinstance(module, LitOnline):
+                steps = None if steps is None else _steps_of_rollouts(config, steps, module.settings.steps)
+            _time(console, found, peak, self.own.utilization, steps)
+            if isinstance(module, LitOnline):
+                console.print("writing token by token waits for memory, and takes longer than its operations say")
 
 
 def _fresh(module: Module) -> Module:
@@ -153,25 +161,32 @@ def _fresh(module: Module) -> Module:
 
 
 def _workload(own: argparse.Namespace, module: Module, data: PreferenceData, longest: int) -> tuple[PairBatch, str]:
-    """The largest micro-batch: of the data where they are here, of equal lengths otherwise."""
-    if own.lengths is None and not isinstance(module, LitOnline):
+    """The largest micro-batch, or rollout: of the data where they are here, of equal lengths otherwise."""
+    settings = module.settings if isinstance(module, LitOnline) else None
+    if own.lengths is None:
         try:
             data.splits["train"] = data._prepare("train")
-            return largest_batch(data), "the largest of the data"
+            found = largest_batch(data)
+            if settings is None:
+                return found, "the largest of the data"
+            tokens = settings.sampling.max_new_tokens
+            return whole_responses(found, settings.responses, tokens), "prompts of the data and the longest responses"
         except (OSError, ValueError, DataError) as error:
             reason = str(error).splitlines()[0][:160]
             print(f"the data is not read ({reason}); lengths are assumed, --lengths PROMPT,RESPONSE sets them")
     prompt, response = own.lengths or (longest // 2, longest - longest // 2)
+    if settings is not None:
+        prompt, response = own.lengths[0] if own.lengths else longest, settings.sampling.max_new_tokens
     rows = getattr(data.budget, "pairs", None) or max(
         1, getattr(data.budget, "tokens", 0) // (2 * (prompt + response))
     )
-    if isinstance(module, LitOnline):
-        sampling: Any = module.sampling
-        rows, response = module.micro_batch, sampling.max_new_tokens
+    told = f"prompts of {prompt} and responses of {response}"
+    if settings is not None:
+        return whole_responses(uniform_batch(rows, prompt, 1), settings.responses, response), told
     objective = module.objective
     quality = len(QUALITY_PROMPT.split()) * 4 // 3 if getattr(objective, "needs_prompted", False) else 0
     others = isinstance(module, LitPreference) and module.objective.needs_mismatched
-    return uniform_batch(rows, prompt, response, quality, others), f"prompts of {prompt} and responses of {response}"
+    return uniform_batch(rows, prompt, response, quality, others), told
 
 
 def _spread(trainer: Any) -> Spread:
@@ -198,16 +213,30 @@ def _show(console: Console, found: Estimate, batch: PairBatch, source: str, spre
     )
     console.print(f"{found.parameters:,} parameters, {found.trained:,} trained; {way}; {spread.precision}")
     rows, sides, width = batch.input_ids.shape
-    console.print(f"micro-batch: {rows} x {sides} rows of {width} tokens ({source})")
+    named = "micro-batch" if sides == 2 else "rollout"
+    console.print(f"{named}: {rows} x {sides} rows of {width} tokens ({source})")
     console.print(f"optimizer step: {found.tokens:,} tokens, {found.operations:.3g} operations per process")
-    table = Table(title="memory per process, GiB", title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
+    console.print(_table(found))
+
+
+def _table(found: Estimate) -> Table:
+    """A column for each moment, the fullest one in bold."""
+    table = Table(title="memory per process, GiB", title_justify="left")
+    table.add_column("")
+    for moment in found.moments:
+        table.add_column(f"[bold]{moment}[/]" if moment == found.fullest else moment, justify="right")
     for name, label in LABELS.items():
-        if getattr(found.memory, name):
-            table.add_row(label, f"{getattr(found.memory, name) / GIB:.2f}")
-    table.add_row("[bold]together[/]", f"[bold]{found.memory.total / GIB:.2f}[/]")
-    console.print(table)
+        values = [getattr(memory, name) for memory in found.moments.values()]
+        if any(values):
+            table.add_row(label, *(f"{value / GIB:.2f}" if value else "" for value in values))
+    totals = [(moment, memory.total) for moment, memory in found.moments.items()]
+    shown = [f"{total / GIB:.2f}" for _, total in totals]
+    marked = [
+        f"[bold]{text}[/]" if moment == found.fullest else text
+        for text, (moment, _) in zip(shown, totals, strict=True)
+    ]
+    table.add_row("together", *marked)
+    return table
 
 
 def _compare(console: Console, case: Case, found: Estimate, hardware: Hardware) -> None:
@@ -242,3 +271,13 @@ def _steps(trainer: Any, data: PreferenceData, spread: Spread) -> int | None:
     batches = len(data.budget.training(data.splits["train"].store.widths.tolist(), share, data.seed or 0))
     steps: int = -(-batches // spread.accumulate) * trainer.max_epochs
     return min(steps, limit) if limit else steps
+
+
+def _steps_of_rollouts(trainer: Any, found: int, each: int) -> int:
+    """Optimizer steps where each batch is a rollout; a limit on steps counts these already.
+
+    >>> _steps_of_rollouts(argparse.Namespace(max_steps=-1), found=3, each=4)
+    12
+    """
+    limit = trainer.max_steps if trainer.max_steps and trainer.max_steps > 0 else None
+    return found * each if limit is None else min(found * each, limit)

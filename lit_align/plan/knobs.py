@@ -6,9 +6,14 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from lit_align.models.generator import CachedGenerator
 from lit_align.modules import LitOnline, LitPreference, Module
-from lit_align.plan.estimate import Spread, estimate
+from lit_align.plan.estimate import estimate
+from lit_align.plan.memory import Spread
 from lit_align.types import PairBatch
+
+WRITTEN = 8
+"""Responses that are written at once where there is little room."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +85,44 @@ def _portions(case: Case) -> Case | None:
 
 
 def _one_row(case: Case) -> Case | None:
-    rows = len(case.batch.index)
-    if rows == 1 or isinstance(case.module, LitPreference) and not case.module.objective.across_pairs:
+    rows, module = len(case.batch.index), case.module
+    if (
+        rows == 1
+        or isinstance(module, LitOnline)
+        or isinstance(module, LitPreference)
+        and not module.objective.across_pairs
+    ):
         return None
     spread = replace(case.spread, accumulate=case.spread.accumulate * rows)
     return replace(case, batch=case.batch.rows(slice(1)), spread=spread)
+
+
+def _recompute_values(case: Case) -> Case | None:
+    module = case.module
+    if not isinstance(module, LitOnline) or not module.objective.needs_values:
+        return None
+    if module.value.loading.gradient_checkpointing:
+        return None
+    module.value = replace(module.value, loading=replace(module.value.loading, gradient_checkpointing=True))
+    return case
+
+
+def _one_response(case: Case) -> Case | None:
+    module = case.module
+    if not isinstance(module, LitOnline) or module.settings.micro_batch == 1:
+        return None
+    module.settings = replace(module.settings, micro_batch=1)
+    return case
+
+
+def _fewer_written(case: Case) -> Case | None:
+    module = case.module
+    if not isinstance(module, LitOnline) or not isinstance(module.generator, CachedGenerator):
+        return None
+    if min(module.generator.batch_size, len(case.batch.index)) <= WRITTEN:
+        return None
+    module.generator = replace(module.generator, batch_size=WRITTEN)
+    return case
 
 
 def _cut(case: Case) -> Case | None:
@@ -103,6 +141,9 @@ CHANGES = {
     "model.loading.gradient_checkpointing: true": _recompute,
     "model.forward_pass.tokens_at_once: tokens of the longest pair": _portions,
     "data.batch_size: 1, and more trainer.accumulate_grad_batches": _one_row,
+    "model.value.loading.gradient_checkpointing: true": _recompute_values,
+    "model.micro_batch: 1": _one_response,
+    f"model.generator.batch_size: {WRITTEN}": _fewer_written,
     "trainer.precision: bf16-mixed": _half,
     "trainer.strategy: fsdp": _cut,
 }

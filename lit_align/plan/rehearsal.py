@@ -73,6 +73,11 @@ class Watch(TorchDispatchMode):
         self._share = share
         self._known: dict[int, Any] = {}
 
+    def count(self, tensors: Sequence[Tensor]) -> None:
+        """Take tensors in that were there before."""
+        for tensor in tensors:
+            self._enter(tensor)
+
     def forget(self, tensors: list[Tensor]) -> None:
         """Leave tensors out that were there before."""
         for tensor in tensors:
@@ -193,23 +198,25 @@ def rehearse(
     with watch:
         with settings.autocast():
             found = loss()
-        forward = watch.peak
+        forward, activations = watch.peak, max(behind)
         watch.start_over()
         found.backward()
         del found
     for hook in hooks:
         hook.remove()
     left = max(0, watch.live - watch.gradients)
-    step = Step(
-        max(behind), forward, watch.peak, watch.gradients_then, watch.beside, left, watch.operations
-    )
+    step = Step(activations, forward, watch.peak, watch.gradients_then, watch.beside, left, watch.operations)
     for parameter in module.parameters():
         parameter.grad = None
     return step
 
 
 def rehearse_reading(
-    mode: FakeTensorMode, models: Sequence[nn.Module], read: Callable[[], object], settings: Settings
+    mode: FakeTensorMode,
+    models: Sequence[nn.Module],
+    read: Callable[[], object],
+    settings: Settings,
+    there: Callable[[], Sequence[Tensor]] = tuple,
 ) -> tuple[int, int]:
     """Bytes that are alive at most while something is read without gradient, and the operations.
 
@@ -218,8 +225,10 @@ def rehearse_reading(
         models: all that are there.
         read: does it.
         settings: of the run.
+        there: gives what is alive already and counts, for as long as it lives.
     """
     watch = _watch(mode, models, settings)
+    watch.count(there())
     with watch, torch.no_grad(), settings.autocast():
         read()
     return watch.peak, watch.operations
@@ -231,7 +240,7 @@ def _watch(mode: FakeTensorMode, models: Sequence[nn.Module], settings: Settings
     return watch
 
 
-def _last(model: nn.Module) -> list[nn.Module]:
-    """The last layer, or the model where it has none that repeat."""
-    found = layers(model)
-    return [found[-1]] if found else [model]
+def _last(module: nn.Module) -> list[nn.Module]:
+    """The last layer of each model of a module, or the module where none has layers that repeat."""
+    found = [layers(model)[-1] for model in module.children() if layers(model)]
+    return found or [module]

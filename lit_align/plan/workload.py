@@ -24,7 +24,7 @@ def largest_batch(data: PreferenceData) -> PairBatch:
 
 
 def uniform_batch(
-    pairs: int, prompt: int, response: int, quality_prompt: int = 0, mismatched: bool = False
+    pairs: int, prompt: int, response: int, quality_prompt: int = 0, mismatched: bool = False, opening: int = 0
 ) -> PairBatch:
     """Pairs of the same lengths, for data that is not there.
 
@@ -34,6 +34,7 @@ def uniform_batch(
         response: tokens of each response.
         quality_prompt: tokens that the prompted pair has more; 0 for none.
         mismatched: with the responses of other rows.
+        opening: tokens that all prompts begin with.
 
     >>> uniform_batch(2, prompt=3, response=4).input_ids.shape
     torch.Size([2, 2, 7])
@@ -42,7 +43,8 @@ def uniform_batch(
     mask = torch.zeros(shape, dtype=torch.bool)
     mask[..., prompt:] = True
     ids = torch.zeros(shape, dtype=torch.int64)
-    ids[:, 1, prompt:] = 1  # two responses, not the same one twice
+    ids[:, :, opening] = torch.arange(pairs).unsqueeze(-1)  # not the same prompt twice
+    ids[:, 1, prompt:] = pairs  # nor the same response
     return PairBatch(
         input_ids=ids,
         attention_mask=torch.ones(shape, dtype=torch.bool),
@@ -51,5 +53,31 @@ def uniform_batch(
         weight=torch.ones(pairs),
         index=torch.arange(pairs),
         mismatched=uniform_batch(pairs, prompt, response) if mismatched else None,
-        prompted=uniform_batch(pairs, prompt + quality_prompt, response) if quality_prompt else None,
+        prompted=uniform_batch(pairs, prompt + quality_prompt, response, opening=quality_prompt)
+        if quality_prompt
+        else None,
+    )
+
+
+def whole_responses(batch: PairBatch, each: int, tokens: int) -> PairBatch:
+    """A rollout whose responses are all as long as they may get.
+
+    Args:
+        batch: whose prompts are answered.
+        each: responses to each prompt.
+        tokens: of each response.
+
+    >>> whole_responses(uniform_batch(2, prompt=3, response=4), each=2, tokens=5).mask.sum((1, 2)).tolist()
+    [5, 5, 5, 5]
+    """
+    prompts = (batch.attention_mask & ~batch.mask)[:, 0].sum(-1).repeat_interleave(each)[:, None, None]
+    place = torch.arange(int(prompts.max()) + tokens)
+    rows = len(prompts)
+    return PairBatch(
+        input_ids=torch.zeros(rows, 1, len(place), dtype=torch.int64),
+        attention_mask=place < prompts + tokens,
+        mask=(place >= prompts) & (place < prompts + tokens),
+        truncated=torch.ones(rows, 1, dtype=torch.bool),
+        weight=torch.ones(rows),
+        index=torch.arange(rows),
     )

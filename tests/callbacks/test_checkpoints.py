@@ -59,12 +59,14 @@ def test_never_writes_in_the_system_s_temporary_folder(saved: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("size", [0, 10, 300])
+@pytest.mark.fault("D03", "D04", "D05d", "D06b", "L04", "L04b")
 def test_a_damaged_file_is_named_with_its_size(saved: Path, size: int) -> None:
     os.truncate(saved, size)
     with pytest.raises(ValueError, match=rf"last\.ckpt is damaged: it ends after {size} bytes without a seal"):
         AtomicCheckpointIO().load_checkpoint(saved)
 
 
+@pytest.mark.fault("D03b")
 def test_any_flipped_bit_is_seen_and_the_intact_one_named(saved: Path) -> None:
     """Also in the bytes of a weight, where the file still reads well."""
     other = saved.with_name("other.ckpt")
@@ -86,6 +88,7 @@ def test_a_file_that_others_wrote_is_not_taken(tmp_path: Path) -> None:
         AtomicCheckpointIO().load_checkpoint(tmp_path / "foreign.ckpt")
 
 
+@pytest.mark.fault("L09")
 def test_no_room_is_seen_before_anything_is_written(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type(shutil.disk_usage(saved))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100, 89, 11))
@@ -106,6 +109,7 @@ class Payload:
         return os.mkdir, (str(self.path),)
 
 
+@pytest.mark.security(1)
 def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
     """A seal protects against accidents; against an author only what is read does."""
     evil = {"state_dict": Payload(tmp_path / "executed")}
@@ -115,6 +119,8 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.fault("D06d")
+@pytest.mark.security(3)
 def test_urls_and_missing_files() -> None:
     with pytest.raises(ValueError, match="not read from URLs"):
         AtomicCheckpointIO().load_checkpoint("http://localhost/x.ckpt")
@@ -129,6 +135,7 @@ def damaged(path: Path) -> Path:
     return path
 
 
+@pytest.mark.fault("D06", "D08")
 def test_last_is_the_newest_that_is_intact_and_it_is_said(saved: Path) -> None:
     callback = Checkpoints()
     callback.dirpath = str(saved.parent)
@@ -145,6 +152,8 @@ def test_last_is_the_newest_that_is_intact_and_it_is_said(saved: Path) -> None:
         callback._find_last_checkpoints(trainer)
 
 
+@pytest.mark.resume("from the checkpoint before a damaged one")
+@pytest.mark.fault("D06", "D08")
 def test_a_run_goes_on_from_the_one_before_a_damaged_one(rows: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = (

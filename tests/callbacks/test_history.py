@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_align.callbacks.history import cut_behind
@@ -23,6 +24,8 @@ def test_lines_behind_the_step_move_aside(tmp_path: Path) -> None:
     assert cut_behind(tmp_path / "nowhere.jsonl", 2) == 0
 
 
+@pytest.mark.resume("counters and the files of a run, from an older checkpoint")
+@pytest.mark.fault("D01c")
 def test_going_on_from_an_older_checkpoint_tells_every_step_once(rows: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = (

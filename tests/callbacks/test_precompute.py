@@ -66,6 +66,7 @@ def test_it_trains_what_a_second_model_trains(rows: Path, tmp_path: Path, cache:
                 assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), name
 
 
+@pytest.mark.fault("D20b")
 def test_other_batches_seeds_rates_and_objectives_find_the_same(rows: Path, tmp_path: Path, cache: Path) -> None:
     assert counts(lit_align(*words(tmp_path / "a", rows, *kept(cache)))) == (11, 0)
     lines = rows.read_text("utf-8").splitlines()
@@ -76,6 +77,7 @@ def test_other_batches_seeds_rates_and_objectives_find_the_same(rows: Path, tmp_
     assert counts(found) == (0, 11)
 
 
+@pytest.mark.fault("D20")
 def test_a_cut_of_the_rows_does_not(rows: Path, tmp_path: Path, cache: Path) -> None:
     assert counts(lit_align(*words(tmp_path / "a", rows, *kept(cache)))) == (11, 0)
     computed, found = counts(lit_align(*words(tmp_path / "b", rows, *kept(cache), "--data.max_length", 60)))

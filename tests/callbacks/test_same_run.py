@@ -33,6 +33,7 @@ def test_what_does_not_enter_the_result_may_change() -> None:
     SameRun(settings(workers=4, steps=20)).compare(saved(SameRun(settings())))
 
 
+@pytest.mark.fault("D02")
 def test_a_change_is_named_with_both_values() -> None:
     with pytest.raises(ValueError, match=r"model\.objective\.init_args\.beta: was 0\.1, is 0\.5"):
         SameRun(settings(beta=0.5)).compare(saved(SameRun(settings(beta=0.1))))
@@ -50,6 +51,7 @@ def test_an_evaluation_needs_the_weights_to_belong_to_the_policy_alone() -> None
         SameRun(other, resumes=False).compare(saved(SameRun(settings())))
 
 
+@pytest.mark.fault("D02c", "D02e")
 def test_other_files_under_the_same_name_are_another_model(tmp_path: Path) -> None:
     folder = tmp_path / "policy"
     shutil.copytree(testbed.path("policy"), folder)
@@ -65,6 +67,7 @@ def test_other_files_under_the_same_name_are_another_model(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("part", ["optimizer_states", "lr_schedulers", "loops"])
+@pytest.mark.fault("D05", "D05c")
 def test_a_run_goes_on_from_all_parts_or_not_at_all(part: str) -> None:
     checkpoint = saved(SameRun(settings()))
     del checkpoint[part]

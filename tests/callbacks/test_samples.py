@@ -120,6 +120,7 @@ def test_before_and_after_are_the_first_and_the_last(run: Path) -> None:
     assert printed[0] != printed[1]
 
 
+@pytest.mark.resume("samples from before the first step")
 def test_before_survives_a_resumed_run(run: Path, rows: Path, tmp_path: Path) -> None:
     more = ("--trainer.max_steps", 3, "--ckpt_path", run / "checkpoints" / "last.ckpt")
     ended = ok(lit_align(*words(tmp_path, rows, *more)))

@@ -66,6 +66,8 @@ def alive(group: int) -> bool:
     return True
 
 
+@pytest.mark.resume("behind SIGTERM")
+@pytest.mark.fault("D11", "L06")
 def test_sigterm_saves_and_the_resumed_run_is_the_undisturbed_one(rows: Path, tmp_path: Path) -> None:
     many = ("--trainer.max_steps", 120)
     code, out = stopped(tmp_path / "stopped", *words(tmp_path / "stopped", rows, *many))
@@ -81,6 +83,8 @@ def test_sigterm_saves_and_the_resumed_run_is_the_undisturbed_one(rows: Path, tm
     assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
 
 
+@pytest.mark.resume("behind SIGTERM to one of two processes")
+@pytest.mark.fault("LE2")
 def test_sigterm_to_the_launcher_stops_both_processes(rows: Path, tmp_path: Path) -> None:
     """The signal reaches rank zero only; the other one hears of it between two steps."""
     many = ("--trainer.max_steps", 60, *TWO)
@@ -112,6 +116,7 @@ class Terminates(Callback):
 
 
 @pytest.mark.parametrize(("at", "step"), [(1, 1), (3, 2), (4, 2), (5, 3)])
+@pytest.mark.resume("behind SIGTERM inside a window of accumulation and before a validation")
 def test_a_signal_inside_a_window_waits_for_the_step(rows: Path, tmp_path: Path, at: int, step: int) -> None:
     """Two batches to a step; a validation behind every second step, which belongs to it."""
     (tmp_path / "parts").mkdir()

@@ -133,6 +133,7 @@ class Exploding:
 
 @pytest.mark.parametrize("damage", [cut, flip, forge, Path.unlink, execute])
 @pytest.mark.parametrize("name", [RECORDS, MANIFEST])
+@pytest.mark.security(14)
 def test_what_is_damaged_is_said_in_one_line_and_made_again(
     read: Reader, write: Write, folder: Path, damage: Callable[[Path], None], name: str
 ) -> None:
@@ -231,6 +232,7 @@ def test_one_that_waits_says_so_and_goes_on(
 
 
 class TestFolder:
+    @pytest.mark.security(14)
     def test_it_is_the_users_alone(self, read: Reader, write: Write, folder: Path) -> None:
         read(write(ROWS))
         assert folder.stat().st_mode & 0o777 == 0o700

@@ -56,6 +56,7 @@ class TestNumbersOfAPair:
             ("preference_probability", "much", "found 'much'"),
         ],
     )
+    @pytest.mark.fault("F07", "F08")
     def test_what_is_out_of_range_is_named(self, column: str, value: Any, expected: str) -> None:
         with pytest.raises(DataError) as caught:
             pair(**{column: value})

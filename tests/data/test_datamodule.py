@@ -126,6 +126,7 @@ class TestSetup:
         with pytest.raises(DataError, match=r"bad\.jsonl:1: rejected: found null"):
             make(train=str(write([{**pair_row(0), "rejected": None}], "bad.jsonl"))).setup("fit")
 
+    @pytest.mark.fault("A21", "A22", "A23")
     def test_what_is_odd_about_the_data_is_said(self, make: Any, rows: str, write: Write) -> None:
         swapped = {"prompt": "p", "chosen": "a", "rejected": "b"}, {"prompt": "p", "chosen": "b", "rejected": "a"}
         train = write([*swapped, pair_row(0), pair_row(0), {**pair_row(1), "chosen": ""}], "odd.jsonl")
@@ -163,6 +164,7 @@ class TestTokensPerBatch:
     """The eleven rows are 14 to 17 tokens wide: 70 tokens hold two pairs, both sides and padding."""
 
     @pytest.mark.parametrize("stop", range(1, 10))
+    @pytest.mark.resume("which rows come next, by rows and by a token budget")
     def test_a_resumed_run_sees_what_a_whole_one_sees(self, make: Any, tmp_path: Path, stop: int) -> None:
         whole, first, second = Recorder(), Recorder(stop_after=stop), Recorder()
         settings = {"batch_size": None, "tokens_per_batch": 70}
@@ -209,6 +211,7 @@ class TestTruncationAndTemplates:
         assert len(head) < len("Question 0:")
         assert left.longest == right.longest == 9
 
+    @pytest.mark.fault("A40")
     def test_cut_responses_can_be_left_out(self, make: Any) -> None:
         data = make(max_response_length=5, truncation="cut_prompts", max_dropped=1.0)
         data.setup("fit")
@@ -309,6 +312,7 @@ class TestRuns:
         assert module.evaluated == 2 * list(range(COUNT))
 
     @pytest.mark.parametrize("stop", range(1, 12))
+    @pytest.mark.resume("which rows come next, by rows and by a token budget")
     def test_a_resumed_run_sees_what_a_whole_one_sees(self, make: Any, tmp_path: Path, stop: int) -> None:
         whole, first, second = Recorder(), Recorder(stop_after=stop), Recorder()
         trainer(tmp_path).fit(whole, make())
@@ -318,6 +322,7 @@ class TestRuns:
         assert first.seen + second.seen == whole.seen
         assert len(whole.seen) == 12
 
+    @pytest.mark.resume("which rows come next in an epoch that is cut short")
     def test_an_epoch_that_the_trainer_cuts_short_is_resumed_as_well(self, make: Any, tmp_path: Path) -> None:
         whole, first, second = Recorder(), Recorder(stop_after=4), Recorder()
         trainer(tmp_path, limit_train_batches=4).fit(whole, make())
@@ -356,6 +361,7 @@ class TestState:
         assert [batch.index.tolist() for batch in loader] == rest
         assert len(rest) == 5
 
+    @pytest.mark.fault("D02d")
     def test_another_training_file_is_refused(self, make: Any, state: dict[str, Any], write: Write) -> None:
         data = make(train=str(write([pair_row(number) for number in range(COUNT)], "other.jsonl")))
         data.setup("fit")
@@ -376,6 +382,7 @@ class TestState:
     @pytest.mark.parametrize(
         ("settings", "words"), [({"batch_size": 3}, "pairs per batch of all processes"), ({"seed": 1}, "data.seed")]
     )
+    @pytest.mark.fault("D02b")
     def test_other_batches_are_refused_in_the_middle_of_an_epoch_and_welcome_at_its_end(
         self, make: Any, state: dict[str, Any], settings: dict[str, Any], words: str
     ) -> None:

@@ -70,6 +70,7 @@ class TestEveryFormat:
         assert "column 'chosen' is missing; found [" in text
         assert "did you mean 'choosen' to be 'chosen'?" in text
 
+    @pytest.mark.fault("A38", "A38b", "A39")
     @pytest.mark.parametrize(
         "column", ["ref_chosen_logps", "reference_rejected_logps", "prompt_input_ids", "chosen_ids"]
     )
@@ -117,6 +118,7 @@ class TestPairs:
 
 
 class TestHumanAssistant:
+    @pytest.mark.fault("A07b")
     def test_responses_that_begin_alike_are_not_cut(self) -> None:
         pair = read(GOOD["hh"])
         assert (pair.prompt, pair.chosen, pair.rejected) == (ASK, " In the skiff.", " In the sea.")

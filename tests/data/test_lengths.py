@@ -135,6 +135,7 @@ def test_the_matched_beta_gives_all_tokens_the_same_weight_at_the_start(rows: li
 # ── what stands there more than once ────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.fault("A21", "A23")
 def test_duplicates_and_contradictions() -> None:
     swapped = TokenizedPair(pair(3, 1).prompt, pair(3, 1).rejected, pair(3, 1).chosen)
     report = length_report(PairStore.of([pair(3, 1), pair(3, 1), swapped, pair(3, 1, prompt=5)]))

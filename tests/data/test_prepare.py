@@ -43,6 +43,7 @@ def test_text_and_ids_stand_at_the_same_positions(read: Any, write: Write, plain
     assert split.dropped == {"chosen: found only blanks": 1, "longer than the limits": 1}
 
 
+@pytest.mark.fault("A25", "A41")
 def test_scores_that_contradict_the_labels_are_counted(read: Any, write: Write) -> None:
     scores = [(1, 2), (2, 1.5), (None, 3), (float("nan"), 1), (1, 1)]
     path = write([{**pair_row(n), "score_chosen": a, "score_rejected": b} for n, (a, b) in enumerate(scores)])

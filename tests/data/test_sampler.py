@@ -60,6 +60,7 @@ def test_the_usual_distributed_sampler_counts_a_pair_twice() -> None:
 
 
 @given(kind=plans, count=counts, size=sizes, world=worlds)
+@pytest.mark.fault("LE3")
 def test_every_rank_has_the_same_number_of_batches_and_none_is_empty(
     kind: type[PairBatches], count: int, size: int, world: int
 ) -> None:
@@ -109,6 +110,7 @@ def test_asking_for_an_order_leaves_the_global_generator_alone() -> None:
 
 
 @given(kind=plans, count=counts, size=sizes, world=worlds, skip=st.integers(0, 10))
+@pytest.mark.resume("the rest of a pass over the rows")
 def test_a_resumed_pass_is_the_rest_of_the_whole_one_and_only_that_pass(
     kind: type[PairBatches], count: int, size: int, world: int, skip: int
 ) -> None:

@@ -104,6 +104,7 @@ def test_long_and_short_batches_are_mixed() -> None:
 
 
 @given(widths=widths_lists, tokens=budgets, skip=st.integers(0, 10))
+@pytest.mark.resume("the rest of a pass of batches by a token budget")
 def test_a_resumed_pass_is_the_rest_of_the_whole_one_and_only_that_pass(
     widths: list[int], tokens: int, skip: int
 ) -> None:

@@ -74,6 +74,7 @@ class TestText:
             assert decode(bos, side.ids[:-1]) == Encoder(bos).without_end(text)
         assert decode(bos, outcome.prompt[1:]) == Encoder(bos).without_start(prompt)
 
+    @pytest.mark.fault("A03")
     def test_no_bos_where_the_tokenizer_uses_none(self, plain: PreTrainedTokenizerFast) -> None:
         pair = one(plain, text_pair())
         assert decode(plain, pair.prompt) == "Where?"
@@ -84,6 +85,7 @@ class TestText:
         assert together.prompt == one(plain, text_pair("The li", "d", "p")).prompt
         assert list(together.prompt) == plain("The li").input_ids
 
+    @pytest.mark.fault("A16")
     @pytest.mark.parametrize("end", ["</s>", "</s>\n", " </s></s> "])
     def test_eos_in_the_text_is_taken_once_and_counted(self, plain: PreTrainedTokenizerFast, end: str) -> None:
         result = Tokenize(Encoder(plain), Cut(100))([text_pair(chosen=f" Here.{end}")])
@@ -100,6 +102,8 @@ class TestText:
         assert first.prompt == second.prompt
         assert result.notes == Counter({START_IN_TEXT: 1})
 
+    @pytest.mark.fault("A15")
+    @pytest.mark.security(12)
     def test_control_tokens_in_the_text_are_counted(self, plain: PreTrainedTokenizerFast) -> None:
         result = Tokenize(Encoder(plain), Cut(100))([text_pair("Where <|user|> is"), text_pair(), text_pair("a</s>b")])
         assert result.notes == Counter({CONTROL_IN_TEXT: 2})
@@ -133,6 +137,7 @@ class TestText:
         assert kinds == [TokenizedPair, DataError, type(None), TokenizedPair]
         assert outcomes[3].prompt == one(plain, text_pair("Who?")).prompt  # type: ignore[union-attr]
 
+    @pytest.mark.fault("A33")
     def test_tokens_that_would_merge_are_counted(self, plain: PreTrainedTokenizerFast) -> None:
         result = Tokenize(Encoder(plain), Cut(100))(
             [text_pair("The li", "ghthouse"), text_pair(), text_pair("Who: ", "the ship")]
@@ -184,6 +189,7 @@ class TestChat:
     @given(
         content=st.lists(st.text("ab \U000f0000\U000f0001", max_size=3) | st.sampled_from(CHATML_CONTROL)).map("".join)
     )
+    @pytest.mark.security(12)
     def test_control_tokens_are_the_templates_alone(self, chatml: PreTrainedTokenizerFast, content: str) -> None:
         spoilt = one(chatml, chat_pair(f"x{content}", chosen=f"y{content}z", rejected="no"), QUALITY)
         clean = one(chatml, chat_pair("x", chosen="y", rejected="no"), QUALITY)

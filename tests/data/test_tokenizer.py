@@ -85,6 +85,7 @@ with_control = st.lists(st.text(max_size=6) | st.sampled_from(CONTROL), max_size
 class TestEncoder:
     @settings(deadline=None)
     @given(text=with_control)
+    @pytest.mark.security(12)
     def test_data_stays_text_whatever_it_spells(self, plain: PreTrainedTokenizerFast, text: str) -> None:
         encoder = Encoder(plain)
         (ids,) = encoder([(Piece(text),)])

@@ -121,6 +121,7 @@ class TestCut:
         with pytest.raises(DataError, match="no room for the prompt"):
             Cut(4)(pair)
 
+    @pytest.mark.fault("A19")
     def test_responses_that_differ_only_in_what_is_cut(self) -> None:
         pair = EncodedPair(PromptIds([], [], [], [50]), said(10, 11, 12), said(10, 11, 13), where="rows.jsonl:7")
         with pytest.raises(DataError, match=r"rows\.jsonl:7: .* the same 2 tokens after truncation"):

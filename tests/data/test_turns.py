@@ -106,6 +106,7 @@ def test_an_answer_is_scored_from_its_first_character_to_its_end_of_turn(name: s
 @family
 @settings(deadline=None, max_examples=15)
 @given(data=st.data())
+@pytest.mark.security(12)
 def test_control_tokens_in_the_data_stay_text(name: str, data: st.DataObject) -> None:
     """In no role, and nowhere in a text."""
     control = st.sampled_from(FAMILIES[name].control)

@@ -34,6 +34,7 @@ def words(run: Path, rows: Path, *more: object) -> Sequence[object]:
     )
 
 
+@pytest.mark.fault("D09", "L09")
 def test_d09_l09_no_room_for_a_checkpoint_ends_the_run_and_keeps_the_last_one(rows: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     ok(lit_align(*words(run, rows, 1)))
@@ -49,6 +50,7 @@ def test_d09_l09_no_room_for_a_checkpoint_ends_the_run_and_keeps_the_last_one(ro
 
 
 @pytest.mark.parametrize("size", [0, 1, 1000, 4096, 50_000, 400_000])
+@pytest.mark.fault("D09", "L09")
 def test_d09_wherever_the_write_fails_the_old_one_stays(tmp_path: Path, size: int) -> None:
     target = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"step": 1}, target)
@@ -65,6 +67,7 @@ def test_d09_wherever_the_write_fails_the_old_one_stays(tmp_path: Path, size: in
     assert AtomicCheckpointIO().load_checkpoint(target) == {"step": 1}
 
 
+@pytest.mark.fault("C11", "L12")
 def test_c11_l12_a_folder_that_cannot_be_written_is_an_error_before_the_first_step(rows: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     ended = lit_align(*words(tmp_path / "file" / "run", rows, 1))

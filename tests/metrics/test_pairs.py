@@ -108,6 +108,7 @@ def test_what_is_not_formed_is_absent() -> None:
     assert {"loss", "rewards/chosen", "lengths/chosen"} <= set(found)
 
 
+@pytest.mark.fault("B16")
 def test_saturated_pairs_are_counted() -> None:
     outcome, logps, batch = made_up(4)
     found = means((replace(outcome, slope=torch.tensor([0.5, 1e-7, 0.0, 0.1])), logps, batch))

@@ -46,6 +46,7 @@ def test_random_weights_need_the_configuration_alone(folder: Path) -> None:
     assert not first.lm_head.weight.equal(other.lm_head.weight)
 
 
+@pytest.mark.fault("B20")
 def test_dropout_is_off(tmp_path: Path) -> None:
     GPT2LMHeadModel(GPT2Config(vocab_size=31, n_embd=8, n_layer=1, n_head=1)).save_pretrained(tmp_path)
     model = load_causal_lm(str(tmp_path), Loading()).train()
@@ -65,7 +66,9 @@ def test_gradient_checkpointing_changes_no_number(folder: Path) -> None:
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.fault("B18")
 @pytest.mark.parametrize("name", ["./nowhere", "out/of/depth", "nowhere", "/nowhere/model"])
+@pytest.mark.security(10)
 def test_a_missing_folder_is_not_looked_up_on_a_hub(name: str) -> None:
     with pytest.raises(FileNotFoundError, match="model folder not found"):
         load_causal_lm(name, Loading())
@@ -79,11 +82,13 @@ def test_a_path_under_a_folder_of_this_place_is_local(tmp_path: Path, monkeypatc
     assert locate("EleutherAI/pythia-410m") == "EleutherAI/pythia-410m"
 
 
+@pytest.mark.fault("B18c")
 def test_a_folder_without_configuration(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"config\.json is missing in"):
         load_causal_lm(str(tmp_path), Loading())
 
 
+@pytest.mark.fault("B19")
 def test_weights_cut_short_name_the_file(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:100])
@@ -91,12 +96,14 @@ def test_weights_cut_short_name_the_file(folder: Path) -> None:
         load_causal_lm(str(folder), Loading())
 
 
+@pytest.mark.fault("B19b")
 def test_a_missing_tensor_is_not_made_up(folder: Path) -> None:
     rewrite(folder, lambda weights: weights.pop("model.norm.weight"))
     with pytest.raises(ValueError, match=r"do not fill the model.*model\.norm\.weight"):
         load_causal_lm(str(folder), Loading())
 
 
+@pytest.mark.fault("B09", "B10")
 def test_a_weight_that_is_not_finite(folder: Path) -> None:
     rewrite(folder, lambda weights: weights["model.norm.weight"].fill_(float("nan")))
     with pytest.raises(ValueError, match=r"model\.norm\.weight has values that are not finite"):

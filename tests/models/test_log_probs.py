@@ -44,6 +44,7 @@ def unpacked(values: Tensor, batch: PairBatch) -> list[list[float]]:
     ]
 
 
+@pytest.mark.fault("A03b", "D33", "D34")
 @settings(max_examples=25, deadline=None)
 @given(PAIRS)
 def test_equals_a_plain_loop(pairs: list[tuple[list[int], list[int], list[int]]]) -> None:
@@ -62,6 +63,7 @@ def test_padding_is_zero_and_masked(policy: torch.nn.Module, batch: PairBatch) -
     assert values[mask].lt(0).all()
 
 
+@pytest.mark.fault("D33")
 def test_ids_under_the_padding_do_not_matter(policy: torch.nn.Module, batch: PairBatch) -> None:
     garbage = replace(batch, input_ids=torch.where(batch.attention_mask, batch.input_ids, torch.tensor(7)))
     assert response_log_probs(policy, batch).equal(response_log_probs(policy, garbage))

@@ -93,6 +93,7 @@ class TestValues:
         with pytest.raises(ValueError, match=r"rows \[40, 42\] are not in"):
             reference.log_probs(moved)
 
+    @pytest.mark.fault("D24")
     def test_values_that_are_not_finite_are_not_kept(self, batch: PairBatch, folder: Path) -> None:
         policy = tiny_llama()
         with torch.no_grad():
@@ -134,6 +135,7 @@ def _buffer_free(model: LlamaForCausalLM) -> None:
 
 
 class TestIdentity:
+    @pytest.mark.fault("D22", "D23")
     @pytest.mark.parametrize("change", [_weight, _config, _attention, _dtype])
     def test_what_enters_a_value_makes_another_cache(
         self, batch: PairBatch, folder: Path, change: Callable[[LlamaForCausalLM], None]
@@ -143,6 +145,7 @@ class TestIdentity:
         change(model)
         assert attached(folder, model).missing(batch).all()
 
+    @pytest.mark.fault("D20")
     def test_so_does_the_precision(self, batch: PairBatch, folder: Path) -> None:
         reference = filled(folder, batch)
         with torch.autocast("cpu", torch.bfloat16):
@@ -150,6 +153,7 @@ class TestIdentity:
             with pytest.raises(RuntimeError, match="'autocast': 'none'.*not in .*'autocast': 'bfloat16'"):
                 reference.log_probs(batch)
 
+    @pytest.mark.fault("D20b")
     def test_what_does_not_enter_finds_the_same(self, batch: PairBatch, folder: Path) -> None:
         filled(folder, batch)
         model = tiny_llama()

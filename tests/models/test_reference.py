@@ -19,6 +19,7 @@ def moved(model: torch.nn.Module) -> None:
                 parameter.add_(0.1 * torch.randn_like(parameter))
 
 
+@pytest.mark.fault("B08", "B11")
 def test_a_copy_stays_when_the_policy_moves(batch: PairBatch) -> None:
     policy = tiny_llama()
     reference = SecondModel()
@@ -99,6 +100,7 @@ def test_a_hard_update_is_the_policy_to_the_bit(batch: PairBatch) -> None:
     assert not reference.log_probs(batch).isclose(response_log_probs(policy, batch)).all()
 
 
+@pytest.mark.resume("the weights of a reference that moves")
 def test_a_moving_reference_is_resumed_to_the_bit(batch: PairBatch) -> None:
     policy, reference = tiny_llama(), MovingReference(every=1, mixing=0.3)
     reference.attach(policy)

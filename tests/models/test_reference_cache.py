@@ -105,6 +105,7 @@ class TestStore:
 
 
 class TestDamage:
+    @pytest.mark.fault("D25")
     @pytest.mark.parametrize(
         "change", [lambda content: content[:-40], lambda content: content[:99] + b"!" + content[100:]]
     )

@@ -42,6 +42,7 @@ def expected(model: ScoreModel) -> list[list[float]]:
 
 
 @pytest.mark.parametrize("pad", [0, 2], ids=["pad", "pad is eos"])
+@pytest.mark.fault("F06")
 def test_the_score_is_that_of_the_sequence_alone(model: ScoreModel, pad: int) -> None:
     found = response_scores(model, pair_batch(PROMPTS, RESPONSES, pad))
     assert torch.allclose(found, torch.tensor(expected(model)), atol=1e-6)

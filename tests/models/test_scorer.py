@@ -40,6 +40,7 @@ def scored(value: Any) -> Any:
         ("12", "gave str; expected a list of 2 numbers"),
     ],
 )
+@pytest.mark.fault("H01", "H03", "H04", "H05")
 def test_what_cannot_be_used_is_named(value: Any, message: str, batch: PairBatch) -> None:
     scorer = scored(value)
     with pytest.raises(ScoreError) as caught:

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 
 from lit_align.data import PreferenceData
-from lit_align.models import LoRA, load_causal_lm, response_log_probs
+from lit_align.models import LoRA, MovingReference, load_causal_lm, response_log_probs
 from lit_align.models.generate import Sampling
 from lit_align.models.loading import Loading
 from lit_align.models.scorer import KnownScore, ScoreError
@@ -167,6 +167,24 @@ def test_an_adapter_alone_is_trained(rows: Path, tmp_path: Path) -> None:
     assert abs(float(module.trainer.callback_metrics["train/kl"])) < 1e-5
 
 
+def test_a_moving_reference_moves(rows: Path, tmp_path: Path) -> None:
+    """Taken over whole behind every second of three steps, it is the policy as it was one step before the end."""
+    module = lit(reference=MovingReference(every=2, mixing=1.0))
+    before: list[list[Any]] = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *rest: Any) -> None:
+            before.append([weight.detach().clone() for weight in pl_module.policy.parameters()])
+
+    trainer(tmp_path, Watch(), max_epochs=1).fit(module, prompts(rows))
+    assert module.global_step == len(before) == 3
+    assert module.reference is not None
+    with module.reference.active() as reference:
+        for ours, theirs in zip(reference.parameters(), before[1], strict=True):
+            assert torch.equal(ours, theirs)
+    assert any(not torch.equal(one, other) for one, other in zip(before[1], before[2], strict=True))
+
+
 # ── what is refused, and what is said ───────────────────────────────────────────────────────────────────────────────
 
 
@@ -177,6 +195,7 @@ class Bad(TestbedScore):
         return [float("nan") if row == 3 else 1.0 for row in range(len(prompts))]
 
 
+@pytest.mark.fault("H01")
 def test_a_score_that_is_no_number_stops_the_run_before_any_step(rows: Path, tmp_path: Path) -> None:
     module = lit(score=KnownScore(Bad()))
     with pytest.raises(ScoreError, match="nan for the response .* to the prompt"):

@@ -333,6 +333,7 @@ class Disturbed(Callback):
                 parameter.mul_(1.1)
 
 
+@pytest.mark.fault("A00", "B11")
 @pytest.mark.parametrize(("callbacks", "warned"), [((), False), ((Disturbed(),), True)])
 def test_a_policy_that_is_not_its_reference_at_the_start(
     rows: Path, tmp_path: Path, callbacks: tuple[Callback, ...], warned: bool, recwarn: pytest.WarningsRecorder

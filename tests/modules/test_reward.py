@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from peft import PeftModel
 from torch.nn import functional as F
 
+from lit_align.callbacks.export import Export
 from lit_align.data import PreferenceData
-from lit_align.models import Loading
-from lit_align.models.reward import load_score_model, response_scores
+from lit_align.models import Loading, LoRA
+from lit_align.models.reward import ScoreModel, load_score_model, response_scores
 from lit_align.modules import Constant, LitReward
 from tests.modules.test_preference import Watch, sgd, trainer
 
@@ -80,3 +82,37 @@ def test_a_margin_column_is_honoured(rows: Path, tmp_path: Path) -> None:
         float(with_margin.trainer.callback_metrics["train/loss"])
         > float(plain.trainer.callback_metrics["train/loss"]) + 1
     )
+
+
+def test_an_adapter_and_the_head_alone_are_trained(rows: Path, tmp_path: Path) -> None:
+    """At first the adapter changes nothing: the head moves as it does without one."""
+    plain, _ = run(rows, tmp_path, 11)
+    module = LitReward(POLICY, lora=LoRA(rank=2), optimizer=sgd, schedule=Constant())
+    start = dict(module.build_model().named_parameters())
+    trainer(tmp_path, max_epochs=1).fit(module, pairs(rows, 11))
+    moved = {name for name, weight in module.model.named_parameters() if not torch.equal(weight, start[name])}
+    assert any("lora_B" in name for name in moved)
+    assert all("lora_" in name or "score.modules_to_save" in name for name in moved)
+    (head,) = (weight for name, weight in module.model.named_parameters() if "score.modules_to_save" in name)
+    assert torch.allclose(head, plain.model.model.score.weight, atol=1e-6)  # type: ignore[arg-type]
+
+
+def test_an_exported_adapter_is_the_model(rows: Path, tmp_path: Path) -> None:
+    """Merged, and as an adapter on the policy that PEFT puts together."""
+    module = LitReward(POLICY, lora=LoRA(rank=2), optimizer=sgd, schedule=Constant())
+    host = trainer(tmp_path, max_epochs=1)
+    host.fit(module, pairs(rows, 11))
+    batch = next(iter(module.trainer.datamodule.train_dataloader()))  # type: ignore[attr-defined]
+    with torch.no_grad():
+        expected = module(batch)
+    for form in ("adapter", "merged"):
+        export = Export(form=form)  # type: ignore[arg-type]
+        export.on_fit_end(host, module)
+        assert export.folder is not None
+        if form == "adapter":
+            base = load_score_model(POLICY, Loading(), head="fresh").model
+            found = ScoreModel(PeftModel.from_pretrained(base, str(export.folder)).eval())  # type: ignore[arg-type]
+        else:
+            found = load_score_model(str(export.folder), Loading())
+        with torch.no_grad():
+            assert torch.allclose(response_scores(found, batch), expected, atol=1e-5), form

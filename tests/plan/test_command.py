@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lit_align.plan.command import main
+from lit_align.testbed import path
 from tests.modules.test_footprint import ARCHITECTURES
 from tests.plan.worlds import model
 from tests.runner import Ended, forked
@@ -122,6 +123,49 @@ def test_what_does_not_fit_gets_knobs_that_do(tmp_path: Path) -> None:
     assert any("trainer.strategy: fsdp" in row for row in settings)
     assert "all of these" in settings[-1]
     assert settings[-1].rstrip("│ ").endswith("yes")
+
+
+TESTBED = path("policy") / "config.json"
+
+
+@pytest.mark.parametrize("name", ["opt1.3b_hh", "llama3.2_1b_tldr"])
+def test_rlhf_fits_on_the_device_that_its_file_names(name: str, tmp_path: Path) -> None:
+    """Every model of it is taken from the given architecture, and counted."""
+    file = CONFIGS / "experiment" / "preference_matching" / name / "rlhf.yaml"
+    room = re.search(r"[Oo]ne GPU of (\d+) GB", file.read_text("utf-8"))
+    assert room is not None
+    config = ARCHITECTURES[name].to_dict() | {"architectures": [CLASSES[ARCHITECTURES[name].model_type]]}
+    (tmp_path / "config.json").write_text(json.dumps(config, default=str))
+    ended = plan(
+        *("--config", file, "--architecture", tmp_path / "config.json"), "--memory", int(float(room[1]) * 1e9 / 2**30)
+    )
+    assert ended.code == 0, ended.out
+    assert re.search(r"^fits into", ended.out, re.MULTILINE), ended.out
+    for word in ("writing", "scoring", "forward", "backward", "step", "keys and values", "frozen models"):
+        assert word in ended.out
+
+
+def test_rlhf_that_does_not_fit_gets_knobs_of_its_own() -> None:
+    words = ("--config", CONFIGS / "experiment" / "pm_testbed" / "rlhf.yaml", "--architecture", TESTBED)
+    ended = plan(*words, "--memory", "0.05", "--flops", "1e12", "--trainer.accelerator", "cpu")
+    assert ended.code == 0, ended.out
+    assert "rollout: 128 x 1 rows" in ended.out
+    assert "does not fit" in ended.out
+    knobs = [row for row in ended.out.splitlines() if row.rstrip("│ ").endswith(("yes", "no"))]
+    totals = {row.split("│")[1].strip(): float(row.split("│")[2]) for row in knobs}
+    assert {"model.micro_batch: 1", "model.generator.batch_size: 8", "all of these"} <= totals.keys()
+    assert totals["all of these"] == min(totals.values())
+    assert "60 steps: " in ended.out
+    assert "writing token by token waits for memory" in ended.out
+
+
+def test_a_reward_model_is_planned() -> None:
+    words = ("--config", CONFIGS / "experiment" / "pm_testbed" / "reward.yaml", "--architecture", TESTBED)
+    ended = plan(*words, "--lengths", "30,10", "--flops", "1e12")
+    assert ended.code == 0, ended.out
+    assert "557,824 parameters, 557,824 trained; one process; 32-true" in ended.out
+    assert "micro-batch: 32 x 2 rows of 40 tokens" in ended.out
+    assert "frozen" not in ended.out
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,34 @@
+"""A checkpoint keeps what trains where there is an adapter, and all else where there is none."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from lit_align.models import LoRA
+from lit_align.modules.kept_weights import check_kept, kept
+
+
+@pytest.fixture
+def half() -> nn.Module:
+    """The second of two layers trains."""
+    stack = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
+    stack[0].requires_grad_(False)
+    return stack
+
+
+def test_all_without_an_adapter(half: nn.Module) -> None:
+    assert kept(half, None, half.state_dict()).keys() == {"0.weight", "1.weight"}
+    check_kept(half, None, {})
+
+
+def test_what_trains_with_one(half: nn.Module) -> None:
+    found = kept(half, LoRA(), half.state_dict())
+    assert found.keys() == {"1.weight"}
+    check_kept(half, LoRA(), found)
+
+
+@pytest.mark.parametrize("names", [[], ["0.weight", "1.weight"]])
+def test_weights_of_another_adapter_are_refused(half: nn.Module, names: list[str]) -> None:
+    with pytest.raises(ValueError, match="not those of this run's adapter"):
+        check_kept(half, LoRA(), dict.fromkeys(names))

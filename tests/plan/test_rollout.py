@@ -1,0 +1,164 @@
+"""What an on-policy run takes: responses that are written and scored, and the steps on them; by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from lit_align.models import Loading, LoRA
+from lit_align.models.generate import Sampling
+from lit_align.models.generator import CachedGenerator, Request
+from lit_align.models.scorer import KnownScore, RewardModel, Scorer
+from lit_align.models.value import Value
+from lit_align.modules import LitOnline
+from lit_align.online import OnlineObjective, Reinforce, ResponseSum
+from lit_align.online.advantage import GreedyBaseline, LeaveOneOut
+from lit_align.online.presets import kl_rlhf, pm_rlhf
+from lit_align.plan import Spread, estimate, uniform_batch, whole_responses
+from lit_align.plan.rehearsal import Settings, give_shapes, shapes_alone
+from lit_align.plan.rollout import longest, rehearse_writing
+from lit_align.testbed.score import TestbedScore
+from tests.plan.worlds import model
+
+CPU = Spread(device="cpu")
+RANDOM = Loading(weights="random")
+RLOO = kl_rlhf(0.1, LeaveOneOut(), Reinforce(), ResponseSum())
+LAYER = 4 * 384 * 384 + 3 * 384 * 1024
+LAYERS = 2
+POLICY = 2 * 32000 * 384 + LAYERS * (LAYER + 2 * 384) + 384
+SCORER = POLICY - 32000 * 384 + 384
+"""Weights of a policy, and of a score model: a row in place of the output embedding."""
+PROMPTS, EACH, PROMPT, NEW = 8, 2, 20, 12
+ROLLOUT = whole_responses(uniform_batch(PROMPTS, PROMPT, 1), EACH, NEW)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model(tmp_path_factory.mktemp("model") / "model", num_hidden_layers=LAYERS, tie_word_embeddings=False)
+
+
+def online(folder: Path, objective: OnlineObjective = RLOO, **how: Any) -> LitOnline:
+    given: dict[str, Any] = {
+        **{"score": KnownScore(TestbedScore()), "responses": EACH, "micro_batch": 4, "sampling": Sampling(NEW)},
+        **{"loading": RANDOM, "value": Value(loading=RANDOM), "generator": CachedGenerator(batch_size=8)},
+    }
+    return LitOnline(str(folder), objective, **{**given, **how})
+
+
+def rewarding(folder: Path) -> Scorer:
+    return RewardModel(str(folder), RANDOM, batch_size=8)
+
+
+def test_every_model_is_counted(folder: Path) -> None:
+    """Policy and value model with gradients and two moments each; reference and reward model alone."""
+    found = estimate(online(folder, kl_rlhf(), score=rewarding(folder)), ROLLOUT, CPU)
+    assert list(found.moments) == ["writing", "scoring", "forward", "backward", "step"]
+    for moment, memory in found.moments.items():
+        assert memory.parameters == 4 * (POLICY + SCORER), moment
+        assert memory.optimizer == 8 * (POLICY + SCORER), moment
+        assert memory.frozen == 4 * (POLICY + SCORER), moment
+    assert found.moments["step"].gradients == 4 * (POLICY + SCORER)
+    assert found.trained == POLICY + SCORER
+
+
+@pytest.mark.parametrize(
+    ("objective", "how", "frozen"),
+    [(RLOO, {}, POLICY), (RLOO, {"lora": LoRA(rank=2)}, 0), (pm_rlhf(), {}, 0)],
+    ids=["a reference", "an adapter", "no reference"],
+)
+def test_what_is_not_needed_takes_nothing(
+    folder: Path, objective: OnlineObjective, how: dict[str, Any], frozen: int
+) -> None:
+    assert estimate(online(folder, objective, **how), ROLLOUT, CPU).memory.frozen == 4 * frozen
+
+
+def test_keys_and_values_are_those_of_the_longest_responses_written_at_once(folder: Path) -> None:
+    """In each layer two numbers of 384 for each of 8 responses and all tokens but the last, which is not read."""
+    found = estimate(online(folder), ROLLOUT, CPU).moments
+    assert found["writing"].cache == LAYERS * 2 * 384 * 8 * (PROMPT + NEW - 1) * 4
+    assert {memory.cache for moment, memory in found.items() if moment != "writing"} == {0}
+    more = estimate(online(folder, generator=CachedGenerator(batch_size=16)), ROLLOUT, CPU).moments
+    assert more["writing"].cache == 2 * found["writing"].cache
+
+
+def test_the_gradients_of_the_last_step_are_there_while_responses_are_written(folder: Path) -> None:
+    found = estimate(online(folder, micro_batch=16), ROLLOUT, CPU).moments
+    assert found["writing"].gradients == found["scoring"].gradients == 4 * POLICY
+    assert found["forward"].gradients == 0
+    assert estimate(online(folder, micro_batch=4), ROLLOUT, CPU).moments["forward"].gradients == 4 * POLICY
+
+
+def test_operations_of_a_rollout_by_hand(folder: Path) -> None:
+    """Writing, one reading each by policy and reference, and three passes of each epoch; shared by the steps.
+
+    Of a prompt only the last token goes through the head, and then each token that is written but the last; other
+    readings take every token through it. Attention adds a little.
+    """
+    rows, width = PROMPTS * EACH, PROMPT + NEW
+    head = 32000 * 384
+    writing = 2 * rows * (LAYERS * LAYER * (width - 1) + head * NEW)
+    reading = 2 * rows * width * (LAYERS * LAYER + head)
+    for epochs, minibatches in ((1, 1), (2, 1), (1, 4), (3, 2)):
+        by_hand = (writing + reading * (2 + 3 * epochs)) / (epochs * minibatches)
+        found = estimate(online(folder, epochs=epochs, minibatches=minibatches), ROLLOUT, CPU)
+        assert found.operations == pytest.approx(by_hand, rel=0.03)
+        assert found.tokens == rows * width // minibatches
+
+
+def test_a_greedy_baseline_writes_one_response_more(folder: Path) -> None:
+    greedy = kl_rlhf(0.1, GreedyBaseline(), Reinforce(), ResponseSum())
+    rows = PROMPTS * EACH
+    writing = 2 * rows * (LAYERS * LAYER * (PROMPT + NEW - 1) + 32000 * 384 * NEW)
+    more = (
+        estimate(online(folder, greedy), ROLLOUT, CPU).operations - estimate(online(folder), ROLLOUT, CPU).operations
+    )
+    assert more == pytest.approx(writing / EACH, rel=0.1)
+
+
+def test_minibatches_and_micro_batches_set_what_a_pass_takes(folder: Path) -> None:
+    """Sixteen responses in four steps are four at a time, whatever the micro-batch allows."""
+    whole = estimate(online(folder, micro_batch=16), ROLLOUT, CPU).moments["forward"]
+    dealt = estimate(online(folder, micro_batch=16, minibatches=4), ROLLOUT, CPU).moments["forward"]
+    assert dealt.activations == pytest.approx(whole.activations / 4, rel=0.01)
+    small = estimate(online(folder, micro_batch=4), ROLLOUT, CPU).moments["forward"]
+    assert small.activations == dealt.activations
+    assert (dealt.gradients, small.gradients) == (0, 4 * POLICY)
+
+
+def test_cut_models_are_whole_while_responses_are_written(folder: Path) -> None:
+    found = estimate(online(folder), ROLLOUT, Spread(processes=4, cut=True, device="cpu")).moments
+    assert found["writing"].communication == 4 * POLICY
+    assert found["writing"].parameters == 4 * POLICY // 4
+    layer = LAYER + 2 * 384
+    assert found["forward"].communication == 4 * POLICY + 4 * layer  # its two layers, and one's gradients
+
+
+def test_the_operations_of_writing_are_those_of_generate() -> None:
+    """The testbed's policy for real, with no token that ends a response."""
+    module = LitOnline(
+        "testbed:policy", RLOO, KnownScore(TestbedScore()), responses=2, loading=Loading(attention="eager")
+    )
+    object.__setattr__(module.settings, "sampling", Sampling(NEW))
+    module.configure_model()
+    policy: Any = module.policy.eval()
+    batch = whole_responses(uniform_batch(3, PROMPT, 1), 2, NEW)
+    with FlopCounterMode(display=False) as counter:
+        asked = [Request(list(range(5, 5 + PROMPT)), number) for number in range(6)]
+        module.generator(policy, asked, [10**6], 0, module.settings.sampling)
+    mode = shapes_alone()
+    give_shapes(mode, module)
+    found = rehearse_writing(mode, [module], module, batch, Settings())
+    assert found.operations == pytest.approx(counter.get_total_flops(), rel=0.001)
+
+
+def test_the_longest_responses_stand_for_a_pass() -> None:
+    short, long = (whole_responses(uniform_batch(2, prompt, 1), 1, 3) for prompt in (4, 9))
+    mixed = torch.zeros(4, 1, 12, dtype=torch.bool)
+    mixed[:2, :, :7], mixed[2:, :, :12] = short.attention_mask, long.attention_mask
+    batch = whole_responses(uniform_batch(4, 9, 1), 1, 3)
+    object.__setattr__(batch, "attention_mask", mixed)
+    assert longest(batch, 3).index.tolist() == [2, 3, 0]

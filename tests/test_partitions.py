@@ -1,0 +1,293 @@
+"""Every objective trains the same weights, and reports the same numbers, however its pairs are shared out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
+
+from lit_align.data import PreferenceData
+from lit_align.models import Loading, load_causal_lm
+from lit_align.modules import Constant, LitPreference
+from lit_align.modules.steps import total_over_ranks
+from lit_align.objectives import Objective, wpo
+from lit_align.types import PairBatch, PairDraw
+from tests.conftest import tiny_llama
+from tests.runner import distance, forked, in_processes, ok
+from tests.test_presets_train import NAMES, columns, objective
+
+TOKENS = "testbed:policy"
+RATE = 0.05
+SIDES = (("chosen", 3), ("rejected", 2))
+
+
+@dataclass(frozen=True)
+class World:
+    """What a run reads.
+
+    Args:
+        policy: folder of a random two-layer model, or a name.
+        rows: eleven pairs.
+    """
+
+    policy: str
+    rows: Path
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How four pairs are shared out; eleven make two full steps and one of three."""
+
+    processes: int
+    batch_size: int
+    accumulate: int
+
+
+FIRST = Layout(1, 4, 1)
+LAYOUTS = {
+    "accumulated": Layout(1, 1, 4),
+    "half accumulated": Layout(1, 2, 2),
+    "two processes": Layout(2, 2, 1),
+    "two processes, accumulated": Layout(2, 1, 2),
+    "four processes": Layout(4, 1, 1),
+}
+"""On two processes the last step has two pairs here and one there; on four, one process has only a copy."""
+FEW = ("kto", "aot", "sampo", "bco", "rpo", "sr_dpo")
+"""With a mean or an order over all pairs, draws, running numbers, a token-weighted term, a second kind of prompt."""
+
+
+class Kept(Logger):
+    """Keeps what is reported, but for the clock."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[dict[str, float]] = []
+
+    @property
+    def name(self) -> str:
+        return "kept"
+
+    @property
+    def version(self) -> str:
+        return "0"
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        return
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.lines.append({"step": float(step or 0)} | {k: v for k, v in metrics.items() if "throughput" not in k})
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a run came to."""
+
+    weights: dict[str, Tensor]
+    lines: list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Worlds:
+    """A small world for most objectives, and one whose responses are likely for the one that weighs pairs by that."""
+
+    small: World
+    likely: World
+
+    def of(self, made: Objective) -> World:
+        return self.likely if made == wpo() else self.small
+
+
+def trained(module: LitPreference, rows: Path, layout: Layout) -> Found:
+    """One epoch with SGD, and a validation on the same rows."""
+    made = module.objective
+    kept = Kept()
+    alone = layout.processes == 1
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        devices=layout.processes,
+        strategy="auto" if alone else DDPStrategy(timeout=timedelta(seconds=120)),
+        accumulate_grad_batches=layout.accumulate,
+        gradient_clip_val=1.0,
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+        logger=kept,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=rows.parent,
+    )
+    data = PreferenceData(
+        train=str(rows),
+        validation=str(rows),
+        tokenizer=TOKENS,
+        batch_size=layout.batch_size,
+        prompted=made.needs_prompted,
+        mismatched=made.needs_mismatched,
+        columns=columns(made),
+        seed=0,
+    )
+    trainer.fit(module, datamodule=data)
+    return Found({name: weight.detach().clone() for name, weight in module.policy.named_parameters()}, kept.lines)
+
+
+def sgd(weights: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(weights, lr=RATE)
+
+
+def module(worlds: Worlds, made: Objective, kind: type[LitPreference] = LitPreference) -> LitPreference:
+    return kind(worlds.of(made).policy, made, optimizer=sgd, schedule=Constant())
+
+
+@pytest.fixture(scope="module")
+def worlds(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Worlds:
+    """The eleven pairs cut short, and as they are, each with a margin for the objectives that require one."""
+    folder = tmp_path_factory.mktemp("partitions")
+    tiny_llama(vocabulary=load_causal_lm(TOKENS, Loading()).config.vocab_size).save_pretrained(folder / "policy")
+    lines = [{**json.loads(line), "margin": 0.25} for line in rows.read_text("utf-8").splitlines()]
+    short = [shortened(line, place) for place, line in enumerate(lines)]
+    for name, given in (("short", short), ("long", lines)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in given), "utf-8")
+    return Worlds(World(str(folder / "policy"), folder / "short.jsonl"), World(TOKENS, folder / "long.jsonl"))
+
+
+def shortened(row: dict[str, Any], place: int) -> dict[str, Any]:
+    """Responses of a few words, no two of the same number."""
+    words = {side: " ".join(row[side].split()[: 3 + (place * step) % 7]) for side, step in SIDES}
+    return {**row, "prompt": " ".join(row["prompt"].split()[:8]), **words}
+
+
+Kind = Callable[[Worlds, str], LitPreference]
+
+
+def plain(worlds: Worlds, name: str) -> LitPreference:
+    return module(worlds, objective(name))
+
+
+def of_all(names: Sequence[str], worlds: Worlds, layout: Layout, folder: Path, kind: Kind = plain) -> dict[str, Found]:
+    """Each objective trained in one layout, the processes being started once."""
+
+    def work(rank: int) -> None:
+        found = {}
+        for name in names:
+            result = trained(kind(worlds, name), worlds.of(objective(name)).rows, layout)
+            found[name] = {"weights": result.weights, "lines": result.lines}
+        if rank == 0:
+            torch.save(found, folder / "found.pt")
+
+    alone: list[Callable[[], None]] = [lambda: work(0)]
+    for ended in forked(alone if layout.processes == 1 else in_processes(layout.processes, work)):
+        ok(ended)
+    return {name: Found(**it) for name, it in torch.load(folder / "found.pt", weights_only=True).items()}
+
+
+@pytest.fixture(scope="module")
+def whole(worlds: Worlds, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Found]:
+    """Every objective in one process with four pairs to a batch."""
+    return of_all(NAMES, worlds, FIRST, tmp_path_factory.mktemp("whole"))
+
+
+def differences(one: Found, other: Found) -> list[str]:
+    """What is not the same: weights to 1e-6, numbers to five digits, and what divides by small ones to four."""
+    found = []
+    apart = distance(one.weights, other.weights)
+    if not apart < 1e-6:
+        found.append(f"weights differ by {apart:.1e}")
+    for ours, theirs in zip(one.lines, other.lines, strict=True):
+        assert ours.keys() == theirs.keys()
+        near = {name: 1e-4 if "correlation" in name else 3e-6 for name in ours}
+        wrong = [it for it in ours if theirs[it] != pytest.approx(ours[it], rel=2e-5, abs=near[it], nan_ok=True)]
+        found += [f"step {ours['step']:.0f}: {name} is {theirs[name]}, was {ours[name]}" for name in wrong]
+    return found
+
+
+@pytest.mark.partition("every objective: weights, losses and metrics for 1, 2 and 4 processes, and accumulated")
+@pytest.mark.parametrize(
+    ("layout", "names"),
+    [
+        ("two processes", NAMES),
+        *((layout, FEW) for layout in ("accumulated", "four processes")),
+        *(pytest.param(layout, NAMES, marks=pytest.mark.long) for layout in LAYOUTS if layout != "two processes"),
+    ],
+    ids=lambda it: it if isinstance(it, str) else "all" if it is NAMES else "few",
+)
+def test_every_objective_trains_the_same(
+    whole: dict[str, Found], worlds: Worlds, tmp_path: Path, layout: str, names: Sequence[str]
+) -> None:
+    found = of_all(names, worlds, LAYOUTS[layout], tmp_path)
+    problems = {name: differences(whole[name], found[name]) for name in names}
+    assert not {name: found for name, found in problems.items() if found}
+
+
+def test_every_objective_moves_the_weights_far_enough_to_tell(whole: dict[str, Found], worlds: Worlds) -> None:
+    """By a hundred times what layouts may differ by; three training steps and a validation are reported."""
+    for name in NAMES:
+        start = dict(load_causal_lm(worlds.of(objective(name)).policy, Loading()).named_parameters())
+        assert distance(start, whole[name].weights) > 1e-4, name
+        steps = [line["step"] for line in whole[name].lines if "train/loss" in line]
+        assert steps == [1, 2, 3]
+        assert any("val/loss" in line for line in whole[name].lines)
+
+
+# ── what would go wrong ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class OwnMean(LitPreference):
+    """Divides by the pairs of its own process, and leaves the mean over processes to DDP."""
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        own = self.ledger.weight
+        everyone = total_over_ranks(own, self.trainer.strategy)
+        for parameter in self.parameters():
+            if parameter.grad is not None:
+                parameter.grad *= float(everyone / (own * self.trainer.world_size))
+        super().on_before_optimizer_step(optimizer)
+
+
+class OwnDraw(LitPreference):
+    """Draws by the process instead of by the pair."""
+
+    def _training_draw(self, batch: PairBatch) -> PairDraw:
+        return super()._training_draw(batch) + self.global_rank
+
+
+class CountsCopies(LitPreference):
+    """Takes the copies that fill up a process for pairs."""
+
+    def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
+        super().validation_step(replace(batch, weight=torch.ones_like(batch.weight)), batch_idx)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "layout", "seen"),
+    [
+        (OwnMean, "dpo", "two processes", "step 3: train/grad_norm"),
+        (OwnDraw, "sampo", "two processes", "weights differ"),
+        (CountsCopies, "dpo", "four processes", "val/loss"),
+    ],
+)
+def test_a_module_that_forgets_the_others_is_found_out(
+    whole: dict[str, Found],
+    worlds: Worlds,
+    tmp_path: Path,
+    kind: type[LitPreference],
+    name: str,
+    layout: str,
+    seen: str,
+) -> None:
+    def wrong(where: Worlds, what: str) -> LitPreference:
+        return module(where, objective(what), kind)
+
+    found = of_all([name], worlds, LAYOUTS[layout], tmp_path, wrong)
+    assert any(seen in said for said in differences(whole[name], found[name]))
