@@ -126,7 +126,7 @@ def _fewer_written(case: Case) -> Case | None:
 
 
 def _cut(case: Case) -> Case | None:
-    if case.spread.cut or case.spread.processes == 1 or isinstance(case.module, LitOnline):
+    if case.spread.cut or case.spread.processes == 1:
         return None
     return replace(case, spread=replace(case.spread, cut=True))
 
