@@ -115,7 +115,7 @@ class Cli(LightningCLI):
             self._fail(f"trainer.precision {trainer.precision}: expected bf16-mixed, or 32-true")
 
     def _set_length(self, trainer: Namespace) -> None:
-        """One epoch, unless the user says how long; refuse a run without an end, which no schedule fits, or any step."""
+        """One epoch, unless the user says how long; refuse a run without an end, which no schedule fits, or a step."""
         if trainer.max_epochs is None and trainer.max_steps == -1:
             trainer.max_epochs = 1
         if self.subcommand == "fit" and trainer.max_epochs == -1 and trainer.max_steps == -1:

@@ -106,6 +106,7 @@ class Update:
         if module.gradient_clip is not None:
             torch._foreach_mul_(gradients, min(1.0, module.gradient_clip / (float(norm) + 1e-6)))
         optimizer.step()
+        optimizer.zero_grad()  # nothing needs them while the next responses are drawn
         module.gradient_norm = norm
         if module.reference is not None:
             module.reference.after_step(module.policy, module.global_step)

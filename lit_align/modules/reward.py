@@ -125,7 +125,10 @@ class LitReward(LightningModule):
         return total * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
-        """Start the clock of an optimizer step."""
+        """Start an optimizer step: its clock, and without any gradient."""
+        if not self.ledger.under_way:
+            for optimizer in self.trainer.optimizers:
+                optimizer.zero_grad()
         self.ledger.start()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

@@ -126,8 +126,7 @@ class Rehearsal:
         """
         loss = partial(_loss, module, part, several)
         step = self._in_a_layout(module, part, partial(rehearse, self.mode, self.models, loss, self.settings))
-        # Lightning drops gradients of the last step behind a forward pass; preference training does it before
-        return held.moments(step, several, several or isinstance(module, LitReward)), step.operations
+        return held.moments(step, several), step.operations
 
     def filling(
         self, module: LitPreference, part: PairBatch, fill: Sequence[nn.Module], held: Held
@@ -178,7 +177,7 @@ class Rehearsal:
         moments: dict[Moment, Memory] = {
             "writing": held.rolling(written.working, written.cache),
             "scoring": held.rolling(peak),
-            **held.moments(step, several, several),
+            **held.moments(step, several),
         }
         sizes = [int(found.attention_mask.sum()) for found in (batch, part)]
         updates = step.operations * sizes[0] // sizes[1] // settings.minibatches

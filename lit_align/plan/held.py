@@ -39,19 +39,18 @@ class Held:
     together: int = 0
     whole: int = 0
 
-    def moments(self, step: Step, several: bool, kept: bool) -> dict[Moment, Memory]:
+    def moments(self, step: Step, several: bool) -> dict[Moment, Memory]:
         """Memory of each moment of an optimizer step.
 
         Args:
             step: as rehearsed.
             several: whether gradients of several micro-batches are summed up.
-            kept: whether there are gradients when a forward pass begins, of this step or of the last.
         """
         gradients = self.gradients if several else step.gradients
         backward = step.beside if several else step.backward - step.gradients
         return {
             "forward": self._memory(
-                gradients=self.gradients if kept else 0,
+                gradients=self.gradients if several else 0,
                 activations=step.activations,
                 working=max(0, step.forward - step.activations),
                 communication=self.buckets + self.together,
@@ -68,14 +67,14 @@ class Held:
         }
 
     def rolling(self, working: int, cache: int = 0) -> Memory:
-        """Memory while responses are drawn; the gradients of the last step are still there.
+        """Memory while responses are drawn, and there are no gradients.
 
         Args:
             working: what lives for a moment.
             cache: keys and values.
         """
         return self._memory(
-            gradients=self.gradients, working=working, cache=cache, communication=self.buckets + self.whole
+            gradients=0, working=working, cache=cache, communication=self.buckets + self.whole
         )
 
     def reading(self, working: int, reference: int) -> Memory:

@@ -16,7 +16,7 @@ from lit_align.models.loading import Loading
 from lit_align.models.scorer import KnownScore, ScoreError
 from lit_align.models.value import Value, response_values
 from lit_align.modules import Constant, LitOnline
-from lit_align.modules.drawing import Drawn
+from lit_align.modules.drawing import Draw, Drawn
 from lit_align.modules.steps import NonFiniteError
 from lit_align.online import GAE, RLHF, Clipped, GreedyBaseline, LeaveOneOut, OnlineObjective, Reinforce, ResponseSum
 from lit_align.online.presets import conditional_pm_rlhf, kl_rlhf, pm_rlhf
@@ -67,6 +67,23 @@ def fit(rows: Path, folder: Path, module: LitOnline, batch_size: int = 4, **sett
 def distance(one: LitOnline, other: LitOnline) -> float:
     pairs = zip(one.policy.parameters(), other.policy.parameters(), strict=True)
     return max(float((a - b).detach().abs().max()) for a, b in pairs)
+
+
+def test_nothing_holds_gradients_while_responses_are_drawn(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three rollouts: with the key-value cache, the next largest thing in memory."""
+    module = lit()
+    there: list[bool] = []
+    inner = Draw._write
+
+    def write(self: Draw, policy: Any, *words: Any) -> Any:
+        there.append(any(weight.grad is not None for weight in policy.parameters()))
+        return inner(self, policy, *words)
+
+    monkeypatch.setattr(Draw, "_write", write)
+    fit(rows, tmp_path, module, limit_train_batches=3)
+    assert there == [False] * 3
 
 
 def test_a_step_is_the_policy_gradient_of_what_was_drawn(rows: Path, tmp_path: Path) -> None:

@@ -52,6 +52,23 @@ def test_the_layout_of_a_step_does_not_matter(rows: Path, tmp_path: Path) -> Non
         assert torch.allclose(a, b, atol=2e-6), name
 
 
+def test_gradients_are_gone_before_the_next_forward_pass(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four batches of three, two of them to a step: there are some behind the first of each."""
+    there: list[bool] = []
+    inner = LitReward.training_step
+
+    def step(self: LitReward, *words: Any) -> Any:
+        there.append(any(weight.grad is not None for weight in self.parameters()))
+        return inner(self, *words)
+
+    monkeypatch.setattr(LitReward, "training_step", step)
+    run(rows, tmp_path, 3, accumulate_grad_batches=2)
+    assert there == [False, True] * (len(there) // 2)
+    assert len(there) >= 4
+
+
 def test_rows_with_one_response_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "one.jsonl"
     path.write_text('{"prompt": "2 + 2?", "completion": " 4", "label": true}\n', "utf-8")
