@@ -73,9 +73,7 @@ class Held:
             working: what lives for a moment.
             cache: keys and values.
         """
-        return self._memory(
-            gradients=0, working=working, cache=cache, communication=self.buckets + self.whole
-        )
+        return self._memory(gradients=0, working=working, cache=cache, communication=self.buckets + self.whole)
 
     def reading(self, working: int, reference: int) -> Memory:
         """Memory while a reference reads the data, before there are gradients or optimizer states.
