@@ -42,6 +42,8 @@ TASKS: dict[str, type[Module]] = {"preference": LitPreference, "reward": LitRewa
 """What a run may be, and the module that does it."""
 DEBUG = "LIT_ALIGN_DEBUG"
 OF_A_PEER = re.compile(r"gloo|NCCL|[Cc]onnection (closed|reset)|Timed out waiting|DistBackend|TCPStore")
+OF_A_CLUSTER = ("SLURM_NTASKS", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE", "PMI_RANK")
+"""Variables by which Lightning finds the other processes without an address in the environment."""
 BROKE_OFF = (NonFiniteError, NonFiniteWeightsError, ScoreError)
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, MisconfigurationException)
 
@@ -266,8 +268,9 @@ def _quiet() -> None:
 
 
 def _stay_on_this_machine() -> None:
-    """Gloo listens where other machines cannot reach it, unless the processes meet on another machine."""
-    if os.environ.get("MASTER_ADDR", "localhost") in ("localhost", "127.0.0.1", "::1"):
+    """Gloo listens where other machines cannot reach it, unless processes meet elsewhere, or a cluster says where."""
+    alone = not any(name in os.environ for name in OF_A_CLUSTER)
+    if alone and os.environ.get("MASTER_ADDR", "localhost") in ("localhost", "127.0.0.1", "::1"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
 
 

@@ -6,14 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from peft import PeftModel
 from torch import Tensor
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
 from lit_align.metrics import PairMetrics
@@ -37,15 +33,8 @@ from lit_align.modules.start import (
     reference_of,
     scale_values,
 )
-from lit_align.modules.steps import (
-    NonFiniteError,
-    StepLedger,
-    optimizer_steps,
-    run_data,
-    total_norm,
-    total_over_ranks,
-    with_names,
-)
+from lit_align.modules.stepping import Stepping
+from lit_align.modules.steps import run_data
 from lit_align.modules.union import Judged, judge_alone
 from lit_align.modules.window import Window, pull_now
 from lit_align.objectives.beta_scale import BetaReading
@@ -53,7 +42,7 @@ from lit_align.objectives.objective import Objective
 from lit_align.types import PairBatch, PairDraw, PairLogProbs
 
 
-class LitPreference(LightningModule):
+class LitPreference(Stepping):
     """Trains a policy on preference pairs with one objective.
 
     The gradient of an optimizer step is the weighted mean over all its pairs, whatever the micro-batches, the
@@ -86,29 +75,20 @@ class LitPreference(LightningModule):
         schedule: Schedule = Cosine(),
         forward_pass: ForwardPass = ForwardPass(),
     ) -> None:
-        super().__init__()
+        chosen = reference_of(objective, reference, lora)
+        from_start = chosen is not None and chosen.is_start
+        super().__init__(PairMetrics(objective.term_names, from_start), lora, optimizer, schedule)
         self.policy_name = policy
         self.objective = objective
         self.loading = loading
-        self.lora = lora
-        self.optimizer = optimizer
-        self.schedule = schedule
-        self.reference = reference_of(objective, reference, lora)
-        from_start = self.reference is not None and self.reference.is_start
-        self.train_metrics = PairMetrics(objective.term_names, from_start)
+        self.reference = chosen
         self.eval_metrics = PairMetrics(objective.term_names, from_start)
-        self.ledger = StepLedger()
         self.running = RunningNumbers(objective)
         self.sources = Sources(forward_pass)
         self._kept: list[PairBatch] = []
         self._evaluation = Evaluation(objective, self.eval_metrics)
         self.betas: tuple[BetaReading, ...] = ()
-        self._gradient_norm = torch.zeros(())
-        self._step_weight = 0.0
         self._seed = 0
-        self._loaded_step = 0
-        self._last_step = 0
-        self.strict_loading = lora is None
 
     # ── set-up ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -216,62 +196,17 @@ class LitPreference(LightningModule):
         self.ledger.add(judged.outcome, batch)
         self.running.add(judged.outcome, batch)
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Turn summed gradients into the mean over the step's pairs on all ranks; refuse what is not finite."""
-        weight = self._step_weight = float(total_over_ranks(self.ledger.weight, self.trainer.strategy))
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        torch._foreach_div_(gradients, weight)
-        norm = total_norm(gradients)
-        try:
-            self.ledger.close(norm, self.global_step, self.global_rank)
-        except NonFiniteError as error:
-            raise with_names(error, run_data(self.trainer)) from None
-        self._gradient_norm = norm
-
-    def optimizer_step(
-        self,
-        epoch: int,
-        batch_idx: int,
-        optimizer: torch.optim.Optimizer | LightningOptimizer,
-        optimizer_closure: Callable[[], Any] | None = None,
-    ) -> None:
-        """Take the step, let what follows it advance, and report every ``log_every_n_steps``, and behind the last.
-
-        The report is made here, before any callback that ends a batch: a checkpoint then holds sums that have been
-        reported and reset, and a resumed run reports what the uninterrupted one does.
-        """
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        trainer: Any = self.trainer
-        step = self.global_step + 1
+    def after_step(self, step: int) -> None:
+        """Let the objective's running numbers and a moving reference advance."""
         self.running.advance(self._step_weight, self.trainer.strategy)
         if self.reference is not None:
             self.reference.after_step(self.policy, step)
-        every = trainer.log_every_n_steps
-        if (every and step % every == 0) or step == self._last_step:
-            report(self, "train", self._training_values(optimizer.param_groups[0]["lr"]), step)
 
-    def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
-        """Start an optimizer step: its clock, and without any gradient."""
-        if not self.ledger.under_way:
-            for optimizer in self.trainer.optimizers:
-                optimizer.zero_grad()
-        self.ledger.start()
-
-    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
-        """Nothing: Lightning calls it behind the training step, in which gradients may have been added already."""
-
-    def _training_values(self, learning_rate: float) -> dict[str, Tensor]:
-        """Everything over all pairs since the last report; equal on all ranks, but for the clock's."""
-        values = self.train_metrics.compute()
-        self.train_metrics.reset()
-        tokens = total_over_ranks(self.ledger.tokens, self.trainer.strategy)
+    def training_values(self, learning_rate: float) -> dict[str, Tensor]:
+        """Beside what all modules report: the objective's running numbers, and β at the scale of sums."""
+        values = super().training_values(learning_rate)
         values |= {f"running/{name}": value for name, value in self.running.values.items()}
-        values |= scale_values(self.betas)
-        values["grad_norm"] = self._gradient_norm
-        values["learning_rate"] = torch.tensor(learning_rate)
-        values["tokens_seen"] = tokens
-        values["throughput/tokens_per_second"] = torch.tensor(self.ledger.rate(int(tokens)))
-        return values
+        return values | scale_values(self.betas)
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
         """Take a batch in."""
@@ -300,39 +235,21 @@ class LitPreference(LightningModule):
         if not self.trainer.sanity_checking:
             report(self, stage, values, self.global_step or self._loaded_step)
 
-    # ── optimizer, state ────────────────────────────────────────────────────────────────────────────────────────
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """The optimizer over what trains, and its schedule per optimizer step."""
-        optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)
-        total = self._last_step = optimizer_steps(self.trainer)
-        scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+    # ── state ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the adapter alone where there is one, and the sums that a resumed run goes on from."""
-        if self.lora is not None:
-            state = checkpoint["state_dict"]
-            checkpoint["state_dict"] = {name: state[name] for name in self._trained()}
+        """Keep, beside the weights, the sums and numbers that a resumed run goes on from."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["sums"] = sums_of(self.train_metrics, self.ledger, self.trainer.strategy)
         checkpoint["sums_of"] = list(self.train_metrics.names)
         checkpoint["running"] = dict(self.running.values)
         checkpoint["reference"] = {} if self.reference is None else self.reference.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from a checkpoint.
-
-        Raises:
-            ValueError: the checkpoint's weights are not those of an adapter like this one.
-        """
-        if self.lora is not None and set(checkpoint["state_dict"]) != self._trained():
-            raise ValueError("the checkpoint's weights are not those of this run's adapter (model.lora)")
-        self._loaded_step = int(checkpoint["global_step"])
+        """Go on from a checkpoint; see the base class."""
+        super().on_load_checkpoint(checkpoint)
         self.running.resume(checkpoint.get("running", {}))
         if self.reference is not None and checkpoint.get("reference"):
             self.reference.load_state_dict(checkpoint["reference"])
         same = checkpoint.get("sums_of") == list(self.train_metrics.names)
         restore_sums(checkpoint["sums"] if same else None, self.train_metrics, self.ledger, self)
-
-    def _trained(self) -> set[str]:
-        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}

@@ -571,6 +571,7 @@ def test_every_score_is_computed_in_the_process() -> None:
         ({"MASTER_ADDR": "127.0.0.1"}, LOOPBACK),
         ({"MASTER_ADDR": "10.0.0.1"}, None),
         ({"GLOO_SOCKET_IFNAME": "eth7"}, "eth7"),
+        ({"SLURM_NTASKS": "16"}, None),
     ],
 )
 def test_processes_of_one_machine_listen_on_it_alone(
