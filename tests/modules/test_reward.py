@@ -116,12 +116,14 @@ def test_an_adapter_and_the_head_alone_are_trained(rows: Path, tmp_path: Path) -
 
 def test_an_exported_adapter_is_the_model(rows: Path, tmp_path: Path) -> None:
     """Merged, and as an adapter on the policy that PEFT puts together."""
+    torch.manual_seed(0)
     module = LitReward(POLICY, lora=LoRA(rank=2), optimizer=sgd, schedule=Constant())
     host = trainer(tmp_path, max_epochs=1)
     host.fit(module, pairs(rows, 11))
     batch = next(iter(module.trainer.datamodule.train_dataloader()))  # type: ignore[attr-defined]
     with torch.no_grad():
         expected = module(batch)
+    assert expected.std() > 0.1
     for form in ("adapter", "merged"):
         export = Export(form=form)  # type: ignore[arg-type]
         export.on_fit_end(host, module)
@@ -132,4 +134,4 @@ def test_an_exported_adapter_is_the_model(rows: Path, tmp_path: Path) -> None:
         else:
             found = load_score_model(str(export.folder), Loading())
         with torch.no_grad():
-            assert torch.allclose(response_scores(found, batch), expected, atol=1e-5), form
+            torch.testing.assert_close(response_scores(found, batch), expected, rtol=1e-3, atol=1e-3)  # merging rounds
