@@ -82,7 +82,9 @@ def crowd(tmp_path: Path) -> Path:
 @pytest.mark.partition(
     "8 x 1, 4 x 2, 1 x 8, 2 processes 4 x 1 and 2 x 2, with short last windows: weights and metrics"
 )
-@pytest.mark.parametrize("objective", ["dpo", "averaged_dpo", "sr_dpo", "crowd.Crowd"])
+@pytest.mark.parametrize(
+    "objective", [pytest.param("dpo", marks=pytest.mark.long), "averaged_dpo", "sr_dpo", "crowd.Crowd"]
+)
 @pytest.mark.fault("E01", "E02", "LE1", "L07")
 def test_any_layout_trains_the_same_weights(rows: Path, tmp_path: Path, crowd: Path, objective: str) -> None:
     """Three epochs over eleven pairs, eight to a step: every epoch ends in a short step. SGD hides nothing."""

@@ -9,16 +9,15 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from lit_align.models.two_pass import Head, as_parameters
 from lit_align.models.vocabulary import (
     Extras,
-    Head,
     HeadGradient,
     Hidden,
     PerToken,
     Projection,
     Targets,
     TokenValues,
-    as_parameters,
 )
 
 LossOf: TypeAlias = Callable[[slice, TokenValues], Tensor]

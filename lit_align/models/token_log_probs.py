@@ -23,7 +23,8 @@ from lit_align.models.output_head import (
 )
 from lit_align.models.reading import PACKED_ATTENTION, Attention, Reading, packed, padded
 from lit_align.models.segments import NAME, original_attention, stands_in_for
-from lit_align.models.vocabulary import Extras, Head, Hidden, LogitRule, TokenValues, Workspace
+from lit_align.models.two_pass import Head
+from lit_align.models.vocabulary import Extras, Hidden, LogitRule, TokenValues, Workspace
 from lit_align.types import PairBatch, PairMask
 
 CPU_TOKENS = 1024

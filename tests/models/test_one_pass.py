@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from lit_align.models.one_pass import Tokens, charge
-from lit_align.models.vocabulary import Extras, Head, LogitRule, TokenValues, Workspace
+from lit_align.models.two_pass import Head
+from lit_align.models.vocabulary import Extras, LogitRule, TokenValues, Workspace
 from tests.models.test_vocabulary import TINY, Largest, sizes
 
 ENDS = [4, 5, 5, 33, 40]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lit_align.models.vocabulary import Extras, Head, LogitRule, Workspace
+from lit_align.models.two_pass import Head
+from lit_align.models.vocabulary import Extras, LogitRule, Workspace
 
 TINY = 1e-6
 """Megabytes that hold no row, so that a tile has the least rows that it can have."""

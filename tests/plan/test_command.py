@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from lit_align.plan.command import main
 from lit_align.testbed import path
@@ -61,6 +63,11 @@ PUBLISHED = {
 CLASSES = {"opt": "OPTForCausalLM", "llama": "LlamaForCausalLM"}
 
 
+def few_of(names: Iterable[str], always: str) -> list[ParameterSet]:
+    """All of them, and one in every run of the gate: sizes take seconds each."""
+    return [pytest.param(name, marks=() if name == always else pytest.mark.long) for name in names]
+
+
 def plan(*words: object, folder: Path | None = None) -> Ended:
     def work() -> None:
         sys.argv = ["lit_align", "plan", *map(str, words)]
@@ -69,7 +76,7 @@ def plan(*words: object, folder: Path | None = None) -> Ended:
     return forked([work])[0]
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", few_of(PUBLISHED, "sr_dpo_pythia2.8b_hh"))
 def test_an_experiment_at_a_paper_s_size_fits_where_it_ran(name: str, tmp_path: Path) -> None:
     """Eight GPUs of 80 GiB, without a look at models or data."""
     architecture, parameters = PUBLISHED[name]
@@ -83,7 +90,7 @@ def test_an_experiment_at_a_paper_s_size_fits_where_it_ran(name: str, tmp_path: 
 
 
 @pytest.mark.parametrize("step", ["sft", "reward"])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", few_of(ARCHITECTURES, "opt1.3b_hh"))
 def test_the_steps_before_rlhf_fit_on_the_device_that_their_files_name(name: str, step: str, tmp_path: Path) -> None:
     file = CONFIGS / "experiment" / "preference_matching" / name / f"{step}.yaml"
     room = re.search(r"[Oo]ne GPU of (\d+) GB", file.read_text("utf-8"))
@@ -128,7 +135,7 @@ def test_what_does_not_fit_gets_knobs_that_do(tmp_path: Path) -> None:
 TESTBED = path("policy") / "config.json"
 
 
-@pytest.mark.parametrize("name", ["opt1.3b_hh", "llama3.2_1b_tldr"])
+@pytest.mark.parametrize("name", few_of(["opt1.3b_hh", "llama3.2_1b_tldr"], "opt1.3b_hh"))
 def test_rlhf_fits_on_the_device_that_its_file_names(name: str, tmp_path: Path) -> None:
     """Every model of it is taken from the given architecture, and counted."""
     file = CONFIGS / "experiment" / "preference_matching" / name / "rlhf.yaml"

@@ -101,4 +101,7 @@ class TestPairs:
         ours, theirs = (sorted(path.read_text().splitlines()) for path in (work.pairs, work.ordered))
         assert ours == theirs
         assert len(work.tokens) == 3
+        ordered, shuffled = (path.read_text().splitlines() for path in (work.ordered, work.shuffled))
+        assert ordered[:2] == shuffled[:2]  # the batch that warms up is the same, so that the measured pairs are
+        assert sorted(ordered) == sorted(shuffled)
         assert work.pairs.read_text() != work.ordered.read_text()

@@ -62,14 +62,14 @@ class Side:
     Args:
         name: for people.
         python: interpreter.
-        split: micro-batches of a step; 0 for the side's own, which is one.
-        sampling: TRL's order of the pairs: ``sequential`` takes ours.
+        split: whether a step takes one pair at a time.
+        shuffled: whether the pairs stand in a random order instead of ours.
     """
 
     name: str
     python: str
     split: bool = False
-    sampling: str = "sequential"
+    shuffled: bool = False
 
     @property
     def ours(self) -> bool:
@@ -210,7 +210,7 @@ def _ours(side: Side, case: Case, work: Work, vocabulary: int, device: Device, f
 def _trl(side: Side, case: Case, work: Work, vocabulary: int, device: Device, folder: Path) -> Sequence[str]:
     settings = {
         "model": work.model(vocabulary),
-        "pairs": work.ordered,
+        "pairs": work.shuffled if side.shuffled else work.ordered,
         "out": folder / "found.json",
         "folder": folder / "trl",
         "loss": case.loss,
@@ -219,7 +219,6 @@ def _trl(side: Side, case: Case, work: Work, vocabulary: int, device: Device, fo
         "accumulate": work.batch if side.split else 1,
         "max-length": MAX_LENGTH,
         "learning-rate": LEARNING_RATE,
-        "sampling": side.sampling,
         "device": device.name,
     }
     words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]

@@ -84,7 +84,6 @@ def main() -> None:
     parser.add_argument("--accumulate", type=int, required=True)
     parser.add_argument("--max-length", type=int, required=True)
     parser.add_argument("--learning-rate", type=float, required=True)
-    parser.add_argument("--sampling", choices=("sequential", "random"), default="sequential")
     parser.add_argument("--cached", action="store_true")
     given = parser.parse_args()
     cuda = given.device == "cuda"
@@ -101,7 +100,7 @@ def main() -> None:
         loss_type=[given.loss],
         max_length=given.max_length,
         precompute_ref_log_probs=given.cached,
-        train_sampling_strategy=given.sampling,
+        train_sampling_strategy="sequential",
         gradient_checkpointing=False,
         bf16=cuda,
         use_cpu=not cuda,

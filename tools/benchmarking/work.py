@@ -54,6 +54,11 @@ class Work:
         """The same pairs in the order in which our side trains on them."""
         return self.folder / "ordered.jsonl"
 
+    @property
+    def shuffled(self) -> Path:
+        """The same pairs, the first batch as ours, all others in a random order: what a random sampler gives."""
+        return self.folder / "shuffled.jsonl"
+
     def model(self, vocabulary: int) -> Path:
         """Folder of the model with so many tokens."""
         return self.folder / f"model-{vocabulary}"
@@ -118,7 +123,10 @@ def prepare(folder: Path, rows: list[dict[str, str]], steps: int, batch: int, mo
     with redirect_stdout(StringIO()):  # the table of lengths is not what is asked for here
         data.setup("fit")
     batches = list(data.train_dataloader())
-    write(folder / "ordered.jsonl", (chosen[row] for found in batches for row in found.index.tolist()))
+    order = [row for found in batches for row in found.index.tolist()]
+    write(folder / "ordered.jsonl", (chosen[row] for row in order))
+    rest = random.Random(0).sample(order[batch:], len(order) - batch)
+    write(folder / "shuffled.jsonl", (chosen[row] for row in [*order[:batch], *rest]))
     return Work(folder, steps, batch, tuple(int(found.attention_mask.sum()) for found in batches))
 
 
