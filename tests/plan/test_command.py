@@ -13,8 +13,7 @@ from _pytest.mark import ParameterSet
 
 from lit_align.plan.command import main
 from lit_align.testbed import path
-from tests.modules.test_footprint import ARCHITECTURES
-from tests.plan.worlds import model
+from tests.plan.worlds import ARCHITECTURES, model
 from tests.runner import Ended, forked
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -135,7 +134,7 @@ def test_what_does_not_fit_gets_knobs_that_do(tmp_path: Path) -> None:
 TESTBED = path("policy") / "config.json"
 
 
-@pytest.mark.parametrize("name", few_of(["opt1.3b_hh", "llama3.2_1b_tldr"], "opt1.3b_hh"))
+@pytest.mark.parametrize("name", few_of(ARCHITECTURES, "opt1.3b_hh"))
 def test_rlhf_fits_on_the_device_that_its_file_names(name: str, tmp_path: Path) -> None:
     """Every model of it is taken from the given architecture, and counted."""
     file = CONFIGS / "experiment" / "preference_matching" / name / "rlhf.yaml"

@@ -7,9 +7,36 @@ import random
 import shutil
 from pathlib import Path
 
+from transformers import LlamaConfig, OPTConfig, PretrainedConfig
+
 from lit_align import testbed
 
 SIZES = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 6}
+
+ARCHITECTURES: dict[str, PretrainedConfig] = {
+    "opt1.3b_hh": OPTConfig(hidden_size=2048, ffn_dim=8192, num_hidden_layers=24, num_attention_heads=32),
+    "llama2_7b_hh": LlamaConfig(),
+    "llama3.2_1b_tldr": LlamaConfig(
+        vocab_size=128256,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        tie_word_embeddings=True,
+    ),
+    "llama3.2_3b_tldr": LlamaConfig(
+        vocab_size=128256,
+        hidden_size=3072,
+        intermediate_size=8192,
+        num_hidden_layers=28,
+        num_attention_heads=24,
+        num_key_value_heads=8,
+        head_dim=128,
+        tie_word_embeddings=True,
+    ),
+}
+"""Run of the paper → architecture of its models."""
 
 
 def model(folder: Path, **changes: object) -> Path:
