@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 from lit_align.data import PreferenceData
 from lit_align.data.collate import Collate
-from lit_align.models import Reference, response_log_probs
+from lit_align.models import Reference
 from lit_align.models.generate import Sampling
 from lit_align.models.generator import Generator, Request, Written, draw_of
-from lit_align.models.log_probs import packed_mask
+from lit_align.models.log_probs import packed_mask, response_log_probs
+from lit_align.models.reference import Read
 from lit_align.models.scorer import Scorer, Texts, checked
 from lit_align.models.sharding import together
 from lit_align.models.value import response_values
@@ -70,6 +71,7 @@ class Draw:
         score: what says what a response is worth.
         passes: responses per forward pass.
         needs_greedy: whether the most likely response to each prompt is scored as well.
+        read: how the policy's log-probabilities are read.
     """
 
     data: PreferenceData
@@ -78,6 +80,7 @@ class Draw:
     score: Scorer
     passes: int
     needs_greedy: bool
+    read: Read = response_log_probs
 
     @torch.no_grad()
     def __call__(self, models: Models, batch: PairBatch, split: str, each: int, salt: int) -> Drawn:
@@ -110,7 +113,7 @@ class Draw:
                 index=batch.index.cpu().repeat_interleave(each),
                 weight=(batch.weight.cpu() > 0).float().repeat_interleave(each),
             ).to(device)
-            log_probs = self._log_probs(lambda part: response_log_probs(models.policy, part), drawn)
+            log_probs = self._log_probs(lambda part: self.read(models.policy, part), drawn)
         texts = Texts([text for text in asked for _ in range(each)], self._responses(written))
         with self.score.ready():
             score = self.scores(drawn, texts)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from lit_align.metrics.rollouts import WeightedPairs
-from lit_align.models import response_log_probs
 from lit_align.models.scorer import Texts
 from lit_align.models.sharding import together
 from lit_align.modules.drawing import Draw
@@ -34,7 +33,7 @@ def given_pairs(draw: Draw, policy: nn.Module, batch: PairBatch, split: str) -> 
     with draw.score.ready():
         score = draw.scores(*_singly(draw, pairs, split)).double().view(-1, 2) if len(rows) else None
     with together(policy):
-        log_prob = response_log_probs(policy, pairs).double().sum(-1) if len(rows) else None
+        log_prob = draw.read(policy, pairs).double().sum(-1) if len(rows) else None
     if score is None or log_prob is None:
         return None
     gaps = PairedPreferences(score[:, 0] - score[:, 1], log_prob[:, 0] - log_prob[:, 1])

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from lit_align.metrics.matching import MatchingDivergence
 from lit_align.metrics.rollouts import RolloutMetrics, pairs_of
-from lit_align.models import Loading, LoRA, Reference, load_causal_lm, response_log_probs
+from lit_align.models import ForwardPass, Loading, LoRA, Reference, load_causal_lm
 from lit_align.models.generate import Sampling
 from lit_align.models.generator import CachedGenerator, Generator, draw_of
 from lit_align.models.reward import ScoreModel
@@ -29,11 +29,12 @@ from lit_align.modules.drawing import Draw, Drawn, Models, rollout_records
 from lit_align.modules.given import given_pairs
 from lit_align.modules.kept_weights import check_kept, kept
 from lit_align.modules.minibatches import Minibatches
-from lit_align.modules.online_checks import Settings, check_run
+from lit_align.modules.online_checks import Settings, check_run, checked_forward_pass
 from lit_align.modules.online_steps import Update, batches_of_a_run, weight_groups
 from lit_align.modules.online_sums import Sums, tokens_of_rank
 from lit_align.modules.reports import prefixed, report
 from lit_align.modules.schedule import Cosine, Schedule
+from lit_align.modules.sources import Sources
 from lit_align.modules.start import reference_of
 from lit_align.modules.steps import run_data, total_over_ranks
 from lit_align.online.objective import OnlineObjective
@@ -67,6 +68,8 @@ class LitOnline(LightningModule):
         lora: train a low-rank adapter instead of all weights.
         optimizer: any torch optimizer by class path.
         schedule: how the learning rate moves.
+        forward_pass: how log-probabilities are computed; it changes time and memory, not what comes out. How many
+            responses go through the policy at once is ``micro_batch``.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class LitOnline(LightningModule):
         lora: LoRA | None = None,
         optimizer: OptimizerCallable = lambda params: AdamW(params, lr=1e-6, weight_decay=0.0),
         schedule: Schedule = Cosine(),
+        forward_pass: ForwardPass = ForwardPass(),
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -105,6 +109,7 @@ class LitOnline(LightningModule):
         self.optimizer = optimizer
         self.schedule = schedule
         self.reference = reference_of(objective, reference, lora)
+        self.sources = Sources(checked_forward_pass(forward_pass))
         self.train_metrics = RolloutMetrics()
         self.train_matching = MatchingDivergence()
         self.eval_metrics = RolloutMetrics()
@@ -131,6 +136,8 @@ class LitOnline(LightningModule):
             return
         build = Builder(self)
         self.policy: PreTrainedModel | PeftModel = build_models(self, self.build_policy, self.reference)
+        if self.reference is not None:
+            self.reference.read_with(self.sources.read)
         self.value_model: ScoreModel | None = None
         if self.objective.needs_values:
             self.value_model = build(lambda: self.value.load(self.policy_name))
@@ -156,7 +163,8 @@ class LitOnline(LightningModule):
     def _draw(self) -> Draw:
         at_once = self.settings.micro_batch
         greedy = self.objective.needs_greedy
-        return Draw(run_data(self.trainer), self.generator, self.settings.sampling, self.score, at_once, greedy)
+        data, read = run_data(self.trainer), self.sources.read
+        return Draw(data, self.generator, self.settings.sampling, self.score, at_once, greedy, read)
 
     def draw(self, batch: PairBatch, split: str, each: int, salt: int) -> Drawn:
         """Responses to the prompts of a batch, the policy being in evaluation mode meanwhile.
@@ -197,7 +205,7 @@ class LitOnline(LightningModule):
 
     def forward(self, batch: PairBatch) -> Tensor:
         """Log-probabilities of responses under the policy as it is now, ``[rollout, token]``."""
-        return response_log_probs(self.policy, batch)[:, 0]
+        return self.sources.read(self.policy, batch)[:, 0]
 
     def _report_training(self, before: int) -> None:
         """Report behind a rollout in which ``log_every_n_steps`` was passed, and behind the last."""

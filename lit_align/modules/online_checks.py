@@ -7,7 +7,7 @@ from typing import final
 
 from lightning.pytorch import Trainer
 
-from lit_align.models import Loading
+from lit_align.models import ForwardPass, Loading
 from lit_align.models.generate import Sampling
 from lit_align.models.scorer import RewardModel, Scorer
 from lit_align.modules.fit_check import TokenSizes, check_fit, check_reference
@@ -67,6 +67,28 @@ class Settings:
                 "Clipped, or set model.epochs and model.minibatches to 1"
             )
         return tuple(found)
+
+
+def checked_forward_pass(how: ForwardPass) -> ForwardPass:
+    """The same, unless it asks for what an on-policy run does otherwise.
+
+    Args:
+        how: of ``model.forward_pass``.
+
+    Raises:
+        ValueError: it does.
+    """
+    if how.tokens_at_once is not None:
+        raise ValueError(
+            f"model.forward_pass.tokens_at_once is {how.tokens_at_once}; an on-policy run takes model.micro_batch "
+            "responses at once: set that, and leave this out"
+        )
+    if how.compile:
+        raise ValueError(
+            "model.forward_pass.compile is true; layers are compiled for runs that read alone, and an on-policy run "
+            "writes with its policy, token by token: leave it out"
+        )
+    return how
 
 
 def check_run(settings: Settings, trainer: Trainer, policy: str, loading: Loading, score: Scorer) -> None:

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lit_align.models import Precomputed
 from lit_align.models.layout_check import LADDER
-from lit_align.models.log_probs import packed_mask, response_log_probs
+from lit_align.models.log_probs import packed_mask
 from lit_align.models.sharding import without_weights
 from lit_align.models.value import response_values
 from lit_align.modules import LitOnline, LitPreference, LitReward, Module
@@ -125,7 +125,7 @@ class Rehearsal:
             held: weights and their companions.
         """
         loss = partial(_loss, module, part, several)
-        step = self._in_a_layout(module, part, partial(rehearse, self.mode, self.models, loss, self.settings))
+        step = self._in_a_layout(module, partial(rehearse, self.mode, self.models, loss, self.settings))
         return held.moments(step, several), step.operations
 
     def filling(
@@ -138,18 +138,18 @@ class Rehearsal:
         with module.reference.active() as model:
             read = partial(module.sources.read, model, part)
             peak, _ = self._in_a_layout(
-                module, part, partial(rehearse_reading, self.mode, models, read, self.settings), model
+                module, partial(rehearse_reading, self.mode, models, read, self.settings), model
             )
         setattr(module.reference, "log_probs", _no_log_probs)  # noqa: B010 (from here on they come from disk)
         return {"reference": held.reading(peak, sum(_bytes(model.parameters()) for model in fill))}
 
-    def _in_a_layout(self, module: Module, part: PairBatch, run: Callable[[], Any], *others: nn.Module) -> Any:
+    def _in_a_layout(self, module: Module, run: Callable[[], Any], *others: nn.Module) -> Any:
         """In the first layout that the model can be read in; a run tries the same ones, on real weights."""
-        if not isinstance(module, LitPreference):
+        if isinstance(module, LitReward):
             return run()
         asked = module.sources.how.layout
         for layout in LADDER if asked == "auto" else (asked,):
-            for model in (module.policy, *self.frozen, *others):
+            for model in (module.policy, *_references(module), *others):
                 module.sources.assume(model, layout)
             try:
                 return run()
@@ -168,7 +168,9 @@ class Rehearsal:
         settings, rows = module.settings, len(batch.index)
         module.policy.eval()
         written = rehearse_writing(self.mode, self.models, module, batch, self.settings)
-        peak, scoring = rehearse_scoring(self.mode, self.models, module, batch, self.settings)
+        peak, scoring = self._in_a_layout(
+            module, partial(rehearse_scoring, self.mode, self.models, module, batch, self.settings)
+        )
         module.policy.train()
         each = math.ceil(rows / settings.minibatches)
         part = longest(batch, min(each, settings.micro_batch))
@@ -199,16 +201,21 @@ def _portion(module: Module, batch: PairBatch, spread: Spread) -> PairBatch:
 
 def _frozen(module: Module) -> tuple[list[nn.Module], list[nn.Module]]:
     """Models that are there before the first step alone, and those that stay beside the one that is trained."""
-    found: list[nn.Module] = []
     if isinstance(module, LitReward):
-        return [], found
-    if module.reference is not None:
-        with module.reference.active() as model:
-            found = [model] if model is not module.policy else []
+        return [], []
+    found = _references(module)
     if isinstance(module.reference, Precomputed):
         return found, []
     scorer = scorer_of(module) if isinstance(module, LitOnline) else None
     return [], found if scorer is None else [*found, scorer]
+
+
+def _references(module: LitPreference | LitOnline) -> list[nn.Module]:
+    """The model that the reference reads, unless it is the policy."""
+    if module.reference is None:
+        return []
+    with module.reference.active() as model:
+        return [] if model is module.policy else [model]
 
 
 def _loss(module: LitPreference | LitReward, batch: PairBatch, several: bool) -> Tensor:
@@ -229,7 +236,7 @@ def _loss(module: LitPreference | LitReward, batch: PairBatch, several: bool) ->
 
 def _drawn_loss(module: LitOnline, drawn: PairBatch) -> Tensor:
     """What the objective is formed from; its own arithmetic is a few numbers per token."""
-    total = response_log_probs(module.policy, drawn).sum()
+    total: Tensor = module(drawn).sum()
     if module.value_model is not None:
         total = total + response_values(module.value_model, drawn).sum()
     return total

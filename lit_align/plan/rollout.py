@@ -15,7 +15,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import DynamicCache
 
 from lit_align.models.generator import RowSampling
-from lit_align.models.log_probs import response_log_probs
 from lit_align.models.output_head import base_of
 from lit_align.models.reward import response_scores
 from lit_align.models.value import response_values
@@ -149,7 +148,7 @@ def rehearse_scoring(
 def _readings(module: LitOnline) -> Iterator[tuple[Any, int]]:
     """What is read of a rollout, and how many responses at once."""
     at_once = module.settings.micro_batch
-    yield partial(response_log_probs, module.policy), at_once
+    yield partial(module.sources.read, module.policy), at_once
     if module.reference is not None:
         yield module.reference.log_probs, at_once
     if module.value_model is not None:

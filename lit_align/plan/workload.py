@@ -73,8 +73,10 @@ def whole_responses(batch: PairBatch, each: int, tokens: int) -> PairBatch:
     prompts = (batch.attention_mask & ~batch.mask)[:, 0].sum(-1).repeat_interleave(each)[:, None, None]
     place = torch.arange(int(prompts.max()) + tokens)
     rows = len(prompts)
+    ids = torch.zeros(rows, 1, len(place), dtype=torch.int64)
+    ids[:, 0, 0] = torch.arange(rows)  # no two are taken to begin alike
     return PairBatch(
-        input_ids=torch.zeros(rows, 1, len(place), dtype=torch.int64),
+        input_ids=ids,
         attention_mask=place < prompts + tokens,
         mask=(place >= prompts) & (place < prompts + tokens),
         truncated=torch.ones(rows, 1, dtype=torch.bool),

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 
 from lit_align.data import PreferenceData
-from lit_align.models import LoRA, MovingReference, load_causal_lm, response_log_probs
+from lit_align.models import ForwardPass, LoRA, MovingReference, load_causal_lm, response_log_probs
 from lit_align.models.generate import Sampling
 from lit_align.models.loading import Loading
 from lit_align.models.scorer import KnownScore, ScoreError
@@ -128,6 +128,50 @@ def test_micro_batches_change_nothing(rows: Path, tmp_path: Path, objective: Onl
         fit(rows, tmp_path, module)
     assert distance(one, two) < 5e-6
     assert distance(one, lit_start()) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("objective", "settings"),
+    [
+        (RLOO, {}),
+        (RLOO, {"lora": LoRA(rank=2), "epochs": 2, "minibatches": 2}),
+        (kl_rlhf(advantage=GAE(), surrogate=Clipped()), {"responses": 1, "reference": MovingReference(every=1)}),
+    ],
+    ids=["RLOO", "an adapter", "PPO and a moving reference"],
+)
+def test_rows_without_padding_change_nothing(
+    rows: Path, tmp_path: Path, objective: OnlineObjective, settings: dict[str, Any]
+) -> None:
+    """The steps are small: what rounding does to one rollout stays rounding in the next."""
+    settings = {"gradient_clip": 0.02, **settings}
+    one, two = (lit(objective, forward_pass=how, **settings) for how in (ForwardPass(), ForwardPass(layout="padded")))
+    drawn = []
+    for module in (one, two):
+        torch.manual_seed(0)  # of the adapter
+        drawn.append(fit(rows, tmp_path, module, limit_train_batches=2).drawn)
+    assert [module.sources.layout(module.policy) for module in (one, two)] == ["shared", "padded"]
+    for mine, other in zip(*drawn, strict=True):
+        assert mine.batch.input_ids.equal(other.batch.input_ids)
+        assert torch.allclose(mine.rollout.policy, other.rollout.policy, atol=2e-5)
+    assert distance(one, two) < 5e-6
+    assert float(one.gradient_norm) > 0.01
+
+
+def test_the_reference_and_given_pairs_are_read_like_the_policy(rows: Path, tmp_path: Path) -> None:
+    module = lit(forward_pass=ForwardPass(tile_mb=1.0))
+    data = PreferenceData(train=str(rows), validation=str(rows), tokenizer=POLICY, batch_size=4)
+    limits: dict[str, Any] = {"max_epochs": 1, "limit_train_batches": 1, "limit_val_batches": 1}
+    trainer(tmp_path, **limits).fit(module, data)
+    assert module.reference is not None
+    with module.reference.active() as model:
+        assert module.sources.layout(model) == module.sources.layout(module.policy) == "shared"
+    assert set(module.eval_given.compute()) == {"d1", "d2"}
+
+
+@pytest.mark.parametrize("how", [ForwardPass(tokens_at_once=512), ForwardPass(compile=True)], ids=["tokens", "compile"])
+def test_what_an_on_policy_run_does_otherwise_is_refused(how: ForwardPass) -> None:
+    with pytest.raises(ValueError, match=r"model\.forward_pass\.(tokens_at_once is 512; .* model\.micro_batch|compile)"):
+        lit(forward_pass=how)
 
 
 def lit_start() -> LitOnline:
