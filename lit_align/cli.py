@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import errno
-import logging
 import math
 import os
 import re
 import shutil
 import sys
-import warnings
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import transformers
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -31,7 +28,9 @@ from lit_align.data.errors import printable
 from lit_align.models.scorer import ScoreError
 from lit_align.modules import LitOnline, LitPreference, LitReward, Module
 from lit_align.modules.steps import NonFiniteError, NonFiniteWeightsError
+from lit_align.objective_names import name_presets
 from lit_align.parsing import extensions_in, task_in
+from lit_align.quiet import quiet
 from lit_align.strategies import strategy_of
 
 OF_A_RUN = (
@@ -87,6 +86,7 @@ class Cli(LightningCLI):
             default="error",
             help="When a run is resumed with other settings of model or data.",
         )
+        name_presets(parser, task_in(sys.argv))
         parser.add_lightning_class_args(callbacks.Samples, "samples")
         parser.add_lightning_class_args(callbacks.Checkpoints, "checkpoints")
         parser.add_lightning_class_args(callbacks.Export, "export")
@@ -159,6 +159,8 @@ class Cli(LightningCLI):
         found = any(checkpoint_folder(folder).glob("*.ckpt"))
         if config.ckpt_path == "last" and not found and self.subcommand != "fit":
             self._fail(f"--ckpt_path last: no checkpoint in {checkpoint_folder(folder)}")
+        if found and config.ckpt_path is None and self.subcommand != "fit":
+            warn_of_the_start(folder, config.model.policy, str(self.subcommand))
         if self.subcommand == "fit" and not (found if config.ckpt_path == "last" else config.ckpt_path):
             move_aside(folder)
         if config.trainer.logger is None or config.trainer.logger is True:
@@ -245,26 +247,15 @@ def move_aside(folder: Path) -> None:
         shutil.move(path, target / path.name)
 
 
-NOT_ABOUT_THE_RUN = (
-    "does not have many workers",
-    "sync_dist=True",
-    "Checkpoint directory",
-    "Couldn't infer the batch indices",
-    "across ranks is zero",
-    "isinstance(treespec",
-    "_checkpointing` is deprecated",
-    "method of metric MatchingDivergence was called before",
-)
-
-
-def _quiet() -> None:
-    """Silence what libraries say about themselves rather than about the user's run."""
-    for note in NOT_ABOUT_THE_RUN:
-        warnings.filterwarnings("ignore", message=f".*{re.escape(note)}.*")
-    said = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    said.addFilter(lambda record: not re.search("litlogger|litmodels|TPU available", record.getMessage()))
-    logs: Any = transformers.utils.logging
-    logs.disable_progress_bar()
+@rank_zero_only
+def warn_of_the_start(folder: Path, policy: str, command: str) -> None:
+    """A run is there and its checkpoints are not asked for; its own policy, exported, needs none."""
+    if not Path(policy).resolve().is_relative_to(folder.resolve()):
+        print(
+            f"warning: {checkpoint_folder(folder)} holds checkpoints and none is named, so {command} takes "
+            f"model.policy {printable(policy)} as it was before training; --ckpt_path last takes the newest",
+            file=sys.stderr,
+        )
 
 
 def _stay_on_this_machine() -> None:
@@ -280,7 +271,7 @@ def main(host: type[Cli] = Cli) -> None:
     Args:
         host: what is made of the command line.
     """
-    _quiet()
+    quiet()
     _stay_on_this_machine()
     try:
         parsing.prepare(extensions_in(sys.argv))

@@ -69,7 +69,8 @@ def _told(text: str, key: str, name: str) -> str:
 def _reason(text: str, key: str, name: str) -> str:
     """The end of a complaint, where it says what is wrong."""
     if (found := _OPTION.match(text)) and (name or key):
-        meant = f"; did you mean {found['meant']}?" if found["meant"] else ""
+        near = found["meant"] or ("lr" if f"{key}.{found['key']}".endswith("optimizer.learning_rate") else "")
+        meant = f"; did you mean {near}?" if near else ""
         return f"{_joined(key, found['key'])}: {name or key} has no such option{meant}"
     if (found := _ARGUMENT.match(text)) and name:
         return f"{_joined(key, found['key'])}: {name} has no such option"

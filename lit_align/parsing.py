@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -16,16 +17,15 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 import jsonargparse
+import jsonargparse._actions as jsonargparse_actions
 import jsonargparse._typehints as typehints
 import yaml
 from jsonargparse._loaders_dumpers import get_yaml_default_loader, yaml_load
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lit_align import objectives, online
 from lit_align.complaint import in_short
 from lit_align.data.errors import printable
-from lit_align.objectives.objective import Objective
-from lit_align.online.objective import OnlineObjective
+from lit_align.objective_names import PACKAGES, advice, presets_of
 
 ALLOWED = ["lit_align", "lightning.pytorch", "torch.optim"]
 LARGEST_CONFIG = 1_000_000
@@ -37,37 +37,44 @@ class Parser(LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)
+        kwargs.setdefault("prog", "python -m lit_align")
         super().__init__(*args, **kwargs)
 
     def format_usage(self) -> str:
         """One line."""
-        return f"usage: {self.prog} [--config FILE] [--key value ...]\n"
+        return f"usage: {self.prog.replace(' [options]', '')} [--config FILE] [--key value ...]\n"
+
+    def add_class_arguments(self, class_type: Any, nested_key: str | None = None, **kwargs: Any) -> list[str]:
+        """As jsonargparse does it, and of a preset, which is a function, its own arguments."""
+        if not inspect.isfunction(class_type):
+            added: list[str] = super().add_class_arguments(class_type, nested_key, **kwargs)
+            return added
+        kwargs.pop("instantiate", None)
+        return list(self.add_function_arguments(class_type, nested_key, **kwargs))
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the message in short, with suggestions, and leave with code 2; the parser of a part raises it."""
-        told = in_short(message) if self.exit_on_error else message
-        super().error(printable(told + ("" if "id you mean" in told else self._suggestions(message))), ex)
+        missing = re.match(r"the following arguments are required: (\w+)\.", message)
+        if missing and missing[1] in self._parsers_of_commands():
+            self._parsers_of_commands()[missing[1]].error(re.sub(rf"\b{missing[1]}\.", "", message), ex)
+        told, close = message, ""
+        if self.exit_on_error:
+            told, close = advice(message, in_short(message), task_in(sys.argv))
+        super().error(printable(told + ("" if "id you mean" in told else close or self._suggestions(message))), ex)
+
+    def _parsers_of_commands(self) -> dict[str, Any]:
+        return dict(self._subcommands_action._name_parser_map) if self._subcommands_action else {}
 
     def _suggestions(self, message: str) -> str:
         key = re.search(
             r"(?:[Uu]nrecognized arguments: --|does not accept option '|Option '|[Kk]ey ')([\w.]+)", message
         )
         if key is None:
-            return _known_objectives(message) if self.exit_on_error else ""
-        subcommands = self._subcommands_action
-        parsers = [self, *(subcommands._name_parser_map.values() if subcommands else ())]
+            return ""
+        parsers = [self, *self._parsers_of_commands().values()]
         known = sorted({action.dest for parser in parsers for action in parser._actions if action.dest})
         close = difflib.get_close_matches(key[1].removeprefix(f"{self.prog.split()[-1]}."), known, 3, 0.7)
         return f"\nDid you mean: {', '.join(close)}?" if close else ""
-
-
-def _known_objectives(message: str) -> str:
-    if "dot import path string" not in message:
-        return ""
-    wanted = re.search(r"path string: '?([\w.]+)", message)
-    known = [*objectives.__all__, *online.__all__]
-    close = difflib.get_close_matches(wanted[1] if wanted else "", known, 3, 0.6)
-    return f"\nDid you mean: {', '.join(close)}?" if close else ""
 
 
 def extensions_in(argv: Sequence[str]) -> list[str]:
@@ -130,6 +137,7 @@ def prepare(extensions: Sequence[str]) -> None:
     typehints.discard_init_args_on_class_path_change = _discard_settings_of_previous_class
     typehints.resolve_class_path_by_name = _resolve_name
     typehints.is_pathlike = _is_no_configuration
+    _HELP.resolve_help_type = _resolve_help
 
 
 def _load_extension(extension: str) -> list[str]:
@@ -215,6 +223,8 @@ def _refuse_duplicates(node: yaml.Node | None) -> None:
 _discard: Any = typehints.discard_init_args_on_class_path_change
 _resolve: Any = typehints.resolve_class_path_by_name
 _is_pathlike: Any = typehints.is_pathlike
+_HELP: Any = jsonargparse_actions._ActionHelpClassPath
+_help: Any = _HELP.resolve_help_type
 
 
 def _discard_settings_of_previous_class(parser_or_action: Any, prev_val: Any, value: Any) -> None:
@@ -240,7 +250,16 @@ def _is_ours(class_path: str) -> bool:
 def _resolve_name(cls: Any, name: str) -> str:
     """Short names also find the presets, which are functions."""
     path: str = _resolve(cls, name)
-    for base, package in ((Objective, objectives), (OnlineObjective, online)):
+    for package, base in PACKAGES.values():
         if "." not in path and cls is base and path in package.__all__:
             return f"{package.__name__}.{path}"
     return path
+
+
+def _resolve_help(action: Any, value: str | None, option: str) -> Any:
+    """Presets have help as classes have."""
+    for task, (package, base) in PACKAGES.items():
+        name = (value or "").removeprefix(f"{package.__name__}.")
+        if base in action._help_types and name in presets_of(task):
+            return getattr(package, name)
+    return _help(action, value, option)

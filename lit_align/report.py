@@ -114,7 +114,7 @@ def main() -> None:
 
 def _settings(words: Sequence[str]) -> Namespace:
     """The settings with the data ready to be read."""
-    parser = Parser(prog="lit_align report", description=__doc__)
+    parser = Parser(prog="python -m lit_align report", description=__doc__)
     parser.add_argument("--config", action="config", help="A run's configuration; of several, later ones win.")
     parser.add_argument("--out", type=str, default="runs/report", help="Folder for the figures and data.json.")
     parser.add_argument("--extend", type=str, default=None, help="As for fit: folders or modules with your own parts.")

@@ -122,6 +122,7 @@ class FullySharded(ModelParallelStrategy):
         if strange:
             raise ValueError(f"checkpoint {path} has weights that the model does not have, such as {strange[0]}")
         checkpoint["state_dict"] = {name: like(value, ours[name]) for name, value in checkpoint["state_dict"].items()}
+        checkpoint["reference"] = _beside(checkpoint.get("reference", {}), self.lightning_module)
         checkpoint["optimizer_states"] = [
             _placed(state, optimizer)
             for state, optimizer in zip(checkpoint["optimizer_states"], self.optimizers, strict=False)
@@ -163,6 +164,13 @@ def _starts(told: list[dict[str, int]]) -> dict[str, list[int]]:
     {'a': [0, 2, 4]}
     """
     return {name: [sum(rows[name] for rows in told[:rank]) for rank in range(len(told))] for name in told[0]}
+
+
+def _beside(state: Mapping[str, Any], module: Any) -> dict[str, Any]:
+    """The weights of a moving reference, placed like those that are there; what does not fit it is refused by it."""
+    reference = getattr(module, "reference", None)
+    ours = {} if reference is None else reference.state_dict()
+    return {name: like(value, ours[name]) if name in ours else value for name, value in state.items()}
 
 
 def _placed(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:

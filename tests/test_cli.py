@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
     "unknown key": (("--trainer.max_stepz", 3), "Did you mean: trainer.max_steps"),
     "wrong type": (("--data.batch_size", "many"), "data.batch_size"),
     "unknown objective": (("--model.objective", "srdpo"), "sr_dpo"),
+    "objective of another task": (("--model.objective", "kl_rlhf"), "of task online, and the task is preference"),
     "beta 0": (("--model.objective.beta", 0), "beta is 0"),
     "beta below 0": (("--model.objective.beta", -0.1), "beta is -0.1"),
     "beta nan": (("--model.objective.beta", ".nan"), "beta is nan"),
@@ -56,6 +58,13 @@ def test_refused(rows: Path, tmp_path: Path, more: tuple[object, ...], message: 
 
 def test_an_objective_is_required(tmp_path: Path, rows: Path) -> None:
     refused(lit_align("fit", "--run", tmp_path, *BASE, "--data.train", rows), "model.objective")
+
+
+def test_what_is_required_is_told_under_the_name_of_its_option() -> None:
+    ended = lit_align("fit")
+    refused(ended, "required: model.policy, model.objective\n")
+    assert ended.out.startswith("usage: python -m lit_align fit [--config FILE]")
+    assert "python -m lit_align fit --help\n" in ended.out
 
 
 def test_a_misspelt_key_in_a_file(rows: Path, tmp_path: Path) -> None:
@@ -196,6 +205,7 @@ def test_help_mentions_the_keys(tmp_path: Path) -> None:
     text = ok(lit_align("fit", "--help")).out
     for key in ("--run", "--model.objective", "--data.train", "--samples.count", "--export.form", "--extend"):
         assert key in text
+    assert " averaged_ipo, bco," in text.replace("\n" + " " * 24, " ")
 
 
 @pytest.mark.parametrize(
@@ -252,6 +262,21 @@ def test_evaluating_a_checkpoint(fitted: Path, rows: Path, tmp_path: Path, comma
     assert 0 < reported[f"{stage}/loss"] != pytest.approx(0.693147, rel=1e-6)
     assert (fitted / "config.yaml").read_text() == config
     assert not (tmp_path / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "warned"),
+    [((), 1), (("--ckpt_path", "last"), 0), (("--model.policy", "{run}/policy"), 0)],
+    ids=["none is named", "one is named", "the run's own policy"],
+)
+def test_a_run_s_checkpoints_are_not_passed_over_silently(
+    fitted: Path, rows: Path, tmp_path: Path, more: tuple[str, ...], warned: int
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(fitted, run)
+    named = (word.format(run=run) for word in more)
+    ended = ok(lit_align(*words(run, rows, "--data.validation", rows, *named, command="validate")))
+    assert len(re.findall("^warning: .*; --ckpt_path last takes the newest$", ended.out, re.MULTILINE)) == warned
 
 
 def test_a_fresh_fit_keeps_the_old_one_and_a_resumed_one_goes_on(rows: Path, tmp_path: Path) -> None:

@@ -33,6 +33,10 @@ COMPLAINTS = {
         NESTED + "Option 'bet' is not accepted\n        Did you mean: beta?",
         "model.objective.contrast.bet: Robust has no such option; did you mean beta?",
     ),
+    "a rate by its other name": (
+        "Parser key \"model.optimizer\":\n  Option 'learning_rate' is not accepted",
+        "model.optimizer.learning_rate: model.optimizer has no such option; did you mean lr?",
+    ),
     "an argument": (
         NESTED + "unrecognized arguments: --bet.x=7",
         "model.objective.contrast.bet.x: Robust has no such option",

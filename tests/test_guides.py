@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -14,10 +15,14 @@ import pytest
 import lit_align.report
 from lit_align import objectives
 from lit_align.__main__ import main
+from lit_align.data import PreferenceData
+from lit_align.data.budget import PAIRS
 from lit_align.data.formats import FORMATS
 from lit_align.data.length_table import table
 from lit_align.data.lengths import length_report
+from lit_align.data.prompts import QUALITY_PROMPT
 from tests.data.test_lengths import STORE
+from tests.guides.reading import rows
 from tests.runner import forked
 from tests.test_readme import our_commands
 
@@ -62,6 +67,17 @@ def test_the_objectives_for_unpaired_rows_are_named() -> None:
 def test_every_limit_is_explained_with_its_default() -> None:
     for each in fields(lit_align.report.Limits):
         assert any(f"--{each.name}" in line and str(each.default) in line for line in DATA.splitlines()), each.name
+
+
+def test_the_other_keys_have_the_defaults_that_are_said() -> None:
+    table = rows(DATA.split("## Other keys")[1], "key")
+    said = {re.search(r"`data\.(\w+)`", key)[1]: default for key, default, _ in table}
+    found = {name: each.default for name, each in inspect.signature(PreferenceData).parameters.items()}
+    found["batch_size"] = PAIRS
+    found["quality_prompt"] = "see below"
+    assert said == {name: "none" if found[name] is None else str(found[name]) for name in said}
+    quoted = re.search(r'\(2405.21040\): "([^…]+) …"', DATA)[1]
+    assert QUALITY_PROMPT.startswith(" ".join(quoted.split()))
 
 
 def test_every_row_of_the_table_is_explained() -> None:

@@ -13,6 +13,7 @@ import yaml
 
 from lit_align import objectives, parsing
 from lit_align.modules import Constant, Cosine, Schedule
+from lit_align.objective_names import PACKAGES
 from lit_align.objectives.objective import Objective
 from tests.runner import forked
 
@@ -102,6 +103,40 @@ def test_no_abbreviations(parser: parsing.Parser, capsys: pytest.CaptureFixture[
 
 def test_a_misspelt_objective_gets_a_suggestion(parser: parsing.Parser, capsys: pytest.CaptureFixture[str]) -> None:
     assert "sr_dpo" in refused(parser, capsys, "--objective", "srdpo")
+
+
+@pytest.mark.parametrize(
+    ("task", "words", "said"),
+    [
+        ("preference", "--objective kl_rlhf", "objective is 'kl_rlhf', an objective of task online, and the task is"),
+        ("preference", "--objective.help kl_rlhf", "objective is 'kl_rlhf', an objective of task online, and"),
+        ("preference", "--objective klrlhf", "class that is known\n"),
+        ("online", "--objective averaged_dpo", "and the task is online; add --task preference\n"),
+        ("online", f"--objective {OURS}dpo", "objective is 'dpo', an objective of task preference, and"),
+        ("online", "--objective PreferenceObjective", "is 'PreferenceObjective', an objective of task preference"),
+        ("online", "--objective klrlhf", "Did you mean: kl_rlhf, pm_rlhf?\n"),
+        ("online", "--objective RLHF --objective.surrogate Cliped", "Did you mean: Clipped?\n"),
+    ],
+)
+def test_an_objective_of_another_task_names_the_task(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, task: str, words: str, said: str
+) -> None:
+    """What is suggested can be taken in the run's own task."""
+    monkeypatch.setattr(sys, "argv", ["lit_align", "fit", "--task", task])
+    parsing.prepare([])
+    parser = parsing.Parser(prog="lit_align fit")
+    parser.add_argument("--objective", type=PACKAGES[task][1])
+    text = refused(parser, capsys, *words.split())
+    assert said in text
+    assert task == "online" or "Did you mean" not in text
+
+
+@pytest.mark.parametrize("name", ["sr_dpo", f"{OURS}sr_dpo"])
+def test_a_preset_has_help(parser: parsing.Parser, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--objective.help", name])
+    assert "--objective.strength STRENGTH" in capsys.readouterr().out
+    assert "is not a subclass" in refused(parser, capsys, "--objective.help", "papers_of")
 
 
 def test_a_misspelt_knob_is_named(parser: parsing.Parser, capsys: pytest.CaptureFixture[str]) -> None:

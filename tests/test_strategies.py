@@ -77,10 +77,11 @@ def run_as(way: str, *command: object) -> None:
 )
 @pytest.mark.resume("from any strategy to any other, on other numbers of processes")
 def test_a_checkpoint_can_be_gone_on_from_by_any(rows: Path, tmp_path: Path, first: str, second: str) -> None:
-    """From the end of an epoch, three steps with Adam's state and a validation, then three more."""
+    """From the end of an epoch, three steps with Adam's state, a moving reference and a validation, then three."""
     whole, run = tmp_path / "whole", tmp_path / "run"
     adam = ("--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "1e-4", "--trainer.max_steps", 6)
     stops = ("--checkpoints.every_n_steps", 3, "--checkpoints.keep", -1)
+    stops += ("--model.reference", "MovingReference", "--model.reference.every", 2)
     run_as("one process", *words(whole, rows, *adam, *stops))
     run_as(first, *words(run, rows, *adam, *stops))
     checkpoint = run / "checkpoints" / "step=3.ckpt"

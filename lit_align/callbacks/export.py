@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from peft import PeftModel
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -43,6 +44,12 @@ class Export(Callback):
         """Refuse an option without effect before anything is loaded."""
         if self.form == "adapter" and isinstance(pl_module, Module) and pl_module.lora is None:
             raise ValueError("export.form is 'adapter', but the run has no adapter; set model.lora or take 'merged'")
+        narrow = isinstance(pl_module, Module) and pl_module.lora is not None and pl_module.loading.dtype == "bfloat16"
+        if stage == "fit" and narrow and self.form == "merged":
+            rank_zero_warn(
+                "export.form is 'merged', and the weights are bfloat16, to which the adapter's changes are rounded; "
+                "'adapter' keeps them as they were trained"
+            )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather the weights on every rank, write them on rank zero."""

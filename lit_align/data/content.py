@@ -59,6 +59,7 @@ def content_key(gather: Gather, tokenize: Tokenize) -> str:
         "formats": {name: repr(layout) for name, layout in gather.formats.items()},
         "holdout": repr(gather.holdout),
         "held": gather.held if gather.holdout else None,
+        "limit": gather.limit,
         "sample": gather.seed if any(source.weight is not None for source in gather.sources) else None,
         "tokenizer": tokenizer_content(tokenize.encoder.tokenizer),
         "encoder": _settings(tokenize.encoder, "tokenizer"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from itertools import count
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from lit_align.data.budget import budget_of
 from lit_align.data.collate import Collate
 from lit_align.data.columns import ColumnMap, Columns
-from lit_align.data.errors import DataError, check_range
+from lit_align.data.errors import check_range
 from lit_align.data.formats import FormatName
 from lit_align.data.fullness import Fullness, fullness_of
 from lit_align.data.holdout import Holdout
@@ -32,7 +31,7 @@ from lit_align.data.prompts import QUALITY_PROMPT
 from lit_align.data.rankings import PairingName
 from lit_align.data.recipe import Recipe, Room, ranking_of
 from lit_align.data.sample_prompts import SamplePrompt, sample_prompts
-from lit_align.data.sampler import ListedBatches, PairBatches, Share
+from lit_align.data.sampler import ListedBatches, PairBatches, Share, rows_of_steps
 from lit_align.data.tally import BadRows, OnBadRow
 from lit_align.data.tokenizer import Encoder, load_tokenizer
 from lit_align.data.truncate import PromptSide
@@ -64,6 +63,8 @@ class PreferenceData(LightningDataModule):
         columns: where a source keeps its columns (``{prompt: question, margin: null}``), unless it says so itself.
         pairing: which pairs are made of the responses of a ranking.
         min_gap: by how much two scores of a ranking must differ at least to make a pair.
+        limit: use the first so many training pairs alone, as to learn a few by heart; every row is checked all the
+            same, and what ``truncation`` leaves out counts among them.
         holdout: share of the training prompts, or number of pairs, to validate on, in place of ``validation``.
         chat_template: file with a chat template (Jinja) in place of the tokenizer's own.
         score: of a response of several turns, the assistant's ``last_turn`` alone, or ``all_turns`` of the
@@ -109,6 +110,7 @@ class PreferenceData(LightningDataModule):
         columns: ColumnMap | None = None,
         pairing: PairingName = "all",
         min_gap: float = 0.0,
+        limit: int | None = None,
         holdout: int | float | None = None,
         chat_template: str | None = None,
         score: Score = "last_turn",
@@ -131,6 +133,7 @@ class PreferenceData(LightningDataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
+        check_range("data.limit", limit, 1)
         check_range("data.max_dropped", max_dropped, 0, 1)
         check_range("data.num_workers", num_workers, 0)
         check_range("data.tokenize_workers", tokenize_workers, 0)
@@ -145,6 +148,7 @@ class PreferenceData(LightningDataModule):
             format=format,
             ranking=ranking_of(pairing, min_gap, self.seed),
             score=score,
+            limit=limit,
             holdout=None if holdout is None else Holdout(holdout, self.seed),
             truncation=Room(max_length, max_response_length, min_response, truncate_prompt).truncation(truncation),
             quality_prompt=quality_prompt,
@@ -175,18 +179,22 @@ class PreferenceData(LightningDataModule):
         Raises:
             FileNotFoundError: a source or the tokenizer is not there.
             DataError: rows cannot be used; the message lists the first ten by file and line.
-            ValueError: a source or the tokenizer is not set, or the trainer would replace the batches.
+            ValueError: a source or the tokenizer is not set, the trainer would replace the batches, or a setting
+                would have no effect.
         """
         required = STAGES[stage][0]
         if not self.sources[required]:
             asked = getattr(stage, "value", stage)
             raise ValueError(f"data.{required} is not set; expected a source of pairs for {asked}")
         if getattr(self.trainer, "overfit_batches", 0):
-            raise ValueError("trainer.overfit_batches would replace the batches of the data; use limit_train_batches")
+            raise ValueError("trainer.overfit_batches would replace the batches of the data; expected data.limit")
+        if self.recipe.quality_prompt != QUALITY_PROMPT and not self.prompted:
+            raise ValueError("data.quality_prompt would have no effect: the objective does not compare with one")
         new = [split for split in STAGES[stage] if self.sources[split] and split not in self.splits]
         for split in new:
             self.splits[split] = self._prepare(split)
             self.lengths[split] = self._report(split)
+        self.recipe.check_ranking(self.splits)
         if new and self._share.rank == 0:
             show({split: self.lengths[split] for split in new})
 
@@ -196,7 +204,7 @@ class PreferenceData(LightningDataModule):
         Raises:
             FileNotFoundError: a source or the tokenizer is not there.
             DataError: rows cannot be used; the message lists the first ten by file and line.
-            ValueError: the tokenizer or every source is not set.
+            ValueError: the tokenizer or every source is not set, or a setting would have no effect.
         """
         if not any(self.sources.values()):
             raise ValueError("no data is set; expected data.train or another split's source")
@@ -204,16 +212,11 @@ class PreferenceData(LightningDataModule):
             if self.sources[split]:
                 self.splits[split] = self._prepare(split)
                 self.lengths[split] = self._report(split)
+        self.recipe.check_ranking(self.splits)
         return self.lengths
 
     def _prepare(self, split: str) -> Split:
-        encoder = Encoder(self.tokenizer)
-        try:
-            return self.recipe.prepare(split, encoder, self.prompted, self._shows_progress)
-        except DataError as error:
-            raise DataError(f"data.{split}: {error.where}", error.reason, error.column) from error.__cause__
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"data.{split}: {error}") from None
+        return self.recipe.prepare(split, Encoder(self.tokenizer), self.prompted, self._shows_progress)
 
     @property
     def _shows_progress(self) -> bool:
@@ -294,16 +297,7 @@ class PreferenceData(LightningDataModule):
         Args:
             steps: optimizer steps from the start of the first epoch.
         """
-        plan, limit, accumulate = self._plan(), self._limit(), self._share.accumulate
-        found: set[int] = set()
-        for epoch in count():
-            plan.set_epoch(epoch)
-            used = plan.plan()[:limit][: steps * accumulate]
-            found.update(row for rows in used for row in rows)
-            steps -= -(-len(used) // accumulate)
-            if not used or steps <= 0 or len(found) == len(self.splits["train"].store):
-                break
-        return sorted(found)
+        return rows_of_steps(self._plan(), self._limit(), steps)
 
     def _plan(self) -> PairBatches:
         return self.budget.training(self._widths("train"), self._share, self.seed)
@@ -379,7 +373,7 @@ class PreferenceData(LightningDataModule):
     @property
     def end_tokens(self) -> frozenset[int]:
         """Ids that end a response: EOS, and the template's end of turn where the data is in a template."""
-        ends = {token for split in self.splits.values() for token in split.store.end_tokens}
+        ends = {token for split in self.splits.values() for token in split.end_tokens}
         return frozenset(ends | {int(self.tokenizer.eos_token_id)})
 
     def decode(self, ids: Sequence[int]) -> str:

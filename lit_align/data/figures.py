@@ -49,7 +49,8 @@ def draw(folder: Path, reports: Mapping[str, LengthReport], gaps: Mapping[str, N
     figures: dict[str, Figure] = {}
     with rc_context(_LOOK):  # type: ignore[arg-type]
         for split, report in reports.items():
-            figures[f"lengths_{split}"] = lengths_figure(split, report.lengths)
+            if report.lengths.chosen.count or report.lengths.rejected.count:
+                figures[f"lengths_{split}"] = lengths_figure(split, report.lengths)
             if report.lengths.gap.count:
                 figures[f"gap_{split}"] = gap_figure(split, report.lengths)
             if split in gaps:

@@ -31,6 +31,7 @@ class Gather:
         holdout: which prompts are held out; None for none.
         held: whether these pairs are the held-out ones, or the others.
         seed: of the sample.
+        limit: pairs that are used at most, the first ones; every row is read and checked all the same. None for all.
 
     >>> Gather.of("pairs.jsonl").name
     'pairs.jsonl'
@@ -41,6 +42,7 @@ class Gather:
     holdout: Holdout | None = None
     held: bool = False
     seed: int = 0
+    limit: int | None = None
     _layouts: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
@@ -55,10 +57,16 @@ class Gather:
 
     def __iter__(self) -> Iterator[Reading | DataError]:
         """One entry for each row of the sources, with those of its pairs that are used."""
+        used = 0
         for number, source in enumerate(self.sources):
             places = itertools.count()
             for found in self._read(source):
-                yield found if isinstance(found, DataError) else self._used(found, number, places)
+                if isinstance(found, DataError):
+                    yield found
+                    continue
+                reading = self._limited(self._used(found, number, places), used)
+                used += len(reading.pairs)
+                yield reading
 
     def format_names(self) -> str:
         """The formats of the sources that were read, found out from their first rows where they are not given."""
@@ -80,6 +88,13 @@ class Gather:
             for _ in range(self._times(pair, number, place))
         ]
         return replace(found, pairs=tuple(pairs))
+
+    def _limited(self, found: Reading, used: int) -> Reading:
+        """What of a row is used once so many pairs are; a row that comes too late has no remarks either."""
+        if self.limit is None:
+            return found
+        left = self.limit - used
+        return replace(found, pairs=found.pairs[:left]) if left > 0 else Reading(())
 
     def _times(self, pair: PreferencePair, number: int, place: int) -> int:
         if self.holdout is not None and (self.holdout.hash(pair.prompt) < self._threshold) is not self.held:

@@ -90,7 +90,8 @@ def _lengths(lengths: PairLengths) -> Cells:
         }
     if lengths.score_correlation is not None:
         cells["gap", "length gap ~ score gap, r"] = f"{lengths.score_correlation:+.2f}"
-    cells["", f"β of means for {SUMMED_BETA} of sums"] = f"{lengths.matched_beta:.2f}"
+    if lengths.matched_beta:
+        cells["", f"β of means for {SUMMED_BETA} of sums"] = f"{lengths.matched_beta:.2f}"
     return cells
 
 

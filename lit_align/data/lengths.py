@@ -77,7 +77,7 @@ class LengthReport:
         lengths: of all pairs.
         sources: the same of each source, if there are several.
         duplicates: pairs that stood before with the same prompt and responses.
-        contradictions: pairs that stand elsewhere the other way round.
+        contradictions: pairs that stand elsewhere the other way round; prompts alone never do.
         seen_prompts: pairs whose prompt is also in the training split; None for that split itself.
         seen_pairs: pairs that are also in the training split; None for that split itself.
         read: rows that were read, also those left out; None if nobody counted.
@@ -145,6 +145,7 @@ def length_report(store: PairStore, train: PairStore | None = None, marks: Marks
         train: the training pairs, if the split is for evaluation: what of it was seen there is counted.
         marks: what else is known of its pairs.
     """
+    said = (store.lengths > 0).any(axis=1)
     forward = store.hashes(("prompt", "chosen", "rejected"))
     backward = store.hashes(("prompt", "rejected", "chosen"))
     everything = np.ones(len(store), dtype=np.bool_)
@@ -152,7 +153,7 @@ def length_report(store: PairStore, train: PairStore | None = None, marks: Marks
         lengths=_lengths(store, marks.scores, everything),
         sources=_by_source(store, marks),
         duplicates=len(forward) - len(np.unique(forward)),
-        contradictions=int(np.isin(forward, backward).sum()),
+        contradictions=int(np.isin(forward[said], backward[said]).sum()),
         seen_prompts=_seen(store, train, ("prompt",)),
         seen_pairs=_seen(store, train, ("prompt", "chosen", "rejected")),
     )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lit_align.data.content import content_key
+from lit_align.data.ends import end_tokens
 from lit_align.data.errors import DataError
 from lit_align.data.format import Reading
 from lit_align.data.gather import Gather
@@ -20,6 +21,7 @@ from lit_align.data.shelf import Facts, Memory, Shelf, Write
 from lit_align.data.store import PairStore
 from lit_align.data.tally import BadRows, Tally
 from lit_align.data.tokenize import Tokenize
+from lit_align.data.tokenizer import Encoder
 from lit_align.data.values import PairValues, ValuedPairs, Values
 from lit_align.data.workers import ordered_map
 from lit_align.types import PreferencePair, TokenizedPair
@@ -46,6 +48,7 @@ class Split:
         notes: how many pairs needed which remark.
         values: the numbers that the rows have for each pair.
         sources: the names of the sources; ``source_index`` says which is a pair's.
+        encoder: the tokenizer that the ids are from.
     """
 
     source: str
@@ -57,6 +60,7 @@ class Split:
     notes: Mapping[str, int]
     values: PairValues
     sources: tuple[str, ...]
+    encoder: Encoder
 
     @property
     def source_index(self) -> NDArray[np.int32]:
@@ -82,6 +86,11 @@ class Split:
     def honoured(self) -> frozenset[str]:
         """Of the columns that an objective must honour, those that the rows have."""
         return self.values.present
+
+    @cached_property
+    def end_tokens(self) -> frozenset[int]:
+        """What ends a response: see ``ends.end_tokens``."""
+        return end_tokens(self.store, self.pairs, self.encoder)
 
     @property
     def unpaired(self) -> bool:
@@ -135,6 +144,7 @@ def prepare(
         notes=dict(+facts.tally.notes),
         values=values,
         sources=tuple(source.path for source in gather.sources),
+        encoder=tokenize.encoder,
     )
 
 

@@ -79,7 +79,8 @@ class Order:
         count: k.
         scores: what each was scored with; None where nobody scored them.
         choice: the one that was preferred to each other, if the row only says that.
-        min_gap: by how much two scores must differ at least to make a pair; equal ones never do.
+        min_gap: by how much the winner's score must be the higher one to make a pair; equal scores never do, unless a
+            choice decides and no gap is asked for.
     """
 
     count: int
@@ -102,24 +103,25 @@ class Order:
         >>> Order(3, scores=(1.0, 3.0, 1.0)).places()
         [(1, 0), (1, 2)]
         """
-        if self.choice is not None:
-            return [(self.choice, other) for other in range(self.count) if other != self.choice]
-        pairs = itertools.combinations(self._best_first(), 2)
-        return [pair for pair in pairs if self._apart(*pair)]
+        return [pair for pair in self._decided() if self._apart(*pair)]
 
     @property
     def ties(self) -> int:
         """How many pairs have no winner."""
+        return sum(not self._apart(*pair) for pair in self._decided())
+
+    def _decided(self) -> list[Places]:
+        """Every pair that the row says something about, the better one first, in the order of the winners."""
         if self.choice is not None:
-            return 0
-        return sum(not self._apart(*pair) for pair in itertools.combinations(self._best_first(), 2))
+            return [(self.choice, other) for other in range(self.count) if other != self.choice]
+        return list(itertools.combinations(self._best_first(), 2))
 
     def _best_first(self) -> list[int]:
         scores = self.scores
         return list(range(self.count)) if scores is None else sorted(range(self.count), key=lambda i: -scores[i])
 
     def _apart(self, better: int, worse: int) -> bool:
-        if self.scores is None:
+        if self.scores is None or (self.choice is not None and not self.min_gap):
             return True
         gap = self.scores[better] - self.scores[worse]
         return gap > 0 and gap >= self.min_gap

@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from lit_align.data.cache import shelf_of
 from lit_align.data.columns import ColumnMap
-from lit_align.data.errors import check_range
+from lit_align.data.errors import DataError, check_range
 from lit_align.data.formats import FormatName, formats
 from lit_align.data.gather import Gather
 from lit_align.data.holdout import Holdout
@@ -16,7 +18,7 @@ from lit_align.data.mixture import Source
 from lit_align.data.other_formats import Ranking
 from lit_align.data.prepare import Split, prepare
 from lit_align.data.progress import unwatched, watched
-from lit_align.data.rankings import AllPairs, BestVersusRest, Pairing, PairingName, RandomPair
+from lit_align.data.rankings import TIES, AllPairs, BestVersusRest, Pairing, PairingName, RandomPair
 from lit_align.data.tally import BadRows
 from lit_align.data.tokenize import Tokenize
 from lit_align.data.tokenizer import Encoder
@@ -42,6 +44,7 @@ class Recipe:
         format: how its rows are spelled, unless it says so itself.
         ranking: what becomes of rankings.
         score: which turns of a response are scored.
+        limit: training pairs that are used at most, the first ones; None for all.
         holdout: what is taken out of the training source to validate on, if anything.
         truncation: what happens to a pair that is too long.
         quality_prompt: the text p of prompted pairs.
@@ -56,6 +59,7 @@ class Recipe:
     format: FormatName
     ranking: Ranking
     score: Score
+    limit: int | None
     holdout: Holdout | None
     truncation: Truncation
     quality_prompt: str
@@ -72,10 +76,45 @@ class Recipe:
             encoder: the tokenizer.
             prompted: build the prompts under p ⊕ x as well.
             shows_progress: draw a bar.
+
+        Raises:
+            FileNotFoundError: a source is not there.
+            DataError: rows cannot be used; the message lists the first ten by file and line.
         """
         tokenize = Tokenize(encoder, self.truncation, self.quality_prompt if prompted else None, self.score)
         gather, watch = self._gather(split), watched if shows_progress else unwatched
-        return prepare(gather, tokenize, self.bad_rows, shelf_of(self.cache, gather), self.tokenize_workers, watch)
+        try:
+            shelf = shelf_of(self.cache, gather)
+            return prepare(gather, tokenize, self.bad_rows, shelf, self.tokenize_workers, watch)
+        except DataError as error:
+            raise DataError(f"data.{split}: {error.where}", error.reason, error.column) from error.__cause__
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"data.{split}: {error}") from None
+
+    def check_ranking(self, splits: Mapping[str, Split]) -> None:
+        """Raise for settings of rankings that change nothing, if so much is known of the sources already.
+
+        Args:
+            splits: the splits that are prepared.
+
+        Raises:
+            ValueError: no source is a ranking, or there is a ``min_gap`` and no ranking has scores.
+        """
+        changed = {"data.pairing": self.ranking.pairing != AllPairs(), "data.min_gap": self.ranking.min_gap > 0}
+        keys = [key for key, differs in changed.items() if differs]
+        unread = {
+            source.format or self.format
+            for split, sources in self.sources.items()
+            for source in (() if split in splits else sources)
+        }
+        if not keys or unread & {"auto", "ranking"}:
+            return
+        rankings = [split for split in splits.values() if "ranking" in split.format.split(", ")]
+        if not rankings:
+            raise ValueError(f"{' and '.join(keys)} would have no effect: no source holds rankings")
+        scored = any(np.isfinite(split.scores).any() or TIES in split.notes for split in rankings)
+        if self.ranking.min_gap and self.limit is None and not scored:
+            raise ValueError("data.min_gap would have no effect: no ranking has scores")
 
     def _gather(self, split: str) -> Gather:
         """Where the pairs of a split come from, what a source leaves open filled in."""
@@ -85,6 +124,7 @@ class Recipe:
             holdout=self.holdout if split in HELD_OUT else None,
             held=split == "validation",
             seed=self.seed,
+            limit=self.limit if split == "train" else None,
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import TypeAlias, final
 
 import torch
@@ -173,6 +174,30 @@ class SequentialBatches(PairBatches):
     def plan(self) -> list[list[int]]:
         """See the base class; every epoch is the same."""
         return _cut(range(self.count), self.share.global_size)
+
+
+def rows_of_steps(batches: PairBatches, limit: int | None, steps: int) -> list[int]:
+    """Positions of the pairs that so many optimizer steps see, of all processes together.
+
+    Args:
+        batches: a plan of training.
+        limit: batches of an epoch that are used; None for all.
+        steps: optimizer steps from the start of the first epoch.
+
+    >>> rows_of_steps(SequentialBatches(5, Share(batch_size=2)), None, steps=2)
+    [0, 1, 2, 3]
+    """
+    found: set[int] = set()
+    accumulate = batches.share.accumulate
+    for epoch in count():
+        batches.set_epoch(epoch)
+        plan = batches.plan()
+        used = plan[:limit][: steps * accumulate]
+        found.update(row for rows in used for row in rows)
+        steps -= -(-len(used) // accumulate)
+        if not used or steps <= 0 or len(found) == sum(map(len, plan)):
+            break
+    return sorted(found)
 
 
 @final

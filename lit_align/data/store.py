@@ -98,6 +98,12 @@ class PairStore(Sequence[TokenizedPair]):
         """The last scored tokens of the responses that were not cut."""
         return frozenset(np.unique(numbers(self.table, "last")).tolist()) - {NO_END}
 
+    @cached_property
+    def ended(self) -> NDArray[np.bool_]:
+        """Whether a response of each pair is there as a whole, so that it shows how it ends."""
+        there: NDArray[np.bool_] = (numbers(self.table, "last") != NO_END).any(axis=1)
+        return there
+
     def hashes(self, parts: Iterable[str]) -> NDArray[np.uint64]:
         """A number for each pair that says whether the named parts, in the order they are named, are the same.
 

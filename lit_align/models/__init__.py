@@ -5,8 +5,10 @@ from lit_align.models.loading import Loading, load_causal_lm
 from lit_align.models.log_probs import response_log_probs
 from lit_align.models.lora import LoRA
 from lit_align.models.precomputed import Precomputed
+from lit_align.models.reader import ForwardPass
 from lit_align.models.reference import AdapterOff, LiveReference, MovingReference, Reference, SecondModel
-from lit_align.models.token_log_probs import ForwardPass, TokenLogProbs
+from lit_align.models.token_log_probs import TokenLogProbs
+from lit_align.models.token_scores import TokenScores
 from lit_align.models.vocabulary import Extras
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "Reference",
     "SecondModel",
     "TokenLogProbs",
+    "TokenScores",
     "choose_layout",
     "load_causal_lm",
     "response_log_probs",

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from lit_align.models.layout import LayoutName, needed, shared_tokens
-from lit_align.models.output_head import base_of, output_head
+from lit_align.models.output_head import base_of
+from lit_align.models.reader import Reader
 from lit_align.models.reading import PACKED_ATTENTION, VARLEN
-from lit_align.models.token_log_probs import TokenLogProbs
 from lit_align.types import PairBatch, PairTokens
 
 LADDER: tuple[LayoutName, ...] = ("shared", "packed", "padded")
@@ -34,7 +34,7 @@ class Probe:
     """What a layout gives for a few pairs.
 
     Args:
-        log_probs: of their scored tokens.
+        log_probs: of their scored tokens, or what else the model gives for each.
         gradient: of a fixed sum of these with respect to the embedding of each id; None where weights are sharded.
     """
 
@@ -67,7 +67,7 @@ class Choice:
     refused: tuple[str, ...] = ()
 
 
-def choose_layout(source: TokenLogProbs, batch: PairBatch) -> Choice:
+def choose_layout(source: Reader, batch: PairBatch) -> Choice:
     """Try layouts on real pairs, fastest first, and take the first one whose numbers are the model's own.
 
     Log-probabilities and a gradient are compared with those of padded rows and whole logits, without autocast, in
@@ -101,7 +101,7 @@ def choose_layout(source: TokenLogProbs, batch: PairBatch) -> Choice:
     return Choice("plain", tuple(refused))
 
 
-def _wrong(source: TokenLogProbs, layout: LayoutName, pairs: PairBatch, by: tuple[Probe, Distance]) -> str | None:
+def _wrong(source: Reader, layout: LayoutName, pairs: PairBatch, by: tuple[Probe, Distance]) -> str | None:
     """Why a layout cannot be used, on any process; None if it can."""
     truth, allowed = by
     try:
@@ -121,9 +121,9 @@ def _wrong(source: TokenLogProbs, layout: LayoutName, pairs: PairBatch, by: tupl
     return _anywhere(reason, pairs.input_ids.device)
 
 
-def _unfit(source: TokenLogProbs, layout: LayoutName) -> str | None:
-    if output_head(source.model) is None:
-        return "the model does not say which layer gives its logits"
+def _unfit(source: Reader, layout: LayoutName) -> str | None:
+    if source.lacks is not None:
+        return source.lacks
     attention = base_of(source.model).config._attn_implementation
     if layout != "padded" and attention not in PACKED_ATTENTION:
         return f"attention {attention} cannot be told which tokens see which"
@@ -141,7 +141,7 @@ def distance(found: Probe, truth: Probe) -> Distance:
     return Distance(apart, float((found.gradient - truth.gradient).norm()) / max(length, 1e-30))
 
 
-def _rounding(source: TokenLogProbs, pairs: PairBatch, truth: Probe) -> Distance:
+def _rounding(source: Reader, pairs: PairBatch, truth: Probe) -> Distance:
     """What may pass for rounding: a few times what plain rows differ by, read one pair at a time; never nothing."""
     width = truth.log_probs.shape[-1]
     alone = [_probe(source, _alone(pairs, row), pairs) for row in range(len(pairs.index))]
@@ -155,7 +155,7 @@ def _rounding(source: TokenLogProbs, pairs: PairBatch, truth: Probe) -> Distance
     return Distance(max(ROUNDINGS * noise.log_probs, unit * size), ROUNDINGS * max(noise.gradient, unit))
 
 
-def _probe(source: TokenLogProbs, pairs: PairBatch, of: PairBatch | None = None) -> Probe:
+def _probe(source: Reader, pairs: PairBatch, of: PairBatch | None = None) -> Probe:
     """Log-probs of some pairs, and the gradient of a sum of them by embedded id.
 
     Args:
@@ -165,7 +165,7 @@ def _probe(source: TokenLogProbs, pairs: PairBatch, of: PairBatch | None = None)
     """
     if any(isinstance(module, FSDPModule) for module in source.model.modules()):
         with torch.no_grad():
-            return Probe(source(pairs).values, None)
+            return Probe(source.probed(pairs), None)
     ids = (pairs if of is None else of).input_ids.unique()
     seen: list[tuple[Tensor, Tensor]] = []
 
@@ -176,7 +176,7 @@ def _probe(source: TokenLogProbs, pairs: PairBatch, of: PairBatch | None = None)
     handle = base_of(source.model).get_input_embeddings().register_forward_hook(leaf)
     try:
         with torch.enable_grad():
-            values = source(pairs).values
+            values = source.probed(pairs)
             read, embedded = seen[-1]
             (gradient,) = torch.autograd.grad((values * _weights(values, pairs)).sum(), embedded)
     finally:
@@ -240,7 +240,7 @@ def _alone(pairs: PairBatch, row: int) -> PairBatch:
     return _take(pairs, pairs.index.new_tensor([row]), int(pairs.attention_mask[row].sum(-1).max()))
 
 
-def _reach(source: TokenLogProbs, pairs: PairBatch) -> int | None:
+def _reach(source: Reader, pairs: PairBatch) -> int | None:
     """The longest sequence that the check speaks for: the model's window, unless the pairs went beyond it."""
     window = smallest_window(vars(base_of(source.model).config.get_text_config()))
     return None if window is None or int(needed(pairs).max()) > window else window

@@ -25,8 +25,8 @@ class Loading:
 
     Args:
         revision: branch, tag or (best) full commit hash of a hub model.
-        dtype: dtype of the parameters. For pure bfloat16 training choose it here and leave the trainer's precision
-            at ``32-true``: that keeps the rotary tables in float32.
+        dtype: dtype of the parameters. ``bfloat16`` is for what is frozen, and for what an adapter is put on; a run
+            that trains such weights as a whole says that small steps are rounded away.
         attention: implementation of attention in transformers; None takes its default.
         weights: ``pretrained``, or ``random`` to build the model from its configuration alone.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
@@ -36,7 +36,7 @@ class Loading:
     """
 
     revision: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] | None = None
     weights: Literal["pretrained", "random"] = "pretrained"
     gradient_checkpointing: bool = False

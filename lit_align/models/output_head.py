@@ -12,6 +12,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lit_align.models.score_model import ScoreModel
 from lit_align.models.vocabulary import Extras, Hidden, LogitRule, Targets, TokenValues, Workspace
 
 Compute = Callable[[Float[Tensor, "row column hidden"]], dict[str, Tensor]]
@@ -21,8 +22,9 @@ GRADED = "graded"
 
 
 def base_of(model: nn.Module) -> Any:
-    """The model of transformers inside an adapter, or the model itself."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    """The model of transformers inside an adapter or behind a score head, or the model itself."""
+    inner = model.model if isinstance(model, ScoreModel) else model
+    return inner.get_base_model() if isinstance(inner, PeftModel) else inner
 
 
 def output_head(model: nn.Module) -> nn.Module | None:

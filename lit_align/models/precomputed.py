@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from lit_align.disk import user_cache
 from lit_align.models.loading import Loading
-from lit_align.models.reference import AdapterOff, Read, Reference, SecondModel
+from lit_align.models.reference import AdapterOff, Read, Reference, SecondModel, check_loading
 from lit_align.models.reference_cache import ReferenceCache, sequence_keys
 from lit_align.models.sharding import weights_wanted
 from lit_align.types import PairBatch, PairTokens
@@ -46,7 +46,7 @@ class Precomputed(Reference):
         checked_rows: how many rows found on disk are scored again, at random, before they are trusted; 0 for none.
 
     Raises:
-        ValueError: ``checked_rows`` is negative.
+        ValueError: ``checked_rows`` is negative, or there is a ``loading`` without a ``path``.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class Precomputed(Reference):
     ) -> None:
         if checked_rows < 0:
             raise ValueError(f"Precomputed: checked_rows is {checked_rows}; expected 0 or more")
+        check_loading("Precomputed", path, loading)
         self.path = path
         self.loading = loading
         self.cache = cache

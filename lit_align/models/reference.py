@@ -118,9 +118,13 @@ class SecondModel(LiveReference):
     Args:
         path: local folder or hub name of the reference; None copies the policy.
         loading: how to read it, if it is read.
+
+    Raises:
+        ValueError: there is a ``loading`` without a ``path``.
     """
 
     def __init__(self, path: str | None = None, loading: Loading = Loading()) -> None:
+        check_loading(type(self).__name__, path, loading)
         self.path = path
         self.loading = loading
         self._model: nn.Module | None = None
@@ -154,6 +158,24 @@ class SecondModel(LiveReference):
         if self._model is not None:
             move: Any = self._model._apply
             move(change)
+
+
+def check_loading(name: str, path: str | None, loading: Loading) -> None:
+    """Raise if it is said how to read a model that is a copy.
+
+    Args:
+        name: of the reference's class.
+        path: of the model; None for a copy of the policy.
+        loading: how it would be read.
+
+    Raises:
+        ValueError: it is.
+    """
+    if path is None and loading != Loading():
+        raise ValueError(
+            f"{name}: loading is {loading}, but without a path the reference is a copy of the policy as it was "
+            "loaded: name the model's path, or leave loading out"
+        )
 
 
 class MovingReference(LiveReference):
@@ -195,6 +217,11 @@ class MovingReference(LiveReference):
         """Copy the policy, which must have no adapter: the mean of two adapters is not the adapter of the mean."""
         if isinstance(policy, PeftModel):
             raise ValueError("reference MovingReference: expected a policy without adapter; leave model.lora out")
+        if self.mixing < 1 and any(weight.itemsize < torch.float32.itemsize for weight in policy.parameters()):
+            raise ValueError(
+                f"MovingReference: mixing is {self.mixing}, and the policy's weights are in 16 bits, where most of "
+                "such a mean is rounded away; take model.loading.dtype float32, or mixing 1"
+            )
         self._model = copy.deepcopy(policy).requires_grad_(False).eval()
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""A score model is the body of a causal language model with a linear head that gives one number per token."""
+"""Score models from files and to files: reward models, and value models to be trained."""
 
 from __future__ import annotations
 
@@ -10,73 +10,20 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from jaxtyping import Float
 from peft import PeftModel
 from safetensors import SafetensorError
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from lit_align.models.kernels import use_liger
 from lit_align.models.loading import Loading, locate, switch_dropout_off
 from lit_align.models.lora import LoRA
+from lit_align.models.score_model import ScoreModel
 from lit_align.models.sharding import weights_wanted
-from lit_align.types import PairBatch, PairScores
 
 Head = Literal["saved", "fresh", "zero"]
 """Where the head's weights come from: the saved ones, drawn anew, or 0."""
 HEAD = "score.weight"
-
-
-class ScoreModel(nn.Module):
-    """A Hugging Face sequence classification model of one label, read at every token.
-
-    The position that counts is chosen by whoever has the mask: the library's own pooling looks for the last id that
-    is not padding, which is the wrong one where the padding is the end token.
-
-    Args:
-        model: with a head named ``score``, with or without adapter.
-    """
-
-    def __init__(self, model: PreTrainedModel | PeftModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None
-    ) -> Float[Tensor, "row token"]:
-        """The head's number at every token, in float32 (float64 for float64 models)."""
-        more: dict[str, Any] = {} if position_ids is None else {"position_ids": position_ids}
-        model: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **more)[0]
-        values: Tensor = model.score(hidden).squeeze(-1)
-        return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-def response_scores(model: nn.Module, batch: PairBatch) -> PairScores:
-    """The score of each response: the head's number at its last scored token, wherever the padding is.
-
-    Args:
-        model: a ``ScoreModel``.
-        batch: pairs, or responses with a side axis of 1.
-    """
-    pairs, sides, width = batch.input_ids.shape
-    values = token_values(model, batch)
-    places = torch.arange(width, device=values.device)
-    last = (places * batch.mask.flatten(0, 1)).argmax(-1, keepdim=True)
-    return values.gather(-1, last).view(pairs, sides)
-
-
-def token_values(model: nn.Module, batch: PairBatch) -> Float[Tensor, "row token"]:
-    """The head's number at every token of every sequence, wherever the padding is.
-
-    Args:
-        model: a ``ScoreModel``.
-        batch: pairs, or responses with a side axis of 1.
-    """
-    attention = batch.attention_mask.flatten(0, 1)
-    left = bool((~attention[:, 0] & attention.any(-1)).any())
-    positions = (attention.cumsum(-1) - 1).clamp_min(0) if left else None
-    values: Tensor = model(batch.input_ids.flatten(0, 1), attention, positions)
-    return values
 
 
 def load_score_model(name: str, loading: Loading, head: Head = "saved") -> ScoreModel:
@@ -107,6 +54,8 @@ def load_score_model(name: str, loading: Loading, head: Head = "saved") -> Score
         _fill(layer, head, loading.seed)
     if missing - {HEAD}:
         raise ValueError(f"{place}: the weights do not fill the model: {sorted(missing - {HEAD})}")
+    if loading.kernels == "liger":
+        use_liger(model)
     if loading.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return ScoreModel(model.eval())

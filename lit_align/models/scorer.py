@@ -11,12 +11,14 @@ from numbers import Real
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_align.models.loading import Loading
-from lit_align.models.reward import ScoreModel, load_score_model, response_scores
+from lit_align.models.reward import load_score_model
+from lit_align.models.score_model import ScoreModel
 from lit_align.models.sharding import Build, build_whole, together
-from lit_align.types import PairBatch, ResponseScore, RolloutScores
+from lit_align.models.token_scores import ReadScores, TokenScores
+from lit_align.types import PairBatch, PairScores, ResponseScore, RolloutScores
 
 LONGEST = 300
 
@@ -48,6 +50,13 @@ class Scorer(ABC):
         """In which scores are asked for; every process enters it as often as the others, whatever it has to ask."""
         return nullcontext()
 
+    def read_with(self, read: ReadScores) -> None:  # noqa: B027
+        """Read a score model otherwise than in padded rows, to the same numbers; none is there unless a leaf says so.
+
+        Args:
+            read: gives the scores of a batch under a score model.
+        """
+
     def apply(self, change: Callable[[Tensor], Tensor]) -> None:  # noqa: B027
         """Move or cast weights along with the policy's; there are none unless a leaf says otherwise."""
 
@@ -78,6 +87,7 @@ class RewardModel(Scorer):
         self.loading = loading
         self.batch_size = batch_size
         self._model: ScoreModel | None = None
+        self._read: ReadScores = _in_padded_rows
 
     def __repr__(self) -> str:
         return f"RewardModel(path={self.path!r})"
@@ -89,6 +99,10 @@ class RewardModel(Scorer):
     def ready(self) -> AbstractContextManager[None]:
         """In which a model that is cut is whole."""
         return nullcontext() if self._model is None else together(self._model)
+
+    def read_with(self, read: ReadScores) -> None:
+        """See the base class."""
+        self._read = read
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> None:
         """Move or cast its weights."""
@@ -103,10 +117,14 @@ class RewardModel(Scorer):
             raise RuntimeError("the reward model is not loaded yet; load(policy) comes first")
         count = len(batch.input_ids)
         parts = [
-            response_scores(self._model, batch.rows(slice(start, start + self.batch_size)))
+            self._read(self._model, batch.rows(slice(start, start + self.batch_size)))
             for start in range(0, count, self.batch_size)
         ]
         return torch.cat(parts).flatten()
+
+
+def _in_padded_rows(model: nn.Module, batch: PairBatch) -> PairScores:
+    return TokenScores(model).scores(batch)
 
 
 @final

@@ -4,79 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import TypeAlias, final
 
 import torch
 from torch import Tensor, nn
 
-from lit_align.models.layout import LayoutName, needed, scored
+from lit_align.models.layout import scored
 from lit_align.models.log_probs import ResponseLogProbs
 from lit_align.models.one_pass import Tokens, charge
 from lit_align.models.output_head import (
     GRADED,
-    base_of,
     is_linear,
     logit_rule,
     output_head,
     replaced_head,
     values_through,
 )
-from lit_align.models.reading import PACKED_ATTENTION, Attention, Reading, packed, padded
-from lit_align.models.segments import NAME, original_attention, stands_in_for
+from lit_align.models.reader import ForwardPass, Reader
+from lit_align.models.reading import Reading
 from lit_align.models.two_pass import Head
 from lit_align.models.vocabulary import Extras, Hidden, LogitRule, TokenValues, Workspace
-from lit_align.types import PairBatch, PairMask
-
-CPU_TOKENS = 1024
-"""Tokens at once on a CPU: enough to fill its cores, few enough to keep what backward needs in its caches."""
-
-
-@dataclass(frozen=True)
-class ForwardPass:
-    """How log-probabilities are computed; nothing here changes them beyond rounding.
-
-    Args:
-        layout: ``shared`` reads a prompt once for both responses, ``packed`` each sequence by itself, both without
-            padding; ``padded`` reads padded rows. ``auto`` takes the first of these that gives the model's own
-            log-probabilities, which is tried on the first batch.
-        tile_mb: megabytes of logits that are held at once.
-        row_tokens: tokens of a row where packed rows need a dense mask, which grows with their square; 0 takes
-            rows as long as the longest pair.
-        tokens_at_once: tokens, of both sides, that go through the policy at once in training; a batch with more is
-            taken in portions whose gradients add up, so that its size does not set the memory. 0 for no limit; None
-            for 1024 on a CPU, where more at once is no faster, and for no limit on other devices, nor where the
-            objective would have to read its pairs twice for it.
-        compile: compile the layers of every model that is read (``torch.compile``). The first steps then take a
-            minute or more; it pays on a GPU, in long runs.
-    """
-
-    layout: Literal["auto", "shared", "packed", "padded"] = "auto"
-    tile_mb: float = 64.0
-    row_tokens: int = 0
-    tokens_at_once: int | None = None
-    compile: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.tile_mb > 0:
-            raise ValueError(f"ForwardPass: tile_mb is {self.tile_mb}; expected a size above 0")
-        for name in ("row_tokens", "tokens_at_once"):
-            if (getattr(self, name) or 0) < 0:
-                raise ValueError(f"ForwardPass: {name} is {getattr(self, name)}; expected 0 or more")
-
-    def portion(self, device: str, across_pairs: bool) -> int:
-        """Tokens that go through the policy at once in training; 0 for no limit.
-
-        Args:
-            device: type of the device.
-            across_pairs: whether pairs depend on each other.
-
-        >>> ForwardPass().portion("cpu", across_pairs=False)
-        1024
-        """
-        if self.tokens_at_once is not None:
-            return self.tokens_at_once
-        return CPU_TOKENS if device == "cpu" and not across_pairs else 0
-
+from lit_align.types import PairBatch, PairMask, PairTokens
 
 LossOfPairs: TypeAlias = Callable[[slice, ResponseLogProbs], Tensor]
 """The summed, weighted loss of some pairs of a batch, from their log-probabilities."""
@@ -95,38 +43,29 @@ class ChargedBatch:
     log_probs: ResponseLogProbs
 
 
-class TokenLogProbs:
+@final
+class TokenLogProbs(Reader):
     """Gives the log-probabilities of batches of pairs under one model.
 
     The model is called through its own forward, so what hangs on it (sharding, adapters, hooks) works as ever.
 
     Args:
         model: a causal language model of transformers, with or without an adapter.
-        how: layout and sizes. ``auto`` stays with padded rows until ``choose_layout`` has found a faster layout.
+        how: see the base class.
     """
 
     def __init__(self, model: nn.Module, how: ForwardPass = ForwardPass()) -> None:
-        self.model = model
-        self.how = how
-        self.layout: LayoutName = "padded"
-        self.reach: int | None = None
-        self._attention = original_attention(model)
+        super().__init__(model, how)
         self._workspace = Workspace(how.tile_mb)
-        if how.layout != "auto":
-            self.use(how.layout)
 
-    def use(self, layout: LayoutName, reach: int | None = None) -> None:
-        """Take a layout from here on.
+    @property
+    def lacks(self) -> str | None:
+        """See the base class."""
+        return None if output_head(self.model) is not None else "the model does not say which layer gives its logits"
 
-        Args:
-            layout: which.
-            reach: a batch with a longer sequence is padded; None for no such limit.
-        """
-        if layout in ("shared", "packed") and stands_in_for(self.model, self._attention):
-            base_of(self.model).set_attn_implementation(NAME)
-        elif layout in ("padded", "plain") and base_of(self.model).config._attn_implementation == NAME:
-            base_of(self.model).set_attn_implementation(self._attention)
-        self.layout, self.reach = layout, reach
+    def probed(self, batch: PairBatch) -> PairTokens:
+        """The log-probabilities."""
+        return self(batch).values
 
     def __call__(self, batch: PairBatch, extras: Extras = Extras()) -> ResponseLogProbs:
         """Log-probabilities of the scored tokens with gradient, for a loss of any kind.
@@ -178,16 +117,6 @@ class TokenLogProbs:
         given = self._call(head, reading, compute)
         loss = given.pop(GRADED).sum()
         return ChargedBatch(loss, self._responses(batch, TokenValues(**given)))
-
-    def _read(self, batch: PairBatch) -> Reading:
-        """The batch in the layout that is in use, or padded where that layout does not reach."""
-        longest = int(needed(batch).max())
-        packs = self.layout in ("shared", "packed") and longest > 0
-        name = base_of(self.model).config._attn_implementation
-        if not packs or name not in PACKED_ATTENTION or (self.reach is not None and longest > self.reach):
-            return padded(batch)
-        dtype = next(self.model.parameters()).dtype
-        return packed(batch, Attention(name, dtype, self.how.row_tokens), share=self.layout == "shared")
 
     def _call(
         self, head: nn.Module, reading: Reading, compute: Callable[[Tensor], dict[str, Tensor]]

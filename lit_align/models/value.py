@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-from torch import nn
+from dataclasses import dataclass, field, replace
 
 from lit_align.models.loading import Loading
-from lit_align.models.reward import ScoreModel, load_score_model, token_values
-from lit_align.types import PairBatch, RolloutTokens
+from lit_align.models.reward import load_score_model
+from lit_align.models.score_model import ScoreModel
 
 
 @dataclass(frozen=True)
@@ -29,24 +27,14 @@ class Value:
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise ValueError(f"Value: learning_rate is {self.learning_rate}; expected a number above 0")
 
-    def load(self, policy: str) -> ScoreModel:
+    def load(self, policy: str, loading: Loading) -> ScoreModel:
         """The model, in training mode.
 
         Args:
             policy: name of the policy, which it starts from unless it has a path of its own.
+            loading: how the policy is read; where it starts from the policy, of the same revision.
         """
-        return load_score_model(self.path or policy, self.loading, head="zero").train()
-
-
-def response_values(model: nn.Module, batch: PairBatch) -> RolloutTokens:
-    """What is to be expected from each scored token on, read at the token before it, packed to the left.
-
-    Args:
-        model: a ``ScoreModel``.
-        batch: responses with a side axis of 1, padded on the right.
-    """
-    scored = batch.mask[:, 0, 1:]
-    values = token_values(model, batch)[:, :-1]
-    rows, columns = scored.nonzero(as_tuple=True)
-    places = scored.cumsum(-1)[rows, columns] - 1
-    return values.new_zeros(len(scored), int(batch.lengths.max())).index_put((rows, places), values[rows, columns])
+        own = self.loading
+        if self.path is None:
+            own = replace(own, revision=own.revision or loading.revision, weights=loading.weights, seed=loading.seed)
+        return load_score_model(self.path or policy, own, head="zero").train()

@@ -15,11 +15,10 @@ from lit_align.data.collate import Collate
 from lit_align.models import Reference
 from lit_align.models.generate import Sampling
 from lit_align.models.generator import Generator, Request, Written, draw_of
-from lit_align.models.log_probs import packed_mask, response_log_probs
-from lit_align.models.reference import Read
+from lit_align.models.log_probs import packed_mask
 from lit_align.models.scorer import Scorer, Texts, checked
 from lit_align.models.sharding import together
-from lit_align.models.value import response_values
+from lit_align.modules.sources import Sources
 from lit_align.types import PairBatch, Rollout, RolloutTokens, TokenizedPair, TokenizedResponse
 
 NOTHING = TokenizedResponse([], [])
@@ -71,7 +70,7 @@ class Draw:
         score: what says what a response is worth.
         passes: responses per forward pass.
         needs_greedy: whether the most likely response to each prompt is scored as well.
-        read: how the policy's log-probabilities are read.
+        sources: how models are read.
     """
 
     data: PreferenceData
@@ -80,7 +79,7 @@ class Draw:
     score: Scorer
     passes: int
     needs_greedy: bool
-    read: Read = response_log_probs
+    sources: Sources
 
     @torch.no_grad()
     def __call__(self, models: Models, batch: PairBatch, split: str, each: int, salt: int) -> Drawn:
@@ -113,7 +112,7 @@ class Draw:
                 index=batch.index.cpu().repeat_interleave(each),
                 weight=(batch.weight.cpu() > 0).float().repeat_interleave(each),
             ).to(device)
-            log_probs = self._log_probs(lambda part: self.read(models.policy, part), drawn)
+            log_probs = self._log_probs(lambda part: self.sources.read(models.policy, part), drawn)
         texts = Texts([text for text in asked for _ in range(each)], self._responses(written))
         with self.score.ready():
             score = self.scores(drawn, texts)
@@ -188,7 +187,7 @@ class Draw:
 
     def _values(self, model: nn.Module, batch: PairBatch) -> RolloutTokens:
         with together(model):
-            return self._in_parts(lambda part: response_values(model, part), batch)
+            return self._in_parts(lambda part: self.sources.values(model, part), batch)
 
     def _in_parts(self, of: Callable[[PairBatch], Tensor], batch: PairBatch) -> RolloutTokens:
         """Values per token of all responses, a few at a time, padded to the longest."""

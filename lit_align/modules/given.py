@@ -33,7 +33,7 @@ def given_pairs(draw: Draw, policy: nn.Module, batch: PairBatch, split: str) -> 
     with draw.score.ready():
         score = draw.scores(*_singly(draw, pairs, split)).double().view(-1, 2) if len(rows) else None
     with together(policy):
-        log_prob = draw.read(policy, pairs).double().sum(-1) if len(rows) else None
+        log_prob = draw.sources.read(policy, pairs).double().sum(-1) if len(rows) else None
     if score is None or log_prob is None:
         return None
     gaps = PairedPreferences(score[:, 0] - score[:, 1], log_prob[:, 0] - log_prob[:, 1])

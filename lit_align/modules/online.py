@@ -21,7 +21,7 @@ from lit_align.metrics.rollouts import RolloutMetrics, pairs_of
 from lit_align.models import ForwardPass, Loading, LoRA, Reference, load_causal_lm
 from lit_align.models.generate import Sampling
 from lit_align.models.generator import CachedGenerator, Generator, draw_of
-from lit_align.models.reward import ScoreModel
+from lit_align.models.score_model import ScoreModel
 from lit_align.models.scorer import Scorer
 from lit_align.models.value import Value
 from lit_align.modules.build import Builder, build_models
@@ -29,10 +29,10 @@ from lit_align.modules.drawing import Draw, Drawn, Models, rollout_records
 from lit_align.modules.given import given_pairs
 from lit_align.modules.kept_weights import check_kept, kept
 from lit_align.modules.minibatches import Minibatches
-from lit_align.modules.online_checks import Settings, check_run, checked_forward_pass
+from lit_align.modules.online_checks import Settings, check_run, check_value, checked_forward_pass
 from lit_align.modules.online_steps import Update, batches_of_a_run, weight_groups
 from lit_align.modules.online_sums import Sums, tokens_of_rank
-from lit_align.modules.reports import prefixed, report
+from lit_align.modules.reports import check_precision, prefixed, report, warn_of_rounding
 from lit_align.modules.schedule import Cosine, Schedule
 from lit_align.modules.sources import Sources
 from lit_align.modules.start import reference_of
@@ -98,6 +98,7 @@ class LitOnline(LightningModule):
         self.settings = Settings(objective, sampling, responses, epochs, minibatches, micro_batch, eval_responses)
         if gradient_clip is not None and not gradient_clip > 0:
             raise ValueError(f"model.gradient_clip is {gradient_clip}; expected a number above 0, or null")
+        check_value(objective, value)
         self.policy_name = policy
         self.objective = objective
         self.score = score
@@ -125,6 +126,9 @@ class LitOnline(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check that everything fits, before any weight is read; say what moves the optimum."""
+        check_precision(self.trainer.precision, self.loading, self.lora)
+        if self.objective.needs_values:
+            warn_of_rounding("model.value.loading", self.value.loading)
         check_run(self.settings, self.trainer, self.policy_name, self.loading, self.score)
         if stage == "fit":
             for caution in self.settings.cautions:
@@ -140,8 +144,9 @@ class LitOnline(LightningModule):
             self.reference.read_with(self.sources.read)
         self.value_model: ScoreModel | None = None
         if self.objective.needs_values:
-            self.value_model = build(lambda: self.value.load(self.policy_name))
+            self.value_model = build(lambda: self.value.load(self.policy_name, self.loading))
         self.score.load(self.policy_name, build)
+        self.score.read_with(self.sources.scores)
         self.policy.train()
 
     def build_policy(self) -> PreTrainedModel | PeftModel:
@@ -163,8 +168,8 @@ class LitOnline(LightningModule):
     def _draw(self) -> Draw:
         at_once = self.settings.micro_batch
         greedy = self.objective.needs_greedy
-        data, read = run_data(self.trainer), self.sources.read
-        return Draw(data, self.generator, self.settings.sampling, self.score, at_once, greedy, read)
+        data = run_data(self.trainer)
+        return Draw(data, self.generator, self.settings.sampling, self.score, at_once, greedy, self.sources)
 
     def draw(self, batch: PairBatch, split: str, each: int, salt: int) -> Drawn:
         """Responses to the prompts of a batch, the policy being in evaluation mode meanwhile.

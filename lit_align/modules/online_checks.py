@@ -10,8 +10,8 @@ from lightning.pytorch import Trainer
 from lit_align.models import ForwardPass, Loading
 from lit_align.models.generate import Sampling
 from lit_align.models.scorer import RewardModel, Scorer
+from lit_align.models.value import Value
 from lit_align.modules.fit_check import TokenSizes, check_fit, check_reference
-from lit_align.modules.reports import checked_precision
 from lit_align.modules.steps import run_data
 from lit_align.online.objective import OnlineObjective
 
@@ -91,8 +91,24 @@ def checked_forward_pass(how: ForwardPass) -> ForwardPass:
     return how
 
 
+def check_value(objective: OnlineObjective, value: Value) -> None:
+    """Raise if a value model is described that nothing needs.
+
+    Args:
+        objective: of the run.
+        value: of ``model.value``.
+
+    Raises:
+        ValueError: it is.
+    """
+    if not objective.needs_values and value != Value():
+        raise ValueError(
+            f"model.value is {value}, but the objective's advantage needs no value model: leave it out, or take GAE"
+        )
+
+
 def check_run(settings: Settings, trainer: Trainer, policy: str, loading: Loading, score: Scorer) -> None:
-    """Raise if trainer, data and models do not go together.
+    """Raise if data and models do not go together.
 
     Args:
         settings: of the run.
@@ -105,10 +121,17 @@ def check_run(settings: Settings, trainer: Trainer, policy: str, loading: Loadin
         FileNotFoundError: a model is not there.
         ValueError: they do not.
     """
-    checked_precision(trainer.precision)
     data = run_data(trainer)
     if data is None:
         raise ValueError("on-policy training needs the run's data to be a PreferenceData: it asks it for prompts")
+    for name, split in data.splits.items():
+        ignored = sorted(split.honoured | ({"weight"} if bool((split.values.weight != 1).any()) else set()))
+        if ignored:
+            leave_out = ", ".join(f"{column}: null" for column in ignored)
+            raise ValueError(
+                f"data.{name} has the columns {', '.join(ignored)}, which an on-policy run would ignore: it takes "
+                f"prompts alone; if that is right, leave them out: data.columns: {{{leave_out}}}"
+            )
     prompts = max((int(split.store.part_lengths[:, 0].max()) for split in data.splits.values()), default=0)
     longest = max(data.longest, prompts + settings.sampling.max_new_tokens)
     check_fit(TokenSizes(data.tokenizer_name, data.vocabulary, data.pad_token, longest), policy, loading.revision)

@@ -19,7 +19,7 @@ from lit_align.modules.draw import draw_in_evaluation, draw_in_training
 from lit_align.modules.evaluation import Evaluation
 from lit_align.modules.portions import portions
 from lit_align.modules.records import pair_records
-from lit_align.modules.reports import checked_precision, report, restore_sums, sums_of
+from lit_align.modules.reports import check_precision, report, restore_sums, sums_of
 from lit_align.modules.running import RunningNumbers
 from lit_align.modules.schedule import Cosine, Schedule
 from lit_align.modules.scoring import Scoring
@@ -98,7 +98,7 @@ class LitPreference(Stepping):
         self._evaluation.begin()
         self.ledger.begin()
         self.running.begin()
-        checked_precision(self.trainer.precision)
+        check_precision(self.trainer.precision, self.loading, self.lora)
         data = run_data(self.trainer)
         if data is None:
             return

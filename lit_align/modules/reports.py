@@ -8,24 +8,48 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric
 
+from lit_align.models import Loading, LoRA
 from lit_align.modules.steps import StepLedger, total_over_ranks
 
 REFUSED_PRECISIONS = ("16-mixed", "16-true", "bf16-true")
 
 
-def checked_precision(precision: Any) -> None:
-    """Raise for a precision in which losses are not exact enough.
+def check_precision(precision: Any, loading: Loading, lora: LoRA | None) -> None:
+    """Raise for a precision in which losses are not exact enough; warn where small steps are rounded away.
+
+    Args:
+        precision: of the trainer.
+        loading: of what is trained.
+        lora: its adapter, whose weights are float32 whatever those below are.
 
     Raises:
         ValueError: it is one of ``REFUSED_PRECISIONS``.
     """
     if precision in REFUSED_PRECISIONS:
         raise ValueError(
-            f"trainer.precision {precision} is not exact enough here: take bf16-mixed, or 32-true with "
-            "model.loading.dtype bfloat16, which leaves the rotary tables in float32"
+            f"trainer.precision {precision} is not exact enough here: take bf16-mixed; weights that an adapter is put "
+            "on, and those of frozen models, may be in 16 bits (loading.dtype bfloat16)"
+        )
+    if lora is None:
+        warn_of_rounding("model.loading", loading)
+
+
+def warn_of_rounding(key: str, loading: Loading) -> None:
+    """Warn if weights are in 16 bits that train as a whole.
+
+    Args:
+        key: where ``loading`` stands.
+        loading: of what is trained.
+    """
+    if loading.dtype == "bfloat16":
+        rank_zero_warn(
+            f"{key}.dtype is bfloat16, and all weights train: a step below 1/256 of a weight is rounded away, so that "
+            "at small learning rates hardly any weight moves. Take float32 with trainer.precision bf16-mixed, or an "
+            "adapter (model.lora)"
         )
 
 

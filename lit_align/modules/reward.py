@@ -9,14 +9,18 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from lit_align.metrics.reward import RewardMetrics
-from lit_align.models import Loading, LoRA
-from lit_align.models.reward import ScoreModel, adapted, load_score_model, response_scores
+from lit_align.models import ForwardPass, Loading, LoRA
+from lit_align.models.reward import adapted, load_score_model
+from lit_align.models.score_model import ScoreModel
 from lit_align.modules.build import Builder
 from lit_align.modules.fit_check import TokenSizes, check_fit
-from lit_align.modules.reports import checked_precision, report, restore_sums, sums_of
+from lit_align.modules.portions import portions
+from lit_align.modules.reports import check_precision, report, restore_sums, sums_of
 from lit_align.modules.schedule import Cosine, Schedule
+from lit_align.modules.sources import Sources
 from lit_align.modules.stepping import Stepping
 from lit_align.modules.steps import run_data
+from lit_align.modules.window import pull_now
 from lit_align.online.bradley_terry import BradleyTerry
 from lit_align.types import Outcome, PairBatch, PairScores
 
@@ -37,6 +41,10 @@ class LitReward(Stepping):
         lora: train a low-rank adapter and the head instead of all weights.
         optimizer: any torch optimizer by class path.
         schedule: how the learning rate moves.
+        forward_pass: how the model is read; it changes time and memory, not what comes out.
+
+    Raises:
+        ValueError: ``forward_pass.tile_mb`` is set, and there are no logits.
     """
 
     def __init__(
@@ -47,17 +55,23 @@ class LitReward(Stepping):
         lora: LoRA | None = None,
         optimizer: OptimizerCallable = lambda params: AdamW(params, lr=1e-5, weight_decay=0.0),
         schedule: Schedule = Cosine(),
+        forward_pass: ForwardPass = ForwardPass(),
     ) -> None:
+        if forward_pass.tile_mb != ForwardPass().tile_mb:
+            raise ValueError(
+                f"model.forward_pass.tile_mb is {forward_pass.tile_mb}; a reward model has no logits: leave it out"
+            )
         super().__init__(RewardMetrics(objective.contrast.beta), lora, optimizer, schedule)
         self.policy_name = policy
         self.objective = objective
         self.loading = loading
+        self.sources = Sources(forward_pass)
         self.eval_metrics = RewardMetrics(objective.contrast.beta)
 
     def setup(self, stage: str) -> None:
         """Check that model and data fit, before any weight is read."""
         self.ledger.begin()
-        checked_precision(self.trainer.precision)
+        check_precision(self.trainer.precision, self.loading, self.lora)
         data = run_data(self.trainer)
         if data is None:
             return
@@ -88,18 +102,24 @@ class LitReward(Stepping):
 
     def forward(self, batch: PairBatch) -> PairScores:
         """The scores of both sides, in one forward pass."""
-        return response_scores(self.model, batch)
+        return self.sources.scores(self.model, batch)
 
     def _outcome(self, batch: PairBatch) -> Outcome:
         return self.objective(self(batch), batch.margin)
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         """Sum of the weighted losses; ``on_before_optimizer_step`` divides by the weight of the whole step."""
+        parts = portions(batch, self.sources.how.portion(self.device.type, across_pairs=False), self.trainer)
+        for part in parts[:-1]:
+            pull_now(self._charged(part) * self.trainer.world_size)
+        return self._charged(parts[-1]) * self.trainer.world_size * self.trainer.accumulate_grad_batches
+
+    def _charged(self, batch: PairBatch) -> Tensor:
+        """The weighted losses of some pairs, summed, which are entered into the books."""
         outcome = self._outcome(batch)
         self.train_metrics.update(outcome, batch)
         self.ledger.add(outcome, batch)
-        total = (outcome.loss * batch.weight).sum()
-        return total * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        return (outcome.loss * batch.weight).sum()
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
         """Add a batch to the sums."""

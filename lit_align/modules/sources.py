@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from lit_align.models import ForwardPass, TokenLogProbs, choose_layout
+from lit_align.models import ForwardPass, TokenLogProbs, TokenScores, choose_layout
 from lit_align.models.kernels import compile_layers
 from lit_align.models.layout import LayoutName
-from lit_align.types import PairBatch, PairTokens
+from lit_align.models.score_model import ScoreModel
+from lit_align.types import PairBatch, PairScores, PairTokens, RolloutTokens
+
+Kind = TypeVar("Kind", TokenLogProbs, TokenScores)
 
 
 class Sources:
@@ -21,11 +26,11 @@ class Sources:
 
     def __init__(self, how: ForwardPass = ForwardPass()) -> None:
         self.how = how
-        self._of: dict[nn.Module, TokenLogProbs] = {}
+        self._of: dict[nn.Module, TokenLogProbs | TokenScores] = {}
         self._said: set[str] = set()
 
     def of(self, model: nn.Module, batch: PairBatch) -> TokenLogProbs:
-        """The source of a model; all processes must ask for their first one together.
+        """The source of a language model's log-probabilities; all processes must ask for their first one together.
 
         Args:
             model: the policy, or a reference as it is when active.
@@ -34,27 +39,52 @@ class Sources:
         Raises:
             ValueError: a layout was asked for by name, and it is not exact for this model.
         """
-        if model not in self._of:
-            source = TokenLogProbs(model, self.how)
-            with torch.inference_mode(False):
-                choice = choose_layout(source, batch.copied())
-            for line in choice.refused:
-                if line not in self._said:
-                    rank_zero_warn(f"model.forward_pass: {line}")
-                    self._said.add(line)
-            if self.how.compile:
-                compile_layers(model)
-            self._of[model] = source
-        return self._of[model]
+        return self._chosen(model, batch, TokenLogProbs)
+
+    def scores_of(self, model: nn.Module, batch: PairBatch) -> TokenScores:
+        """As ``of``, of a score model.
+
+        Args:
+            model: a ``ScoreModel``.
+            batch: real pairs or responses to try layouts on, the first time.
+        """
+        return self._chosen(model, batch, TokenScores)
+
+    def _chosen(self, model: nn.Module, batch: PairBatch, kind: type[Kind]) -> Kind:
+        found = self._of.get(model)
+        if found is None:
+            found = self._of[model] = self._choose(kind(model, self.how), batch)
+        assert isinstance(found, kind)
+        return found
+
+    def _choose(self, source: Kind, batch: PairBatch) -> Kind:
+        with torch.inference_mode(False):
+            choice = choose_layout(source, batch.copied())
+        for line in choice.refused:
+            if line not in self._said:
+                rank_zero_warn(f"model.forward_pass: {line}")
+                self._said.add(line)
+        if self.how.compile:
+            compile_layers(source.model)
+        return source
 
     def assume(self, model: nn.Module, layout: LayoutName) -> None:
         """Take a layout for a model without trying it, where there are no weights to try it with."""
-        self._of[model] = TokenLogProbs(model, self.how)
+        kind = TokenScores if isinstance(model, ScoreModel) else TokenLogProbs
+        self._of[model] = kind(model, self.how)
         self._of[model].use(layout)
 
     def read(self, model: nn.Module, batch: PairBatch) -> PairTokens:
         """Log-probabilities of a batch under a model; see ``response_log_probs``."""
         return self.of(model, batch)(batch).values
+
+    def scores(self, model: nn.Module, batch: PairBatch) -> PairScores:
+        """The score of each response under a score model; see ``TokenScores``."""
+        return self.scores_of(model, batch).scores(batch)
+
+    def values(self, model: nn.Module, batch: PairBatch) -> RolloutTokens:
+        """What a value model expects before each token of responses, whose batch has a side axis of 1."""
+        return self.scores_of(model, batch)(batch)[:, 0]
 
     def layout(self, model: nn.Module) -> str | None:
         """The layout that a model is read in; None before its first batch."""

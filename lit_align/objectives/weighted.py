@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lit_align.objectives.labels import PROBABILITY
 from lit_align.objectives.objective import Objective, Scale
 from lit_align.objectives.ranges import check_range
 from lit_align.types import Outcome, PairLogProbs
@@ -111,8 +112,10 @@ class WeightedSum(Objective):
 
     @property
     def honours(self) -> frozenset[str]:
-        """What any term honours."""
-        return frozenset().union(*(term.objective.honours for term in self.terms))
+        """Margins if any term does; probabilities if every term does: to another one, the labels would be certain."""
+        by_any = frozenset().union(*(term.objective.honours for term in self.terms))
+        by_all = frozenset.intersection(*(frozenset(term.objective.honours) for term in self.terms))
+        return (by_any - {PROBABILITY}) | by_all
 
     @property
     def requires(self) -> Collection[str]:
@@ -149,6 +152,8 @@ class WeightedSum(Objective):
 
     def __call__(self, logps: PairLogProbs) -> Outcome:
         """See the base class."""
+        if PROBABILITY not in self.honours:
+            logps = replace(logps, preference_probability=None)
         outcomes = {
             term.name: term.objective(replace(logps, running=_of_term(logps.running, term.name)))
             for term in self.terms

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -44,8 +44,11 @@ class RLHF(OnlineObjective):
     score_limit: float | None = None
 
     def __post_init__(self) -> None:
-        """Check the ranges, which are those of the shaping."""
+        """Check the ranges, which are those of the shaping; and that what is given has an effect."""
         Shaping(self.regularizer, self.beta, self.score_limit)
+        if not self.advantage.needs_values and self.value_loss != ValueLoss():
+            name = type(self.advantage).__name__
+            raise ValueError(f"RLHF: value_loss is {self.value_loss}, but advantage {name} needs no value model")
 
     @property
     def shaping(self) -> Shaping:
@@ -106,7 +109,8 @@ class RLHF(OnlineObjective):
     def lesson(self, rollout: Rollout) -> Lesson:
         """See the base class."""
         rewards = self.shaping(rollout)
-        advantage = self.advantage(rewards, rollout)
+        greedy = None if rollout.greedy is None else self.shaping.clamped(rollout.greedy)
+        advantage = self.advantage(rewards, replace(rollout, greedy=greedy))
         values = rollout.values if self.needs_values else None
         return Lesson(rollout, rewards, advantage, None if values is None else advantage + values)
 

@@ -139,7 +139,13 @@ class Planner(cli.Cli):
         data: Any = self.datamodule
         batch, source = _workload(self.own, module, data, self.config[self.subcommand].data.max_length)
         spread = _spread(config)
-        found = estimate(_fresh(module), batch, spread)
+        try:
+            found = estimate(_fresh(module), batch, spread)
+        except FileNotFoundError as error:
+            if self.stand_in is not None:
+                raise
+            instead = "a plan needs no more than a config.json of the same shape: name it with --architecture"
+            raise FileNotFoundError(f"{error}; {instead}") from error
         hardware = _hardware(self.own)
         console = Console(soft_wrap=True)
         _show(console, found, batch, source, spread)

@@ -17,11 +17,10 @@ from lit_align.models import Precomputed
 from lit_align.models.layout_check import LADDER
 from lit_align.models.log_probs import packed_mask
 from lit_align.models.sharding import without_weights
-from lit_align.models.value import response_values
 from lit_align.modules import LitOnline, LitPreference, LitReward, Module
 from lit_align.modules.draw import draw_in_evaluation
 from lit_align.modules.portions import even_ends
-from lit_align.plan.held import Held, hold
+from lit_align.plan.held import Held, hold, own_models
 from lit_align.plan.memory import Memory, Moment, Spread
 from lit_align.plan.rehearsal import Settings, give_shapes, rehearse, rehearse_reading, shapes_alone
 from lit_align.plan.rollout import longest, rehearse_scoring, rehearse_writing, scorer_of
@@ -145,11 +144,9 @@ class Rehearsal:
 
     def _in_a_layout(self, module: Module, run: Callable[[], Any], *others: nn.Module) -> Any:
         """In the first layout that the model can be read in; a run tries the same ones, on real weights."""
-        if isinstance(module, LitReward):
-            return run()
         asked = module.sources.how.layout
         for layout in LADDER if asked == "auto" else (asked,):
-            for model in (module.policy, *_references(module), *others):
+            for model in (*own_models(module), *self.frozen, *others):
                 module.sources.assume(model, layout)
             try:
                 return run()
@@ -189,9 +186,8 @@ class Rehearsal:
 
 def _portion(module: Module, batch: PairBatch, spread: Spread) -> PairBatch:
     """What goes through the policy at once: the batch, or the largest of the portions that it is taken in."""
-    most = 0
-    if isinstance(module, LitPreference):
-        most = module.sources.how.portion(spread.device, module.objective.across_pairs)
+    across = isinstance(module, LitPreference) and module.objective.across_pairs
+    most = module.sources.how.portion(spread.device, across)
     sizes = batch.attention_mask.sum((1, 2)).tolist()
     if not 0 < most < sum(sizes) or len(sizes) == 1:
         return batch
@@ -201,21 +197,16 @@ def _portion(module: Module, batch: PairBatch, spread: Spread) -> PairBatch:
 
 def _frozen(module: Module) -> tuple[list[nn.Module], list[nn.Module]]:
     """Models that are there before the first step alone, and those that stay beside the one that is trained."""
+    found: list[nn.Module] = []
     if isinstance(module, LitReward):
-        return [], []
-    found = _references(module)
+        return [], found
+    if module.reference is not None:
+        with module.reference.active() as model:
+            found = [model] if model is not module.policy else []
     if isinstance(module.reference, Precomputed):
         return found, []
     scorer = scorer_of(module) if isinstance(module, LitOnline) else None
     return [], found if scorer is None else [*found, scorer]
-
-
-def _references(module: LitPreference | LitOnline) -> list[nn.Module]:
-    """The model that the reference reads, unless it is the policy."""
-    if module.reference is None:
-        return []
-    with module.reference.active() as model:
-        return [] if model is module.policy else [model]
 
 
 def _loss(module: LitPreference | LitReward, batch: PairBatch, several: bool) -> Tensor:
@@ -238,7 +229,7 @@ def _drawn_loss(module: LitOnline, drawn: PairBatch) -> Tensor:
     """What the objective is formed from; its own arithmetic is a few numbers per token."""
     total: Tensor = module(drawn).sum()
     if module.value_model is not None:
-        total = total + response_values(module.value_model, drawn).sum()
+        total = total + module.sources.values(module.value_model, drawn).sum()
     return total
 
 

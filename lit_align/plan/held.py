@@ -104,7 +104,7 @@ def hold(module: Module, frozen: Sequence[nn.Module], spread: Spread) -> Held:
     gradients, share = _bytes(trained), spread.share
     kept = rehearse_optimizer(module.optimizer, trained, spread.device)
     alone = spread.processes == 1
-    own = [model for model in module.children() if any(True for _ in model.parameters())]
+    own = own_models(module)
     return Held(
         parameters=_bytes(module.parameters()) // share,
         frozen=sum(_bytes(model.parameters()) for model in frozen) // share,
@@ -115,6 +115,11 @@ def hold(module: Module, frozen: Sequence[nn.Module], spread: Spread) -> Held:
         together=_together(own, frozen, spread) if spread.cut and not alone else 0,
         whole=max(_size(model.parameters(), spread) for model in (*own, *frozen)) if spread.cut and not alone else 0,
     )
+
+
+def own_models(module: Module) -> list[nn.Module]:
+    """The models that a module trains: its children that have weights."""
+    return [model for model in module.children() if any(True for _ in model.parameters())]
 
 
 def _together(own: Sequence[nn.Module], frozen: Sequence[nn.Module], spread: Spread) -> int:

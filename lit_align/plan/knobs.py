@@ -75,7 +75,7 @@ def _recompute(case: Case) -> Case | None:
 def _portions(case: Case) -> Case | None:
     """A pair at a time."""
     longest = int(case.batch.attention_mask.sum((1, 2)).max())
-    if not isinstance(case.module, LitPreference) or case.module.objective.across_pairs or len(case.batch.index) == 1:
+    if isinstance(case.module, LitOnline) or _across(case.module) or len(case.batch.index) == 1:
         return None
     sources = case.module.sources
     if 0 < sources.how.portion(case.spread.device, across_pairs=False) <= longest:
@@ -84,14 +84,14 @@ def _portions(case: Case) -> Case | None:
     return case
 
 
+def _across(module: Module) -> bool:
+    """Whether pairs depend on each other."""
+    return isinstance(module, LitPreference) and module.objective.across_pairs
+
+
 def _one_row(case: Case) -> Case | None:
-    rows, module = len(case.batch.index), case.module
-    if (
-        rows == 1
-        or isinstance(module, LitOnline)
-        or isinstance(module, LitPreference)
-        and not module.objective.across_pairs
-    ):
+    rows = len(case.batch.index)
+    if rows == 1 or not _across(case.module):
         return None
     spread = replace(case.spread, accumulate=case.spread.accumulate * rows)
     return replace(case, batch=case.batch.rows(slice(1)), spread=spread)

@@ -16,8 +16,6 @@ from transformers import DynamicCache
 
 from lit_align.models.generator import RowSampling
 from lit_align.models.output_head import base_of
-from lit_align.models.reward import response_scores
-from lit_align.models.value import response_values
 from lit_align.modules import LitOnline
 from lit_align.plan.rehearsal import Settings, rehearse_reading
 from lit_align.types import PairBatch
@@ -152,10 +150,10 @@ def _readings(module: LitOnline) -> Iterator[tuple[Any, int]]:
     if module.reference is not None:
         yield module.reference.log_probs, at_once
     if module.value_model is not None:
-        yield partial(response_values, module.value_model), at_once
+        yield partial(module.sources.values, module.value_model), at_once
     scorer = scorer_of(module)
     if scorer is not None:
-        yield partial(response_scores, scorer), getattr(module.score, "batch_size", at_once)
+        yield partial(module.sources.scores, scorer), getattr(module.score, "batch_size", at_once)
 
 
 def scorer_of(module: LitOnline) -> nn.Module | None:

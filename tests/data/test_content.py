@@ -87,6 +87,7 @@ MISSES = {
     "repeat": source(repeat=2),
     "weight": source(weight=1.0),
     "a second source": lambda given: (replace(given[0], sources=given[0].sources * 2), given[1]),
+    "limit": gather(limit=4),
     "holdout": gather(holdout=Holdout(0.5)),
     "pairing": gather(formats=formats(Ranking(BestVersusRest()))),
     "min_gap": gather(formats=formats(Ranking(min_gap=1.0))),

@@ -90,6 +90,7 @@ class TestSettings:
             ({"max_dropped": float("nan")}, "data.max_dropped is nan"),
             ({"num_workers": -1}, "data.num_workers is -1"),
             ({"min_gap": -1}, "data.min_gap is -1"),
+            ({"limit": 0}, "data.limit is 0; expected 1 or more"),
             ({"holdout": 1.0}, "data.holdout is 1.0; expected a share above 0 and below 1"),
             ({"holdout": 0.1, "validation": "a.jsonl"}, "data.validation and data.holdout are both set"),
             ({"columns": {"promt": "q"}}, "'promt' is no column of any format; did you mean 'prompt'"),
@@ -140,6 +141,18 @@ class TestSetup:
         assert "data.validation" in text
         assert "4 pairs are in the training data as well" in text
 
+    def test_a_limit_is_of_the_training_pairs_alone(self, make: Any, rows: str) -> None:
+        data, whole = make(limit=4, validation=rows), make(validation=rows)
+        for each in (data, whole):
+            each.setup("fit")
+        assert list(data.splits["train"].pairs) == list(whole.splits["train"].pairs[:4])
+        assert data.lengths["train"].pairs == 4
+        assert data.lengths["validation"].pairs == COUNT
+        next(iter(whole.train_dataloader()))
+        data.train_dataloader()
+        with pytest.raises(ValueError, match="training data is not this one"):
+            data.load_state_dict(whole.state_dict())
+
     def test_good_data_is_met_with_silence(self, make: Any) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
@@ -156,7 +169,7 @@ class TestSetup:
         assert prompted.decode(row.tolist()).startswith(f"{QUALITY_PROMPT} Question")
 
     def test_overfit_batches_would_replace_the_batches(self, make: Any, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="overfit_batches would replace"):
+        with pytest.raises(ValueError, match=r"overfit_batches would replace .* expected data\.limit"):
             trainer(tmp_path, overfit_batches=1).fit(Recorder(), make())
 
 
@@ -223,6 +236,39 @@ class TestTruncationAndTemplates:
     def test_an_option_without_effect_is_an_error(self, make: Any, settings: dict[str, Any]) -> None:
         with pytest.raises(ValueError, match=r"no effect with data\.truncation drop"):
             make(truncation="drop", **settings)
+
+    def test_a_quality_prompt_that_nothing_compares_with_is_an_error(self, make: Any) -> None:
+        with pytest.raises(ValueError, match=r"data\.quality_prompt would have no effect"):
+            make(quality_prompt="Well:").setup("fit")
+        make(quality_prompt="Well:", prompted=True).setup("fit")
+
+    @pytest.mark.parametrize(
+        ("settings", "keys"),
+        [
+            ({"pairing": "random_one"}, "data.pairing"),
+            ({"min_gap": 1}, "data.min_gap"),
+            ({"pairing": "best_vs_rest", "min_gap": 1}, "data.pairing and data.min_gap"),
+        ],
+    )
+    def test_settings_of_rankings_without_rankings_are_an_error(
+        self, make: Any, rows: str, write: Write, settings: dict[str, Any], keys: str
+    ) -> None:
+        for read in (lambda data: data.setup("fit"), PreferenceData.prepare_all):
+            with pytest.raises(ValueError, match=f"^{keys} would have no effect: no source holds rankings"):
+                read(make(**settings))
+        ranking = write([{"prompt": "p", "responses": ["a", "b"], "scores": [3, 1]}], "ranking.jsonl")
+        make(**settings, validation=str(ranking)).setup("fit")
+        make(**settings, validation=str(ranking), test=rows).setup("test")
+        with pytest.raises(ValueError, match="no source holds rankings"):
+            make(**settings, test=rows, train=None).setup("test")
+
+    def test_a_gap_that_no_ranking_has_scores_for_is_an_error(self, make: Any, write: Write) -> None:
+        ranking = {"prompt": "p", "responses": ["a", "b"], "choice": 1}
+        data = make(train=str(write([ranking], "ranking.jsonl")), min_gap=1)
+        with pytest.raises(ValueError, match=r"data\.min_gap would have no effect: no ranking has scores"):
+            data.setup("fit")
+        close = {**ranking, "prompt": "q", "scores": [1, 1.5]}
+        make(train=str(write([ranking, close], "close.jsonl")), min_gap=1).setup("fit")
 
     def test_a_template_from_a_file_and_its_hash(self, make: Any, write: Write, tmp_path: Path) -> None:
         chat = write([{"chosen": turns("a", "b"), "rejected": turns("a", "c")}], "chat.jsonl")

@@ -93,3 +93,8 @@ def test_sides_that_are_not_there_are_not_drawn(tmp_path: Path) -> None:
     files = draw(tmp_path, {"train": length_report(PairStore.of(alone))}, {})
     assert [path.name for path in files] == ["lengths_train.png"]
     assert not has(pixels(files[0]), REJECTED)
+
+
+def test_prompts_alone_are_not_drawn(tmp_path: Path) -> None:
+    alone = type(pair(1, 1))([1], response(4, 0), response(5, 0))
+    assert draw(tmp_path, {"train": length_report(PairStore.of([alone]))}, {}) == []

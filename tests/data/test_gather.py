@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lit_align.data.errors import DataError
+from lit_align.data.format import Reading
 from lit_align.data.formats import FORMATS
 from lit_align.data.gather import Gather
 from lit_align.data.holdout import Holdout
@@ -101,6 +103,27 @@ class TestHoldout:
         gather = Gather(tuple(map(Source, sources)), holdout=Holdout(0.5))
         monkeypatch.setattr(Gather, "_plan", None)
         assert 0 < len(pairs(gather)) < 60
+
+
+class TestLimit:
+    def test_the_first_pairs_are_used(self, sources: tuple[str, str]) -> None:
+        gather = tuple(map(Source, sources))
+        everything = pairs(Gather(gather))
+        for limit in (1, 40, 43, 60, 99):
+            assert pairs(Gather(gather, limit=limit)) == everything[:limit]
+
+    def test_it_counts_what_a_holdout_leaves(self, sources: tuple[str, str]) -> None:
+        held = Holdout(0.5)
+        left = pairs(Gather(tuple(map(Source, sources)), holdout=held))
+        assert pairs(Gather(tuple(map(Source, sources)), holdout=held, limit=7)) == left[:7]
+
+    def test_the_rows_behind_are_checked_and_not_counted(self, write: Write) -> None:
+        ranking = {"prompt": "p", "responses": ["a", "b", "c"], "scores": [2, 1, 2]}
+        gather = Gather.of(str(write([ranking, ranking, {**ranking, "scores": [1]}])))
+        first, second, third = replace(gather, limit=1)
+        assert isinstance(first, Reading)
+        assert (len(first.pairs), second) == (1, Reading(()))
+        assert isinstance(third, DataError)
 
 
 LINES = st.binary(max_size=40) | st.sampled_from(

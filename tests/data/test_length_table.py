@@ -57,6 +57,16 @@ def test_sides_that_are_not_there_have_no_rows() -> None:
     assert "longer wins" not in text
 
 
+def test_prompts_alone_have_no_rows_of_responses() -> None:
+    alone = replace(pair(2, 1), chosen=response(4, 0), rejected=response(5, 0))
+    report = length_report(PairStore.of([alone]))
+    assert [line.split("│")[1].strip() for line in printed({"train": report}).splitlines() if "│" in line] == [
+        "pairs",
+        "prompt",
+    ]
+    assert warnings(report, step=1) == []
+
+
 def test_warnings_are_for_what_is_there() -> None:
     assert warnings(length_report(STORE, train=None), step=4) == []
     assert warnings(length_report(STORE), step=5) == ["all 4 pairs are fewer than one optimizer step's 5"]

@@ -16,6 +16,9 @@ def response(first: int, length: int, cut: bool = False) -> TokenizedResponse:
     return TokenizedResponse([first] * length, [True] * length, cut)
 
 
+NOTHING = response(0, 0)
+
+
 def pair(chosen: int, rejected: int, prompt: int = 1, cut: bool = False) -> TokenizedPair:
     """A pair of the given lengths; the tokens say which pair it is."""
     return TokenizedPair([prompt, 9], response(chosen, chosen, cut), response(100 + rejected, rejected))
@@ -142,6 +145,13 @@ def test_duplicates_and_contradictions() -> None:
     assert report.duplicates == 1
     assert report.contradictions == 3
     assert report.seen_prompts is None
+
+
+def test_prompts_alone_contradict_nothing() -> None:
+    alone = [TokenizedPair([number, 9], response(5, 0), response(6, 0)) for number in range(3)]
+    assert length_report(PairStore.of(alone)).contradictions == 0
+    good, bad = (TokenizedPair([7, 9], *sides) for sides in ((NOTHING, response(5, 2)), (response(5, 2), NOTHING)))
+    assert length_report(PairStore.of([*alone, good, bad])).contradictions == 2, "one response, good and bad"
 
 
 def test_what_evaluation_has_in_common_with_training() -> None:

@@ -11,8 +11,9 @@ import pytest
 
 from lit_align import testbed
 from lit_align.data import PreferenceData
-from tests.runner import Ended, distributed, forked, lit_align
+from tests.runner import SHORT, Ended, distributed, forked, lit_align, metrics
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 MIB = 2**10  # in the kibibytes of getrusage
 LIMIT = 150
 
@@ -72,6 +73,18 @@ def test_all_processes_of_a_run_fail_with_the_same_message(tmp_path: Path, rows:
         assert ended.code == 2
         assert "pairs.jsonl:17: chosen: found empty; expected text" in ended.out
         assert "Traceback" not in ended.out
+
+
+def test_four_pairs_are_learned_by_heart(tmp_path: Path) -> None:
+    """What the comment in the configuration promises, with all of its steps."""
+    path = CONFIGS / "debug" / "overfit_four_pairs.yaml"
+    (promised,) = re.findall(r"below (\d\.\d+)", path.read_text("utf-8"))
+    quickstart = ("--config", CONFIGS / "quickstart.yaml")
+    ended = lit_align("fit", *quickstart, "--config", path, "--run", tmp_path, *SHORT)
+    assert ended.code == 0, ended.out
+    last = metrics(tmp_path)[-1]
+    assert last["train/loss"] < float(promised)
+    assert last["train/rewards/accuracies"] == 1
 
 
 def prepared(path: Path, folder: Path) -> Ended:

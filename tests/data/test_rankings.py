@@ -42,6 +42,13 @@ class TestOrder:
         assert sides(found) == ["ab", "ac"]
         assert found.pairs[0].scores == (1, 3)
 
+    def test_a_choice_needs_the_gap_that_is_asked_for(self) -> None:
+        found = read(scores=[3, 2, 0], choice=0, min_gap=2)
+        assert sides(found) == ["ac"]
+        assert found.notes[TIES] == 1
+        assert sides(read(scores=[1, 3, 2], choice=0, min_gap=1)) == []
+        assert sides(read(choice=0, min_gap=1)) == ["ab", "ac"]
+
     def test_ties_make_no_pair_and_are_counted(self) -> None:
         found = read(scores=[2, 1, 2])
         assert sides(found) == ["ab", "cb"]

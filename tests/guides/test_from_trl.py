@@ -171,6 +171,24 @@ def test_what_the_guide_says_of_defaults() -> None:
     assert (optimizer.defaults["lr"], optimizer.defaults["weight_decay"]) == (1e-6, 0.0)
 
 
+def test_what_the_guide_says_of_defaults_on_policy() -> None:
+    """A default that is said beside a key is the key's."""
+    found = {name: each.default for name, each in inspect.signature(modules.LitOnline).parameters.items()}
+    found |= {
+        "sampling.max_new_tokens": found["sampling"].max_new_tokens,
+        "objective.surrogate.clip": online.Clipped().clip,
+    }
+    part = GUIDE.split("### On-policy runs")[1].split("\n## ")[0]
+    said = {
+        code(ours)[0].removeprefix("model."): re.search(r"default ([\d.]+)", note)
+        for _, ours, note in table_rows(part)
+        if code(ours)
+    }
+    numbers = {key: float(match[1].rstrip(".")) for key, match in said.items() if match}
+    assert len(numbers) >= 7
+    assert numbers == {key: found[key] for key in numbers}
+
+
 @pytest.mark.peers
 def test_every_option_of_trl_is_in_the_guide() -> None:
     """Of ``DPOConfig`` and everything that it inherits."""

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_align.models import AdapterOff, LoRA, MovingReference, SecondModel, response_log_probs
+from lit_align.models import (
+    AdapterOff,
+    Loading,
+    LoRA,
+    MovingReference,
+    Precomputed,
+    SecondModel,
+    response_log_probs,
+)
 from lit_align.types import PairBatch
 from tests.conftest import tiny_llama
 
@@ -121,6 +129,19 @@ def test_what_stays_has_no_state() -> None:
         assert reference.copies_policy
         assert not reference.moves
     assert MovingReference().moves
+
+
+def test_a_mean_that_would_be_rounded_away_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"mixing is 0\.1, and the policy's weights are in 16 bits"):
+        MovingReference(mixing=0.1).attach(tiny_llama().bfloat16())
+    MovingReference(mixing=1.0).attach(tiny_llama().bfloat16())
+
+
+@pytest.mark.parametrize("kind", [SecondModel, Precomputed])
+def test_how_a_copy_is_read_is_not_to_be_said(kind: type[SecondModel | Precomputed]) -> None:
+    with pytest.raises(ValueError, match=rf"{kind.__name__}: loading is Loading\(.*name the model's path"):
+        kind(loading=Loading(dtype="bfloat16"))
+    kind("some/model", Loading(dtype="bfloat16"))
 
 
 def test_a_moving_reference_needs_a_policy_without_adapter() -> None:

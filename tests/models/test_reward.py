@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import (
+    AutoModelForSequenceClassification,
+    BloomConfig,
+    BloomForCausalLM,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
-from lit_align.models import Loading
-from lit_align.models.reward import ScoreModel, load_score_model, response_scores, save_score_model
-from lit_align.models.value import Value, response_values
+from lit_align.models import ForwardPass, Loading, TokenScores, choose_layout, reward
+from lit_align.models.reward import load_score_model, save_score_model
+from lit_align.models.score_model import ScoreModel
+from lit_align.models.value import Value
 from lit_align.types import PairBatch
 from tests.conftest import pair_batch, tiny_llama
 
@@ -41,22 +50,52 @@ def expected(model: ScoreModel) -> list[list[float]]:
     return [[by_hand(model, prompt + side) for side in sides] for prompt, sides in pairs]
 
 
+Layout = Literal["shared", "packed", "padded"]
+LAYOUTS: tuple[Layout, ...] = ("shared", "packed", "padded")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("pad", [0, 2], ids=["pad", "pad is eos"])
 @pytest.mark.fault("F06")
-def test_the_score_is_that_of_the_sequence_alone(model: ScoreModel, pad: int) -> None:
-    found = response_scores(model, pair_batch(PROMPTS, RESPONSES, pad))
-    assert torch.allclose(found, torch.tensor(expected(model)), atol=1e-6)
+def test_the_score_is_that_of_the_sequence_alone(model: ScoreModel, layout: Layout, pad: int) -> None:
+    source = TokenScores(model, ForwardPass(layout=layout))
+    assert torch.allclose(source.scores(pair_batch(PROMPTS, RESPONSES, pad)), torch.tensor(expected(model)), atol=1e-6)
+
+
+def test_a_response_that_the_other_begins_with(model: ScoreModel) -> None:
+    """Its last token stands in the other's row, which goes on behind it; and two that are equal stand there once."""
+    batch = pair_batch([[1, 5, 6], [1, 7]], [([8, 9], [8, 9, 10, 2]), ([11, 2], [11, 2])])
+    wanted = [
+        [by_hand(model, [1, 5, 6, 8, 9]), by_hand(model, [1, 5, 6, 8, 9, 10, 2])],
+        [by_hand(model, [1, 7, 11, 2])] * 2,
+    ]
+    for layout in LAYOUTS:
+        found = TokenScores(model, ForwardPass(layout=layout)).scores(batch)
+        assert torch.allclose(found, torch.tensor(wanted), atol=1e-6), layout
+
+
+def test_gradients_are_those_of_padded_rows(model: ScoreModel) -> None:
+    batch, gradients = pair_batch(PROMPTS, RESPONSES), []
+    for layout in LAYOUTS:
+        model.zero_grad()
+        (TokenScores(model, ForwardPass(layout=layout)).scores(batch) * torch.tensor([1.0, -2.0])).sum().backward()
+        gradients.append([weight.grad.clone() for weight in model.parameters() if weight.grad is not None])
+    for others in gradients[:-1]:
+        assert len(others) == len(gradients[-1]) > 10
+        for one, padded in zip(others, gradients[-1], strict=True):
+            assert torch.allclose(one, padded, atol=1e-6)
 
 
 @pytest.mark.parametrize("pad", [0, 2], ids=["pad", "pad is eos"])
-def test_padding_on_the_left(model: ScoreModel, pad: int) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_padding_on_the_left(model: ScoreModel, layout: Layout, pad: int) -> None:
     batch = pair_batch(PROMPTS, RESPONSES, pad)
     width = batch.input_ids.shape[-1]
     lengths = batch.attention_mask.sum(-1, keepdim=True)
     order = (torch.arange(width) - (width - lengths)) % width
     moved = {name: getattr(batch, name).gather(-1, order) for name in ("input_ids", "attention_mask", "mask")}
     assert not bool(moved["attention_mask"][..., 0].all())
-    found = response_scores(model, replace(batch, **moved))
+    found = TokenScores(model, ForwardPass(layout=layout)).scores(replace(batch, **moved))
     assert torch.allclose(found, torch.tensor(expected(model)), atol=1e-5)
 
 
@@ -64,7 +103,7 @@ def test_tokens_behind_the_response_do_not_matter(model: ScoreModel) -> None:
     """What a template writes behind the end of a turn is there, unscored."""
     longer = pair_batch([[1, 5]], [([6, 2, 9, 9], [7, 2, 9, 9])])
     mask = longer.mask & (torch.arange(6) < 4)
-    found = response_scores(model, replace(longer, mask=mask))
+    found = TokenScores(model).scores(replace(longer, mask=mask))
     assert torch.allclose(
         found, torch.tensor([[by_hand(model, [1, 5, 6, 2]), by_hand(model, [1, 5, 7, 2])]]), atol=1e-6
     )
@@ -75,9 +114,9 @@ def test_a_saved_one_is_a_sequence_classification_model(model: ScoreModel, tmp_p
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm").eval()
     batch = pair_batch(PROMPTS, RESPONSES)
     flat = theirs(batch.input_ids.flatten(0, 1), attention_mask=batch.attention_mask.flatten(0, 1)).logits
-    assert torch.allclose(flat.view(3, 2), response_scores(model, batch), atol=1e-6)
+    assert torch.allclose(flat.view(3, 2), TokenScores(model).scores(batch), atol=1e-6)
     again = load_score_model(str(tmp_path / "rm"), Loading())
-    assert torch.equal(response_scores(again, batch), response_scores(model, batch))
+    assert torch.equal(TokenScores(again).scores(batch), TokenScores(model).scores(batch))
 
 
 def test_a_language_model_is_no_reward_model(folder: Path) -> None:
@@ -113,8 +152,22 @@ def test_another_architecture(tmp_path: Path) -> None:
     torch.manual_seed(0)
     OPTForCausalLM(config).save_pretrained(tmp_path / "opt")
     model = load_score_model(str(tmp_path / "opt"), Loading(), head="fresh")
-    found = response_scores(model, pair_batch(PROMPTS, RESPONSES))
-    assert torch.allclose(found, torch.tensor(expected(model)), atol=1e-5)
+    batch, source = pair_batch(PROMPTS, RESPONSES), TokenScores(model)
+    assert torch.allclose(source.scores(batch), torch.tensor(expected(model)), atol=1e-5)
+    choice = choose_layout(source, batch)
+    assert torch.allclose(source.scores(batch), torch.tensor(expected(model)), atol=1e-5), choice
+
+
+def test_a_model_whose_attention_has_no_such_form(tmp_path: Path) -> None:
+    """BLOOM adds a slope to its scores, which packed rows know nothing of; the check falls back to padded ones."""
+    config = BloomConfig(vocab_size=31, hidden_size=16, n_layer=2, n_head=2)
+    torch.manual_seed(0)
+    BloomForCausalLM(config).save_pretrained(tmp_path / "bloom")
+    model = load_score_model(str(tmp_path / "bloom"), Loading(), head="fresh")
+    batch, source = pair_batch(PROMPTS, RESPONSES), TokenScores(model)
+    choice = choose_layout(source, batch)
+    assert choice.layout == source.layout == "padded"
+    assert [line.split()[1] for line in choice.refused] == ["shared", "packed"]
 
 
 # ── values ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -124,7 +177,7 @@ def test_a_value_is_read_before_its_token(folder: Path) -> None:
     """The value of token t depends on what stands before it, and not on the token itself."""
     model = load_score_model(str(folder), Loading(), head="fresh")
     batch = pair_batch(PROMPTS, RESPONSES).chosen_side()
-    found = response_values(model, batch)
+    found = TokenScores(model)(batch)[:, 0]
     assert found.shape == (3, 5)
     for row, (prompt, (chosen, _)) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
         for place in range(len(chosen)):
@@ -133,12 +186,44 @@ def test_a_value_is_read_before_its_token(folder: Path) -> None:
 
 
 def test_values_start_at_zero(folder: Path, batch: PairBatch) -> None:
-    assert not response_values(Value().load(str(folder)), batch.chosen_side()).any()
+    assert not TokenScores(Value().load(str(folder), Loading()))(batch.chosen_side()).any()
 
 
 def test_a_value_model_may_start_from_a_reward_model(model: ScoreModel, tmp_path: Path, batch: PairBatch) -> None:
     save_score_model(model, tmp_path / "rm", pad=0)
-    assert response_values(Value(str(tmp_path / "rm")).load("nowhere"), batch.chosen_side()).any()
+    assert TokenScores(Value(str(tmp_path / "rm")).load("nowhere", Loading()))(batch.chosen_side()).any()
+
+
+def test_a_value_model_starts_from_the_same_policy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the policy's revision, unless the model is another one."""
+    seen: list[str | None] = []
+    inner = reward.load_score_model
+
+    def load(name: str, loading: Loading, head: reward.Head = "saved") -> ScoreModel:
+        seen.append(loading.revision)
+        return inner(str(folder), Loading(), head)
+
+    monkeypatch.setattr("lit_align.models.value.load_score_model", load)
+    Value().load("some/policy", Loading(revision="v2"))
+    Value("some/other").load("some/policy", Loading(revision="v2"))
+    Value(loading=Loading(revision="v3")).load("some/policy", Loading(revision="v2"))
+    assert seen == ["v2", None, "v3"]
+
+
+def test_kernels_are_those_asked_for(folder: Path) -> None:
+    """As for a language model: they are refused where there is no CUDA device."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(ValueError, match=r"loading\.kernels is liger, whose kernels need a CUDA device"):
+        load_score_model(str(folder), Loading(kernels="liger"), head="fresh")
+
+
+def test_scores_are_float32_under_autocast(model: ScoreModel) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = TokenScores(model).scores(pair_batch(PROMPTS, RESPONSES))
+    assert found.dtype == torch.float32
+    assert not found.equal(found.bfloat16().float())
+    assert torch.allclose(found, torch.tensor(expected(model)), atol=0.05)
 
 
 def test_a_learning_rate_below_zero_is_refused() -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from lit_align.models import Loading
-from lit_align.models.reward import load_score_model, response_scores, save_score_model
+from lit_align.models import Loading, TokenScores
+from lit_align.models.reward import load_score_model, save_score_model
 from lit_align.models.scorer import FunctionScore, KnownScore, RewardModel, ScoreError, Texts, checked
 from lit_align.testbed.score import TestbedScore
 from lit_align.types import PairBatch
@@ -74,7 +74,7 @@ def test_a_reward_model_reads_the_ids(tmp_path: Path) -> None:
     scorer.load("policy")
     one_side = batch.chosen_side()
     found = scorer(one_side, Texts([], []))
-    assert torch.allclose(found, response_scores(model, one_side)[:, 0], atol=1e-6)
+    assert torch.allclose(found, TokenScores(model).scores(one_side)[:, 0], atol=1e-6)
     assert not found.requires_grad
 
 

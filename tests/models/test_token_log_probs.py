@@ -128,7 +128,7 @@ def test_dense_masks_say_the_same(
     """The form that other devices and implementations get."""
     model = named("qwen2")
     model.set_attn_implementation(attention)
-    monkeypatch.setattr("lit_align.models.token_log_probs.stands_in_for", lambda model, name: False)
+    monkeypatch.setattr("lit_align.models.reader.stands_in_for", lambda model, name: False)
     assert_same(model, layout, telling_batch(), (1e-6, 1e-5), row_tokens)
     assert model.config._attn_implementation == attention
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 
 from lit_align.data import PreferenceData
-from lit_align.models import ForwardPass, LoRA, MovingReference, load_causal_lm, response_log_probs
+from lit_align.models import ForwardPass, LoRA, MovingReference, TokenScores, load_causal_lm, response_log_probs
 from lit_align.models.generate import Sampling
 from lit_align.models.loading import Loading
 from lit_align.models.scorer import KnownScore, ScoreError
-from lit_align.models.value import Value, response_values
+from lit_align.models.value import Value
 from lit_align.modules import Constant, LitOnline
 from lit_align.modules.drawing import Draw, Drawn
 from lit_align.modules.steps import NonFiniteError
@@ -168,10 +169,28 @@ def test_the_reference_and_given_pairs_are_read_like_the_policy(rows: Path, tmp_
     assert set(module.eval_given.compute()) == {"d1", "d2"}
 
 
-@pytest.mark.parametrize("how", [ForwardPass(tokens_at_once=512), ForwardPass(compile=True)], ids=["tokens", "compile"])
-def test_what_an_on_policy_run_does_otherwise_is_refused(how: ForwardPass) -> None:
-    with pytest.raises(ValueError, match=r"model\.forward_pass\.(tokens_at_once is 512; .* model\.micro_batch|compile)"):
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [(ForwardPass(tokens_at_once=512), r"is 512; .* model\.micro_batch"), (ForwardPass(compile=True), "is True")],
+    ids=["tokens_at_once", "compile"],
+)
+def test_what_an_on_policy_run_does_otherwise_is_refused(how: ForwardPass, said: str) -> None:
+    with pytest.raises(ValueError, match=rf"model\.forward_pass\.\w+ (?i:{said})"):
         lit(forward_pass=how)
+
+
+def test_a_value_model_that_nothing_needs_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"model\.value is Value\(.*needs no value model"):
+        lit(value=Value(path="does/not/exist"))
+    lit(kl_rlhf(), value=Value(path="does/not/exist"))
+
+
+def test_columns_that_would_be_ignored_are_refused(tmp_path: Path) -> None:
+    row = {"prompt": "2 + 2?", "chosen": " 4", "rejected": " 5", "margin": 1.0, "weight": 2.0}
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row | {"prompt": f"{place} + 2?"}) + "\n" for place in range(4)), "utf-8")
+    with pytest.raises(ValueError, match=r"data\.train has the columns margin, weight, .*columns: \{margin: null"):
+        fit(path, tmp_path, lit())
 
 
 def lit_start() -> LitOnline:
@@ -216,7 +235,7 @@ def test_the_value_model_learns_the_returns(rows: Path, tmp_path: Path) -> None:
     assert drawn.rollout.values is not None
     assert not drawn.rollout.values.any()
     with torch.no_grad():
-        after = response_values(module.value_model, drawn.batch)
+        after = TokenScores(module.value_model)(drawn.batch)[:, 0]
     before = float((returns[mask] ** 2).mean())
     assert 0.2 * before < float(((after - returns)[mask] ** 2).mean()) < 0.95 * before
 

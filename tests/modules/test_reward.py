@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from lit_align.callbacks.export import Export
 from lit_align.data import PreferenceData
-from lit_align.models import Loading, LoRA
-from lit_align.models.reward import ScoreModel, load_score_model, response_scores
+from lit_align.models import ForwardPass, Loading, LoRA, TokenScores
+from lit_align.models.reward import load_score_model
+from lit_align.models.score_model import ScoreModel
 from lit_align.modules import Constant, LitReward
 from tests.modules.test_preference import Watch, sgd, trainer
 
@@ -36,7 +37,7 @@ def test_a_step_is_the_gradient_of_the_mean_over_its_pairs(rows: Path, tmp_path:
     """Eleven pairs in one step, in micro-batches of three: W - dL/dW with a learning rate of 1."""
     module, watch = run(rows, tmp_path, 3, accumulate_grad_batches=4)
     model = load_score_model(POLICY, Loading(), head="fresh")
-    scores = torch.cat([response_scores(model, batch) for batch in watch.batches])
+    scores = torch.cat([TokenScores(model).scores(batch) for batch in watch.batches])
     assert len(scores) == 11
     (-F.logsigmoid(scores[:, 0] - scores[:, 1])).mean().backward()
     after = dict(module.model.named_parameters())
@@ -50,6 +51,27 @@ def test_the_layout_of_a_step_does_not_matter(rows: Path, tmp_path: Path) -> Non
     two, _ = run(rows, tmp_path, 2, accumulate_grad_batches=6)
     for (name, a), b in zip(one.named_parameters(), two.parameters(), strict=True):
         assert torch.allclose(a, b, atol=2e-6), name
+
+
+def test_how_the_model_is_read_does_not_matter(rows: Path, tmp_path: Path) -> None:
+    """Every prompt once and a pair or two at a time, or padded rows and the whole batch."""
+    ways = ForwardPass(tokens_at_once=200), ForwardPass(layout="padded", tokens_at_once=0)
+    one, two = (LitReward(POLICY, optimizer=sgd, schedule=Constant(), forward_pass=how) for how in ways)
+    seen = []
+    for module in (one, two):
+        host = trainer(tmp_path, max_epochs=1, log_every_n_steps=1)
+        host.fit(module, pairs(rows, 11))
+        seen.append({name: float(value) for name, value in host.callback_metrics.items() if "throughput" not in name})
+    assert [module.sources.layout(module.model) for module in (one, two)] == ["shared", "padded"]
+    assert seen[0] == pytest.approx(seen[1], rel=1e-4, abs=1e-5)
+    assert len(seen[0]) > 5
+    for (name, a), b in zip(one.named_parameters(), two.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=2e-6), name
+
+
+def test_a_size_of_logits_is_refused_where_there_are_none() -> None:
+    with pytest.raises(ValueError, match=r"model\.forward_pass\.tile_mb is 8\.0; a reward model has no logits"):
+        LitReward(POLICY, forward_pass=ForwardPass(tile_mb=8.0))
 
 
 def test_gradients_are_gone_before_the_next_forward_pass(
@@ -134,4 +156,6 @@ def test_an_exported_adapter_is_the_model(rows: Path, tmp_path: Path) -> None:
         else:
             found = load_score_model(str(export.folder), Loading())
         with torch.no_grad():
-            torch.testing.assert_close(response_scores(found, batch), expected, rtol=1e-3, atol=1e-3)  # merging rounds
+            torch.testing.assert_close(
+                TokenScores(found).scores(batch), expected, rtol=1e-3, atol=1e-3
+            )  # merging rounds

@@ -40,8 +40,7 @@ def a_probable_order_is_a_mixture(objective: Objective) -> None:
     kept, exchanged = objective(sure(logps, 1.0)).loss, objective(sure(logps, 0.0)).loss
     assert_same(kept, objective(logps).loss)
     close(objective(sure(logps, CERTAIN)).loss, CERTAIN * kept + (1 - CERTAIN) * exchanged)
-    if not objective.term_names:  # a likelihood beside it stays the chosen response's
-        close(exchanged, objective(swapped(logps)).loss)
+    close(exchanged, objective(swapped(logps)).loss)
 
 
 def a_stated_margin_is_an_offset(objective: Objective) -> None:

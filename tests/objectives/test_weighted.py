@@ -14,6 +14,7 @@ from lit_align.objectives import (
     Term,
     WeightedSum,
     bco,
+    cdpo,
     cpo,
     dpo,
     kto,
@@ -92,7 +93,13 @@ def test_needs_are_the_union() -> None:
     assert needs(mpo()) == (True, False, True)
     assert weighted(Unpaired(), Unpaired()).accepts_unpaired
     assert not weighted(Unpaired(), dpo()).accepts_unpaired
-    assert weighted(Unpaired(), dpo()).honours == {"margin"} | dpo().honours
+    assert weighted(cdpo(), dpo()).honours == {"margin", "preference_probability"}
+
+
+def test_a_likelihood_would_take_labels_for_certain() -> None:
+    """Beside it, margins still change the loss; a probability that the rejected response is better would not."""
+    assert "preference_probability" in dpo().honours
+    assert weighted(Unpaired(), dpo()).honours == orpo().honours == mpo().honours == {"margin"}
 
 
 def test_likelihoods_alone_work_without_the_rejected_side() -> None:

@@ -26,6 +26,7 @@ from lit_align.online import (
     kl_rlhf,
     pm_rlhf,
 )
+from lit_align.online.value_loss import ValueLoss
 from lit_align.types import Rollout, RolloutTokens
 from tests.online.tree import FIRST, draw, logits, problem, rollout, tokens, whole
 
@@ -199,6 +200,21 @@ def test_preferences_depend_on_the_scale_of_scores_and_so_it_says() -> None:
     assert any("clamped" in caution for caution in conditional_pm_rlhf(score_limit=5.0).cautions)
     assert any("impossible" in caution for caution in pm_rlhf().cautions)
     assert not conditional_pm_rlhf().cautions
+
+
+def test_a_greedy_score_is_clamped_like_the_others() -> None:
+    """Both scores are 50, and the limit is 5: the response is as good as the most likely one."""
+    one, mask, log_probs = torch.tensor([50.0]), torch.ones(1, 3, dtype=torch.bool), torch.zeros(1, 3)
+    rollout = Rollout(log_probs, mask, one, one.long(), one, reference=log_probs, greedy=one)
+    objective = kl_rlhf(advantage=GreedyBaseline(), score_limit=5.0)
+    assert not objective.lesson(rollout).advantage.any()
+    assert objective.lesson(replace(rollout, greedy=-one)).advantage.eq(10).all()
+
+
+def test_a_value_loss_that_nothing_needs_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"value_loss is ValueLoss\(.*advantage LeaveOneOut needs no value model"):
+        RLHF(advantage=LeaveOneOut(), value_loss=ValueLoss(weight=5.0))
+    RLHF(value_loss=ValueLoss(weight=5.0))
 
 
 @pytest.mark.parametrize("settings", [{"beta": 0.0}, {"beta": -1.0}, {"score_limit": 0.0}])

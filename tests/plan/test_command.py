@@ -190,3 +190,9 @@ def test_wrong_words_are_told(words: tuple[str, ...], message: str) -> None:
     assert ended.code != 0
     assert message in ended.out
     assert "Traceback" not in ended.out
+
+
+def test_a_model_that_another_run_has_yet_to_make_may_be_described_instead(tmp_path: Path) -> None:
+    ended = plan("--config", CONFIGS / "quickstart.yaml", "--model.policy", tmp_path / "policy", "--lengths", "9,9")
+    assert ended.code == 2
+    assert re.search(r"model folder not found: .*/policy .*a config.json of .* --architecture", ended.out)

@@ -31,11 +31,13 @@ RANDOM = Loading(weights="random")
 BATCH = uniform_batch(4, prompt=40, response=24)
 WHOLE = ForwardPass(tokens_at_once=0)
 MEASURE = """
-import resource
+from pathlib import Path
 from lit_align.cli import main
 main()
-print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+(peak,) = (line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
+print("peak", int(peak) * 1024)
 """
+"""Of the process itself: ``ru_maxrss`` begins with what its parent held."""
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}
 """Lets glibc give back what is freed: what is resident is what is alive, which a GPU's allocator says itself."""
 
