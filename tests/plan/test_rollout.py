@@ -44,7 +44,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def online(folder: Path, objective: OnlineObjective = RLOO, **how: Any) -> LitOnline:
     given: dict[str, Any] = {
         **{"score": KnownScore(TestbedScore()), "responses": EACH, "micro_batch": 4, "sampling": Sampling(NEW)},
-        **{"loading": RANDOM, "value": Value(loading=RANDOM), "generator": CachedGenerator(batch_size=8)},
+        **{"loading": RANDOM, "generator": CachedGenerator(batch_size=8)},
+        **({"value": Value(loading=RANDOM)} if objective.needs_values else {}),
     }
     return LitOnline(str(folder), objective, **{**given, **how})
 
