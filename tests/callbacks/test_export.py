@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Trainer
 from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_align import testbed
+from lit_align.callbacks import Export
 from lit_align.models import Loading, LoRA, load_causal_lm
+from lit_align.modules import LitPreference
+from lit_align.objectives import dpo
 from tests.runner import BASE, QUIET, distance, distributed, lit_align, metrics, ok, weights
 
+KINDS: tuple[Literal["bfloat16", "float32"], ...] = ("bfloat16", "float32")
 IDS = torch.arange(2, 42).view(2, 20)
 
 
@@ -119,6 +126,17 @@ def test_adapter_without_lora_is_refused_before_the_model_is_read(rows: Path, tm
         "error: export.form is 'adapter', but the run has no adapter; set model.lora or take 'merged'",
     ]
     assert "Traceback" not in ended.out
+
+
+def test_an_adapter_that_is_merged_into_bfloat16_is_rounded_and_so_it_says(tmp_path: Path) -> None:
+    host = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
+    narrow, wide = (LitPreference("x", dpo(), loading=Loading(dtype=kind), lora=LoRA(rank=2)) for kind in KINDS)
+    with pytest.warns(UserWarning, match="export.form is 'merged', and the weights are bfloat16"):
+        Export().setup(host, narrow, "fit")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Export("adapter").setup(host, narrow, "fit")
+        Export().setup(host, wide, "fit")
 
 
 def test_none_writes_nothing(rows: Path, tmp_path: Path) -> None:
