@@ -9,10 +9,19 @@ from pathlib import Path
 VARIABLE = "LIT_ALIGN_CACHE"
 
 
+def at_home(name: str | Path) -> Path:
+    """A path in which a leading ``~`` or ``~user`` is that user's folder, where there is such a user.
+
+    >>> at_home("~no-such-user/x")
+    PosixPath('~no-such-user/x')
+    """
+    return Path(os.path.expanduser(name))  # noqa: PTH111 (the one of Path raises for a user that is not there)
+
+
 def user_cache() -> Path:
     """Where things are kept for later runs unless told: ``LIT_ALIGN_CACHE``, or the user's own cache."""
     given = os.environ.get(VARIABLE)
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "lit_align"
+    return at_home(given) if given else Path.home() / ".cache" / "lit_align"
 
 
 def own_folder(folder: Path, setting: str) -> None:

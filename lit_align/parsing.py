@@ -25,6 +25,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_align.complaint import in_short
 from lit_align.data.errors import printable
+from lit_align.disk import at_home
 from lit_align.objective_names import PACKAGES, advice, presets_of
 
 ALLOWED = ["lit_align", "lightning.pytorch", "torch.optim"]
@@ -141,7 +142,7 @@ def prepare(extensions: Sequence[str]) -> None:
 
 
 def _load_extension(extension: str) -> list[str]:
-    folder = Path(extension).expanduser()
+    folder = at_home(extension)
     if folder.is_dir():
         sys.path.insert(0, str(folder.resolve()))
         names = sorted(

@@ -22,7 +22,7 @@ from lit_align.data.gather import Gather
 from lit_align.data.records import SCHEMA, Arrow
 from lit_align.data.shelf import Facts, Fill, Memory, Shelf
 from lit_align.data.tally import Tally
-from lit_align.disk import VARIABLE, digest, own_folder, to_disk, user_cache
+from lit_align.disk import VARIABLE, at_home, digest, own_folder, to_disk, user_cache
 
 RECORDS, MANIFEST = "pairs.arrow", "manifest.json"
 AUTO = "auto"
@@ -43,7 +43,7 @@ def shelf_of(cache: str | None, gather: Gather) -> Shelf:
     """
     if cache in (None, "none") or not findable(gather) or (cache == AUTO and not worth_keeping(gather)):
         return Memory()
-    return Cache(default_folder() if cache == AUTO else Path(cache).expanduser())
+    return Cache(default_folder() if cache == AUTO else at_home(cache))
 
 
 def default_folder() -> Path:

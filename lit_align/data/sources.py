@@ -16,6 +16,7 @@ from lit_align.data.hub_rows import STREAM, HubName, is_saved, read_hub, read_sa
 from lit_align.data.json_rows import read_array, read_lines
 from lit_align.data.rows import OPENERS, LocalFile, RawRow, Rows
 from lit_align.data.table_rows import read_comma, read_parquet, read_tab
+from lit_align.disk import at_home
 
 __all__ = ["READERS", "Place", "RawRow", "Rows", "locate", "read_rows"]
 
@@ -129,7 +130,7 @@ def locate(source: str) -> Place:
         return Stream(source, _hub_name(source.removeprefix(STREAM)))
     if "\0" in source:
         raise FileNotFoundError(f"data file not found: {source!r}")
-    path = testbed.resolve(source) or Path(source).expanduser()
+    path = testbed.resolve(source) or at_home(source)
     if path.is_file():
         return Files((LocalFile(path, path.name),))
     return _folder(source, path) or _pattern(source, path) or Hub(source, _hub_name(source))
@@ -142,7 +143,7 @@ def _folder(source: str, path: Path) -> Saved | None:
             raise DataError(source, f"is a folder; expected a file ({', '.join(READERS)}), {expected}")
         return Saved(source, path)
     before, colon, split = source.rpartition(":")
-    folder = Path(before).expanduser()
+    folder = at_home(before)
     return Saved(source, folder, split) if colon and before and folder.is_dir() and is_saved(folder) else None
 
 

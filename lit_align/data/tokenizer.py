@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lit_align import testbed
 from lit_align.data.errors import shown
+from lit_align.disk import at_home
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
@@ -34,7 +35,7 @@ def load_tokenizer(
             never looked up on the hub.
         ValueError: the tokenizer is not a fast one, or has no EOS, or the template is not one.
     """
-    folder = testbed.resolve(name) or Path(name).expanduser()
+    folder = testbed.resolve(name) or at_home(name)
     if folder.is_dir():
         if not (folder / "tokenizer.json").is_file():
             raise FileNotFoundError(f"tokenizer.json is missing in {folder}: no fast tokenizer there")
@@ -64,7 +65,7 @@ def read_template(path: str) -> str:
         FileNotFoundError: there is no such file.
         ValueError: it is empty, no text, or no Jinja; names the line.
     """
-    file = Path(path).expanduser()
+    file = at_home(path)
     if not file.is_file():
         raise FileNotFoundError(f"data.chat_template not found: {path} (expected a file with a Jinja template)")
     try:

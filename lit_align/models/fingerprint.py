@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from lit_align import testbed
+from lit_align.disk import at_home
 
 PARTS = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json", "tokenizer_config.json")
 _WHOLE = 64 * 2**20
@@ -26,7 +27,7 @@ def fingerprint(name: str) -> str | None:
     >>> fingerprint("owner/name") is None
     True
     """
-    folder = testbed.resolve(name) or Path(name).expanduser()
+    folder = testbed.resolve(name) or at_home(name)
     if not (folder / "config.json").is_file():
         return None
     whole = hashlib.sha256()

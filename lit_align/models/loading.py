@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from lit_align import testbed
+from lit_align.disk import at_home
 from lit_align.models.kernels import use_liger
 from lit_align.models.sharding import weights_wanted
 
@@ -53,7 +54,7 @@ def locate(name: str) -> str:
     Raises:
         FileNotFoundError: a local folder, or its ``config.json``, is missing.
     """
-    folder = testbed.resolve(name) or Path(name).expanduser()
+    folder = testbed.resolve(name) or at_home(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"config.json is missing in {folder}: that folder is not a Hugging Face model")

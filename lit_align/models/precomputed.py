@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lit_align.disk import user_cache
+from lit_align.disk import at_home, user_cache
 from lit_align.models.loading import Loading
 from lit_align.models.reference import AdapterOff, Read, Reference, SecondModel, check_loading
 from lit_align.models.reference_cache import ReferenceCache, sequence_keys
@@ -146,7 +145,7 @@ class Precomputed(Reference):
             device: of the batches to come.
         """
         self._precision = precision(device)
-        root = user_cache() / "reference" if self.cache == AUTO else Path(self.cache).expanduser()
+        root = user_cache() / "reference" if self.cache == AUTO else at_home(self.cache)
         kind = "float64" if self.identity["dtype"] == "float64" else "float32"
         self._store = ReferenceCache(root, {**self.identity, **self._precision}, kind)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lit_align.data.errors import DataError
@@ -193,6 +193,7 @@ class TestPattern:
 
 
 @settings(deadline=None)
+@example(source="~no-such-user")
 @given(source=st.text(max_size=40) | st.from_regex(r"(stream:)?\w+/\w+[@#:\[\]%*?\w]*", fullmatch=True))
 def test_whatever_the_name_it_is_a_place_or_not_found(source: str) -> None:
     with contextlib.suppress(FileNotFoundError):
