@@ -194,6 +194,27 @@ def test_resume_is_exact_from_every_step(rows: Path, tmp_path: Path, workers: in
         assert metrics(resumed) == [line for line in metrics(whole) if line["step"] > step]
 
 
+@pytest.mark.parametrize("validated", [True, False])
+@pytest.mark.parametrize("apart", [2, 3])
+@pytest.mark.resume("again and again, from the end of every epoch or from every third step")
+@pytest.mark.fault("D01", "L02", "L02b")
+def test_a_resumed_run_is_resumed_in_its_turn(rows: Path, tmp_path: Path, apart: int, validated: bool) -> None:
+    """Three steps to an epoch; each run goes on from a checkpoint of the one before it."""
+    more = (
+        *("--data.batch_size", 2, "--trainer.accumulate_grad_batches", 2, "--trainer.log_every_n_steps", 1),
+        *(("--data.validation", rows) if validated else ()),
+        *("--checkpoints.every_n_steps", 1, "--checkpoints.keep", -1, "--trainer.max_steps", 8),
+    )
+    before = whole = tmp_path / "whole"
+    ok(lit_align(*words(whole, rows, *more)))
+    for step in range(apart, 8, apart):
+        resumed = tmp_path / f"from_{step}"
+        ok(lit_align(*words(resumed, rows, *more, "--ckpt_path", before / "checkpoints" / f"step={step}.ckpt")))
+        assert metrics(resumed) == [line for line in metrics(whole) if line["step"] > step]
+        assert distance(weights(whole), weights(resumed)) == 0.0
+        before = resumed
+
+
 @pytest.mark.resume("a run that had ended, with more steps than before")
 def test_a_run_that_ended_inside_an_epoch_goes_on_in_it(rows: Path, tmp_path: Path) -> None:
     """With more steps than before: the same as if it had never ended."""

@@ -163,6 +163,17 @@ class Checkpoints(ModelCheckpoint):
             _probe(Path(self.dirpath))
         super().setup(trainer, pl_module, stage)
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Count the epoch that has begun, which Lightning leaves out behind an epoch's end that a run was resumed at.
+
+        A checkpoint would say that no epoch was under way, and a run that is resumed at that epoch's end would go
+        through its rows a second time.
+        """
+        progress = trainer.fit_loop.epoch_progress
+        if progress.current.ready == progress.current.completed:
+            progress.increment_ready()
+            progress.increment_started()
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
