@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lit_align.models.layout import scored
-from lit_align.models.reader import ForwardPass, Reader
+from lit_align.models.reader import Reader
 from lit_align.types import PairBatch, PairScores, PairTokens
 
 ReadScores: TypeAlias = Callable[[nn.Module, PairBatch], PairScores]
@@ -26,9 +26,6 @@ class TokenScores(Reader):
         model: a ``ScoreModel``.
         how: see the base class.
     """
-
-    def __init__(self, model: nn.Module, how: ForwardPass = ForwardPass()) -> None:
-        super().__init__(model, how)
 
     @property
     def lacks(self) -> None:

@@ -34,7 +34,5 @@ class Value:
             policy: name of the policy, which it starts from unless it has a path of its own.
             loading: how the policy is read; where it starts from the policy, of the same revision.
         """
-        own = self.loading
-        if self.path is None:
-            own = replace(own, revision=own.revision or loading.revision, weights=loading.weights, seed=loading.seed)
-        return load_score_model(self.path or policy, own, head="zero").train()
+        revision = self.loading.revision or (loading.revision if self.path is None else None)
+        return load_score_model(self.path or policy, replace(self.loading, revision=revision), head="zero").train()

@@ -48,8 +48,7 @@ def warn_of_rounding(key: str, loading: Loading) -> None:
     if loading.dtype == "bfloat16":
         rank_zero_warn(
             f"{key}.dtype is bfloat16, and all weights train: a step below 1/256 of a weight is rounded away, so that "
-            "at small learning rates hardly any weight moves. Take float32 with trainer.precision bf16-mixed, or an "
-            "adapter (model.lora)"
+            "at small learning rates hardly any weight moves. Take float32, with trainer.precision bf16-mixed"
         )
 
 

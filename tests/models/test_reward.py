@@ -195,19 +195,21 @@ def test_a_value_model_may_start_from_a_reward_model(model: ScoreModel, tmp_path
 
 
 def test_a_value_model_starts_from_the_same_policy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the policy's revision, unless the model is another one."""
-    seen: list[str | None] = []
+    """Of the policy's revision, unless the model is another one; what else is asked for is its own."""
+    seen: list[Loading] = []
     inner = reward.load_score_model
 
     def load(name: str, loading: Loading, head: reward.Head = "saved") -> ScoreModel:
-        seen.append(loading.revision)
+        seen.append(loading)
         return inner(str(folder), Loading(), head)
 
     monkeypatch.setattr("lit_align.models.value.load_score_model", load)
     Value().load("some/policy", Loading(revision="v2"))
     Value("some/other").load("some/policy", Loading(revision="v2"))
     Value(loading=Loading(revision="v3")).load("some/policy", Loading(revision="v2"))
-    assert seen == ["v2", None, "v3"]
+    Value(loading=Loading(weights="random", seed=7)).load("some/policy", Loading(revision="v2"))
+    assert [loading.revision for loading in seen] == ["v2", None, "v3", "v2"]
+    assert (seen[3].weights, seen[3].seed) == ("random", 7)
 
 
 def test_kernels_are_those_asked_for(folder: Path) -> None:
