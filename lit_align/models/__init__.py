@@ -4,6 +4,7 @@ from lit_align.models.layout_check import choose_layout
 from lit_align.models.loading import Loading, load_causal_lm
 from lit_align.models.log_probs import response_log_probs
 from lit_align.models.lora import LoRA
+from lit_align.models.one_pass import HeadSum
 from lit_align.models.precomputed import Precomputed
 from lit_align.models.reader import ForwardPass
 from lit_align.models.reference import AdapterOff, LiveReference, MovingReference, Reference, SecondModel
@@ -15,6 +16,7 @@ __all__ = [
     "AdapterOff",
     "Extras",
     "ForwardPass",
+    "HeadSum",
     "LiveReference",
     "LoRA",
     "Loading",

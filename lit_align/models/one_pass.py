@@ -68,16 +68,57 @@ class Charged:
     values: TokenValues
 
 
+class HeadSum:
+    """The head's gradient over the portions of a batch: summed in one place, and given to autograd with the last.
+
+    A head's gradient is as large as the head. One for each portion would be a second one in memory, to be filled with
+    zeros and added up each time.
+
+    Args:
+        portions: how many there are. Their losses are scaled alike, by what the last one's is.
+    """
+
+    def __init__(self, portions: int = 1) -> None:
+        self._left = portions
+        self._sum: HeadGradient | None = None
+
+    def so_far(self, zeros: Callable[[], HeadGradient]) -> HeadGradient:
+        """To what a portion adds.
+
+        Args:
+            zeros: where the sum begins.
+        """
+        if self._sum is None:
+            self._sum = zeros()
+        return self._sum
+
+    def close(self) -> HeadGradient:
+        """End a portion: the sum behind the last one, nothing before."""
+        self._left -= 1
+        if self._left or self._sum is None:
+            return HeadGradient(None, None)
+        found, self._sum = self._sum, None
+        return found
+
+
 @dataclass(frozen=True)
 class Job:
-    """What is done with the hidden states of a batch: which tokens, which loss, which extras."""
+    """What is done with the hidden states of a batch: which tokens, which loss, which extras, and the head's sum."""
 
     tokens: Tokens
     loss_of: LossOf
     extras: Extras
+    head_sum: HeadSum
 
 
-def charge(head: Head, hidden: Hidden, tokens: Tokens, loss_of: LossOf, extras: Extras = Extras()) -> Charged:
+def charge(  # noqa: PLR0913
+    head: Head,
+    hidden: Hidden,
+    tokens: Tokens,
+    loss_of: LossOf,
+    extras: Extras = Extras(),
+    head_sum: HeadSum | None = None,
+) -> Charged:
     """The loss of a batch, each pair's gradient formed while its tile is hot.
 
     It is right for losses that are sums over pairs, and only for these. The gradient can be asked for once.
@@ -88,9 +129,10 @@ def charge(head: Head, hidden: Hidden, tokens: Tokens, loss_of: LossOf, extras: 
         tokens: the scored tokens.
         loss_of: gives the loss of some pairs.
         extras: what else ``loss_of`` is to be told.
+        head_sum: where portions of one batch sum up the head's gradient; None for a batch in one portion.
     """
     applied: Any = OnePass.apply
-    job = Job(tokens, loss_of, extras)
+    job = Job(tokens, loss_of, extras, HeadSum() if head_sum is None else head_sum)
     loss, log_probs, collision, entropy = applied(hidden, head.weight, head.bias, head, job)
     return Charged(loss, TokenValues(log_probs, collision, entropy))
 
@@ -105,7 +147,7 @@ class OnePass(torch.autograd.Function):
         """Go through the pairs group by group; keep gradients, not logits."""
         projection = head.cast()
         narrow = hidden.detach().to(projection.weight.dtype)
-        into = projection.empty_gradient(*ctx.needs_input_grad[1:3])
+        into = job.head_sum.so_far(lambda: projection.empty_gradient(*ctx.needs_input_grad[1:3]))
         gradient = torch.empty_like(hidden, requires_grad=False)
         losses, found = [], []
         for pairs in job.tokens.groups(projection.rows):
@@ -116,7 +158,7 @@ class OnePass(torch.autograd.Function):
             step.push(slopes, gradient[part], into)
             losses.append(loss)
             found.append(values)
-        ctx.gradients = (gradient, *as_parameters(into, head))
+        ctx.gradients = (gradient, *as_parameters(job.head_sum.close(), head))
         values = _joined(found)
         ctx.mark_non_differentiable(
             values.log_probs, *(extra for extra in (values.collision, values.entropy) if extra is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeAlias, final
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 
 from lit_align.models.layout import scored
 from lit_align.models.log_probs import ResponseLogProbs
-from lit_align.models.one_pass import Tokens, charge
+from lit_align.models.one_pass import HeadSum, Tokens, charge
 from lit_align.models.output_head import (
     GRADED,
+    base_of,
     is_linear,
     logit_rule,
     output_head,
@@ -77,8 +79,7 @@ class TokenLogProbs(Reader):
         reading = self._read(batch)
         head = None if self.layout == "plain" else output_head(self.model)
         if head is None:
-            logits: Tensor = self.model(**reading.inputs, use_cache=False).logits
-            asked = (_at(logits, reading), reading.tokens.targets, extras)
+            asked = (self._own_logits(reading), reading.tokens.targets, extras)
             return self._responses(batch, values_through(nn.Identity(), LogitRule(), self._workspace, asked))
         values = self._by_head(head)
 
@@ -89,7 +90,9 @@ class TokenLogProbs(Reader):
         given = self._call(head, reading, compute)
         return self._responses(batch, TokenValues(given.pop(GRADED).flatten(), **given))
 
-    def charge(self, batch: PairBatch, loss_of: LossOfPairs, extras: Extras = Extras()) -> ChargedBatch:
+    def charge(
+        self, batch: PairBatch, loss_of: LossOfPairs, extras: Extras = Extras(), head_sum: HeadSum | None = None
+    ) -> ChargedBatch:
         """A loss that is a sum over pairs, its logits formed once; its gradient can be asked for once.
 
         Args:
@@ -97,6 +100,7 @@ class TokenLogProbs(Reader):
             loss_of: the loss of some of them; called with a few neighbouring pairs at a time, inside the model's
                 forward pass, so that what it compares with must be known before.
             extras: what else ``loss_of`` is to be told.
+            head_sum: of all portions of one step; None for a batch that is no portion.
         """
         head = output_head(self.model)
         if self.layout == "plain" or head is None or not is_linear(head) or not torch.is_grad_enabled():
@@ -111,7 +115,7 @@ class TokenLogProbs(Reader):
             return loss_of(pairs, _to_the_left(found, mask[pairs], width))
 
         def compute(hidden: Tensor) -> dict[str, Tensor]:
-            charged = charge(linear(), _at(hidden, reading), reading.tokens, loss_of_tokens, extras)
+            charged = charge(linear(), _at(hidden, reading), reading.tokens, loss_of_tokens, extras, head_sum)
             return {GRADED: charged.loss, **_named(charged.values)}
 
         given = self._call(head, reading, compute)
@@ -124,6 +128,16 @@ class TokenLogProbs(Reader):
         with replaced_head(self.model, head, compute):
             found: dict[str, Tensor] = self.model(**reading.inputs, use_cache=False)
         return found
+
+    def _own_logits(self, reading: Reading) -> Tensor:
+        """The model's own logits at the scored tokens of padded rows; it forms none of what all rows begin with."""
+        width = reading.inputs["input_ids"].shape[-1]
+        row, column = reading.places // width, reading.places % width
+        behind = width - int(column.min()) if len(column) else 1
+        omits = "logits_to_keep" in inspect.signature(base_of(self.model).forward).parameters
+        kept = {"logits_to_keep": behind} if omits else {}
+        logits: Tensor = self.model(**reading.inputs, use_cache=False, **kept).logits
+        return logits[row, column - (width - logits.shape[1])]
 
     def _by_head(self, head: nn.Module) -> Callable[[Hidden, Tokens, Extras], TokenValues]:
         """Log-probabilities by a head, which is looked at inside the forward pass only."""

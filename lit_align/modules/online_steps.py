@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_align.models.embedding import rows_added
 from lit_align.modules.drawing import Drawn
 from lit_align.modules.online_checks import Settings
 from lit_align.modules.steps import NonFiniteError, run_data, total_norm, total_over_ranks
@@ -73,7 +74,8 @@ class Update:
         module, which = self.module, torch.tensor(rows, device=self.module.device)
         batch = self.drawn.batch.rows(which)
         lesson = _narrowed(self.lesson, which, int(batch.lengths.max()))
-        now = module(batch)
+        with rows_added(module.policy):
+            now = module(batch)
         values = None if module.value_model is None else module.sources.values(module.value_model, batch)
         outcome = module.objective(lesson, now, values)
         weight = torch.zeros_like(lesson.rollout.weight) if filler else lesson.rollout.weight

@@ -13,7 +13,7 @@ from torch.optim import AdamW
 from transformers import PreTrainedModel
 
 from lit_align.metrics import PairMetrics
-from lit_align.models import ForwardPass, Loading, LoRA, Reference, load_causal_lm
+from lit_align.models import ForwardPass, HeadSum, Loading, LoRA, Reference, load_causal_lm
 from lit_align.modules.build import build_models
 from lit_align.modules.draw import draw_in_evaluation, draw_in_training
 from lit_align.modules.evaluation import Evaluation
@@ -150,17 +150,18 @@ class LitPreference(Stepping):
         if self.objective.across_pairs:
             return self._train_across(batch)
         parts = portions(batch, self._tokens_at_once, self.trainer)
+        head_sum = HeadSum(len(parts))
         for part in parts[:-1]:
-            pull_now(self._charged(part) * self.trainer.world_size)
-        return self._charged(parts[-1]) * self.trainer.world_size * self.trainer.accumulate_grad_batches
+            pull_now(self._charged(part, head_sum) * self.trainer.world_size)
+        return self._charged(parts[-1], head_sum) * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     @property
     def _tokens_at_once(self) -> int:
         return self.sources.how.portion(self.device.type, self.objective.across_pairs)
 
-    def _charged(self, batch: PairBatch) -> Tensor:
+    def _charged(self, batch: PairBatch, head_sum: HeadSum) -> Tensor:
         """The weighted losses of some pairs, which do not depend on each other, summed."""
-        charged = self._scoring.charge(batch, self._training_draw(batch), self.running.values)
+        charged = self._scoring.charge(batch, self._training_draw(batch), self.running.values, head_sum)
         self._check_start(charged.logps)
         self._enter(judge_alone(self.objective, charged.logps, batch.weight), charged.logps, batch)
         return charged.loss

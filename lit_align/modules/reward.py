@@ -10,6 +10,7 @@ from torch.optim import AdamW
 
 from lit_align.metrics.reward import RewardMetrics
 from lit_align.models import ForwardPass, Loading, LoRA
+from lit_align.models.embedding import rows_added
 from lit_align.models.reward import adapted, load_score_model
 from lit_align.models.score_model import ScoreModel
 from lit_align.modules.build import Builder
@@ -116,7 +117,8 @@ class LitReward(Stepping):
 
     def _charged(self, batch: PairBatch) -> Tensor:
         """The weighted losses of some pairs, summed, which are entered into the books."""
-        outcome = self._outcome(batch)
+        with rows_added(self.model):
+            outcome = self._outcome(batch)
         self.train_metrics.update(outcome, batch)
         self.ledger.add(outcome, batch)
         return (outcome.loss * batch.weight).sum()

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from lit_align.models import Extras
+from lit_align.models import Extras, HeadSum
+from lit_align.models.embedding import rows_added
 from lit_align.models.log_probs import ResponseLogProbs, packed_mask
 from lit_align.models.reference import Reference
 from lit_align.modules.sources import Sources
@@ -55,13 +56,16 @@ class Scoring:
         frame = self._frame(batch, draw, running)
         return _filled(frame, self.sources.of(self.policy, batch)(batch, self._extras))
 
-    def charge(self, batch: PairBatch, draw: PairDraw, running: Mapping[str, Tensor]) -> Charged:
+    def charge(
+        self, batch: PairBatch, draw: PairDraw, running: Mapping[str, Tensor], head_sum: HeadSum | None = None
+    ) -> Charged:
         """The loss of a batch under an objective whose loss is a sum over pairs; logits are formed once.
 
         Args:
             batch: the pairs.
             draw: see ``PairLogProbs``.
             running: see ``PairLogProbs``.
+            head_sum: of all portions of one step; None for a batch that is no portion.
 
         Raises:
             ValueError: the batch lacks what the objective needs.
@@ -71,12 +75,14 @@ class Scoring:
         def loss_of(pairs: slice, found: ResponseLogProbs) -> Tensor:
             return (self.objective(_filled(frame.rows(pairs), found)).loss * batch.weight[pairs]).sum()
 
-        charged = self.sources.of(self.policy, batch).charge(batch, loss_of, self._extras)
+        with rows_added(self.policy):
+            charged = self.sources.of(self.policy, batch).charge(batch, loss_of, self._extras, head_sum)
         return Charged(charged.loss, _filled(frame, charged.log_probs))
 
     def again(self, batch: PairBatch) -> PairTokens:
         """The policy's log-probs alone."""
-        return self.sources.read(self.policy, batch)
+        with rows_added(self.policy):
+            return self.sources.read(self.policy, batch)
 
     @property
     def _extras(self) -> Extras:

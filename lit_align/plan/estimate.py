@@ -78,7 +78,7 @@ def estimate(module: Module, batch: PairBatch, spread: Spread = Spread()) -> Est
     else:
         part = _portion(module, batch, spread)
         rest = rehearsal.filling(module, part, fill, held) if isinstance(module, LitPreference) else {}
-        moments, operations = rehearsal.batch(module, part, spread.accumulate > 1 or part is not batch, held)
+        moments, operations = rehearsal.batch(module, part, Parts(spread.accumulate, part is not batch), held)
         sizes = [int(pairs.attention_mask.sum()) for pairs in (batch, part)]
         moments, tokens = {**rest, **moments}, sizes[0] * spread.accumulate
         operations = operations * spread.accumulate * sizes[0] // sizes[1]
@@ -89,6 +89,24 @@ def estimate(module: Module, batch: PairBatch, spread: Spread = Spread()) -> Est
         trained=sum(p.numel() for p in trained),
         parameters=sum(p.numel() for p in module.parameters()),
     )
+
+
+@dataclass(frozen=True)
+class Parts:
+    """In how many parts a step is taken.
+
+    Args:
+        micro_batches: batches whose gradients are summed up.
+        portions: whether each of them goes through in several portions.
+    """
+
+    micro_batches: int
+    portions: bool
+
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one part."""
+        return self.micro_batches > 1 or self.portions
 
 
 @dataclass(frozen=True)
@@ -113,19 +131,19 @@ class Rehearsal:
         return [self.module, *self.frozen]
 
     def batch(
-        self, module: LitPreference | LitReward, part: PairBatch, several: bool, held: Held
+        self, module: LitPreference | LitReward, part: PairBatch, parts: Parts, held: Held
     ) -> tuple[dict[Moment, Memory], int]:
         """Memory of each moment of a step on pairs, and the operations of one micro-batch.
 
         Args:
             module: what is trained.
             part: what goes through the policy at once.
-            several: whether a step takes more than one such part.
+            parts: how many of these a step takes.
             held: weights and their companions.
         """
-        loss = partial(_loss, module, part, several)
+        loss = partial(_loss, module, part, parts.several)
         step = self._in_a_layout(module, partial(rehearse, self.mode, self.models, loss, self.settings))
-        return held.moments(step, several), step.operations
+        return held.moments(step, parts.several, portions=parts.micro_batches == 1), step.operations
 
     def filling(
         self, module: LitPreference, part: PairBatch, fill: Sequence[nn.Module], held: Held

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_align.models.one_pass import Tokens, charge
+from lit_align.models.one_pass import HeadSum, Tokens, charge
 from lit_align.models.two_pass import Head
 from lit_align.models.vocabulary import Extras, LogitRule, TokenValues, Workspace
 from tests.models.test_vocabulary import TINY, Largest, sizes
@@ -93,3 +93,24 @@ def test_the_gradient_can_be_asked_for_once() -> None:
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="can be asked for once"):
         loss.backward()
+
+
+@pytest.mark.parametrize("scale", [1.0, -2.5])
+def test_portions_sum_the_gradient_of_the_head_in_one_place(scale: float) -> None:
+    """Behind the last portion it is the gradient of all of them; before, there is none."""
+    hidden, weight, bias, targets = sizes(40, 23)
+    head, cuts = Head(weight, bias, LogitRule(), Workspace(TINY)), [slice(0, 5), slice(5, 33), slice(33, 40)]
+    truth = torch.autograd.grad(scale * head.values(hidden, targets).log_probs.square().sum(), [weight, bias])
+    head_sum, buffers = HeadSum(len(cuts)), set()
+    for cut in cuts:
+        assert weight.grad is None
+        tokens = Tokens(targets[cut], [cut.stop - cut.start])
+        charged = charge(
+            head, hidden[cut], tokens, lambda pairs, values: values.log_probs.square().sum(), head_sum=head_sum
+        )
+        if head_sum._sum is not None and head_sum._sum.weight is not None:
+            buffers.add(head_sum._sum.weight.data_ptr())
+        (scale * charged.loss).backward()
+    assert buffers == {weight.grad.data_ptr()}  # type: ignore[union-attr]
+    for ours, theirs in zip((weight.grad, bias.grad), truth, strict=True):  # type: ignore[union-attr]
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
