@@ -24,7 +24,7 @@ LADDER: tuple[LayoutName, ...] = ("shared", "packed", "padded")
 PAIRS = 2
 """Pairs that are compared: as many as show whether neighbours mix."""
 LOGITS = 2**24
-"""Whole logits that the comparison may form, at the most: it takes the longest pairs that stay below."""
+"""Whole logits that the comparison may form: it takes the longest pairs that stay below, else beginnings of pairs."""
 ROUNDINGS = 8
 """How many times what plain rows differ by when each is read alone a layout may differ by."""
 
@@ -196,14 +196,38 @@ def _weights(values: PairTokens, pairs: PairBatch) -> PairTokens:
 def _few(batch: PairBatch, vocabulary: int) -> PairBatch:
     """As many pairs as it takes: those whose sides part, and of these the longest whose whole logits are not too many.
 
-    Where no pair's sides part, nothing would be seen of the tails; one side is then made of the other.
+    Where all have too many, the shortest are cut. Where no pair's sides part, nothing would be seen of the tails; one
+    side is then made of the other.
     """
     batch = batch if bool(_parts(batch).any()) else _reversed(batch)
     lengths = batch.attention_mask.sum(-1).amax(-1)
     most = LOGITS // (vocabulary * PAIRS * batch.input_ids.shape[1])
     worth = torch.where(lengths <= most, lengths, -lengths) + _parts(batch) * 2 * lengths.max()
     rows = worth.argsort(descending=True, stable=True).repeat(PAIRS)[:PAIRS]
-    return _take(batch, rows, int(lengths[rows].max()))
+    pairs = _take(batch, rows, int(lengths[rows].max()))
+    if int(lengths[rows].max()) <= most:
+        return pairs
+    cut = _cut(pairs, max(most, 1))
+    return cut if bool(_parts(cut).all()) else pairs
+
+
+def _cut(pairs: PairBatch, most: int) -> PairBatch:
+    """Prompts of one length, the middle of longer ones left out, and of responses the beginning.
+
+    Args:
+        pairs: of any lengths.
+        most: tokens of a response that stay.
+    """
+    place = torch.arange(pairs.mask.shape[-1], device=pairs.mask.device)
+    begins = torch.where(pairs.mask, place, len(place)).amin((1, 2))
+    prompt = int(begins.min())
+    kept = place[: prompt + most]
+    kept = kept + (begins - prompt).view(-1, 1, 1) * (kept >= prompt // 2)
+    there = kept < len(place)
+    kept = kept.clamp(max=len(place) - 1).expand(*pairs.mask.shape[:2], -1)
+    parts = (pairs.input_ids, pairs.attention_mask, pairs.mask)
+    ids, attention, mask = (part.gather(-1, kept) for part in parts)
+    return replace(pairs, input_ids=ids, attention_mask=attention & there, mask=mask & there)
 
 
 def _parts(batch: PairBatch) -> Bool[Tensor, " pair"]:

@@ -11,7 +11,9 @@ from torch import nn
 from lit_align.models import ForwardPass, TokenLogProbs, TokenScores, choose_layout
 from lit_align.models.kernels import compile_layers
 from lit_align.models.layout import LayoutName
+from lit_align.models.output_head import base_of
 from lit_align.models.score_model import ScoreModel
+from lit_align.models.segments import original_attention
 from lit_align.types import PairBatch, PairScores, PairTokens, RolloutTokens
 
 Kind = TypeVar("Kind", TokenLogProbs, TokenScores)
@@ -20,6 +22,8 @@ Kind = TypeVar("Kind", TokenLogProbs, TokenScores)
 class Sources:
     """The sources of a run: one for each model, whose layout is chosen on the first batch that it reads.
 
+    What was chosen for a model holds for others of the same architecture.
+
     Args:
         how: layout and sizes.
     """
@@ -27,6 +31,7 @@ class Sources:
     def __init__(self, how: ForwardPass = ForwardPass()) -> None:
         self.how = how
         self._of: dict[nn.Module, TokenLogProbs | TokenScores] = {}
+        self._found: dict[tuple[object, ...], tuple[LayoutName, int | None]] = {}
         self._said: set[str] = set()
 
     def of(self, model: nn.Module, batch: PairBatch) -> TokenLogProbs:
@@ -58,12 +63,17 @@ class Sources:
         return found
 
     def _choose(self, source: Kind, batch: PairBatch) -> Kind:
-        with torch.inference_mode(False):
-            choice = choose_layout(source, batch.copied())
-        for line in choice.refused:
-            if line not in self._said:
-                rank_zero_warn(f"model.forward_pass: {line}")
-                self._said.add(line)
+        alike = _architecture(source.model)
+        if alike in self._found:
+            source.use(*self._found[alike])
+        else:
+            with torch.inference_mode(False):
+                choice = choose_layout(source, batch.copied())
+            for line in choice.refused:
+                if line not in self._said:
+                    rank_zero_warn(f"model.forward_pass: {line}")
+                    self._said.add(line)
+            self._found[alike] = source.layout, source.reach
         if self.how.compile:
             compile_layers(source.model)
         return source
@@ -93,3 +103,10 @@ class Sources:
     def keep_only(self, model: nn.Module) -> None:
         """Let go of all models but one, so that their memory is free."""
         self._of = {known: source for known, source in self._of.items() if known is model}
+
+
+def _architecture(model: nn.Module) -> tuple[object, ...]:
+    """What decides how a model can be read: two that agree in it differ in the values of their weights alone."""
+    modules = tuple((name, type(module)) for name, module in model.named_modules())
+    weights = tuple((name, weight.shape, weight.dtype, weight.device) for name, weight in model.named_parameters())
+    return modules, weights, original_attention(model), base_of(model).config.to_json_string()

@@ -167,14 +167,41 @@ def test_autocast_is_off_while_it_looks() -> None:
 
 
 def test_few_pairs_of_few_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The longest pairs whose whole logits fit; the shortest where none fits."""
+    """The longest pairs whose whole logits fit; the beginnings of the shortest where none fits."""
     batch = telling_batch()  # of 16, 7, 11, 4 and 5 tokens
     few = layout_check._few(batch, vocabulary=61)
     assert few.attention_mask.sum(-1).amax(-1).tolist() == [16, 11]
     monkeypatch.setattr(layout_check, "LOGITS", 61 * 4 * 12)
     assert layout_check._few(batch, vocabulary=61).attention_mask.sum(-1).amax(-1).tolist() == [11, 7]
-    monkeypatch.setattr(layout_check, "LOGITS", 1)
-    assert layout_check._few(batch, vocabulary=61).attention_mask.sum(-1).amax(-1).tolist() == [7, 11]
+    monkeypatch.setattr(layout_check, "LOGITS", 61 * 4 * 4)
+    cut = layout_check._few(batch, vocabulary=61)
+    assert cut.index.tolist() == [1, 2]
+    assert cut.mask.sum(-1).tolist() == [[4, 4], [3, 4]]  # of 5 and 5, 3 and 8
+
+
+def test_pairs_of_many_logits_are_cut() -> None:
+    """Prompts of 3 and 6 tokens, responses of 4, 1, 3 and 5: of the longer prompt the middle goes, and all ends."""
+    batch = pair_batch(
+        [[3, 4, 5], [3, 6, 7, 8, 9, 4]], [([11, 12, 13, 14], [15]), ([16, 17, 18], [11, 12, 13, 14, 15])]
+    )
+    cut = layout_check._cut(batch, most=3)
+    assert cut.input_ids[cut.attention_mask].tolist() == [
+        *[3, 4, 5, 11, 12, 13],
+        *[3, 4, 5, 15],
+        *[3, 9, 4, 16, 17, 18],
+        *[3, 9, 4, 11, 12, 13],
+    ]
+    assert cut.input_ids[cut.mask].tolist() == [11, 12, 13, 15, 16, 17, 18, 11, 12, 13]
+    whole = layout_check._cut(batch.rows(slice(0, 1)), most=9)
+    assert whole.input_ids[whole.mask].tolist() == [11, 12, 13, 14, 15]
+
+
+def test_cutting_leaves_what_tells_the_sides_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sides that begin alike stay whole, however many logits they have."""
+    monkeypatch.setattr(layout_check, "LOGITS", 61 * 4 * 2)
+    batch = pair_batch([[3, 4, 5]], [([11, 12, 13, 14, 7], [11, 12, 13, 15, 8])])
+    few = layout_check._few(batch, vocabulary=61)
+    assert few.mask.sum(-1).tolist() == [[5, 5]] * 2
 
 
 def test_distances() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,6 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from lit_align.models import LoRA, choose_layout
+from lit_align.models.layout_check import Choice
+from lit_align.models.reader import Reader
+from lit_align.modules import sources
+from lit_align.modules.sources import Sources
+from lit_align.types import PairBatch
+from tests.models.architectures import CONFIGS, build, named, telling_batch
 from tests.runner import BASE, QUIET, distance, distributed, lit_align, metrics, ok
 
 LAYOUT, TOKENS = "--model.forward_pass.layout", "--model.forward_pass.tokens_at_once"
@@ -47,6 +55,26 @@ def assert_same(ours: Path, theirs: Path) -> None:
     assert distance(exported(ours), exported(theirs)) < 1e-6
     for one, other in zip(metrics(ours), metrics(theirs), strict=True):
         assert one == pytest.approx(other, rel=1e-4, abs=3e-5)
+
+
+def test_one_check_for_each_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy with other weights is read as the model is; one with an adapter, or of another shape, is looked at."""
+    checked: list[torch.nn.Module] = []
+
+    def choose(source: Reader, batch: PairBatch) -> Choice:
+        checked.append(source.model)
+        return choose_layout(source, batch)
+
+    monkeypatch.setattr(sources, "choose_layout", choose)
+    policy, wider = named("llama"), build(CONFIGS["llama_tied"]())
+    reference = copy.deepcopy(policy)
+    with torch.no_grad():
+        reference.lm_head.weight.add_(1.0)
+    adapted, read = LoRA(rank=2).wrap(copy.deepcopy(policy)), Sources()
+    for model in (policy, reference, wider, adapted, policy):
+        read.of(model, telling_batch())
+        assert read.layout(model) == "shared"
+    assert checked == [policy, wider, adapted]
 
 
 @pytest.mark.parametrize("objective", ["sr_dpo", "kto"])
