@@ -298,7 +298,7 @@ class Rollout:
     values: RolloutTokens | None = None
     greedy: RolloutScores | None = None
 
-    def rows(self, which: Tensor) -> Rollout:
+    def rows(self, which: Tensor | slice) -> Rollout:
         """Some of the responses.
 
         Args:

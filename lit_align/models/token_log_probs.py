@@ -54,11 +54,12 @@ class TokenLogProbs(Reader):
     Args:
         model: a causal language model of transformers, with or without an adapter.
         how: see the base class.
+        workspace: the memory of a tile; None for its own.
     """
 
-    def __init__(self, model: nn.Module, how: ForwardPass = ForwardPass()) -> None:
+    def __init__(self, model: nn.Module, how: ForwardPass = ForwardPass(), workspace: Workspace | None = None) -> None:
         super().__init__(model, how)
-        self._workspace = Workspace(how.tile_mb)
+        self._workspace = Workspace(how.tile_mb) if workspace is None else workspace
 
     @property
     def lacks(self) -> str | None:

@@ -67,13 +67,15 @@ class TokenValues:
 class Workspace:
     """The memory of one tile, kept from call to call: allocating it anew costs a quarter of the product.
 
+    Models that take turns can have one between them: nothing in it is needed behind a call.
+
     Args:
         megabytes: size of a tile of logits in the dtype of the softmax.
     """
 
     def __init__(self, megabytes: float = 64.0) -> None:
         self.megabytes = megabytes
-        self._memory: Tensor | None = None
+        self._memory: dict[torch.dtype, Tensor] = {}
 
     def rows(self, vocabulary: int, dtype: torch.dtype) -> int:
         """How many rows of logits a tile has.
@@ -86,11 +88,10 @@ class Workspace:
 
     def tile(self, rows: int, weight: Tensor) -> Tensor:
         """Room for ``rows`` rows of logits, with whatever stands in it."""
-        size, memory = rows * weight.shape[0], self._memory
-        fits = memory is not None and memory.dtype == weight.dtype and memory.device == weight.device
-        if memory is None or not fits or memory.numel() < size:
+        size, memory = rows * weight.shape[0], self._memory.get(weight.dtype)
+        if memory is None or memory.device != weight.device or memory.numel() < size:
             with torch.inference_mode(False):  # what is born in inference mode could not be written in training
-                memory = self._memory = torch.empty(size, dtype=weight.dtype, device=weight.device)
+                memory = self._memory[weight.dtype] = torch.empty(size, dtype=weight.dtype, device=weight.device)
         return memory[:size].view(rows, weight.shape[0])
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_align.models.embedding import rows_added
+from lit_align.models.log_probs import ResponseLogProbs
 from lit_align.modules.drawing import Drawn
 from lit_align.modules.online_checks import Settings
 from lit_align.modules.steps import NonFiniteError, run_data, total_norm, total_over_ranks
@@ -63,29 +64,34 @@ class Update:
         self._bad = []
         for number in range(passes):
             rows = mine[number * self.at_once : (number + 1) * self.at_once]
-            outcome, weight = self._pass(rows or [0], filler=not rows)
-            units = units + (outcome.units.double() * weight).sum()
-            losses = outcome.policy if outcome.value is None else outcome.policy + outcome.value
-            module.manual_backward((losses * weight).sum() * module.trainer.world_size)
+            loss, charged = self._pass(rows or [0], filler=not rows)
+            units = units + charged
+            module.manual_backward(loss * module.trainer.world_size)
         self._step(optimizer, total_over_ranks(units, module.trainer.strategy))
 
-    def _pass(self, rows: list[int], filler: bool) -> tuple[OnlineOutcome, Tensor]:
-        """Losses of some responses, and their weights."""
+    def _pass(self, rows: list[int], filler: bool) -> tuple[Tensor, Tensor]:
+        """The summed loss of some responses, and their units."""
         module, which = self.module, torch.tensor(rows, device=self.module.device)
         batch = self.drawn.batch.rows(which)
-        lesson = _narrowed(self.lesson, which, int(batch.lengths.max()))
+        lesson = _narrowed(self.lesson.rows(which), int(batch.lengths.max()))
+        weight = torch.zeros_like(lesson.rollout.weight) if filler else lesson.rollout.weight
+
+        def loss_of(some: slice, found: ResponseLogProbs) -> Tensor:
+            return (module.objective(lesson.rows(some), found.values[:, 0]).policy * weight[some]).sum()
+
         with rows_added(module.policy):
-            now = module(batch)
+            charged = module.sources.of(module.policy, batch).charge(batch, loss_of)
+        now = charged.log_probs.values[:, 0]
         values = None if module.value_model is None else module.sources.values(module.value_model, batch)
         outcome = module.objective(lesson, now, values)
-        weight = torch.zeros_like(lesson.rollout.weight) if filler else lesson.rollout.weight
         self._watch(lesson, now, outcome, weight, batch)
-        return outcome, weight
+        loss = charged.loss if outcome.value is None else charged.loss + (outcome.value * weight).sum()
+        return loss, (outcome.units.double() * weight).sum()
 
     def _watch(
         self, lesson: Lesson, now: RolloutTokens, outcome: OnlineOutcome, weight: Tensor, batch: PairBatch
     ) -> None:
-        mask, apart = lesson.rollout.mask, (now.detach() - lesson.rollout.policy)
+        mask, apart = lesson.rollout.mask, now - lesson.rollout.policy
         kl = torch.where(mask, (-apart).expm1() + apart, 0.0)
         metrics, units = self.module.train_metrics, outcome.units
         clipped = self.module.objective.shares_clipped(lesson, now)
@@ -115,9 +121,9 @@ class Update:
         scheduler.step()
 
 
-def _narrowed(lesson: Lesson, which: Tensor, width: int) -> Lesson:
-    """Some of the responses, no wider than the longest of them."""
-    rollout = lesson.rollout.rows(which)
+def _narrowed(lesson: Lesson, width: int) -> Lesson:
+    """Responses no wider than the longest of them."""
+    rollout = lesson.rollout
 
     def cut(values: Tensor | None) -> Any:
         return None if values is None else F.pad(values, (0, max(0, width - values.shape[1])))[:, :width]
@@ -132,8 +138,7 @@ def _narrowed(lesson: Lesson, which: Tensor, width: int) -> Lesson:
         values=cut(rollout.values),
         greedy=rollout.greedy,
     )
-    returns = None if lesson.returns is None else cut(lesson.returns[which])
-    return Lesson(rollout, cut(lesson.rewards[which]), cut(lesson.advantage[which]), returns)
+    return Lesson(rollout, cut(lesson.rewards), cut(lesson.advantage), cut(lesson.returns))
 
 
 def weight_groups(policy: nn.Module, value: nn.Module | None, rate: float | None) -> list[dict[str, Any]]:

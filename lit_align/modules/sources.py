@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
@@ -12,17 +10,17 @@ from lit_align.models import ForwardPass, TokenLogProbs, TokenScores, choose_lay
 from lit_align.models.kernels import compile_layers
 from lit_align.models.layout import LayoutName
 from lit_align.models.output_head import base_of
+from lit_align.models.reader import Reader
 from lit_align.models.score_model import ScoreModel
 from lit_align.models.segments import original_attention
+from lit_align.models.vocabulary import Workspace
 from lit_align.types import PairBatch, PairScores, PairTokens, RolloutTokens
-
-Kind = TypeVar("Kind", TokenLogProbs, TokenScores)
 
 
 class Sources:
     """The sources of a run: one for each model, whose layout is chosen on the first batch that it reads.
 
-    What was chosen for a model holds for others of the same architecture.
+    What was chosen for a model holds for others of the same architecture. They share the memory of a tile of logits.
 
     Args:
         how: layout and sizes.
@@ -30,9 +28,10 @@ class Sources:
 
     def __init__(self, how: ForwardPass = ForwardPass()) -> None:
         self.how = how
-        self._of: dict[nn.Module, TokenLogProbs | TokenScores] = {}
+        self._of: dict[nn.Module, Reader] = {}
         self._found: dict[tuple[object, ...], tuple[LayoutName, int | None]] = {}
         self._said: set[str] = set()
+        self._workspace: Workspace | None = None
 
     def of(self, model: nn.Module, batch: PairBatch) -> TokenLogProbs:
         """The source of a language model's log-probabilities; all processes must ask for their first one together.
@@ -44,7 +43,9 @@ class Sources:
         Raises:
             ValueError: a layout was asked for by name, and it is not exact for this model.
         """
-        return self._chosen(model, batch, TokenLogProbs)
+        found = self._reader(model, batch)
+        assert isinstance(found, TokenLogProbs)
+        return found
 
     def scores_of(self, model: nn.Module, batch: PairBatch) -> TokenScores:
         """As ``of``, of a score model.
@@ -53,16 +54,25 @@ class Sources:
             model: a ``ScoreModel``.
             batch: real pairs or responses to try layouts on, the first time.
         """
-        return self._chosen(model, batch, TokenScores)
-
-    def _chosen(self, model: nn.Module, batch: PairBatch, kind: type[Kind]) -> Kind:
-        found = self._of.get(model)
-        if found is None:
-            found = self._of[model] = self._choose(kind(model, self.how), batch)
-        assert isinstance(found, kind)
+        found = self._reader(model, batch)
+        assert isinstance(found, TokenScores)
         return found
 
-    def _choose(self, source: Kind, batch: PairBatch) -> Kind:
+    def _reader(self, model: nn.Module, batch: PairBatch) -> Reader:
+        if model not in self._of:
+            found = self._fresh(model)
+            self._choose(found, batch)
+            self._of[model] = found
+        return self._of[model]
+
+    def _fresh(self, model: nn.Module) -> Reader:
+        if isinstance(model, ScoreModel):
+            return TokenScores(model, self.how)
+        if self._workspace is None:
+            self._workspace = Workspace(self.how.tile_mb)
+        return TokenLogProbs(model, self.how, self._workspace)
+
+    def _choose(self, source: Reader, batch: PairBatch) -> None:
         alike = _architecture(source.model)
         if alike in self._found:
             source.use(*self._found[alike])
@@ -76,12 +86,10 @@ class Sources:
             self._found[alike] = source.layout, source.reach
         if self.how.compile:
             compile_layers(source.model)
-        return source
 
     def assume(self, model: nn.Module, layout: LayoutName) -> None:
         """Take a layout for a model without trying it, where there are no weights to try it with."""
-        kind = TokenScores if isinstance(model, ScoreModel) else TokenLogProbs
-        self._of[model] = kind(model, self.how)
+        self._of[model] = self._fresh(model)
         self._of[model].use(layout)
 
     def read(self, model: nn.Module, batch: PairBatch) -> PairTokens:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from lit_align.types import Rollout, RolloutScores, RolloutTokens
 
 
@@ -23,6 +25,15 @@ class Lesson:
     rewards: RolloutTokens
     advantage: RolloutTokens
     returns: RolloutTokens | None = None
+
+    def rows(self, which: Tensor | slice) -> Lesson:
+        """What is learned from some of the responses.
+
+        Args:
+            which: their places.
+        """
+        returns = None if self.returns is None else self.returns[which]
+        return Lesson(self.rollout.rows(which), self.rewards[which], self.advantage[which], returns)
 
 
 @dataclass(frozen=True)

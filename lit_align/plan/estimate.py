@@ -245,7 +245,8 @@ def _loss(module: LitPreference | LitReward, batch: PairBatch, several: bool) ->
 
 def _drawn_loss(module: LitOnline, drawn: PairBatch) -> Tensor:
     """What the objective is formed from; its own arithmetic is a few numbers per token."""
-    total: Tensor = module(drawn).sum()
+    policy = module.sources.of(module.policy, drawn)
+    total = policy.charge(drawn, lambda responses, found: found.values.sum()).loss
     if module.value_model is not None:
         total = total + module.sources.values(module.value_model, drawn).sum()
     return total

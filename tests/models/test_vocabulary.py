@@ -27,13 +27,17 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        given = {part.untyped_storage().data_ptr() for part in args if isinstance(part, Tensor)}
+        given = {part.untyped_storage().data_ptr() for part in args if _dense(part)}
         for tensor in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in given:
+            if _dense(tensor) and tensor.untyped_storage().data_ptr() not in given:
                 self.numel = max(self.numel, tensor.numel())
         if func._overloadpacket is torch.ops.aten.mm and out.shape[1] == self.vocabulary:
             self.projected += out.shape[0]
         return out
+
+
+def _dense(value: object) -> bool:
+    return isinstance(value, Tensor) and not value.is_sparse
 
 
 def sizes(tokens: int, vocabulary: int, width: int = 7, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from lit_align.models.scorer import KnownScore, ScoreError
 from lit_align.models.value import Value
 from lit_align.modules import Constant, LitOnline
 from lit_align.modules.drawing import Draw, Drawn
+from lit_align.modules.online_steps import Update
 from lit_align.modules.steps import NonFiniteError
 from lit_align.online import GAE, RLHF, Clipped, GreedyBaseline, LeaveOneOut, OnlineObjective, Reinforce, ResponseSum
 from lit_align.online.presets import conditional_pm_rlhf, kl_rlhf, pm_rlhf
 from lit_align.testbed.score import TestbedScore
+from tests.models.test_vocabulary import Largest
 from tests.modules.test_preference import sgd, trainer
 
 POLICY = "testbed:policy"
@@ -197,6 +200,21 @@ def lit_start() -> LitOnline:
     module = lit()
     module.configure_model()
     return module
+
+
+def test_an_update_forms_its_logits_once(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row of logits for each token that was drawn, in the forward pass; none are formed again backward."""
+    formed: list[int] = []
+    inner = Update.__call__
+
+    def update(self: Update, prompts: Sequence[int], most: int) -> None:
+        with Largest(self.module.policy.config.vocab_size) as found:
+            inner(self, prompts, most)
+        formed.append(found.projected)
+
+    monkeypatch.setattr(Update, "__call__", update)
+    (drawn,) = fit(rows, tmp_path, lit(micro_batch=3)).drawn
+    assert formed == [int(drawn.rollout.mask.sum())]
 
 
 def test_epochs_and_minibatches_are_optimizer_steps(rows: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lit_align.models import LoRA, choose_layout
+from lit_align.models import ForwardPass, LoRA, TokenLogProbs, choose_layout
 from lit_align.models.layout_check import Choice
 from lit_align.models.reader import Reader
 from lit_align.modules import sources
@@ -75,6 +75,18 @@ def test_one_check_for_each_architecture(monkeypatch: pytest.MonkeyPatch) -> Non
         read.of(model, telling_batch())
         assert read.layout(model) == "shared"
     assert checked == [policy, wider, adapted]
+
+
+def test_models_take_turns_in_the_memory_of_a_tile() -> None:
+    """One for each dtype; the numbers are those of a reader of its own."""
+    read, batch = Sources(), telling_batch()
+    models = [named("llama"), build(CONFIGS["qwen2"](), torch.bfloat16), named("llama_tied")]
+    tiles: set[int] = set()
+    for model in models * 2:
+        source = read.of(model, batch)
+        assert source(batch).values.equal(TokenLogProbs(model, ForwardPass(layout=read.layout(model)))(batch).values)
+        tiles |= {memory.data_ptr() for memory in source._workspace._memory.values()}
+    assert len(tiles) == 2
 
 
 @pytest.mark.parametrize("objective", ["sr_dpo", "kto"])
