@@ -59,6 +59,10 @@ def test_the_embedding_is_left_as_it_was() -> None:
     with rows_added(model):
         assert not embedding.sparse
     embedding.weight.grad = torch.zeros_like(embedding.weight)
+    narrow = build(CONFIGS["llama"](), torch.bfloat16)
+    narrow.get_input_embeddings().weight.grad = torch.zeros_like(narrow.get_input_embeddings().weight)
+    with rows_added(narrow):
+        assert not narrow.get_input_embeddings().sparse
     seen = []
     handle = embedding.register_forward_pre_hook(lambda *_: seen.append(embedding.sparse))
     with pytest.raises(IndexError), rows_added(model):
