@@ -14,7 +14,7 @@ from lit_align.models.reading import PACKED_ATTENTION, Attention, Reading, packe
 from lit_align.models.segments import NAME, original_attention, stands_in_for
 from lit_align.types import PairBatch, PairTokens
 
-CPU_TOKENS = 1024
+CPU_TOKENS = 512
 """Tokens at once on a CPU: enough to fill its cores, few enough to keep what backward needs in its caches."""
 
 
@@ -31,7 +31,7 @@ class ForwardPass:
             rows as long as the longest pair.
         tokens_at_once: tokens, of both sides, that go through the policy at once in training; a batch with more is
             taken in portions whose gradients add up, so that its size does not set the memory. 0 for no limit; None
-            for 1024 on a CPU, where more at once is no faster, and for no limit on other devices, nor where the
+            for 512 on a CPU, where more at once is hardly faster, and for no limit on other devices, nor where the
             objective would have to read its pairs twice for it.
         compile: compile the layers of every model that is read (``torch.compile``). The first steps then take a
             minute or more; it pays on a GPU, in long runs.
@@ -58,7 +58,7 @@ class ForwardPass:
             across_pairs: whether pairs depend on each other.
 
         >>> ForwardPass().portion("cpu", across_pairs=False)
-        1024
+        512
         """
         if self.tokens_at_once is not None:
             return self.tokens_at_once
