@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lit_align.data import PreferenceData
-from lit_align.models import ForwardPass, LoRA, SecondModel, response_log_probs
+from lit_align.models import ForwardPass, HeadSum, LoRA, SecondModel, response_log_probs
 from lit_align.models.log_probs import packed_mask
 from lit_align.modules import LitPreference
 from lit_align.modules.steps import NonFiniteError, optimizer_steps
@@ -274,6 +274,29 @@ def test_portions_of_a_batch_add_up_to_its_gradient(
         ends.append(dict(module.named_parameters()))
     for name, whole in ends[0].items():
         torch.testing.assert_close(ends[1][name], whole, rtol=1e-4, atol=1e-5)
+
+
+def test_portions_form_one_gradient_of_head_and_embedding(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three portions a step: the head's sum goes out with the last, the embedding's rows join those of the first."""
+    module, given, by_row = loaded(dpo()), [], []
+    module.sources.how = ForwardPass(tokens_at_once=1)
+    close = HeadSum.close
+    monkeypatch.setattr(HeadSum, "close", lambda self: given.append(close(self)) or given[-1])
+
+    class Watch(Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            given.clear()
+            by_row.clear()
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            assert [gradient.weight is not None for gradient in given] == [False, False, True]
+            assert by_row[-3:] == [False, True, True]
+
+    module.policy.get_input_embeddings().register_forward_pre_hook(lambda layer, _: by_row.append(layer.sparse))
+    trainer(tmp_path, Watch(), max_steps=2).fit(module, datamodule=pairs(rows))
+    assert module.global_step == 2
 
 
 class BreaksOff(Callback):
