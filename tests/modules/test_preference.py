@@ -217,7 +217,7 @@ def test_a_run_without_an_end_is_refused(rows: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("objective", "sides"), [(SFT(), 1), (dpo(), 2)], ids=["sft", "dpo"])
 def test_only_the_sides_that_are_needed_run(rows: Path, tmp_path: Path, objective: Objective, sides: int) -> None:
     module, watch = loaded(objective), Watch()
-    module.sources.how = ForwardPass(layout="padded")
+    module.sources.how = ForwardPass(layout="padded", tokens_at_once=0)
     ran: list[int] = []
     module.policy.register_forward_pre_hook(
         lambda _, __, inputs: ran.append(inputs["input_ids"].shape[0]), with_kwargs=True
