@@ -116,7 +116,7 @@ def test_what_one_process_can_do_two_can(rows: Path, tmp_path: Path, more: tuple
 
 @pytest.mark.parametrize("more", [(), ("--model.lora.rank", 4)], ids=["all weights", "adapter"])
 def test_sixteen_bits(rows: Path, tmp_path: Path, more: tuple[object, ...]) -> None:
-    """Products in bfloat16 differ in their third digit; weights and steps are float32 in both."""
+    """Products in bfloat16 differ in their third digit, after four steps as much as between two sizes of portions."""
     found = {}
     for way in ("one process", "fsdp"):
         run = tmp_path / way.replace(" ", "_")
@@ -124,7 +124,7 @@ def test_sixteen_bits(rows: Path, tmp_path: Path, more: tuple[object, ...]) -> N
         found[way] = metrics(run)
         assert {weight.dtype for weight in exported(run).values()} == {torch.float32}
     for ours, theirs in zip(found["one process"], found["fsdp"], strict=True):
-        assert theirs.get("train/loss", 0) == pytest.approx(ours.get("train/loss", 0), abs=5e-3)
+        assert theirs.get("train/loss", 0) == pytest.approx(ours.get("train/loss", 0), abs=1e-2)
 
 
 class Whole(LitReward):
