@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
@@ -103,22 +103,22 @@ class HeadSum:
 
 @dataclass(frozen=True)
 class Job:
-    """What is done with the hidden states of a batch: which tokens, which loss, which extras, and the head's sum."""
+    """What is done with the hidden states of a batch.
+
+    Args:
+        tokens: the scored tokens.
+        loss_of: gives the loss of some pairs.
+        extras: what else ``loss_of`` is to be told.
+        head_sum: of all portions of one step; its own for a batch that is no portion.
+    """
 
     tokens: Tokens
     loss_of: LossOf
-    extras: Extras
-    head_sum: HeadSum
+    extras: Extras = Extras()
+    head_sum: HeadSum = field(default_factory=HeadSum)
 
 
-def charge(  # noqa: PLR0913
-    head: Head,
-    hidden: Hidden,
-    tokens: Tokens,
-    loss_of: LossOf,
-    extras: Extras = Extras(),
-    head_sum: HeadSum | None = None,
-) -> Charged:
+def charge(head: Head, hidden: Hidden, job: Job) -> Charged:
     """The loss of a batch, each pair's gradient formed while its tile is hot.
 
     It is right for losses that are sums over pairs, and only for these. The gradient can be asked for once.
@@ -126,13 +126,9 @@ def charge(  # noqa: PLR0913
     Args:
         head: the output head.
         hidden: hidden states in the order of the tokens.
-        tokens: the scored tokens.
-        loss_of: gives the loss of some pairs.
-        extras: what else ``loss_of`` is to be told.
-        head_sum: where portions of one batch sum up the head's gradient; None for a batch in one portion.
+        job: what is done with them.
     """
     applied: Any = OnePass.apply
-    job = Job(tokens, loss_of, extras, HeadSum() if head_sum is None else head_sum)
     loss, log_probs, collision, entropy = applied(hidden, head.weight, head.bias, head, job)
     return Charged(loss, TokenValues(log_probs, collision, entropy))
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lit_align.models.layout import scored
 from lit_align.models.log_probs import ResponseLogProbs
-from lit_align.models.one_pass import HeadSum, Tokens, charge
+from lit_align.models.one_pass import HeadSum, Job, Tokens, charge
 from lit_align.models.output_head import (
     GRADED,
     base_of,
@@ -110,13 +110,14 @@ class TokenLogProbs(Reader):
                 loss_of(slice(0, len(batch.index)), found), replace(found, values=found.values.detach())
             )
         reading, mask, width = self._read(batch), scored(batch), int(batch.lengths.max())
-        linear = self._linear(head)
+        linear, head_sum = self._linear(head), head_sum or HeadSum()
 
         def loss_of_tokens(pairs: slice, found: TokenValues) -> Tensor:
             return loss_of(pairs, _to_the_left(found, mask[pairs], width))
 
         def compute(hidden: Tensor) -> dict[str, Tensor]:
-            charged = charge(linear(), _at(hidden, reading), reading.tokens, loss_of_tokens, extras, head_sum)
+            job = Job(reading.tokens, loss_of_tokens, extras, head_sum)
+            charged = charge(linear(), _at(hidden, reading), job)
             return {GRADED: charged.loss, **_named(charged.values)}
 
         given = self._call(head, reading, compute)

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from lit_align.models import Precomputed
 from lit_align.models.layout_check import LADDER
 from lit_align.models.log_probs import packed_mask
+from lit_align.models.output_head import base_of, is_linear, output_head
 from lit_align.models.sharding import without_weights
 from lit_align.modules import LitOnline, LitPreference, LitReward, Module
 from lit_align.modules.draw import draw_in_evaluation
@@ -143,7 +144,8 @@ class Rehearsal:
         """
         loss = partial(_loss, module, part, parts.several)
         step = self._in_a_layout(module, partial(rehearse, self.mode, self.models, loss, self.settings))
-        return held.moments(step, parts.several, portions=parts.micro_batches == 1), step.operations
+        apart = _summed_apart(module) // self.settings.share if parts.micro_batches == 1 and parts.portions else 0
+        return held.moments(step, parts.several, apart), step.operations
 
     def filling(
         self, module: LitPreference, part: PairBatch, fill: Sequence[nn.Module], held: Held
@@ -241,6 +243,19 @@ def _loss(module: LitPreference | LitReward, batch: PairBatch, several: bool) ->
     with torch.no_grad():
         module(part)  # all parts are judged together first, and then read again
     return module._scoring.again(part).sum()
+
+
+def _summed_apart(module: LitPreference | LitReward) -> int:
+    """Bytes of an output head's gradient that portions sum up before it is the weight's; see ``HeadSum``."""
+    if isinstance(module, LitReward) or module.objective.across_pairs:
+        return 0
+    if module.sources.layout(module.policy) == "plain":
+        return 0
+    head = output_head(module.policy)
+    if head is None or not is_linear(head):
+        return 0
+    weight, embedding = head.get_parameter("weight"), base_of(module.policy).get_input_embeddings()
+    return weight.nbytes if weight.requires_grad and weight is not embedding.weight else 0
 
 
 def _drawn_loss(module: LitOnline, drawn: PairBatch) -> Tensor:

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lit_align.models.output_head import base_of, is_linear, output_head
 from lit_align.models.sharding import layers
-from lit_align.modules import LitPreference, Module
+from lit_align.modules import Module
 from lit_align.plan.memory import Memory, Moment, Spread
 from lit_align.plan.optimizer import rehearse_optimizer
 from lit_align.plan.rehearsal import Step
@@ -29,7 +28,6 @@ class Held:
         buckets: DDP's copy of the gradients.
         together: what is put together of cut weights while a layer is at work.
         whole: the same while a model stays whole: responses are written and read.
-        head: of the gradients, that of an output head whose portions are summed before it is one; see ``HeadSum``.
     """
 
     parameters: int
@@ -40,17 +38,16 @@ class Held:
     buckets: int = 0
     together: int = 0
     whole: int = 0
-    head: int = 0
 
-    def moments(self, step: Step, several: bool, portions: bool = False) -> dict[Moment, Memory]:
+    def moments(self, step: Step, several: bool, apart: int = 0) -> dict[Moment, Memory]:
         """Memory of each moment of an optimizer step.
 
         Args:
             step: as rehearsed.
             several: whether gradients of several micro-batches or portions are summed up.
-            portions: whether they are portions of a single micro-batch.
+            apart: of the gradients, bytes that are summed up apart, as one of the things that a step keeps.
         """
-        before = self.gradients - (self.head if portions else 0)
+        before = self.gradients - apart
         gradients = before if several else step.gradients
         backward = step.beside if several else step.backward - step.gradients
         return {
@@ -119,19 +116,7 @@ def hold(module: Module, frozen: Sequence[nn.Module], spread: Spread) -> Held:
         buckets=0 if alone or spread.cut else gradients,
         together=_together(own, frozen, spread) if spread.cut and not alone else 0,
         whole=max(_size(model.parameters(), spread) for model in (*own, *frozen)) if spread.cut and not alone else 0,
-        head=_head(module) // share,
     )
-
-
-def _head(module: Module) -> int:
-    """Bytes of an output head's gradient, where it is formed in one pass and is not the embedding's too."""
-    if not isinstance(module, LitPreference) or module.objective.across_pairs:
-        return 0
-    head = output_head(module.policy)
-    if head is None or not is_linear(head):
-        return 0
-    weight, embedding = head.get_parameter("weight"), base_of(module.policy).get_input_embeddings()
-    return weight.nbytes if weight.requires_grad and weight is not embedding.weight else 0
 
 
 def own_models(module: Module) -> list[nn.Module]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_align.models.one_pass import HeadSum, Tokens, charge
+from lit_align.models.one_pass import HeadSum, Job, Tokens, charge
 from lit_align.models.two_pass import Head
 from lit_align.models.vocabulary import Extras, LogitRule, TokenValues, Workspace
 from tests.models.test_vocabulary import TINY, Largest, sizes
@@ -26,6 +26,11 @@ def squared(pairs: slice, values: TokenValues) -> Tensor:
     return total
 
 
+def summed(pairs: slice, values: TokenValues) -> Tensor:
+    """Σ of log-probs."""
+    return values.log_probs.sum()
+
+
 @pytest.mark.parametrize("rule", [LogitRule(), LogitRule(scale=0.5, cap=2.0)], ids=str)
 @pytest.mark.parametrize("megabytes", [TINY, 64.0])
 @pytest.mark.parametrize("scale", [1.0, -2.5])
@@ -36,7 +41,7 @@ def test_equals_two_passes(rule: LogitRule, megabytes: float, scale: float) -> N
     truth = head.values(hidden, targets, extras)
     loss = squared(slice(0, 5), truth)
     expected = torch.autograd.grad(scale * loss, [hidden, weight, bias])
-    charged = charge(head, hidden, Tokens(targets, ENDS), squared, extras)
+    charged = charge(head, hidden, Job(Tokens(targets, ENDS), squared, extras))
     found = torch.autograd.grad(scale * charged.loss, [hidden, weight, bias])
     torch.testing.assert_close(charged.loss, loss)
     torch.testing.assert_close(charged.values.log_probs, truth.log_probs)
@@ -53,7 +58,7 @@ def test_a_loss_across_pairs_would_be_wrong() -> None:
     def across(pairs: slice, values: TokenValues) -> Tensor:
         return values.log_probs.sum() ** 2
 
-    charged = charge(head, hidden, Tokens(targets, ENDS), across)
+    charged = charge(head, hidden, Job(Tokens(targets, ENDS), across))
     assert not charged.loss.isclose(head.values(hidden, targets).log_probs.sum() ** 2)
 
 
@@ -63,7 +68,7 @@ def test_logits_are_formed_once() -> None:
     hidden, weight, _, targets = sizes(24, vocabulary)
     head, ends = Head(weight, None, LogitRule(), Workspace(TINY)), [8, 16, 24]
     with Largest(vocabulary) as once:
-        charge(head, hidden, Tokens(targets, ends), lambda pairs, values: values.log_probs.sum()).loss.backward()
+        charge(head, hidden, Job(Tokens(targets, ends), summed)).loss.backward()
     with Largest(vocabulary) as twice:
         head.values(hidden, targets).log_probs.sum().backward()
     assert (once.projected, twice.projected) == (24, 48)
@@ -80,7 +85,7 @@ def test_a_group_without_loss_has_no_gradient() -> None:
 
     head_rows = Workspace(TINY).rows(11, torch.float64)
     assert head_rows == 16
-    charged = charge(head, torch.cat([hidden] * 4), Tokens(targets.repeat(4), [12, 24]), second)
+    charged = charge(head, torch.cat([hidden] * 4), Job(Tokens(targets.repeat(4), [12, 24]), second))
     (gradient,) = torch.autograd.grad(charged.loss, hidden)
     truth = 2 * torch.autograd.grad(head.values(hidden, targets).log_probs.sum(), hidden)[0]
     torch.testing.assert_close(gradient, truth)
@@ -89,7 +94,7 @@ def test_a_group_without_loss_has_no_gradient() -> None:
 def test_the_gradient_can_be_asked_for_once() -> None:
     hidden, weight, _, targets = sizes(6, 11)
     head = Head(weight, None, LogitRule(), Workspace())
-    loss = charge(head, hidden, Tokens(targets, [6]), lambda pairs, values: values.log_probs.sum()).loss
+    loss = charge(head, hidden, Job(Tokens(targets, [6]), summed)).loss
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="can be asked for once"):
         loss.backward()
@@ -105,9 +110,8 @@ def test_portions_sum_the_gradient_of_the_head_in_one_place(scale: float) -> Non
     for cut in cuts:
         assert weight.grad is None
         tokens = Tokens(targets[cut], [cut.stop - cut.start])
-        charged = charge(
-            head, hidden[cut], tokens, lambda pairs, values: values.log_probs.square().sum(), head_sum=head_sum
-        )
+        job = Job(tokens, lambda pairs, values: values.log_probs.square().sum(), head_sum=head_sum)
+        charged = charge(head, hidden[cut], job)
         if head_sum._sum is not None and head_sum._sum.weight is not None:
             buffers.add(head_sum._sum.weight.data_ptr())
         (scale * charged.loss).backward()
