@@ -7,16 +7,16 @@ from importlib import import_module
 from lit_align import __version__
 
 COMMANDS = {
-    "fit": ("lit_align.cli", "Train a policy."),
-    "validate": ("lit_align.cli", "Report a checkpoint's metrics on the validation pairs."),
-    "test": ("lit_align.cli", "Report a checkpoint's metrics on the test pairs."),
-    "predict": ("lit_align.cli", "Write rewards, lengths and margin of each pair to a file."),
+    "fit": ("lit_align.cli.main", "Train a policy."),
+    "validate": ("lit_align.cli.main", "Report a checkpoint's metrics on the validation pairs."),
+    "test": ("lit_align.cli.main", "Report a checkpoint's metrics on the test pairs."),
+    "predict": ("lit_align.cli.main", "Write rewards, lengths and margin of each pair to a file."),
     "plan": (
         "lit_align.plan.command",
         "Say what a run will need, before any weight is read: memory, operations, time.",
     ),
-    "consolidate": ("lit_align.consolidate", "Make a Hugging Face folder of a checkpoint."),
-    "report": ("lit_align.report", "Print and draw what a run's data is like; for people and for CI."),
+    "consolidate": ("lit_align.cli.consolidate", "Make a Hugging Face folder of a checkpoint."),
+    "report": ("lit_align.cli.report", "Print and draw what a run's data is like; for people and for CI."),
 }
 HELP = """usage: python -m lit_align COMMAND [--config FILE] [--key value ...]
 

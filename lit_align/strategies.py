@@ -16,9 +16,9 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from lit_align.callbacks.checkpoints import AtomicCheckpointIO, bytes_of, check_space, local_checkpoint
-from lit_align.callbacks.seal import put_in_place, seal_folder
-from lit_align.callbacks.shards import PLAIN, like, read_plain, read_tree, split, write_rows
+from lit_align.callbacks.checkpointing.checkpoints import AtomicCheckpointIO, bytes_of, check_space, local_checkpoint
+from lit_align.callbacks.checkpointing.checksums import put_in_place, seal_folder
+from lit_align.callbacks.checkpointing.sharded import PLAIN, like, read_plain, read_tree, split, write_rows
 
 
 def strategy_of(given: str | Strategy) -> str | Strategy:

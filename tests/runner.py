@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from lit_align.cli import main
+from lit_align.cli.main import main
 
 QUIET = ("--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu")
 SHORT = ("--samples.count", "0", "--export.form", "none", *QUIET)

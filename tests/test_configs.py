@@ -10,7 +10,7 @@ import pytest
 import yaml
 from lightning.pytorch import Trainer
 
-from lit_align.cli import main
+from lit_align.cli.main import main
 from tests.runner import Ended, forked
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-import lit_align.report
+import lit_align.cli.report
 from lit_align import objectives
 from lit_align.__main__ import main
 from lit_align.data import PreferenceData
-from lit_align.data.budget import PAIRS
-from lit_align.data.formats import FORMATS
-from lit_align.data.length_table import table
-from lit_align.data.lengths import length_report
-from lit_align.data.prompts import QUALITY_PROMPT
-from tests.data.test_lengths import STORE
+from lit_align.data.batches.token_batches import PAIRS
+from lit_align.data.formats.registry import FORMATS
+from lit_align.data.report.lengths import length_report
+from lit_align.data.report.table import table
+from lit_align.data.text.render import QUALITY_PROMPT
+from tests.data.report.test_lengths import STORE
 from tests.guides.reading import rows
 from tests.runner import forked
 from tests.test_readme import our_commands
@@ -65,7 +65,7 @@ def test_the_objectives_for_unpaired_rows_are_named() -> None:
 
 
 def test_every_limit_is_explained_with_its_default() -> None:
-    for each in fields(lit_align.report.Limits):
+    for each in fields(lit_align.cli.report.Limits):
         assert any(f"--{each.name}" in line and str(each.default) in line for line in DATA.splitlines()), each.name
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from lit_align.data import PreferenceData
 from lit_align.models import Loading, load_causal_lm
 from lit_align.modules import Constant, LitPreference
-from lit_align.modules.steps import total_over_ranks
+from lit_align.modules.step_totals import total_over_ranks
 from lit_align.objectives import Objective, wpo
 from lit_align.types import PairBatch, PairDraw
 from tests.conftest import tiny_llama

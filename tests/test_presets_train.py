@@ -13,9 +13,9 @@ import torch
 from lit_align import objectives, testbed
 from lit_align.data import PreferenceData
 from lit_align.models import Loading, SecondModel, load_causal_lm
-from lit_align.modules.draw import draw_in_training
-from lit_align.modules.scoring import Scoring
+from lit_align.modules.log_probs import Scoring
 from lit_align.objectives import Objective, PreferenceObjective, ResponseObjective, WeightedSum
+from lit_align.objectives.pair_seed import draw_in_training
 from lit_align.types import PairBatch, PairLogProbs
 from tests.runner import BASE, SHORT, lit_align, metrics, ok
 

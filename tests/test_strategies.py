@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lit_align import consolidate
+from lit_align.cli import consolidate
 from lit_align.data import PreferenceData
 from lit_align.modules import LitReward
 from lit_align.strategies import FullySharded

@@ -10,9 +10,9 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from lit_align import parsing
+from lit_align.cli import parsing
 from lit_align.models import Loading
-from lit_align.models.reward import load_score_model
+from lit_align.models.score_model import load_score_model
 from tests.runner import QUIET, SHORT, distance, distributed, lit_align, metrics, ok, weights
 
 LOGGED = ("--trainer.log_every_n_steps", "1", "--model.optimizer.lr", "1e-3", "--model.policy", "testbed:policy")

@@ -17,10 +17,10 @@ from transformers import PreTrainedModel
 
 from lit_align.callbacks.model_card import model_card
 from lit_align.data import PreferenceData
-from lit_align.models.reward import save_score_model
+from lit_align.models.score_model import save_score_model
 from lit_align.models.sharding import is_sharded
 from lit_align.modules import LitReward, Module
-from lit_align.modules.steps import run_data
+from lit_align.modules.step_totals import run_data
 
 Model = TypeVar("Model", bound=nn.Module)
 

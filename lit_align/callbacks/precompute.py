@@ -15,7 +15,7 @@ from rich.progress import track
 from lit_align.data import PreferenceData
 from lit_align.models import Precomputed
 from lit_align.modules import LitPreference
-from lit_align.modules.steps import optimizer_steps, run_data
+from lit_align.modules.step_totals import optimizer_steps, run_data
 from lit_align.types import PairBatch
 
 Rows: TypeAlias = dict[str, list[int]]

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_align.modules.steps import run_data
+from lit_align.modules.step_totals import run_data
 
 
 class Predictions(BasePredictionWriter):

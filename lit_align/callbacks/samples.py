@@ -15,9 +15,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 from lit_align.data import PreferenceData, SamplePrompt
-from lit_align.models.generate import Sampling, sample_responses
+from lit_align.models.generation import Sampling, sample_responses
 from lit_align.modules import PolicyModule
-from lit_align.modules.steps import run_data
+from lit_align.modules.step_totals import run_data
 from lit_align.types import ResponseScore
 
 PERCENTILES = (10, 50, 90)

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lit_align.callbacks.checkpoints import INTERRUPTED, checkpoint_folder, validation_follows
+from lit_align.callbacks.checkpointing.checkpoints import INTERRUPTED, checkpoint_folder, validation_follows
 
 
 class GracefulStop(Callback):

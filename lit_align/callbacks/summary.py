@@ -13,15 +13,14 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from lit_align.callbacks.checkpoints import checkpoint_folder
+from lit_align.callbacks.checkpointing.checkpoints import checkpoint_folder
 from lit_align.callbacks.export import Export
-from lit_align.callbacks.model_card import describe
+from lit_align.callbacks.model_card import describe, papers_of_run
 from lit_align.callbacks.samples import Samples
 from lit_align.data import PreferenceData
 from lit_align.models import AdapterOff, MovingReference, Precomputed, SecondModel
 from lit_align.modules import LitOnline, LitPreference, LitReward, Module, PolicyModule
-from lit_align.modules.citations import papers_of_run
-from lit_align.modules.steps import optimizer_steps, run_data
+from lit_align.modules.step_totals import optimizer_steps, run_data
 from lit_align.objectives.beta_scale import BetaReading
 
 Kind = TypeVar("Kind", bound=Callback)

@@ -4,25 +4,25 @@
 together by ``PreferenceData``.
 """
 
-from lit_align.data.collate import Collate
+from lit_align.data.batches.collate import Collate
+from lit_align.data.batches.dataset import SamplePrompt
+from lit_align.data.batches.loader import ResumableLoader
+from lit_align.data.batches.sampler import BucketedBatches, SequentialBatches, Share
 from lit_align.data.datamodule import PreferenceData
-from lit_align.data.errors import DataError
-from lit_align.data.format import Format, Reading
-from lit_align.data.formats import FORMATS, read_row
-from lit_align.data.gather import Gather
-from lit_align.data.lengths import LengthReport, length_report
-from lit_align.data.loader import ResumableLoader
-from lit_align.data.mixture import Source
-from lit_align.data.prepare import Split, prepare
-from lit_align.data.prompts import QUALITY_PROMPT
-from lit_align.data.sample_prompts import SamplePrompt
-from lit_align.data.sampler import BucketedBatches, SequentialBatches, Share
-from lit_align.data.sources import read_rows
-from lit_align.data.store import PairStore
-from lit_align.data.tally import BadRows
-from lit_align.data.tokenize import Tokenize
-from lit_align.data.tokenizer import Encoder, load_tokenizer
-from lit_align.data.truncate import Cut, Drop, Truncation
+from lit_align.data.formats.base import Format, Reading
+from lit_align.data.formats.registry import FORMATS, read_row
+from lit_align.data.prepared.mixture import Source
+from lit_align.data.prepared.prepare import Split, prepare
+from lit_align.data.prepared.read_split import Gather
+from lit_align.data.prepared.row_counts import BadRows
+from lit_align.data.prepared.store import PairStore
+from lit_align.data.report.lengths import LengthReport, length_report
+from lit_align.data.sources.base import read_rows
+from lit_align.data.text.render import QUALITY_PROMPT
+from lit_align.data.text.tokenize import Tokenize
+from lit_align.data.text.tokenizer import Encoder, load_tokenizer
+from lit_align.data.text.truncate import Cut, Drop, Truncation
+from lit_align.errors import DataError
 
 __all__ = [
     "FORMATS",

@@ -13,29 +13,27 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
-from lit_align.data.budget import budget_of
-from lit_align.data.collate import Collate
-from lit_align.data.columns import ColumnMap, Columns
-from lit_align.data.errors import check_range
-from lit_align.data.formats import FormatName
-from lit_align.data.fullness import Fullness, fullness_of
-from lit_align.data.holdout import Holdout
-from lit_align.data.length_table import show, warnings
-from lit_align.data.lengths import LengthReport, split_report
-from lit_align.data.loader import ResumableLoader, evaluation_loader
-from lit_align.data.mismatch import MismatchedPairs, mismatched_widths, partners
-from lit_align.data.mixture import Sources, as_sources
-from lit_align.data.position import check_identity
-from lit_align.data.prepare import Split
-from lit_align.data.prompts import QUALITY_PROMPT
-from lit_align.data.rankings import PairingName
-from lit_align.data.recipe import Recipe, Room, ranking_of
-from lit_align.data.sample_prompts import SamplePrompt, sample_prompts
-from lit_align.data.sampler import ListedBatches, PairBatches, Share, rows_of_steps
-from lit_align.data.tally import BadRows, OnBadRow
-from lit_align.data.tokenizer import Encoder, load_tokenizer
-from lit_align.data.truncate import PromptSide
-from lit_align.data.turns import Score
+from lit_align.data.batches.collate import Collate
+from lit_align.data.batches.dataset import MismatchedPairs, SamplePrompt, mismatched_widths, partners, sample_prompts
+from lit_align.data.batches.loader import ResumableLoader, check_identity, evaluation_loader
+from lit_align.data.batches.padding import Fullness, fullness_of
+from lit_align.data.batches.sampler import ListedBatches, PairBatches, Share, rows_of_steps
+from lit_align.data.batches.token_batches import budget_of
+from lit_align.data.formats.columns import ColumnMap, Columns
+from lit_align.data.formats.conversations import Score
+from lit_align.data.formats.rankings import PairingName
+from lit_align.data.formats.registry import FormatName
+from lit_align.data.prepared.mixture import Sources, as_sources
+from lit_align.data.prepared.prepare import Split
+from lit_align.data.prepared.read_split import Holdout
+from lit_align.data.prepared.recipe import Recipe, Room, ranking_of
+from lit_align.data.prepared.row_counts import BadRows, OnBadRow
+from lit_align.data.report.lengths import LengthReport, split_report
+from lit_align.data.report.table import show, warnings
+from lit_align.data.text.render import QUALITY_PROMPT
+from lit_align.data.text.tokenizer import Encoder, load_tokenizer
+from lit_align.data.text.truncate import PromptSide
+from lit_align.errors import check_range
 from lit_align.types import PairBatch, PreferencePair, TokenizedPair
 
 STAGES: Mapping[str, Sequence[str]] = {

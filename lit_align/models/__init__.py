@@ -1,16 +1,15 @@
 """The models: the policy, the frozen reference, and the log-probabilities they give."""
 
-from lit_align.models.layout_check import choose_layout
-from lit_align.models.loading import Loading, load_causal_lm
-from lit_align.models.log_probs import response_log_probs
-from lit_align.models.lora import LoRA
-from lit_align.models.one_pass import HeadSum
-from lit_align.models.precomputed import Precomputed
-from lit_align.models.reader import ForwardPass
-from lit_align.models.reference import AdapterOff, LiveReference, MovingReference, Reference, SecondModel
-from lit_align.models.token_log_probs import TokenLogProbs
-from lit_align.models.token_scores import TokenScores
-from lit_align.models.vocabulary import Extras
+from lit_align.models.lm_head.fused_loss import HeadSum
+from lit_align.models.lm_head.projection import Extras
+from lit_align.models.loading import Loading, LoRA, load_causal_lm
+from lit_align.models.logps.check import choose_layout
+from lit_align.models.logps.log_probs import TokenLogProbs
+from lit_align.models.logps.plain import response_log_probs
+from lit_align.models.logps.reader import ForwardPass
+from lit_align.models.logps.scores import TokenScores
+from lit_align.models.reference.base import AdapterOff, LiveReference, MovingReference, Reference, SecondModel
+from lit_align.models.reference.precomputed import Precomputed
 
 __all__ = [
     "AdapterOff",

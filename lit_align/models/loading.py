@@ -5,17 +5,20 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from lit_align import testbed
-from lit_align.disk import at_home
-from lit_align.models.kernels import use_liger
-from lit_align.models.sharding import weights_wanted
+from lit_align.files import at_home
+from lit_align.models.sharding import layers, weights_wanted
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -158,3 +161,83 @@ def switch_dropout_off(config: PretrainedConfig) -> None:
             switch_dropout_off(value)
         elif isinstance(value, float) and ("dropout" in key or key.endswith("pdrop")):
             setattr(config, key, 0.0)
+
+
+BACKEND = "inductor"
+"""Of ``torch.compile``."""
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Compile a transformer layer by layer, in place, for any length; it happens when they are first called.
+
+    Layers are alike, so that the first one's code serves all. The names of weights stay.
+
+    Args:
+        model: a transformer, with or without adapter.
+    """
+    for layer in layers(model):
+        layer.compile(dynamic=True, backend=BACKEND)
+
+
+def use_liger(model: PreTrainedModel) -> None:
+    """Norms, rotary positions and gated layers by Liger's kernels; losses and the output head stay ours.
+
+    Args:
+        model: as it was loaded.
+
+    Raises:
+        ValueError: there is no CUDA device, Liger is not installed, or it has nothing for this architecture.
+    """
+    if not torch.cuda.is_available():
+        raise ValueError("loading.kernels is liger, whose kernels need a CUDA device; none is there")
+    if find_spec("liger_kernel") is None:
+        raise ValueError("loading.kernels is liger, which is not installed: pip install liger-kernel")
+    liger: Any = import_module("liger_kernel.transformers.monkey_patch")
+    known, kind = liger.MODEL_TYPE_TO_APPLY_LIGER_FN, model.config.model_type
+    if kind not in known:
+        raise ValueError(f"loading.kernels is liger, which has none for {kind}; it has: {', '.join(sorted(known))}")
+    liger._apply_liger_kernel_to_instance(model, cross_entropy=False, fused_linear_cross_entropy=False)
+
+
+@dataclass(frozen=True)
+class LoRA:
+    r"""Train low-rank updates $W + \frac{\alpha}{r} B A$ and leave the weights alone; Hu et al., 2106.09685.
+
+    With an adapter the reference costs no memory: it is the policy with the adapter switched off.
+
+    Args:
+        rank: rank r of each update.
+        alpha: its scale α.
+        dropout: dropout on the adapter's input; leave at 0 unless the adapter overfits.
+        targets: names of the layers to adapt; ``all-linear`` takes every linear layer but the output head.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    targets: str | list[str] = "all-linear"
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"LoRA: rank is {self.rank}; expected 1 or more")
+        if self.alpha < 1:
+            raise ValueError(f"LoRA: alpha is {self.alpha}; expected 1 or more")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"LoRA: dropout is {self.dropout}; expected 0 <= dropout < 1")
+
+    def wrap(self, model: PreTrainedModel, head: str | None = None) -> PeftModel:
+        """The model with a fresh adapter, which leaves its outputs unchanged until it is trained.
+
+        Args:
+            model: a causal language model, or one with a head for scores.
+            head: name of the layer that is trained as a whole beside the adapter; None for none.
+        """
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=self.targets,
+            task_type="CAUSAL_LM" if head is None else "SEQ_CLS",
+            modules_to_save=None if head is None else [head],
+        )
+        return get_peft_model(model, config)

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from lit_align.models.loading import Loading
-from lit_align.models.reward import load_score_model
-from lit_align.models.score_model import ScoreModel
+from lit_align.models.logps.scores import ReadScores, TokenScores
+from lit_align.models.score_model import ScoreModel, load_score_model
 from lit_align.models.sharding import Build, build_whole, together
-from lit_align.models.token_scores import ReadScores, TokenScores
 from lit_align.types import PairBatch, PairScores, ResponseScore, RolloutScores
 
 LONGEST = 300

@@ -2,7 +2,7 @@
 
 from typing import TypeAlias
 
-from lit_align.modules.online import LitOnline
+from lit_align.modules.online.module import LitOnline
 from lit_align.modules.preference import LitPreference
 from lit_align.modules.reward import LitReward
 from lit_align.modules.schedule import Constant, Cosine, Linear, Schedule

@@ -14,17 +14,16 @@ from transformers import PreTrainedModel
 
 from lit_align.metrics import PairMetrics
 from lit_align.models import ForwardPass, HeadSum, Loading, LoRA, Reference, load_causal_lm
+from lit_align.modules.base import Stepping
 from lit_align.modules.build import build_models
-from lit_align.modules.draw import draw_in_evaluation, draw_in_training
-from lit_align.modules.evaluation import Evaluation
-from lit_align.modules.portions import portions
-from lit_align.modules.records import pair_records
+from lit_align.modules.global_batch import Evaluation, Judged, judge_alone
+from lit_align.modules.grad_cache import Window, portions, pull_now
+from lit_align.modules.log_probs import Scoring, Sources
+from lit_align.modules.objective_state import RunningNumbers
+from lit_align.modules.predict import pair_records
 from lit_align.modules.reports import check_precision, report, restore_sums, sums_of
-from lit_align.modules.running import RunningNumbers
 from lit_align.modules.schedule import Cosine, Schedule
-from lit_align.modules.scoring import Scoring
-from lit_align.modules.sources import Sources
-from lit_align.modules.start import (
+from lit_align.modules.setup_checks import (
     check_models,
     check_needs,
     check_start,
@@ -33,12 +32,10 @@ from lit_align.modules.start import (
     reference_of,
     scale_values,
 )
-from lit_align.modules.stepping import Stepping
-from lit_align.modules.steps import run_data
-from lit_align.modules.union import Judged, judge_alone
-from lit_align.modules.window import Window, pull_now
+from lit_align.modules.step_totals import run_data
 from lit_align.objectives.beta_scale import BetaReading
 from lit_align.objectives.objective import Objective
+from lit_align.objectives.pair_seed import draw_in_evaluation, draw_in_training
 from lit_align.types import PairBatch, PairDraw, PairLogProbs
 
 

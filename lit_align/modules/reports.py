@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lit_align.models import Loading, LoRA
-from lit_align.modules.steps import StepLedger, total_over_ranks
+from lit_align.modules.step_totals import StepLedger, total_over_ranks
 
 REFUSED_PRECISIONS = ("16-mixed", "16-true", "bf16-true")
 

@@ -10,18 +10,16 @@ from torch.optim import AdamW
 
 from lit_align.metrics.reward import RewardMetrics
 from lit_align.models import ForwardPass, Loading, LoRA
-from lit_align.models.embedding import rows_added
-from lit_align.models.reward import adapted, load_score_model
-from lit_align.models.score_model import ScoreModel
+from lit_align.models.lm_head.patch import rows_added
+from lit_align.models.score_model import ScoreModel, adapted, load_score_model
+from lit_align.modules.base import Stepping
 from lit_align.modules.build import Builder
-from lit_align.modules.fit_check import TokenSizes, check_fit
-from lit_align.modules.portions import portions
+from lit_align.modules.grad_cache import portions, pull_now
+from lit_align.modules.log_probs import Sources
 from lit_align.modules.reports import check_precision, report, restore_sums, sums_of
 from lit_align.modules.schedule import Cosine, Schedule
-from lit_align.modules.sources import Sources
-from lit_align.modules.stepping import Stepping
-from lit_align.modules.steps import run_data
-from lit_align.modules.window import pull_now
+from lit_align.modules.setup_checks import TokenSizes, check_fit
+from lit_align.modules.step_totals import run_data
 from lit_align.online.bradley_terry import BradleyTerry
 from lit_align.types import Outcome, PairBatch, PairScores
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lit_align.objectives.draw import drawn_tokens
+from lit_align.objectives.pair_seed import drawn_tokens
 from lit_align.objectives.papers import AVERAGING, LD_DPO, SAMPO, Paper
 from lit_align.objectives.ranges import check_range
 from lit_align.types import PairDraw, PairMask, PairScores, PairTokens
@@ -182,8 +182,8 @@ class DownSampled(Averaging):
 
     The shorter side keeps all its tokens and the longer one a random share, another one each time the pair is seen,
     so that length does not move the margin. Which tokens those are follows from ``draw`` and the position in the
-    response alone (`lit_align.objectives.draw`): neither padding nor the split of a batch changes them, and policy and
-    reference are sampled alike, because the average is taken of their difference.
+    response alone (`lit_align.objectives.pair_seed`): neither padding nor the split of a batch changes them, and
+    policy and reference are sampled alike, because the average is taken of their difference.
 
     Paper: SamPO, Lu et al. 2024, arXiv:2406.10957.
 

@@ -16,9 +16,9 @@ from lightning.pytorch import Trainer
 from rich.console import Console
 from rich.table import Table
 
-from lit_align import cli
+from lit_align.cli import main as cli
 from lit_align.data import DataError, PreferenceData
-from lit_align.data.prompts import QUALITY_PROMPT
+from lit_align.data.text.render import QUALITY_PROMPT
 from lit_align.modules import LitOnline, LitPreference, Module
 from lit_align.plan.estimate import Estimate, estimate
 from lit_align.plan.hardware import GIB, HARDWARE, RESERVED, UTILIZATION, Hardware

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lit_align.models import Precomputed
-from lit_align.models.layout_check import LADDER
-from lit_align.models.log_probs import packed_mask
-from lit_align.models.output_head import base_of, is_linear, output_head
+from lit_align.models.lm_head.patch import base_of, is_linear, output_head
+from lit_align.models.logps.check import LADDER
+from lit_align.models.logps.plain import packed_mask
 from lit_align.models.sharding import without_weights
 from lit_align.modules import LitOnline, LitPreference, LitReward, Module
-from lit_align.modules.draw import draw_in_evaluation
-from lit_align.modules.portions import even_ends
+from lit_align.modules.grad_cache import even_ends
+from lit_align.objectives.pair_seed import draw_in_evaluation
 from lit_align.plan.held import Held, hold, own_models
 from lit_align.plan.memory import Memory, Moment, Spread
 from lit_align.plan.rehearsal import Settings, give_shapes, rehearse, rehearse_reading, shapes_alone

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from lit_align.models.generator import CachedGenerator
+from lit_align.models.generation import CachedGenerator
 from lit_align.modules import LitOnline, LitPreference, Module
 from lit_align.plan.estimate import estimate
 from lit_align.plan.memory import Spread

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import DynamicCache
 
-from lit_align.models.generator import RowSampling
-from lit_align.models.output_head import base_of
+from lit_align.models.generation import RowSampling
+from lit_align.models.lm_head.patch import base_of
 from lit_align.modules import LitOnline
 from lit_align.plan.rehearsal import Settings, rehearse_reading
 from lit_align.types import PairBatch

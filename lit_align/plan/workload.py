@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from lit_align.data import PreferenceData
-from lit_align.data.collate import Collate
-from lit_align.data.loader import WeightedPairs
+from lit_align.data.batches.collate import Collate
+from lit_align.data.batches.loader import WeightedPairs
 from lit_align.types import PairBatch
 
 

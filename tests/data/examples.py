@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from lit_align.data.errors import DataError
+from lit_align.errors import DataError
 
 T = TypeVar("T")
 

@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from lit_align.data import DataError, PreferenceData
-from lit_align.data.mixture import Source
-from lit_align.data.prompts import QUALITY_PROMPT
+from lit_align.data.prepared.mixture import Source
+from lit_align.data.text.render import QUALITY_PROMPT
 from lit_align.types import PairBatch
 from tests.data.conftest import Write
 from tests.data.examples import pair_row, turns

@@ -9,10 +9,10 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from lit_align.data import Collate, PreferenceData
-from lit_align.data.spell import END_IN_TEXT, START_IN_TEXT
-from lit_align.data.tokenize import Tokenize
-from lit_align.data.tokenizer import Encoder, load_tokenizer
-from lit_align.data.truncate import Cut
+from lit_align.data.text.render import END_IN_TEXT, START_IN_TEXT
+from lit_align.data.text.tokenize import Tokenize
+from lit_align.data.text.tokenizer import Encoder, load_tokenizer
+from lit_align.data.text.truncate import Cut
 from lit_align.models import response_log_probs
 from lit_align.types import PreferencePair, TokenizedPair
 from tests.conftest import tiny_llama

@@ -10,7 +10,7 @@ import yaml
 from transformers import PreTrainedTokenizerFast
 
 from lit_align.data import PreferenceData
-from lit_align.data.prepare import Split
+from lit_align.data.prepared.prepare import Split
 
 FOLDER = Path(__file__).parents[2] / "configs" / "data"
 ASKED = "\n\nHuman: Where does the river end?\n\nAssistant:"

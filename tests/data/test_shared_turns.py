@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from lit_align.data.errors import DataError
-from lit_align.data.pair_formats import Chat
-from lit_align.data.rows import RawRow
+from lit_align.data.formats.pairs import Chat
+from lit_align.data.formats.rows import RawRow
+from lit_align.errors import DataError
 from tests.data.examples import turns
 
 

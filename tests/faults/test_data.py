@@ -15,9 +15,9 @@ import pytest
 from pyarrow import parquet
 
 from lit_align.data import DataError, PreferenceData
-from lit_align.data.prepare import SCORES_DISAGREE
-from lit_align.data.spell import CONTROL_IN_TEXT
-from lit_align.data.tokenize import MERGED, PROMPT_CUT
+from lit_align.data.prepared.prepare import SCORES_DISAGREE
+from lit_align.data.text.render import CONTROL_IN_TEXT
+from lit_align.data.text.tokenize import MERGED, PROMPT_CUT
 from tests.faults.cases import cases
 
 GOOD = {"prompt": "Where is Rome? ", "chosen": "In Italy.", "rejected": "In Spain."}

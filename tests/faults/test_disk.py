@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from lit_align.callbacks import AtomicCheckpointIO
-from lit_align.callbacks.seal import damage
-from lit_align.cli import main
+from lit_align.callbacks.checkpointing.checksums import damage
+from lit_align.cli.main import main
 from tests.runner import BASE, SHORT, Ended, forked, lit_align, metrics, ok
 
 

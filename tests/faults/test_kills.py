@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_align.callbacks.checkpoints import AtomicCheckpointIO
-from lit_align.callbacks.seal import damage, newest_intact
+from lit_align.callbacks.checkpointing.checkpoints import AtomicCheckpointIO
+from lit_align.callbacks.checkpointing.checksums import damage, newest_intact
 from tests.runner import BASE, SHORT, distance, distributed, fork, lit_align, metrics, ok, ranks, weights
 
 WEIGHTS = torch.zeros(2_000_000)
@@ -82,7 +82,7 @@ def test_a_writer_that_writes_in_place_is_caught(tmp_path: Path) -> None:
     """The same harness, with the seal but without the rename: some kill leaves a part of a file."""
 
     def in_place(checkpoint: dict[str, object], path: Path) -> None:
-        from lit_align.callbacks.seal import SealedWriter
+        from lit_align.callbacks.checkpointing.checksums import SealedWriter
 
         with path.open("wb") as file:
             writer = SealedWriter(file)

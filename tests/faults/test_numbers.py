@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_align import testbed
 from lit_align.models import response_log_probs
-from lit_align.models.log_probs import packed_mask
+from lit_align.models.logps.plain import packed_mask
 from lit_align.objectives import averaged_dpo, dpo, ipo, sr_dpo
 from lit_align.objectives.objective import Objective
 from lit_align.types import PairBatch, PairLogProbs

@@ -14,12 +14,12 @@ from transformers import AutoModelForSequenceClassification
 
 from lit_align import testbed
 from lit_align.callbacks import AtomicCheckpointIO
-from lit_align.models.generate import Sampling
+from lit_align.models.generation import Sampling
 from lit_align.models.scorer import FunctionScore, ScoreError
 from lit_align.modules import LitOnline
 from lit_align.online import LeaveOneOut, Reinforce, ResponseSum
 from lit_align.online.presets import kl_rlhf
-from tests.modules.test_online import adam, distance, fit, lit, lit_start
+from tests.modules.online.test_module import adam, distance, fit, lit, lit_start
 from tests.runner import BASE, SHORT, Ended, lit_align, metrics, ok, weights
 from tests.runner import distance as apart
 

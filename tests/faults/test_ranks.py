@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_align.callbacks.seal import damage, newest_intact
+from lit_align.callbacks.checkpointing.checksums import damage, newest_intact
 from tests.runner import BASE, SHORT, distributed, metrics
 
 PART = '''

@@ -25,16 +25,18 @@ from packaging.version import Version
 from transformers import PreTrainedTokenizerFast
 
 import lit_align
-from lit_align import cli, parsing, testbed
+from lit_align import testbed
 from lit_align.callbacks import AtomicCheckpointIO, Checkpoints
-from lit_align.callbacks.seal import put_in_place, restore_older, seal_folder
-from lit_align.callbacks.shards import PLAIN
-from lit_align.data.errors import DataError, printable, shown
-from lit_align.data.tokenize import Tokenize
-from lit_align.data.tokenizer import Encoder
-from lit_align.data.truncate import Cut
+from lit_align.callbacks.checkpointing.checksums import put_in_place, restore_older, seal_folder
+from lit_align.callbacks.checkpointing.sharded import PLAIN
+from lit_align.cli import main as cli
+from lit_align.cli import parsing
+from lit_align.data.text.tokenize import Tokenize
+from lit_align.data.text.tokenizer import Encoder
+from lit_align.data.text.truncate import Cut
+from lit_align.errors import DataError, printable, shown
 from lit_align.models import Loading, load_causal_lm
-from lit_align.models.reward import load_score_model
+from lit_align.models.score_model import load_score_model
 from lit_align.models.scorer import Scorer
 from lit_align.types import PreferencePair
 from tests.conftest import tiny_llama
@@ -210,7 +212,7 @@ def test_the_module_would_leave_its_trace(rows: Path, tmp_path: Path, hostile: P
 
 FUNCTIONS = (
     *("os.system", "posix.system", "subprocess.run", "builtins.exec", "shutil.rmtree", "torch.load"),
-    *("lit_align.disk.os.system", "lit_align.cli.shutil.rmtree", "torch.optim.optimizer.torch.load"),
+    *("lit_align.files.os.system", "lit_align.cli.main.shutil.rmtree", "torch.optim.optimizer.torch.load"),
     *("lightning.pytorch.trainer.trainer.os.remove", "importlib.import_module"),
 )
 """Also under the names by which allowed modules know them."""

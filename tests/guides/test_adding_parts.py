@@ -16,8 +16,8 @@ import pytest
 import torch
 import yaml
 
-from lit_align.data.formats import FORMATS, read_row
-from lit_align.data.sources import read_rows
+from lit_align.data.formats.registry import FORMATS, read_row
+from lit_align.data.sources.base import read_rows
 from lit_align.models import Loading, load_causal_lm
 from lit_align.objectives import dpo
 from lit_align.objectives.examples import worked_pair

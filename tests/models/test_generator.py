@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lit_align.models.generate import Sampling
-from lit_align.models.generator import CachedGenerator, Request, draw_of, nucleus
+from lit_align.models.generation import CachedGenerator, Request, Sampling, draw_of, nucleus
 from tests.conftest import tiny_llama
 
 PROMPTS = [[1, 5, 6, 7], [1, 8], [1, 9, 10, 11, 12, 13], [1, 3]]

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from lit_align.models import ForwardPass, Loading, kernels, load_causal_lm
-from lit_align.modules.sources import Sources
+from lit_align.models import ForwardPass, Loading, load_causal_lm
+from lit_align.models import loading as kernels
+from lit_align.modules.log_probs import Sources
 from tests.models.architectures import named, telling_batch
 
 

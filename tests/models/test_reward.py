@@ -17,10 +17,9 @@ from transformers import (
     OPTForCausalLM,
 )
 
-from lit_align.models import ForwardPass, Loading, TokenScores, choose_layout, reward
-from lit_align.models.reward import load_score_model, save_score_model
-from lit_align.models.score_model import ScoreModel
-from lit_align.models.value import Value
+from lit_align.models import ForwardPass, Loading, TokenScores, choose_layout
+from lit_align.models import score_model as reward
+from lit_align.models.score_model import ScoreModel, Value, load_score_model, save_score_model
 from lit_align.types import PairBatch
 from tests.conftest import pair_batch, tiny_llama
 
@@ -203,7 +202,7 @@ def test_a_value_model_starts_from_the_same_policy(folder: Path, monkeypatch: py
         seen.append(loading)
         return inner(str(folder), Loading(), head)
 
-    monkeypatch.setattr("lit_align.models.value.load_score_model", load)
+    monkeypatch.setattr("lit_align.models.score_model.load_score_model", load)
     Value().load("some/policy", Loading(revision="v2"))
     Value("some/other").load("some/policy", Loading(revision="v2"))
     Value(loading=Loading(revision="v3")).load("some/policy", Loading(revision="v2"))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lit_align.models import Loading, TokenScores
-from lit_align.models.reward import load_score_model, save_score_model
+from lit_align.models.score_model import load_score_model, save_score_model
 from lit_align.models.scorer import FunctionScore, KnownScore, RewardModel, ScoreError, Texts, checked
 from lit_align.testbed.score import TestbedScore
 from lit_align.types import PairBatch

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from lit_align.data.gather import Gather
-from lit_align.data.prepare import BadRows, Split, prepare
-from lit_align.data.tokenize import Tokenize
-from lit_align.data.tokenizer import Encoder, load_tokenizer
-from lit_align.data.truncate import Cut
-from lit_align.modules.columns import check_columns
+from lit_align.data.prepared.prepare import BadRows, Split, prepare
+from lit_align.data.prepared.read_split import Gather
+from lit_align.data.text.tokenize import Tokenize
+from lit_align.data.text.tokenizer import Encoder, load_tokenizer
+from lit_align.data.text.truncate import Cut
+from lit_align.modules.setup_checks import check_columns
 from lit_align.objectives import Term, WeightedSum, odpo
 from lit_align.objectives.objective import Objective
 from lit_align.types import Outcome, PairLogProbs

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, models
 
-from lit_align.modules.fit_check import TokenSizes, check_fit, check_reference
+from lit_align.modules.setup_checks import TokenSizes, check_fit, check_reference
 
 TOKENS = ("<pad>", "<s>", "</s>", "ship", "sea")
 LLAMA = {"model_type": "llama", "vocab_size": 5, "max_position_embeddings": 64}

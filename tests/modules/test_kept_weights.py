@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from lit_align.models import LoRA
-from lit_align.modules.kept_weights import check_kept, kept
+from lit_align.modules.build import check_kept, kept
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch import Trainer
 
-from lit_align.data.collate import Collate
-from lit_align.modules.portions import even_ends, portions
+from lit_align.data.batches.collate import Collate
+from lit_align.modules.grad_cache import even_ends, portions
 from lit_align.types import TokenizedPair, TokenizedResponse
 
 ALONE = Trainer(accelerator="cpu", devices=1, barebones=True)

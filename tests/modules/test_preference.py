@@ -15,9 +15,9 @@ from torch import Tensor
 
 from lit_align.data import PreferenceData
 from lit_align.models import ForwardPass, HeadSum, LoRA, SecondModel, response_log_probs
-from lit_align.models.log_probs import packed_mask
+from lit_align.models.logps.plain import packed_mask
 from lit_align.modules import LitPreference
-from lit_align.modules.steps import NonFiniteError, optimizer_steps
+from lit_align.modules.step_totals import NonFiniteError, optimizer_steps
 from lit_align.objectives import (
     SFT,
     AnchoredApart,

@@ -14,8 +14,7 @@ from torch.nn import functional as F
 from lit_align.callbacks.export import Export
 from lit_align.data import PreferenceData
 from lit_align.models import ForwardPass, Loading, LoRA, TokenScores
-from lit_align.models.reward import load_score_model
-from lit_align.models.score_model import ScoreModel
+from lit_align.models.score_model import ScoreModel, load_score_model
 from lit_align.modules import Constant, LitReward
 from tests.modules.test_preference import Watch, sgd, trainer
 

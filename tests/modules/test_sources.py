@@ -11,10 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lit_align.models import ForwardPass, LoRA, TokenLogProbs, choose_layout
-from lit_align.models.layout_check import Choice
-from lit_align.models.reader import Reader
-from lit_align.modules import sources
-from lit_align.modules.sources import Sources
+from lit_align.models.logps.check import Choice
+from lit_align.models.logps.reader import Reader
+from lit_align.modules import log_probs as sources
+from lit_align.modules.log_probs import Sources
 from lit_align.types import PairBatch
 from tests.models.architectures import CONFIGS, build, named, telling_batch
 from tests.runner import BASE, QUIET, distance, distributed, lit_align, metrics, ok

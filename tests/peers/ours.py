@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_align.data import PreferenceData
-from lit_align.data.collate import Collate
+from lit_align.data.batches.collate import Collate
 from lit_align.models import SecondModel
 from lit_align.modules import LitPreference
 from lit_align.objectives import Objective

@@ -15,9 +15,9 @@ from torch.optim import SGD
 
 from lit_align.data import PreferenceData
 from lit_align.models import ForwardPass, Loading, LoRA, Precomputed
-from lit_align.models.generate import Sampling
+from lit_align.models.generation import Sampling
+from lit_align.models.score_model import Value
 from lit_align.models.scorer import KnownScore
-from lit_align.models.value import Value
 from lit_align.modules import LitOnline, LitPreference, LitReward, Module
 from lit_align.objectives import aot, dpo, simpo, sr_dpo
 from lit_align.online import kl_rlhf
@@ -32,7 +32,7 @@ BATCH = uniform_batch(4, prompt=40, response=24)
 WHOLE = ForwardPass(tokens_at_once=0)
 MEASURE = """
 from pathlib import Path
-from lit_align.cli import main
+from lit_align.cli.main import main
 main()
 (peak,) = (line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
 print("peak", int(peak) * 1024)

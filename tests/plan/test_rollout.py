@@ -10,10 +10,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lit_align.models import ForwardPass, Loading, LoRA
-from lit_align.models.generate import Sampling
-from lit_align.models.generator import CachedGenerator, Request
+from lit_align.models.generation import CachedGenerator, Request, Sampling
+from lit_align.models.score_model import Value
 from lit_align.models.scorer import KnownScore, RewardModel, Scorer
-from lit_align.models.value import Value
 from lit_align.modules import LitOnline
 from lit_align.online import OnlineObjective, Reinforce, ResponseSum
 from lit_align.online.advantage import GreedyBaseline, LeaveOneOut

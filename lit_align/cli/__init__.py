@@ -1,0 +1,1 @@
+"""The command line: subcommands, configuration parsing and error messages."""

@@ -1,0 +1,1 @@
+"""Whole splits, read, checked, tokenized and cached before training."""

@@ -1,0 +1,117 @@
+"""A tally counts what became of the rows of a split, and judges whether so many may be left out."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, final
+
+from lit_align.errors import DataError
+
+OnBadRow: TypeAlias = Literal["error", "drop"]
+TOO_LONG = "longer than the limits"
+_SHOWN = 10
+
+
+@final
+@dataclass(frozen=True)
+class BadRows:
+    """What to do with rows that cannot be used.
+
+    Args:
+        on_bad_row: stop with the first ten of them, or go on without them.
+        max_dropped: the share of rows that may be left out, 0 to 1; more is an error.
+    """
+
+    on_bad_row: OnBadRow = "error"
+    max_dropped: float = 0.01
+
+
+@final
+@dataclass
+class Tally:
+    """What is known of the rows so far.
+
+    Args:
+        read: rows, also those left out; a row of several pairs counts as so many.
+        kept: pairs that are used.
+        first: the first rows that cannot be used.
+        reasons: how many rows cannot be used, by reason.
+        too_long: pairs that truncation leaves out.
+        notes: how many pairs needed which remark.
+    """
+
+    read: int = 0
+    kept: int = 0
+    first: list[DataError] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
+    too_long: int = 0
+    notes: Counter[str] = field(default_factory=Counter)
+
+    def refuse(self, error: DataError) -> None:
+        """Count a row that cannot be used."""
+        if len(self.first) < _SHOWN:
+            self.first.append(error)
+        self.reasons[_summary(error)] += 1
+
+    def add(self, later: Tally) -> None:
+        """Count the rows that follow."""
+        self.read += later.read
+        self.kept += later.kept
+        self.too_long += later.too_long
+        self.first = [*self.first, *later.first][:_SHOWN]
+        self.reasons.update(later.reasons)
+        self.notes.update(later.notes)
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """How many rows were left out, by reason, the most frequent first."""
+        return {**dict(self.reasons.most_common()), **({TOO_LONG: self.too_long} if self.too_long else {})}
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        first = [[error.where, error.reason, error.column] for error in self.first]
+        return {**vars(self), "first": first, "reasons": dict(self.reasons), "notes": dict(self.notes)}
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Tally:
+        """What ``as_json`` gave."""
+        first = [DataError(*each) for each in found["first"]]
+        return cls(**{**found, "first": first, "reasons": Counter(found["reasons"]), "notes": Counter(found["notes"])})
+
+    def judge(self, source: str, bad_rows: BadRows) -> None:
+        """Raise if the rows that are left out are not acceptable.
+
+        Args:
+            source: how messages call it.
+            bad_rows: what is acceptable.
+
+        Raises:
+            DataError: rows cannot be used, or too many, or none is left.
+        """
+        bad = self.reasons.total()
+        out = bad + self.too_long
+        count = f"{out} of {self.read} rows cannot be used" if out else ""
+        if bad and bad_rows.on_bad_row == "error":
+            raise DataError(source, f"{count}{self._listed()}\nCorrect them, or set on_bad_row to drop.")
+        if not self.kept:
+            raise DataError(source, f"0 of {self.read} rows are left{self._listed()}")
+        if out > bad_rows.max_dropped * self.read:
+            share = f"{out / self.read:.1%} is more than max_dropped ({bad_rows.max_dropped:.1%})"
+            raise DataError(source, f"{count}: {share}{self._listed()}")
+
+    def _listed(self) -> str:
+        lines = [f"\n  {error}" for error in self.first]
+        more = self.reasons.total() - len(self.first)
+        if more > 0:
+            lines.append(f"\n  … and {more} more")
+        if self.too_long:
+            lines.append(f"\n  {self.too_long} pairs are longer than max_length or max_response_length")
+        return "".join(lines)
+
+
+def _summary(error: DataError) -> str:
+    """The reason without what is particular to the row."""
+    reason = re.split(r"[:;(]", error.reason, maxsplit=1)[0].strip()
+    return f"{error.column.split('[')[0]}: {reason}" if error.column else reason

@@ -1,0 +1,144 @@
+"""The length table shows the reports of some splits side by side, and says what in them a person should look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from lit_align.data.report.lengths import SUMMED_BETA, LengthReport, PairLengths
+from lit_align.data.report.statistics import Distribution
+
+SIDE, GAP = (5, 50, 95, 100), (0, 5, 50, 95, 100)
+"""Percentiles that are shown."""
+_NAME_SHOWN = 28
+
+Cells = dict[tuple[str, str], str]
+"""(section, label) → what stands there; rows of equal key stand side by side."""
+
+
+def table(reports: Mapping[str, LengthReport]) -> Table:
+    """The reports side by side, one column for each split; below, in short, each source of a split of several.
+
+    Args:
+        reports: split → report.
+    """
+    result = Table(title="Lengths in tokens (mean ± deviation, percentiles)", title_justify="left")
+    result.add_column("", overflow="fold")
+    for split in reports:
+        result.add_column(split, justify="right", no_wrap=True)
+    _add(result, [_lengths(report.lengths) for report in reports.values()])
+    result.add_section()
+    _add(result, [_counts(report) for report in reports.values()])
+    for name in dict.fromkeys(name for report in reports.values() for name in report.sources):
+        found = [report.sources.get(name) for report in reports.values()]
+        result.add_section()
+        result.add_row(f"[bold]{escape(_short(name))}[/]")
+        _add(result, [_in_short(lengths) if lengths else {} for lengths in found])
+    return result
+
+
+def show(reports: Mapping[str, LengthReport]) -> None:
+    """Print the table of the reports."""
+    Console().print(table(reports))
+
+
+def warnings(report: LengthReport, step: int = 0) -> list[str]:
+    """What a person should look at before training, in sentences.
+
+    Args:
+        report: the numbers of a split.
+        step: pairs that an optimizer step asks for; 0 for evaluation.
+    """
+    counts = {
+        "rows were left out": sum(report.dropped.values()),
+        "pairs stand there the other way round as well": report.contradictions,
+        "pairs are copies of an earlier one": report.duplicates,
+        "pairs are in the training data as well": report.seen_pairs,
+        **{f"pairs: {note}": count for note, count in report.notes.items()},
+    }
+    few = [f"all {report.pairs} pairs are fewer than one optimizer step's {step}"] if report.pairs < step else []
+    return [f"{count} {words}; {report.pairs} pairs are used" for words, count in counts.items() if count] + few
+
+
+def _add(result: Table, columns: Sequence[Cells]) -> None:
+    """Add the rows of all columns, in their order; a column without a row's key stays empty there."""
+    for key in dict.fromkeys(key for column in columns for key in column):
+        result.add_row(escape(key[1]), *(escape(column.get(key, "")) for column in columns))
+
+
+def _lengths(lengths: PairLengths) -> Cells:
+    cells = {("", "pairs"): str(lengths.pairs), ("prompt", "prompt"): _spread(lengths.prompt)}
+    for name, side, cut in (
+        ("chosen", lengths.chosen, lengths.chosen_truncated),
+        ("rejected", lengths.rejected, lengths.rejected_truncated),
+    ):
+        if side.count:
+            cells |= {
+                (name, name): _spread(side),
+                (name, _heading(SIDE)): _percentiles(side, SIDE),
+                (name, "  truncated"): _share(cut, side.count),
+            }
+    if lengths.gap.count:
+        cells |= {
+            ("gap", "chosen − rejected"): f"{lengths.gap.mean:+.1f} ± {lengths.gap.std:.1f}",
+            ("gap", _heading(GAP)): _percentiles(lengths.gap, GAP),
+            ("gap", "chosen is longer"): f"{lengths.chosen_longer:.1%}",
+            ("gap", "longer wins (95 %)"): _wins(lengths),
+        }
+    if lengths.score_correlation is not None:
+        cells["gap", "length gap ~ score gap, r"] = f"{lengths.score_correlation:+.2f}"
+    if lengths.matched_beta:
+        cells["", f"β of means for {SUMMED_BETA} of sums"] = f"{lengths.matched_beta:.2f}"
+    return cells
+
+
+def _in_short(lengths: PairLengths) -> Cells:
+    """The rows of a source."""
+    whole = _lengths(lengths)
+    short = ("pairs", "chosen", "rejected", "chosen − rejected", "longer wins (95 %)")
+    return {key: cell for key, cell in whole.items() if key[1] in short}
+
+
+def _counts(report: LengthReport) -> Cells:
+    """What was cut, left out, or stands there more than once; rows of nothing are left away."""
+    pairs = {
+        "duplicates": report.duplicates,
+        "contradictions": report.contradictions,
+        "prompts seen in training": report.seen_prompts,
+        "pairs seen in training": report.seen_pairs,
+        **report.notes,
+    }
+    rows = {f"left out: {reason}": count for reason, count in report.dropped.items()}
+    shares = {label: _share(count, report.pairs) for label, count in pairs.items() if count}
+    return {
+        ("counts", label): cell
+        for label, cell in {**shares, **{label: _share(n, report.rows) for label, n in rows.items() if n}}.items()
+    }
+
+
+def _spread(found: Distribution) -> str:
+    return f"{found.mean:.1f} ± {found.std:.1f}"
+
+
+def _heading(percentiles: Sequence[int]) -> str:
+    return f"  {'/'.join(map(str, percentiles))} %"
+
+
+def _percentiles(found: Distribution, percentiles: Sequence[int]) -> str:
+    return " ".join(f"{found.percentiles[p]:.0f}" for p in percentiles)
+
+
+def _wins(lengths: PairLengths) -> str:
+    wins = lengths.longer_wins
+    return f"{wins.share:.1%} ({wins.low:.1%}–{wins.high:.1%})"
+
+
+def _share(count: int, total: int) -> str:
+    return f"{count} ({count / total:.1%})" if total else str(count)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _NAME_SHOWN else f"…{name[1 - _NAME_SHOWN :]}"

@@ -1,0 +1,1 @@
+"""Where raw rows come from: local files, saved data sets, the hub."""

@@ -1,0 +1,1 @@
+"""The output projection: log-probabilities and fused losses without materialising the logits."""

@@ -1,0 +1,129 @@
+"""What a model is given of a batch in one forward pass, and where its scored tokens stand in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int
+from torch import Tensor
+
+from lit_align.models.lm_head.fused_loss import Tokens
+from lit_align.models.logps.attention import FLEX_BLOCK, NAME, additive, block_mask, plan_of, visible
+from lit_align.models.logps.packing import Packing, opening_of, pack, rows_of, scored, shared_tokens
+from lit_align.types import PairBatch
+
+VARLEN = "flash_attention_2"
+"""An implementation that is told where sequences of one row end, and nothing else."""
+PACKED_ATTENTION = (NAME, "sdpa", "eager", "flex_attention", VARLEN)
+"""Implementations of attention that can be told which packed tokens see which."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One forward pass.
+
+    Args:
+        inputs: the model's arguments.
+        places: for each scored token, where the token before it stands in the flattened rows.
+        tokens: the scored tokens, pair by pair.
+    """
+
+    inputs: dict[str, Any]
+    places: Int[Tensor, " token"]
+    tokens: Tokens
+
+
+@dataclass(frozen=True)
+class Attention:
+    """How a model attends, as far as the form of a mask depends on it.
+
+    Args:
+        name: implementation in transformers.
+        dtype: of the model's weights.
+        row_tokens: tokens of a row where the mask is dense; 0 for as many as the longest pair has.
+    """
+
+    name: str
+    dtype: torch.dtype
+    row_tokens: int = 0
+
+
+def padded(batch: PairBatch) -> Reading:
+    """One padded row for each sequence; a side that is absent has none."""
+    mask, width = scored(batch).flatten(0, 1), batch.input_ids.shape[-1]
+    there = mask.any(-1).nonzero().squeeze(-1)
+    there = there if len(there) else there.new_zeros(1)
+    row, token = mask[there].nonzero(as_tuple=True)
+    parts = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    inputs = {name: part.flatten(0, 1)[there] for name, part in parts.items()}
+    return Reading(inputs, row * width + token - 1, _tokens(batch))
+
+
+def packed(batch: PairBatch, attention: Attention, share: bool) -> Reading:
+    """No padding but what the form of the mask asks for.
+
+    Args:
+        batch: the pairs; there is something to read in one of them.
+        attention: decides the form of the mask.
+        share: whether what the sides of a pair, or all of one row, begin with stands there once.
+    """
+    segments = attention.name == NAME and batch.input_ids.device.type == "cpu"
+    one_row = segments or attention.name == "flex_attention"
+    shared = shared_tokens(batch) if share else batch.index.new_zeros(len(batch.index))
+    packing = pack(batch, shared, opening_of(batch) if share and one_row else 0)
+    if segments:
+        inputs = {"input_ids": packing.ids, "position_ids": packing.positions}
+        row = {name: value.unsqueeze(0) for name, value in inputs.items()}
+        return Reading(row | {"attention_mask": plan_of(packing)}, packing.places, _tokens(batch))
+    if attention.name == "flex_attention":
+        return _blocks(packing, _tokens(batch))
+    if attention.name == VARLEN and not share:
+        return _ends(packing, _tokens(batch))
+    return _dense(packing, _tokens(batch), attention)
+
+
+def _dense(packing: Packing, tokens: Tokens, attention: Attention) -> Reading:
+    rows = rows_of(packing, attention.row_tokens)
+    mask: Tensor = visible(packing, rows)
+    if attention.name == "eager":
+        mask = additive(mask, attention.dtype)
+    inputs = {
+        "input_ids": rows.spread(packing.ids, 0),
+        "position_ids": rows.spread(packing.positions, 0),
+        "attention_mask": mask,
+    }
+    return Reading(inputs, (rows.row * rows.width + rows.column)[packing.places], tokens)
+
+
+def _ends(packing: Packing, tokens: Tokens) -> Reading:
+    sizes = packing.blocks[:, :2].flatten()
+    sizes = sizes[sizes > 0]
+    ends, longest = F.pad(sizes.cumsum(0), (1, 0)).to(torch.int32), int(sizes.max())
+    inputs = {
+        "input_ids": packing.ids.unsqueeze(0),
+        "position_ids": packing.positions.unsqueeze(0),
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+    return Reading(inputs, packing.places, tokens)
+
+
+def _blocks(packing: Packing, tokens: Tokens) -> Reading:
+    width = -(-len(packing.ids) // FLEX_BLOCK) * FLEX_BLOCK
+    room = (0, width - len(packing.ids))
+    inputs = {
+        "input_ids": F.pad(packing.ids, room).unsqueeze(0),
+        "position_ids": F.pad(packing.positions, room).unsqueeze(0),
+        "attention_mask": block_mask(packing, width),
+    }
+    return Reading(inputs, packing.places, tokens)
+
+
+def _tokens(batch: PairBatch) -> Tokens:
+    mask = scored(batch)
+    return Tokens(batch.input_ids[mask], mask.sum((1, 2)).cumsum(0).tolist())

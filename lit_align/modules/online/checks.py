@@ -1,0 +1,139 @@
+"""What an on-policy run is asked before any weight is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import final
+
+from lightning.pytorch import Trainer
+
+from lit_align.models import ForwardPass, Loading
+from lit_align.models.generation import Sampling
+from lit_align.models.score_model import Value
+from lit_align.models.scorer import RewardModel, Scorer
+from lit_align.modules.setup_checks import TokenSizes, check_fit, check_reference
+from lit_align.modules.step_totals import run_data
+from lit_align.online.objective import OnlineObjective
+
+
+@final
+@dataclass(frozen=True)
+class Settings:
+    """The numbers of an on-policy run; see ``LitOnline``.
+
+    Raises:
+        ValueError: a number is out of its range, or the objective needs more responses to a prompt.
+    """
+
+    objective: OnlineObjective
+    sampling: Sampling
+    responses: int
+    epochs: int
+    minibatches: int
+    micro_batch: int
+    eval_responses: int
+
+    def __post_init__(self) -> None:
+        for field in fields(self)[2:]:
+            if getattr(self, field.name) < 1:
+                raise ValueError(f"model.{field.name} is {getattr(self, field.name)}; expected 1 or more")
+        for name in ("responses", "eval_responses"):
+            if getattr(self, name) < self.objective.responses:
+                raise ValueError(
+                    f"model.{name} is {getattr(self, name)}; the objective's advantage compares responses to one "
+                    f"prompt and needs {self.objective.responses}"
+                )
+        if self.sampling.temperature == 0:
+            raise ValueError("model.sampling.temperature is 0: a policy that never varies learns nothing from itself")
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps per rollout."""
+        return self.epochs * self.minibatches
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What moves the optimum that a user may not expect, one sentence each."""
+        found = list(self.objective.cautions)
+        for name, value in (("top_p", self.sampling.top_p), ("temperature", self.sampling.temperature)):
+            if value != 1 and self.objective.matches_preferences:
+                found.append(
+                    f"model.sampling.{name} is {value:g}: the responses are not the policy's own, and preference "
+                    "matching is about the policy's own distribution; take 1"
+                )
+        if self.objective.needs_own_samples and self.steps > 1:
+            found.append(
+                f"the surrogate is right only for the first of the {self.steps} optimizer steps on a rollout; take "
+                "Clipped, or set model.epochs and model.minibatches to 1"
+            )
+        return tuple(found)
+
+
+def checked_forward_pass(how: ForwardPass) -> ForwardPass:
+    """The same, unless it asks for what an on-policy run does otherwise.
+
+    Args:
+        how: of ``model.forward_pass``.
+
+    Raises:
+        ValueError: it does.
+    """
+    if how.tokens_at_once is not None:
+        raise ValueError(
+            f"model.forward_pass.tokens_at_once is {how.tokens_at_once}; an on-policy run takes model.micro_batch "
+            "responses at once: set that, and leave this out"
+        )
+    if how.compile:
+        raise ValueError(
+            "model.forward_pass.compile is true; layers are compiled for runs that read alone, and an on-policy run "
+            "writes with its policy, token by token: leave it out"
+        )
+    return how
+
+
+def check_value(objective: OnlineObjective, value: Value) -> None:
+    """Raise if a value model is described that nothing needs.
+
+    Args:
+        objective: of the run.
+        value: of ``model.value``.
+
+    Raises:
+        ValueError: it is.
+    """
+    if not objective.needs_values and value != Value():
+        raise ValueError(
+            f"model.value is {value}, but the objective's advantage needs no value model: leave it out, or take GAE"
+        )
+
+
+def check_run(settings: Settings, trainer: Trainer, policy: str, loading: Loading, score: Scorer) -> None:
+    """Raise if data and models do not go together.
+
+    Args:
+        settings: of the run.
+        trainer: of the run.
+        policy: name of the policy.
+        loading: how it is read.
+        score: what scores its responses.
+
+    Raises:
+        FileNotFoundError: a model is not there.
+        ValueError: they do not.
+    """
+    data = run_data(trainer)
+    if data is None:
+        raise ValueError("on-policy training needs the run's data to be a PreferenceData: it asks it for prompts")
+    for name, split in data.splits.items():
+        ignored = sorted(split.honoured | ({"weight"} if bool((split.values.weight != 1).any()) else set()))
+        if ignored:
+            leave_out = ", ".join(f"{column}: null" for column in ignored)
+            raise ValueError(
+                f"data.{name} has the columns {', '.join(ignored)}, which an on-policy run would ignore: it takes "
+                f"prompts alone; if that is right, leave them out: data.columns: {{{leave_out}}}"
+            )
+    prompts = max((int(split.store.part_lengths[:, 0].max()) for split in data.splits.values()), default=0)
+    longest = max(data.longest, prompts + settings.sampling.max_new_tokens)
+    check_fit(TokenSizes(data.tokenizer_name, data.vocabulary, data.pad_token, longest), policy, loading.revision)
+    if isinstance(score, RewardModel):
+        check_reference(score.path, policy, (score.loading.revision, loading.revision))

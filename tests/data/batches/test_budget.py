@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lit_align.data.batches.sampler import BucketedBatches, Share
+from lit_align.data.batches.token_batches import PairBudget, TokenBatches, TokenBudget, budget_of
+
+WIDTHS = [4, 6, 10]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ((0, None, None), "data.batch_size is 0; expected 1 or more"),
+        ((None, 1, None), "data.tokens_per_batch is 1; expected 2 or more"),
+        ((None, None, -1), "data.eval_batch_size is -1"),
+        ((4, 100, None), "batch_size and data.tokens_per_batch are both set; expected one of them"),
+    ],
+)
+def test_what_is_refused(settings: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        budget_of(*settings)
+
+
+def test_pairs() -> None:
+    budget = budget_of(4, None, None)
+    assert budget == PairBudget(4, 4)
+    assert isinstance(budget.training(WIDTHS, Share(1), 0), BucketedBatches)
+    assert budget.step(Share(1, world=2, accumulate=3)) == 24
+    assert len(budget_of(4, None, 1).evaluation(WIDTHS, Share(1))) == 3
+
+
+def test_tokens() -> None:
+    budget = budget_of(None, 40, None)
+    assert budget == TokenBudget(40, None)
+    assert isinstance(budget.training(WIDTHS, Share(1), 0), TokenBatches)
+    assert budget.step(Share(1)) == 0
+
+
+def test_an_evaluation_within_a_number_of_tokens_keeps_the_order() -> None:
+    """As many of the longest pair as fit: 40 // (2 × 10)."""
+    assert budget_of(None, 40, None).evaluation(WIDTHS, Share(1)).plan() == [[0, 1], [2]]
+    assert budget_of(None, 40, 3).evaluation(WIDTHS, Share(1)).plan() == [[0, 1, 2]]
+    assert budget_of(None, 4, None).evaluation([], Share(1)).plan() == []

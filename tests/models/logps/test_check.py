@@ -1,0 +1,241 @@
+"""The layout check finds the layouts that a model can read, by numbers, and sees every mistake in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from lit_align.models.lm_head.projection import LogitRule, Projection
+from lit_align.models.logps import check as layout_check
+from lit_align.models.logps import inputs as reading
+from lit_align.models.logps import log_probs as token_log_probs
+from lit_align.models.logps.attention import NAME, plan_of
+from lit_align.models.logps.check import Choice, Distance, Probe, choose_layout, distance, smallest_window
+from lit_align.models.logps.log_probs import ForwardPass, TokenLogProbs
+from lit_align.models.logps.packing import Packing
+from lit_align.types import PairBatch
+from tests.conftest import pair_batch
+from tests.models.architectures import CONFIGS, UNFIT, build, named, telling_batch
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_models_that_can_share_prompts(name: str) -> None:
+    source = TokenLogProbs(named(name))
+    assert choose_layout(source, telling_batch()) == Choice("shared")
+    assert source.layout == "shared"
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_models_that_cannot_are_found_out(name: str) -> None:
+    """Position biases, states that run through a row, sinks, windows in the model's own code."""
+    source = TokenLogProbs(named(name))
+    choice = choose_layout(source, telling_batch())
+    assert choice.layout == source.layout == UNFIT[name][1]
+    assert choice.refused[0].startswith("layout shared is not used: ")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rounding_is_no_mistake(dtype: torch.dtype) -> None:
+    assert choose_layout(TokenLogProbs(build(CONFIGS["llama"](), dtype)), telling_batch()).layout == "shared"
+
+
+def without_mask(packing: Packing) -> Tensor:
+    """One block: later pairs see earlier ones, and tails see chosen responses."""
+    return plan_of(replace(packing, blocks=torch.tensor([[len(packing.ids), 0, 0]])))
+
+
+def tails_see_heads(packing: Packing) -> Tensor:
+    blocks = packing.blocks.clone()
+    blocks[:, 2] = blocks[:, 0]
+    return plan_of(replace(packing, blocks=blocks))
+
+
+def tails_see_nothing(packing: Packing) -> Tensor:
+    blocks = packing.blocks.clone()
+    blocks[:, 2] = 0
+    return plan_of(replace(packing, blocks=blocks))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("wrong", [without_mask, tails_see_heads, tails_see_nothing], ids=lambda wrong: wrong.__name__)
+def test_wrong_masks_are_seen(wrong: Callable[[Packing], Tensor], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "plan_of", wrong)
+    choice = choose_layout(TokenLogProbs(named(name)), telling_batch())
+    assert choice.layout != "shared"
+    assert "log-probs differ by" in choice.refused[0]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_wrong_positions_are_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Positions that count on through the row."""
+    right = reading.pack
+
+    def counted(batch: PairBatch, shared: Tensor, opening: int) -> Packing:
+        packing = right(batch, shared, opening)
+        return replace(packing, positions=torch.arange(len(packing.ids)))
+
+    monkeypatch.setattr(reading, "pack", counted)
+    choice = choose_layout(TokenLogProbs(named(name)), telling_batch())
+    assert choice.layout == ("packed" if name == "llama" else "padded")  # rotary positions are relative
+    assert "log-probs differ by" in choice.refused[0]
+
+
+def test_a_wrong_logit_rule_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that does something else to its logits gets whole logits."""
+    monkeypatch.setattr(token_log_probs, "logit_rule", lambda model: LogitRule(scale=1.1))
+    source = TokenLogProbs(named("llama"))
+    choice = choose_layout(source, telling_batch())
+    assert (choice.layout, len(choice.refused)) == ("plain", 3)
+    assert source.model.config._attn_implementation == "sdpa"
+
+
+def test_a_wrong_gradient_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log-probs that are right, with a hundredth of their gradient lost in the head."""
+    right = Projection.push
+    monkeypatch.setattr(Projection, "push", lambda self, *given: 0.99 * right(self, *given))
+    choice = choose_layout(TokenLogProbs(named("gpt2")), telling_batch())
+    assert choice.layout == "plain"
+    assert all("gradients by 1.0e-02" in line for line in choice.refused)
+
+
+def test_a_layout_that_was_asked_for_must_be_exact() -> None:
+    source = TokenLogProbs(named("gpt_neo_local"), ForwardPass(layout="shared"))
+    with pytest.raises(ValueError, match="layout shared: log-probs differ by .*; take auto"):
+        choose_layout(source, telling_batch())
+    assert (
+        choose_layout(TokenLogProbs(named("llama"), ForwardPass(layout="packed")), telling_batch()).layout == "packed"
+    )
+
+
+def test_pairs_that_never_part_are_no_proof() -> None:
+    """With nothing of its own in any rejected side, sharing would pass unseen in a model with a position bias."""
+    batch = pair_batch([[3, 4, 5], [6, 7]], [([8, 9, 10, 11], [8, 9]), ([9, 11, 13, 8], [9])])
+    assert choose_layout(TokenLogProbs(named("mpt_alibi")), batch).layout == "packed"
+    assert choose_layout(TokenLogProbs(named("mpt_alibi")), batch.chosen_side()).layout == "packed"
+
+
+@pytest.mark.parametrize("sides", [([], [7, 9, 2]), ([7, 9, 2], [])], ids=["rejected alone", "chosen alone"])
+def test_rows_with_one_response(sides: tuple[list[int], list[int]]) -> None:
+    """Whichever side is there is read."""
+    assert choose_layout(TokenLogProbs(named("llama")), pair_batch([[1, 5, 6]], [sides])) == Choice("shared")
+
+
+def test_windows_bound_what_the_check_speaks_for() -> None:
+    """A window of 6 that the pairs went beyond is proved; one of 64 is not, and longer batches are padded."""
+    proved = TokenLogProbs(named("mistral_window"))
+    choose_layout(proved, telling_batch())
+    assert proved.reach is None
+    config = CONFIGS["mistral_window"]()
+    config.sliding_window = 64
+    open_ = TokenLogProbs(build(config))
+    choose_layout(open_, telling_batch())
+    assert (open_.layout, open_.reach) == ("shared", 64)
+
+
+def test_windows_by_name() -> None:
+    config: dict[str, Any] = {"window_size": 9, "attention_chunk_size": 7, "max_window_layers": 1, "use_window": True}
+    assert smallest_window(config) == 7
+    assert smallest_window({"sliding_window": None}) is None
+
+
+def test_modes_and_weights_are_left_alone() -> None:
+    """Every layer's mode, gradients, and whether weights take any."""
+    model = named("llama").train()
+    model.model.norm.eval()
+    modes = [module.training for module in model.modules()]
+    choose_layout(TokenLogProbs(model), telling_batch())
+    assert [module.training for module in model.modules()] == modes
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    frozen = named("llama").requires_grad_(False)
+    assert choose_layout(TokenLogProbs(frozen), telling_batch()).layout == "shared"
+
+
+def test_autocast_is_off_while_it_looks() -> None:
+    seen: list[torch.dtype] = []
+    model = build(CONFIGS["llama"](), torch.float32)
+    model.model.layers[0].mlp.register_forward_hook(lambda module, given, output: seen.append(output.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        choose_layout(TokenLogProbs(model), telling_batch())
+    assert set(seen) == {torch.float32}
+
+
+def test_few_pairs_of_few_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest pairs whose whole logits fit; the beginnings of the shortest where none fits."""
+    batch = telling_batch()  # of 16, 7, 11, 4 and 5 tokens
+    few = layout_check._few(batch, vocabulary=61)
+    assert few.attention_mask.sum(-1).amax(-1).tolist() == [16, 11]
+    monkeypatch.setattr(layout_check, "LOGITS", 61 * 4 * 12)
+    assert layout_check._few(batch, vocabulary=61).attention_mask.sum(-1).amax(-1).tolist() == [11, 7]
+    monkeypatch.setattr(layout_check, "LOGITS", 61 * 4 * 4)
+    cut = layout_check._few(batch, vocabulary=61)
+    assert cut.index.tolist() == [1, 2]
+    assert cut.mask.sum(-1).tolist() == [[4, 4], [3, 4]]  # of 5 and 5, 3 and 8
+
+
+def test_pairs_of_many_logits_are_cut() -> None:
+    """Prompts of 3 and 6 tokens, responses of 4, 1, 3 and 5: of the longer prompt the middle goes, and all ends."""
+    batch = pair_batch(
+        [[3, 4, 5], [3, 6, 7, 8, 9, 4]], [([11, 12, 13, 14], [15]), ([16, 17, 18], [11, 12, 13, 14, 15])]
+    )
+    cut = layout_check._cut(batch, most=3)
+    assert cut.input_ids[cut.attention_mask].tolist() == [
+        *[3, 4, 5, 11, 12, 13],
+        *[3, 4, 5, 15],
+        *[3, 9, 4, 16, 17, 18],
+        *[3, 9, 4, 11, 12, 13],
+    ]
+    assert cut.input_ids[cut.mask].tolist() == [11, 12, 13, 15, 16, 17, 18, 11, 12, 13]
+    whole = layout_check._cut(batch.rows(slice(0, 1)), most=9)
+    assert whole.input_ids[whole.mask].tolist() == [11, 12, 13, 14, 15]
+
+
+def test_cutting_leaves_what_tells_the_sides_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sides that begin alike stay whole, however many logits they have."""
+    monkeypatch.setattr(layout_check, "LOGITS", 61 * 4 * 2)
+    batch = pair_batch([[3, 4, 5]], [([11, 12, 13, 14, 7], [11, 12, 13, 15, 8])])
+    few = layout_check._few(batch, vocabulary=61)
+    assert few.mask.sum(-1).tolist() == [[5, 5]] * 2
+
+
+def test_distances() -> None:
+    """By hand: |−1 − (−1.5)| = 0.5 nats; ‖(0, 1)‖ / ‖(0, 2)‖ = 0.5. What is not finite is within nothing."""
+    truth = Probe(torch.tensor([[[-1.5]]]), torch.tensor([[0.0, 2.0]]))
+    found = distance(Probe(torch.tensor([[[-1.0]]]), torch.tensor([[0.0, 1.0]])), truth)
+    assert found == Distance(0.5, 0.5)
+    assert found.within(Distance(0.5, 0.6))
+    assert not found.within(Distance(0.6, 0.4))
+    assert not distance(Probe(torch.tensor([[[torch.nan]]]), None), truth).within(Distance(1e9, 1e9))
+
+
+def test_the_name_is_known_to_transformers() -> None:
+    """Registered names: a model can be loaded with it, which is how a copy of a model in use comes up."""
+    model = named("llama")
+    model.set_attn_implementation(NAME)
+    ids = torch.tensor([[3, 4, 5]])
+    assert isinstance(model, nn.Module)
+    assert model(input_ids=ids).logits.equal(named("llama")(input_ids=ids).logits)
+
+
+def test_sharded_models_are_compared_by_log_probs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gradient of a few pairs alone would leave the shards; and processes choose alike."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        model = build(CONFIGS["llama"](), torch.float32)
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        source = TokenLogProbs(model)
+        assert choose_layout(source, telling_batch()) == Choice("shared")
+        monkeypatch.setattr(dist, "all_reduce", lambda bad, op: bad.fill_(1.0))
+        others = choose_layout(source, telling_batch())
+    finally:
+        dist.destroy_process_group()
+    assert others.layout == "plain"
+    assert others.refused[0] == "layout shared is not used: it is not exact on another process"

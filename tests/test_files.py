@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from lit_align.files import digest, own_folder, to_disk, user_cache
+
+
+def test_a_folder_is_made_for_the_user_alone(tmp_path: Path) -> None:
+    own_folder(tmp_path / "a" / "b", "data.cache")
+    assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.security(14)
+def test_one_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with pytest.raises(PermissionError, match=r"data\.cache .*: others may write to it; expected a folder of your"):
+        own_folder(tmp_path, "data.cache")
+
+
+@pytest.mark.security(14)
+def test_so_is_another_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own_folder(tmp_path, "data.cache")
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(PermissionError, match="it is another user's"):
+        own_folder(tmp_path, "data.cache")
+
+
+def test_where_things_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LIT_ALIGN_CACHE", str(tmp_path))
+    assert user_cache() == tmp_path
+    monkeypatch.delenv("LIT_ALIGN_CACHE")
+    assert user_cache() == Path.home() / ".cache" / "lit_align"
+
+
+def test_a_digest_is_of_the_content(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"abc")
+    to_disk(file)
+    assert digest(file) == hashlib.sha256(b"abc").hexdigest()
