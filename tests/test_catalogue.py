@@ -32,12 +32,6 @@ def test_the_file_is_what_the_code_says(tool: ModuleType) -> None:
     assert (ROOT / "docs" / "catalogue.md").read_text("utf-8") == tool.catalogue()
 
 
-def test_the_front_page_has_every_preset(tool: ModuleType) -> None:
-    text = (ROOT / "README.md").read_text("utf-8")
-    assert text == tool.readme(text)
-    assert all(f"| `{name}`" in text for name in presets.__all__)
-
-
 def test_a_preset_without_a_line_is_an_error(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(presets, "__all__", [*presets.__all__, "nobodys_dpo"])
     with pytest.raises(ValueError, match="nobodys_dpo"):

@@ -86,8 +86,8 @@ def test_every_row_of_the_table_is_explained() -> None:
     assert all(label in explained or label.endswith("%") for label in labels), labels
 
 
-@pytest.mark.parametrize("guide", sorted((ROOT / "docs" / "guides").glob("*.md")), ids=lambda path: path.stem)
-def test_links_of_every_guide_lead_somewhere(guide: Path) -> None:
+@pytest.mark.parametrize("guide", sorted((ROOT / "docs").rglob("*.md")), ids=lambda path: path.stem)
+def test_links_of_every_page_lead_somewhere(guide: Path) -> None:
     """To files that exist, and to headings of them; underscores aside, a heading's anchor is its words joined."""
     for target in re.findall(r"\]\(([^)\s]+)\)", guide.read_text("utf-8")):
         if "://" in target:

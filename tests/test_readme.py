@@ -1,4 +1,4 @@
-"""The commands of the README run, and its table has every preset."""
+"""The commands of the README run, and what it names exists."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from lit_align import objectives
 from lit_align.models.loading import HUB_NAME
-from lit_align.objectives import PreferenceObjective
 from tests.runner import lit_align
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
+START = (ROOT / "docs" / "index.md").read_text("utf-8")
 LIMITS = {
     "fit": (
         *("--trainer.max_steps", 2, "--trainer.limit_val_batches", 1, "--trainer.log_every_n_steps", 1),
@@ -112,20 +111,24 @@ def test_the_commands_name_files_that_exist() -> None:
     assert [word for word in sorted(named) if not (ROOT / word).exists()] == []
 
 
-def presets() -> list[str]:
-    """The functions among the objectives that make a ``PreferenceObjective``."""
-    functions = {name: getattr(objectives, name) for name in objectives.__all__ if name.islower()}
-    return [
-        name
-        for name, function in functions.items()
-        if function.__annotations__.get("return") in (PreferenceObjective, "PreferenceObjective")
-    ]
+def test_the_first_page_of_the_site_has_the_same_commands() -> None:
+    assert set(shell_commands(START)) <= set(shell_commands(README))
+    assert our_commands(START)[:2] == our_commands(README)[:2]
 
 
-def test_every_preset_stands_in_the_table() -> None:
-    table = "\n".join(line for line in README.splitlines() if line.startswith("|"))
-    assert len(presets()) > 10
-    assert [name for name in presets() if f"| `{name}`" not in table] == []
+def test_the_tree_of_the_package_names_what_exists() -> None:
+    """In the page for contributors: every folder and file of the tree, and every package of the code in it."""
+    tree = (ROOT / "docs" / "contributing.md").read_text("utf-8").split("```\n")[1]
+    stack: list[str] = []
+    named = set()
+    for line in tree.splitlines():
+        name = line.split()[0]
+        depth = (len(line) - len(line.lstrip())) // 2
+        stack = [*stack[:depth], name]
+        named.add("".join(stack).rstrip("/"))
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+    packages = {str(path.parent.relative_to(ROOT)) for path in (ROOT / "lit_align").rglob("__init__.py")}
+    assert packages - named <= {"lit_align/objectives/presets"}
 
 
 def test_links_lead_somewhere() -> None:

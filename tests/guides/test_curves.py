@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from dataclasses import replace
@@ -61,6 +62,23 @@ def test_every_metric_that_a_run_reports_is_explained(run: Path) -> None:
     found = {name.split("/", 1)[1] for name in reported(run) if name.startswith(("train/", "val/"))}
     assert len(found) > 30
     assert sorted(found - set(METRICS)) == []
+
+
+def written_out(pattern: str) -> list[str]:
+    """The names that a pattern with braces and placeholders stands for."""
+    inserted = {"<term>": "", "<bucket>": f"{{{','.join(lengths.BUCKETS)}}}"}
+    inserted["<quarter>"] = ",".join(f"{name}_quarter" for name in gradients.QUARTERS)
+    for placeholder, names in inserted.items():
+        pattern = pattern.replace(placeholder, names)
+    choices = [part.split(",") for part in re.split(r"[{}]", pattern)]
+    return ["".join(parts) for parts in itertools.product(*choices)]
+
+
+def test_the_table_of_metrics_is_complete() -> None:
+    table = rows((ROOT / "docs" / "metrics.md").read_text("utf-8"), "metric")
+    named = {name for row in table for cell in re.findall(r"`([^`]+)`", row[0]) for name in written_out(cell)}
+    assert sorted((NAMES | OF_STEPS) - named) == []
+    assert sorted(name for name in named - NAMES - OF_STEPS if not name.startswith("samples/")) == ["loss/"]
 
 
 def test_no_metric_is_invented(run: Path) -> None:
