@@ -9,7 +9,7 @@ from lit_align.data.batches.dataset import SamplePrompt
 from lit_align.data.batches.loader import ResumableLoader
 from lit_align.data.batches.sampler import BucketedBatches, SequentialBatches, Share
 from lit_align.data.datamodule import PreferenceData
-from lit_align.data.formats.base import Format, Reading
+from lit_align.data.formats.base import Format, ParsedRow
 from lit_align.data.formats.registry import FORMATS, read_row
 from lit_align.data.prepared.mixture import Source
 from lit_align.data.prepared.prepare import Split, prepare
@@ -40,7 +40,7 @@ __all__ = [
     "LengthReport",
     "PairStore",
     "PreferenceData",
-    "Reading",
+    "ParsedRow",
     "ResumableLoader",
     "SamplePrompt",
     "SequentialBatches",

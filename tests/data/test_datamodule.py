@@ -93,7 +93,7 @@ class TestSettings:
             ({"limit": 0}, "data.limit is 0; expected 1 or more"),
             ({"holdout": 1.0}, "data.holdout is 1.0; expected a share above 0 and below 1"),
             ({"holdout": 0.1, "validation": "a.jsonl"}, "data.validation and data.holdout are both set"),
-            ({"columns": {"promt": "q"}}, "'promt' is no column of any format; did you mean 'prompt'"),
+            ({"columns": {"promt": "q"}}, "'promt' is not a column of any format; did you mean 'prompt'"),
         ],
     )
     def test_a_number_out_of_range_is_refused_at_once(self, settings: dict[str, Any], message: str) -> None:

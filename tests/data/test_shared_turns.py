@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from lit_align.data.formats.base import RawRow
 from lit_align.data.formats.pairs import Chat
-from lit_align.data.formats.rows import RawRow
 from lit_align.errors import DataError
 from tests.data.examples import turns
 
@@ -42,7 +42,10 @@ def test_a_prompt_of_its_own_is_the_prompt() -> None:
     [
         ({"chosen": turns("a", "b", "c"), "rejected": turns("a", "x")}, "chosen: the last message is the user's"),
         ({"chosen": turns("a", "b"), "rejected": turns("y", "x")}, "share no turn .*: turn 1"),
-        ({"prompt": "q", "chosen": turns("a", "b"), "rejected": turns("q", "x")}, "prompt: not the conversation's"),
+        (
+            {"prompt": "q", "chosen": turns("a", "b"), "rejected": turns("q", "x")},
+            "prompt: differs from the conversation",
+        ),
     ],
 )
 def test_what_is_refused(columns: dict[str, Any], message: str) -> None:

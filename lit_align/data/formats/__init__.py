@@ -1,1 +1,1 @@
-"""What the columns of a raw row mean: pairs, conversations, rankings, single responses, prompts."""
+"""Formats of raw rows: which columns hold the prompt and the responses."""

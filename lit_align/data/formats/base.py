@@ -1,24 +1,43 @@
-"""A format says how a raw row spells its prompt and its responses."""
+"""Raw rows, and the interface that turns a raw row into preference pairs."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, final
+from typing import Any, ClassVar, TypeAlias, final
 
-from lit_align.data.formats.rows import RawRow
+from typing_extensions import override
+
+from lit_align.errors import DataError
 from lit_align.types import PreferencePair
+
+
+@dataclass(frozen=True)
+class RawRow:
+    """One row of a source, before its columns are interpreted.
+
+    Args:
+        columns: column name → value.
+        where: ``file:line``, for error messages.
+    """
+
+    columns: Mapping[str, Any]
+    where: str
+
+
+Rows: TypeAlias = Iterator[RawRow | DataError]
+"""Rows in the order of the source. A line that cannot be parsed is yielded as a ``DataError``."""
 
 
 @final
 @dataclass(frozen=True)
-class Reading:
-    """What a row was understood as.
+class ParsedRow:
+    """The pairs of one row.
 
     Args:
-        pairs: its pairs; none for a ranking without any winner.
-        notes: remark → how many pairs it is about.
+        pairs: the pairs; empty for a ranking without a winner.
+        notes: note → number of pairs that it applies to.
     """
 
     pairs: tuple[PreferencePair, ...]
@@ -26,34 +45,37 @@ class Reading:
 
 
 class Format(ABC):
-    """How the rows of a file become pairs. Prompts are explicit or come from turns, never from common characters.
+    """Interface for parsing the rows of a source into pairs.
+
+    The prompt is always explicit: a column of its own, or the turns before the response. It is never inferred from a
+    common prefix of two texts.
 
     Class attributes:
-        columns: the columns that every row must have.
+        columns: columns that every row must have.
     """
 
     columns: ClassVar[Sequence[str]]
 
     @abstractmethod
-    def __call__(self, row: RawRow) -> Reading:
-        """The pairs of a row that has all ``columns``.
+    def __call__(self, row: RawRow) -> ParsedRow:
+        """Parse a row that has all ``columns``.
 
         Raises:
-            DataError: the row is of another format, or incomplete.
+            DataError: the row has another format, or is incomplete.
         """
 
 
 class PairFormat(Format):
-    """A format with one pair in each row."""
+    """A format with exactly one pair per row."""
 
     @abstractmethod
     def pair(self, row: RawRow) -> PreferencePair:
-        """The pair of a row that has all ``columns``.
+        """Return the pair of a row that has all ``columns``.
 
         Raises:
-            DataError: the row is of another format, or incomplete.
+            DataError: the row has another format, or is incomplete.
         """
 
-    def __call__(self, row: RawRow) -> Reading:
-        """See the base class."""
-        return Reading((self.pair(row),))
+    @override
+    def __call__(self, row: RawRow) -> ParsedRow:
+        return ParsedRow((self.pair(row),))

@@ -1,21 +1,21 @@
-"""A column map says under which names a source keeps what a format asks for."""
+"""Column maps: where a source keeps the columns that a format expects."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from lit_align.data.formats.base import RawRow
 from lit_align.data.formats.fields import SCORE_COLUMNS, TEXT_COLUMNS
-from lit_align.data.formats.rows import RawRow
 from lit_align.errors import DataError, kind, shown
 
 ColumnMap: TypeAlias = dict[str, str | list[str] | None]
-"""Name that a format knows → where the source keeps it; None leaves a column out."""
+"""Column of a format → its path in the source; None removes the column."""
 
-KNOWN = (
+KNOWN_COLUMNS = (
     *TEXT_COLUMNS,
     *("label", "scores", "choice", "weight", "margin", "preference_probability"),
     *(name for names in SCORE_COLUMNS for name in names),
@@ -25,14 +25,17 @@ _IN_BRACES = re.compile(r"\{([^{}]+)\}")
 
 @dataclass(frozen=True)
 class Columns:
-    """Gives a row the column names that formats know.
+    """Rename the columns of a row to the names that the formats expect.
 
-    Where the source keeps a column is its name (``question``), a path into it (``info.post``, ``turns.0.text``,
-    ``answers.*.text`` for all of a list), a text with such paths in braces (``"POST: {info.post}"``), or a list of
-    these for a column that holds several values. A column that is renamed has its old name no more.
+    A path is a column name (``question``), a path into nested values (``info.post``, ``turns.0.text``,
+    ``answers.*.text`` for every item of a list), a template with paths in braces (``"POST: {info.post}"``), or a list
+    of these for a column that holds several values. Renaming a column removes it under its old name.
 
     Args:
-        paths: name → where it is; None leaves a column out.
+        paths: column → path; None removes the column.
+
+    Raises:
+        ValueError: a name is not a column of any format.
 
     >>> columns = Columns({"prompt": "Q: {question}", "responses": ["good", "bad"], "margin": None})
     >>> row = RawRow({"question": "2 + 2?", "good": "4", "bad": "5", "margin": 3}, "sums.jsonl:1")
@@ -44,25 +47,27 @@ class Columns:
 
     def __post_init__(self) -> None:
         for name, path in self.paths.items():
-            if path is not None and name not in KNOWN:
-                raise ValueError(f"data.columns: {name!r} is no column of any format{suggestion(name, KNOWN)}")
+            if path is not None and name not in KNOWN_COLUMNS:
+                hint = suggestion(name, KNOWN_COLUMNS)
+                raise ValueError(f"data.columns: {name!r} is not a column of any format{hint}")
 
     def __call__(self, row: RawRow) -> RawRow:
-        """The row under the names of the map.
+        """Return the row with renamed columns.
 
         Raises:
-            DataError: the row has no such column.
+            DataError: a path does not exist in the row.
         """
         if not self.paths:
             return row
-        found = {name: _find(row, name, path) for name, path in self.paths.items() if path is not None}
-        used = {each for path in self.paths.values() for each in (path if isinstance(path, list) else [path])}
-        gone = used | set(self.paths)
-        return RawRow({name: part for name, part in row.columns.items() if name not in gone} | found, row.where)
+        renamed = {name: _lookup(row, name, path) for name, path in self.paths.items() if path is not None}
+        removed = {part for path in self.paths.values() for part in (path if isinstance(path, list) else [path])}
+        removed |= set(self.paths)
+        kept = {name: value for name, value in row.columns.items() if name not in removed}
+        return RawRow(kept | renamed, row.where)
 
 
-def suggestion(name: str, known: tuple[str, ...] | list[str]) -> str:
-    """Which of the known names was meant, perhaps.
+def suggestion(name: str, known: Sequence[str]) -> str:
+    """Return a "did you mean" hint for a misspelt name, or an empty string.
 
     >>> suggestion("promt", ["prompt", "chosen"])
     "; did you mean 'prompt'?"
@@ -71,15 +76,15 @@ def suggestion(name: str, known: tuple[str, ...] | list[str]) -> str:
     return f"; did you mean {shown(close[0], 60)}?" if close else ""
 
 
-def _find(row: RawRow, name: str, path: str | list[str]) -> Any:
+def _lookup(row: RawRow, name: str, path: str | list[str]) -> Any:
     if isinstance(path, list):
-        return [_find(row, f"{name}[{place}]", each) for place, each in enumerate(path)]
+        return [_lookup(row, f"{name}[{index}]", part) for index, part in enumerate(path)]
     if "{" not in path:
         return _follow(row, name, path)
-    return _IN_BRACES.sub(lambda part: _text(row, name, part[1]), path)
+    return _IN_BRACES.sub(lambda match: _follow_text(row, name, match[1]), path)
 
 
-def _text(row: RawRow, name: str, path: str) -> str:
+def _follow_text(row: RawRow, name: str, path: str) -> str:
     value = _follow(row, name, path)
     if not isinstance(value, str):
         raise DataError(row.where, f"found {kind(value)} in {path!r}; expected text", name)
@@ -87,37 +92,37 @@ def _text(row: RawRow, name: str, path: str) -> str:
 
 
 def _follow(row: RawRow, name: str, path: str) -> Any:
-    """The value at the end of a path; a column whose own name has dots in it comes first."""
+    """Return the value at a path; a column whose own name contains dots takes precedence."""
     if path in row.columns:
         return row.columns[path]
     try:
-        return _step(row.columns, path.split("."))
-    except _NotThereError as error:
-        whole = "" if error.step == path else f" of {path!r}"
-        reason = f"{error.step!r}{whole} is not there; found {error.found}{error.hint}"
+        return _descend(row.columns, path.split("."))
+    except _MissingStepError as error:
+        of_path = "" if error.step == path else f" of {path!r}"
+        reason = f"{error.step!r}{of_path} does not exist; found {error.present}{error.hint}"
         raise DataError(row.where, reason, f"columns.{name}") from None
 
 
-class _NotThereError(Exception):
-    """A step of a path leads nowhere."""
+class _MissingStepError(Exception):
+    """A step of a path does not exist in a value."""
 
     def __init__(self, step: str, value: Any) -> None:
         super().__init__(step)
         names = [str(key) for key in value] if isinstance(value, Mapping) else []
         self.step = step
-        self.found = shown(names) if isinstance(value, Mapping) else kind(value)
+        self.present = shown(names) if isinstance(value, Mapping) else kind(value)
         self.hint = suggestion(step, names)
 
 
-def _step(value: Any, path: list[str]) -> Any:
+def _descend(value: Any, path: list[str]) -> Any:
     if not path:
         return value
     step, *rest = path
     if isinstance(value, list):
         if step == "*":
-            return [_step(item, rest) for item in value]
+            return [_descend(item, rest) for item in value]
         if step.isdecimal() and int(step) < len(value):
-            return _step(value[int(step)], rest)
+            return _descend(value[int(step)], rest)
     if isinstance(value, Mapping) and step in value:
-        return _step(value[step], rest)
-    raise _NotThereError(step, value)
+        return _descend(value[step], rest)
+    raise _MissingStepError(step, value)

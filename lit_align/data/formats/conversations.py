@@ -1,13 +1,12 @@
-"""A conversation is split into what came before the response, and the response: the assistant's turns at its end."""
+"""Splitting conversations into the prompt and the assistant's response."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
-from lit_align.data.formats import fields as cells
+from lit_align.data.formats import fields
+from lit_align.data.formats.base import RawRow
 from lit_align.data.formats.fields import Messages
-from lit_align.data.formats.rows import RawRow
 from lit_align.errors import DataError, kind, shown
 from lit_align.types import Text
 
@@ -15,120 +14,126 @@ Score: TypeAlias = Literal["last_turn", "all_turns"]
 """Which of the assistant's turns in a response are scored."""
 
 
-def split(row: RawRow, column: str, before: Messages, said: Messages) -> tuple[Messages, Messages]:
-    """The messages before the response, and the response: the assistant's turns at the end.
+def split_response(row: RawRow, column: str, before: Messages, messages: Messages) -> tuple[Messages, Messages]:
+    """Split a conversation into the prompt and the response, which is the trailing run of assistant turns.
 
     Args:
-        row: where it stands, for messages.
-        column: the column it stands in.
-        before: the messages of ``prompt``, if the row has them.
-        said: the response alone, or the whole conversation.
+        row: the row, for error messages.
+        column: the column of the conversation.
+        before: the messages of ``prompt``, if the row has that column.
+        messages: the response alone, or the whole conversation.
+
+    Raises:
+        DataError: the last message is not the assistant's, or nothing precedes the response.
     """
-    whole = before + said if said[0]["role"] == "assistant" else said
+    whole = _conversation(row, column, before, messages)
     end = len(whole)
     while end and whole[end - 1]["role"] == "assistant":
         end -= 1
-    if end == len(whole):
-        raise DataError(row.where, f"the last message is the {whole[-1]['role']}'s; expected the assistant's", column)
     if end == 0:
         raise DataError(row.where, "the response has no prompt: no message stands before it", column)
     return whole[:end], whole[end:]
 
 
-@dataclass(frozen=True)
-class Shared:
-    """Two conversations: what both begin with, and how each goes on, an assistant's turn first and last."""
+def _conversation(row: RawRow, column: str, before: Messages, messages: Messages) -> Messages:
+    """Return the whole conversation, which must end with an assistant turn."""
+    whole = before + messages if messages[0]["role"] == "assistant" else messages
+    if whole[-1]["role"] != "assistant":
+        raise DataError(row.where, f"the last message is the {whole[-1]['role']}'s; expected the assistant's", column)
+    return whole
+
+
+class SharedConversation(NamedTuple):
+    """Two conversations that begin alike. Each continuation begins and ends with an assistant turn."""
 
     prompt: Messages
     chosen: Messages
     rejected: Messages
 
 
-def split_shared(row: RawRow, before: Messages, chosen: Messages, rejected: Messages) -> Shared:
-    """Two conversations behind the messages of ``prompt`` or, without these, behind their shared leading turns.
+def split_shared(row: RawRow, before: Messages, chosen: Messages, rejected: Messages) -> SharedConversation:
+    """Split two conversations after ``prompt`` or, without that column, after the leading turns that they share.
 
     Args:
-        row: where they stand, for messages.
-        before: the messages of ``prompt``, if the row has them.
-        chosen: the preferred side: the response alone, or the whole conversation.
-        rejected: the other one.
+        row: the row, for error messages.
+        before: the messages of ``prompt``, if the row has that column.
+        chosen: the preferred response alone, or its whole conversation.
+        rejected: as ``chosen``, for the other response.
 
     Raises:
-        DataError: a side does not end in an assistant's turn, or not both have one behind the prompt.
+        DataError: a side does not end with an assistant turn, or does not continue the prompt with one.
     """
-    first, second = (before + said if said[0]["role"] == "assistant" else said for said in (chosen, rejected))
-    for column, whole in (("chosen", first), ("rejected", second)):
-        if whole[-1]["role"] != "assistant":
-            raise DataError(
-                row.where, f"the last message is the {whole[-1]['role']}'s; expected the assistant's", column
-            )
+    first = _conversation(row, "chosen", before, chosen)
+    second = _conversation(row, "rejected", before, rejected)
+    sides = (("chosen", first), ("rejected", second))
+    for _, whole in sides:
         if whole[: len(before)] != before:
-            raise DataError(row.where, f"not the conversation's: {first_difference(before, whole)}", "prompt")
+            raise DataError(row.where, f"differs from the conversation: {first_difference(before, whole)}", "prompt")
     end = len(before) or _shared_turns(first, second)
     if not end:
         reason = "the two conversations share no turn in front of an assistant's"
         raise DataError(row.where, f"{reason}: {first_difference(first, second)}")
-    for column, whole in (("chosen", first), ("rejected", second)):
+    for column, whole in sides:
         if len(whole) == end or whole[end]["role"] != "assistant":
-            raise DataError(row.where, "the turn behind the prompt is not the assistant's", column)
-    return Shared(first[:end], first[end:], second[end:])
+            raise DataError(row.where, "the turn after the prompt is not the assistant's", column)
+    return SharedConversation(first[:end], first[end:], second[end:])
 
 
 def _shared_turns(first: Messages, second: Messages) -> int:
-    """How many leading turns are the same, up to one that both assistants answer."""
+    """Count the leading turns that are the same, up to one that is followed by an assistant turn on both sides."""
     pairs = list(zip(first, second, strict=False))
-    same = next((place for place, (a, b) in enumerate(pairs) if a != b), len(pairs) - 1)
-    answered = (place for place in range(same, 0, -1) if _both_answer(first, second, place))
+    same = next((index for index, (a, b) in enumerate(pairs) if a != b), len(pairs) - 1)
+    answered = (index for index in range(same, 0, -1) if _both_answer(first, second, index))
     return next(answered, 0)
 
 
-def _both_answer(first: Messages, second: Messages, place: int) -> bool:
-    turns = [first[place]["role"], second[place]["role"], first[place - 1]["role"]]
-    return turns[:2] == ["assistant", "assistant"] and turns[2] != "assistant"
+def _both_answer(first: Messages, second: Messages, index: int) -> bool:
+    roles = [first[index]["role"], second[index]["role"], first[index - 1]["role"]]
+    return roles[:2] == ["assistant", "assistant"] and roles[2] != "assistant"
 
 
 def check_prompt(row: RawRow, before: Messages, prompt: Messages) -> None:
-    """Raise if the messages of ``prompt`` are not those before the response."""
+    """Raise a ``DataError`` unless the prompt of the conversation ends with the messages of ``prompt``."""
     if before and prompt[-len(before) :] != before:
-        raise DataError(row.where, f"not the conversation's: {first_difference(before, prompt)}", "prompt")
+        raise DataError(row.where, f"differs from the conversation: {first_difference(before, prompt)}", "prompt")
 
 
-def answers(row: RawRow, column: str, values: list[Any]) -> tuple[Text, list[Text]]:
-    """The prompt of a row and several responses to it, as texts, or as messages if any of them is.
+def split_responses(row: RawRow, column: str, values: list[Any]) -> tuple[Text, list[Text]]:
+    """Return the prompt of a row and several responses to it: all texts, or all messages if any is a conversation.
 
     Args:
-        row: the row, with a ``prompt``.
-        column: where the responses stand.
+        row: a row with a ``prompt``.
+        column: the column of the responses.
         values: the responses.
 
     Raises:
-        DataError: a response is neither text nor messages, or one has another prompt.
+        DataError: a response is neither text nor messages, or the prompts differ.
     """
     if isinstance(row.columns["prompt"], str) and all(isinstance(value, str) for value in values):
-        return cells.text(row, "prompt"), list(values)
-    before = cells.asked(row)
-    parts = [_answer(row, f"{column}[{place}]", before, value) for place, value in enumerate(values)]
-    prompt = parts[0][0]
-    for other, _ in parts:
+        return fields.text(row, "prompt"), list(values)
+    before = fields.prompt_messages(row)
+    split = [_split_value(row, f"{column}[{index}]", before, value) for index, value in enumerate(values)]
+    prompt = split[0][0]
+    for other, _ in split:
         if other != prompt:
             reason = f"the conversations differ before the response: {first_difference(prompt, other)}"
             raise DataError(row.where, reason)
     check_prompt(row, before, prompt)
-    return prompt, [response for _, response in parts]
+    return prompt, [response for _, response in split]
 
 
-def _answer(row: RawRow, place: str, before: Messages, value: Any) -> tuple[Messages, Messages]:
+def _split_value(row: RawRow, column: str, before: Messages, value: Any) -> tuple[Messages, Messages]:
     if not isinstance(value, str | list):
-        raise DataError(row.where, f"found {kind(value)}; expected text or messages", place)
-    told = isinstance(value, str)
-    said = ({"role": "assistant", "content": value},) if told else cells.conversation(row, place, value)
-    return split(row, place, before, said)
+        raise DataError(row.where, f"found {kind(value)}; expected text or messages", column)
+    is_text = isinstance(value, str)
+    response = ({"role": "assistant", "content": value},) if is_text else fields.parse_messages(row, column, value)
+    return split_response(row, column, before, response)
 
 
 def first_difference(first: Messages, second: Messages) -> str:
-    """The first turn in which two conversations differ."""
+    """Describe the first turn in which two conversations differ."""
     pairs = enumerate(zip(first, second, strict=False), start=1)
-    place = next((number for number, (a, b) in pairs if a != b), 0)
-    if not place:
+    turn = next((number for number, (a, b) in pairs if a != b), 0)
+    if not turn:
         return f"{len(first)} turns and {len(second)} turns"
-    return f"turn {place}: {shown(dict(first[place - 1]), 90)} and {shown(dict(second[place - 1]), 90)}"
+    return f"turn {turn}: {shown(dict(first[turn - 1]), 90)} and {shown(dict(second[turn - 1]), 90)}"

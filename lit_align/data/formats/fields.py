@@ -1,4 +1,4 @@
-"""A cell is what one column of a row holds; reading it checks that it is what it should be."""
+"""Checked access to the fields of a row: text, messages, numbers, and truth values."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from lit_align.data.formats.rows import RawRow
+from lit_align.data.formats.base import RawRow
 from lit_align.errors import DataError, kind, shown
 from lit_align.types import Message, Text
 
@@ -15,11 +15,11 @@ Messages: TypeAlias = tuple[Message, ...]
 ROLES = ("system", "developer", "user", "assistant", "tool")
 TEXT_COLUMNS = ("prompt", "chosen", "rejected", "responses", "completion", "tools")
 SCORE_COLUMNS = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
-_TRUTH = {"true": True, "false": False, "1": True, "0": False}
+_BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
 
 
 def text(row: RawRow, column: str) -> str:
-    """The text in a column."""
+    """Return the text in a column."""
     value = row.columns[column]
     if not isinstance(value, str):
         raise DataError(row.where, f"found {kind(value)} ({shown(value, 40)}); expected text", column)
@@ -27,72 +27,69 @@ def text(row: RawRow, column: str) -> str:
 
 
 def messages(row: RawRow, column: str) -> Messages:
-    """The messages in a column, checked one by one."""
-    return conversation(row, column, row.columns[column])
+    """Return the messages in a column."""
+    return parse_messages(row, column, row.columns[column])
 
 
-def conversation(row: RawRow, place: str, value: Any) -> Messages:
-    """The messages of a list.
+def parse_messages(row: RawRow, column: str, value: Any) -> Messages:
+    """Check a list of messages one by one.
 
     Args:
-        row: where the list stands.
-        place: its column, or its place in one.
-        value: what was found there.
+        row: the row of the list.
+        column: the column of the list, or its place in one, such as ``responses[1]``.
+        value: the list.
 
     Raises:
-        DataError: it is no list of messages, or empty.
+        DataError: the value is not a list of messages, or is empty.
     """
     if not isinstance(value, list):
-        raise DataError(row.where, f"found {kind(value)} ({shown(value, 40)}); expected a list of messages", place)
+        raise DataError(row.where, f"found {kind(value)} ({shown(value, 40)}); expected a list of messages", column)
     if not value:
-        raise DataError(row.where, "found an empty list; expected messages", place)
-    return tuple(_message(row, f"{place}[{number}]", item) for number, item in enumerate(value))
+        raise DataError(row.where, "found an empty list; expected messages", column)
+    return tuple(_message(row, f"{column}[{index}]", item) for index, item in enumerate(value))
 
 
-def asked(row: RawRow) -> Messages:
-    """The messages in ``prompt``; text there is a user's message, nothing there is none."""
-    given = row.columns.get("prompt")
-    if given is None:
+def prompt_messages(row: RawRow) -> Messages:
+    """Return the messages in ``prompt``: text counts as one user message, a missing prompt as none."""
+    prompt = row.columns.get("prompt")
+    if prompt is None:
         return ()
-    return ({"role": "user", "content": given},) if isinstance(given, str) else messages(row, "prompt")
+    return ({"role": "user", "content": prompt},) if isinstance(prompt, str) else messages(row, "prompt")
 
 
-def _message(row: RawRow, place: str, item: Any) -> Message:
+def _message(row: RawRow, column: str, item: Any) -> Message:
     if not isinstance(item, dict):
-        raise DataError(row.where, f"found {kind(item)}; expected a message with role and content", place)
+        raise DataError(row.where, f"found {kind(item)}; expected a message with role and content", column)
     if item.get("tool_calls") and item.get("content") is None:
         item = {**item, "content": ""}
     for key in ("role", "content"):
         if key not in item:
-            raise DataError(row.where, f"message without {key!r}; found {shown(list(item), 60)}", place)
+            raise DataError(row.where, f"message without {key!r}; found {shown(list(item), 60)}", column)
         if not isinstance(item[key], str):
-            raise DataError(row.where, f"found {kind(item[key])} as {key!r}; expected text", place)
+            raise DataError(row.where, f"found {kind(item[key])} as {key!r}; expected text", column)
     if item["role"] not in ROLES:
         raise DataError(
-            row.where, f"role {shown(item['role'], 40)} is unknown; expected one of {', '.join(ROLES)}", place
+            row.where, f"role {shown(item['role'], 40)} is unknown; expected one of {', '.join(ROLES)}", column
         )
-    return {key: part for key, part in item.items() if part is not None}
+    return {key: value for key, value in item.items() if value is not None}
 
 
-def check_filled(where: str, column: str, part: Text | None) -> None:
-    """Raise if a text, or any message, has nothing to read; a message that only calls tools has no text."""
-    if part is None:
+def check_not_blank(where: str, column: str, value: Text | None) -> None:
+    """Raise a ``DataError`` for blank text. A message that only calls tools may have no text."""
+    if value is None:
         return
-    for content in [part] if isinstance(part, str) else _said(part):
+    turns = (message["content"] for message in value if not isinstance(message, str) and not message.get("tool_calls"))
+    for content in [value] if isinstance(value, str) else turns:
         if not content.strip():
             found = "empty" if not content else f"only blanks ({shown(content, 20)})"
             raise DataError(where, f"found {found}; expected text", column)
 
 
-def _said(part: Messages) -> list[str]:
-    return [message["content"] for message in part if not message.get("tool_calls")]
-
-
 def tools(row: RawRow) -> tuple[Mapping[str, Any], ...]:
-    """The tools a conversation may use, as JSON schemas; none where the row names none.
+    """Return the JSON schemas of the tools that a conversation may use.
 
     Raises:
-        DataError: ``tools`` is no list of objects.
+        DataError: ``tools`` is not a list of objects.
     """
     value = row.columns.get("tools")
     if value is None:
@@ -103,29 +100,29 @@ def tools(row: RawRow) -> tuple[Mapping[str, Any], ...]:
 
 
 def number(where: str, column: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
-    """A finite number within a range; text that spells one counts, because tables without types hold only text.
+    """Parse a finite number in a range. Numeric strings are accepted, because CSV files hold only text.
 
     Args:
-        where: the row.
-        column: its column, or its place in one.
-        value: what was found there.
-        low: the least that is accepted.
-        high: the most that is accepted.
+        where: ``file:line`` of the row.
+        column: the column, or a place in one, such as ``scores[1]``.
+        value: the value to parse.
+        low: smallest accepted value.
+        high: largest accepted value.
 
     Raises:
-        DataError: it is something else.
+        DataError: the value is not such a number.
 
     >>> number("sums.csv:2", "weight", "0.5")
     0.5
     """
-    found = _spelled(value)
-    if found is None or not (math.isfinite(found) and low <= found <= high):
+    parsed = _as_float(value)
+    if parsed is None or not (math.isfinite(parsed) and low <= parsed <= high):
         span = "" if math.isinf(low) else f" of {low:g} or more" if math.isinf(high) else f" from {low:g} to {high:g}"
         raise DataError(where, f"found {shown(value, 40)}; expected a finite number{span}", column)
-    return found
+    return parsed
 
 
-def _spelled(value: Any) -> float | None:
+def _as_float(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -134,39 +131,39 @@ def _spelled(value: Any) -> float | None:
         return None
 
 
-def truth(row: RawRow, column: str) -> bool:
-    """A yes or no: true or false, 1 or 0, also spelled."""
-    found = _TRUTH.get(str(row.columns[column]).strip().lower())
-    if found is None:
+def boolean(row: RawRow, column: str) -> bool:
+    """Parse ``true``, ``false``, ``1`` or ``0``, as a value or as text."""
+    parsed = _BOOLEANS.get(str(row.columns[column]).strip().lower())
+    if parsed is None:
         raise DataError(row.where, f"found {shown(row.columns[column], 40)}; expected true or false", column)
-    return found
+    return parsed
 
 
 def optional_number(row: RawRow, column: str, low: float, high: float = math.inf) -> float | None:
-    """A number, or None where the row has none."""
+    """Parse a number; None if the row has none."""
     value = row.columns.get(column)
     return None if value is None or value == "" else number(row.where, column, value, low, high)
 
 
 def weight(row: RawRow) -> float:
-    """How much the row counts; 1 in a row without such a column."""
+    """Parse the weight of a row; 1 without a ``weight`` column."""
     if "weight" not in row.columns:
         return 1.0
-    found = number(row.where, "weight", row.columns["weight"], 0)
-    if not found:
+    parsed = number(row.where, "weight", row.columns["weight"], 0)
+    if not parsed:
         raise DataError(row.where, "found 0; expected more than 0: leave the row out instead", "weight")
-    return found
+    return parsed
 
 
 def scores(row: RawRow) -> tuple[float, float] | None:
-    """What the two sides were scored with, NaN for a side without a score; None where neither has one."""
+    """Return the scores of chosen and rejected, NaN for a side without a score; None if neither has one."""
     for columns in SCORE_COLUMNS:
-        first, second = (_spelled(row.columns.get(column)) for column in columns)
-        if first is not None or second is not None:
-            return (math.nan if first is None else first), (math.nan if second is None else second)
+        chosen, rejected = (_as_float(row.columns.get(column)) for column in columns)
+        if chosen is not None or rejected is not None:
+            return (math.nan if chosen is None else chosen), (math.nan if rejected is None else rejected)
     return None
 
 
 def extra(row: RawRow) -> dict[str, Any]:
-    """The columns that are not the pair's own text."""
+    """Return the columns that do not hold the text of the pair."""
     return {name: value for name, value in row.columns.items() if name not in TEXT_COLUMNS}

@@ -1,4 +1,4 @@
-"""The formats whose rows are one pair each: texts, dialogues in one text, and conversations."""
+"""Formats with one pair per row: texts, dialogues in a single text, and lists of messages."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from lit_align.data.formats import conversations
-from lit_align.data.formats import fields as cells
-from lit_align.data.formats.base import PairFormat
+from typing_extensions import override
+
+from lit_align.data.formats import fields
+from lit_align.data.formats.base import PairFormat, RawRow
 from lit_align.data.formats.columns import suggestion
-from lit_align.data.formats.conversations import Score, check_prompt, first_difference
-from lit_align.data.formats.rows import RawRow
+from lit_align.data.formats.conversations import (
+    Score,
+    check_prompt,
+    first_difference,
+    split_response,
+    split_shared,
+)
 from lit_align.errors import DataError, shown
 from lit_align.types import PreferencePair
 
@@ -30,21 +36,16 @@ class Pairs(PairFormat):
 
     columns: ClassVar[Sequence[str]] = ("prompt", "chosen", "rejected")
 
+    @override
     def pair(self, row: RawRow) -> PreferencePair:
-        """See the base class."""
-        return PreferencePair(
-            prompt=cells.text(row, "prompt"),
-            chosen=cells.text(row, "chosen"),
-            rejected=cells.text(row, "rejected"),
-            where=row.where,
-            extra=cells.extra(row),
-        )
+        prompt, chosen, rejected = (fields.text(row, column) for column in self.columns)
+        return PreferencePair(prompt, chosen, rejected, row.where, fields.extra(row))
 
 
 @final
 @dataclass(frozen=True)
 class HumanAssistant(PairFormat):
-    r"""Two whole dialogues in one text each, as in HH-RLHF; the response is what follows the last ``Assistant:``.
+    r"""Two dialogues as text, as in HH-RLHF. The response is the text after the last ``Assistant:``.
 
     >>> turns = "\n\nHuman: 2 + 2?\n\nAssistant:"
     >>> pair = HumanAssistant().pair(RawRow({"chosen": turns + " 4", "rejected": turns + " 5"}, "sums.jsonl:1"))
@@ -54,16 +55,17 @@ class HumanAssistant(PairFormat):
 
     columns: ClassVar[Sequence[str]] = ("chosen", "rejected")
 
+    @override
     def pair(self, row: RawRow) -> PreferencePair:
-        """See the base class."""
         (prompt, chosen), (other, rejected) = (self._split(row, column) for column in self.columns)
         if prompt != other:
-            raise DataError(row.where, f"the two dialogues differ before the last response: {_differ(prompt, other)}")
-        return PreferencePair(prompt, chosen, rejected, row.where, cells.extra(row))
+            difference = _first_text_difference(prompt, other)
+            raise DataError(row.where, f"the two dialogues differ before the last response: {difference}")
+        return PreferencePair(prompt, chosen, rejected, row.where, fields.extra(row))
 
     @staticmethod
     def _split(row: RawRow, column: str) -> tuple[str, str]:
-        before, mark, response = cells.text(row, column).rpartition(ASSISTANT)
+        before, mark, response = fields.text(row, column).rpartition(ASSISTANT)
         if not mark or HUMAN not in before:
             raise DataError(
                 row.where,
@@ -77,13 +79,14 @@ class HumanAssistant(PairFormat):
 @final
 @dataclass(frozen=True)
 class Chat(PairFormat):
-    """Lists of messages with ``role`` and ``content``; a response is the assistant's turn at the end.
+    """Lists of messages with ``role`` and ``content``. The response is the assistant's part at the end.
 
-    Either a side is the response alone and ``prompt`` holds the messages before it, or a side is the whole
-    conversation; then both sides must agree up to the response, and with ``prompt`` if there is one.
+    A side is either the response alone, with the messages before it in ``prompt``, or the whole conversation. In the
+    second case both sides must agree before the response, and with ``prompt`` if the row has that column.
 
     Args:
-        score: ``last_turn`` of the assistant's is the response, or ``all_turns`` behind what both sides share.
+        score: ``last_turn`` takes the assistant's last turn as the response; ``all_turns`` takes everything after the
+            turns that both sides share.
 
     >>> ask = {"role": "user", "content": "2 + 2?"}
     >>> say = lambda text: [ask, {"role": "assistant", "content": text}]
@@ -94,26 +97,24 @@ class Chat(PairFormat):
     columns: ClassVar[Sequence[str]] = ("chosen", "rejected")
     score: Score = "last_turn"
 
+    @override
     def pair(self, row: RawRow) -> PreferencePair:
-        """See the base class."""
-        before = cells.asked(row)
+        before = fields.prompt_messages(row)
+        chosen, rejected = (fields.messages(row, column) for column in self.columns)
         if self.score == "all_turns":
-            both = (cells.messages(row, column) for column in self.columns)
-            shared = conversations.split_shared(row, before, *both)
-            sides = (shared.prompt, shared.chosen, shared.rejected)
-            return PreferencePair(*sides, row.where, cells.extra(row), cells.tools(row))
-        (prompt, chosen), (other, rejected) = (
-            conversations.split(row, column, before, cells.messages(row, column)) for column in self.columns
-        )
+            sides = split_shared(row, before, chosen, rejected)
+            return PreferencePair(*sides, row.where, fields.extra(row), fields.tools(row))
+        prompt, chosen = split_response(row, "chosen", before, chosen)
+        other, rejected = split_response(row, "rejected", before, rejected)
         if prompt != other:
-            reason = f"the two conversations differ before the response: {first_difference(prompt, other)}"
-            raise DataError(row.where, reason)
+            difference = first_difference(prompt, other)
+            raise DataError(row.where, f"the two conversations differ before the response: {difference}")
         check_prompt(row, before, prompt)
-        return PreferencePair(prompt, chosen, rejected, row.where, cells.extra(row), cells.tools(row))
+        return PreferencePair(prompt, chosen, rejected, row.where, fields.extra(row), fields.tools(row))
 
 
-def _differ(first: str, second: str) -> str:
-    """The first place where two texts differ, with a little of each."""
+def _first_text_difference(first: str, second: str) -> str:
+    """Describe the first place where two texts differ."""
     pairs = enumerate(zip(first, second, strict=False))
-    place = next((number for number, (a, b) in pairs if a != b), min(len(first), len(second)))
-    return f"at character {place + 1}: {shown(first[place : place + 40])} and {shown(second[place : place + 40])}"
+    start = next((index for index, (a, b) in pairs if a != b), min(len(first), len(second)))
+    return f"at character {start + 1}: {shown(first[start : start + 40])} and {shown(second[start : start + 40])}"

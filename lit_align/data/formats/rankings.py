@@ -1,4 +1,4 @@
-"""A ranking is a prompt with several responses in an order of merit; a pairing says which pairs are made of it."""
+"""Formats with any number of pairs per row: rankings of several responses, single responses, and prompts alone."""
 
 from __future__ import annotations
 
@@ -7,31 +7,35 @@ import itertools
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias, final
 
-from lit_align.data.formats import fields as cells
-from lit_align.data.formats.base import Format, PairFormat, Reading
-from lit_align.data.formats.conversations import answers
-from lit_align.data.formats.rows import RawRow
-from lit_align.errors import DataError, kind, shown
+from typing_extensions import override
+
+from lit_align.data.formats import fields
+from lit_align.data.formats.base import Format, PairFormat, ParsedRow, RawRow
+from lit_align.data.formats.conversations import split_responses
+from lit_align.errors import DataError, check_range, kind, shown
 from lit_align.types import PreferencePair, Text
 
 PairingName: TypeAlias = Literal["all", "best_vs_rest", "random_one"]
 Places: TypeAlias = tuple[int, int]
-"""Which response is chosen, and which rejected."""
+"""Positions of the chosen and the rejected response in a ranking."""
+
+TIES = "pairs of responses without a winner, their scores too close; not made"
+SAME = "pairs of responses that are the same; not made"
 
 
 class Pairing(ABC):
-    """Which pairs are made of the responses of a row."""
+    """Interface for choosing pairs of a ranking."""
 
     @abstractmethod
     def __call__(self, places: Sequence[Places], row: RawRow) -> list[Places]:
-        """Some of the pairs that could be made.
+        """Choose some of the possible pairs.
 
         Args:
-            places: every pair with a winner, the best response's first.
+            places: every pair with a winner, those of the best response first.
             row: the row.
         """
 
@@ -39,38 +43,38 @@ class Pairing(ABC):
 @final
 @dataclass(frozen=True)
 class AllPairs(Pairing):
-    """Every pair with a winner: up to k(k − 1)/2 of k responses."""
+    """Choose every pair with a winner: up to k(k − 1)/2 of k responses."""
 
+    @override
     def __call__(self, places: Sequence[Places], row: RawRow) -> list[Places]:
-        """See the base class."""
         return list(places)
 
 
 @final
 @dataclass(frozen=True)
 class BestVersusRest(Pairing):
-    """The best response against each of the others: up to k − 1 pairs."""
+    """Choose the best response against each of the others: up to k − 1 pairs."""
 
+    @override
     def __call__(self, places: Sequence[Places], row: RawRow) -> list[Places]:
-        """See the base class."""
         return [pair for pair in places if pair[0] == places[0][0]]
 
 
 @final
 @dataclass(frozen=True)
 class RandomPair(Pairing):
-    """One of the pairs, drawn by a hash of seed and row: other rows, or their order, change nothing.
+    """Choose one pair by a hash of seed and row, so that the choice does not depend on the other rows.
 
     Args:
-        seed: another seed draws another one.
+        seed: seed of the choice.
     """
 
     seed: int = 0
 
+    @override
     def __call__(self, places: Sequence[Places], row: RawRow) -> list[Places]:
-        """See the base class."""
-        said = json.dumps([self.seed, row.columns["prompt"], row.columns["responses"]], default=str)
-        digest = hashlib.blake2b(said.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        content = json.dumps([self.seed, row.columns["prompt"], row.columns["responses"]], default=str)
+        digest = hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=8).digest()
         return [places[int.from_bytes(digest, "big") % len(places)]] if places else []
 
 
@@ -78,12 +82,14 @@ class RandomPair(Pairing):
 class Order:
     """The order of merit of k responses.
 
+    ``choice`` takes precedence over ``scores``; without either, the first response is the best.
+
     Args:
         count: k.
-        scores: what each was scored with; None where nobody scored them.
-        choice: the one that was preferred to each other, if the row only says that.
-        min_gap: by how much the winner's score must be the higher one to make a pair; equal scores never do, unless a
-            choice decides and no gap is asked for.
+        scores: score of each response, or None.
+        choice: position of the response that was preferred to each other, or None.
+        min_gap: smallest difference of two scores that makes a pair. Equal scores never make one, unless ``choice``
+            decides and ``min_gap`` is 0.
     """
 
     count: int
@@ -93,48 +99,39 @@ class Order:
 
     @classmethod
     def of(cls, row: RawRow, count: int, min_gap: float) -> Order:
-        """What ``choice`` says; otherwise what ``scores`` say; otherwise the first response is the best.
+        """Read the order from the ``scores`` and ``choice`` of a row.
 
         Raises:
-            DataError: the scores, or the choice, do not fit the responses.
+            DataError: the scores or the choice do not fit the responses.
         """
         return cls(count, _scores(row, count), _choice(row, count), min_gap)
 
     def places(self) -> list[Places]:
-        """Every pair with a winner, in the order of the winners.
+        """Return every pair with a winner, in the order of the winners.
 
         >>> Order(3, scores=(1.0, 3.0, 1.0)).places()
         [(1, 0), (1, 2)]
         """
-        return [pair for pair in self._decided() if self._apart(*pair)]
+        return [pair for pair in self._compared() if self._has_winner(*pair)]
 
     @property
     def ties(self) -> int:
-        """How many pairs have no winner."""
-        return sum(not self._apart(*pair) for pair in self._decided())
+        """Number of pairs without a winner."""
+        return sum(not self._has_winner(*pair) for pair in self._compared())
 
-    def _decided(self) -> list[Places]:
-        """Every pair that the row says something about, the better one first, in the order of the winners."""
+    def _compared(self) -> list[Places]:
+        """Return every pair that the row compares, the better response first, in the order of the winners."""
         if self.choice is not None:
             return [(self.choice, other) for other in range(self.count) if other != self.choice]
-        return list(itertools.combinations(self._best_first(), 2))
-
-    def _best_first(self) -> list[int]:
         scores = self.scores
-        return list(range(self.count)) if scores is None else sorted(range(self.count), key=lambda i: -scores[i])
+        order = range(self.count) if scores is None else sorted(range(self.count), key=lambda i: -scores[i])
+        return list(itertools.combinations(order, 2))
 
-    def _apart(self, better: int, worse: int) -> bool:
+    def _has_winner(self, better: int, worse: int) -> bool:
         if self.scores is None or (self.choice is not None and not self.min_gap):
             return True
         gap = self.scores[better] - self.scores[worse]
         return gap > 0 and gap >= self.min_gap
-
-    def counts(self) -> Mapping[str, int]:
-        """The remarks for the report."""
-        return Counter({TIES: self.ties})
-
-
-TIES = "pairs of responses without a winner, their scores too close; not made"
 
 
 def _scores(row: RawRow, count: int) -> tuple[float, ...] | None:
@@ -144,35 +141,32 @@ def _scores(row: RawRow, count: int) -> tuple[float, ...] | None:
     if not isinstance(values, list) or len(values) != count:
         found = f"{len(values)} scores" if isinstance(values, list) else kind(values)
         raise DataError(row.where, f"found {found}; expected a score for each of the {count} responses", "scores")
-    return tuple(cells.number(row.where, f"scores[{place}]", value) for place, value in enumerate(values))
+    return tuple(fields.number(row.where, f"scores[{index}]", value) for index, value in enumerate(values))
 
 
 def _choice(row: RawRow, count: int) -> int | None:
     value = row.columns.get("choice")
     if value is None:
         return None
-    found = cells.number(row.where, "choice", value)
-    if found not in range(count):
+    choice = fields.number(row.where, "choice", value)
+    if choice not in range(count):
         raise DataError(
             row.where, f"found {shown(value, 40)}; expected the number of a response, 0 to {count - 1}", "choice"
         )
-    return int(found)
-
-
-SAME = "pairs of responses that are the same; not made"
+    return int(choice)
 
 
 @final
 @dataclass(frozen=True)
 class Ranking(Format):
-    """A ``prompt`` and a list of ``responses``, texts or messages, the best one first unless the row says otherwise.
+    """A ``prompt`` and a list of ``responses``, texts or messages, ordered from best to worst by default.
 
-    ``scores`` (higher is better) put them in another order, and ``choice`` is the number of the one that was preferred
-    to the others, counted from 0. Responses with equal scores never make a pair.
+    A column ``scores`` (higher is better) gives another order; ``choice`` is the index, from 0, of the response that
+    was preferred to the others. Responses with equal scores never make a pair.
 
     Args:
         pairing: which pairs are made of a row.
-        min_gap: by how much two scores must differ at least to make a pair.
+        min_gap: smallest difference of two scores that makes a pair.
 
     >>> row = RawRow({"prompt": "2 + 2?", "responses": ["5", "4", "3"], "scores": [1, 2, 1]}, "sums.jsonl:1")
     >>> [(pair.chosen, pair.rejected, pair.scores) for pair in Ranking()(row).pairs]
@@ -183,37 +177,48 @@ class Ranking(Format):
     pairing: Pairing = AllPairs()
     min_gap: float = 0.0
 
-    def __call__(self, row: RawRow) -> Reading:
-        """See the base class."""
+    @classmethod
+    def from_settings(cls, pairing: PairingName, min_gap: float, seed: int) -> Ranking:
+        """Build the format from ``data.pairing`` and ``data.min_gap``.
+
+        Raises:
+            ValueError: ``min_gap`` is negative.
+        """
+        check_range("data.min_gap", min_gap, 0)
+        pairings = {"all": AllPairs(), "best_vs_rest": BestVersusRest(), "random_one": RandomPair(seed)}
+        return cls(pairings[pairing], min_gap)
+
+    @override
+    def __call__(self, row: RawRow) -> ParsedRow:
         values = row.columns["responses"]
         if not isinstance(values, list) or len(values) < 2:
             found = f"{len(values)} responses" if isinstance(values, list) else kind(values)
             raise DataError(row.where, f"found {found}; expected a list of two or more", "responses")
-        prompt, responses = answers(row, "responses", values)
+        prompt, responses = split_responses(row, "responses", values)
         order = Order.of(row, len(responses), self.min_gap)
         places = self.pairing(order.places(), row)
         unequal = [(a, b) for a, b in places if responses[a] != responses[b]]
-        pairs = tuple(self._pair(row, prompt, responses, order, each) for each in unequal)
-        return Reading(pairs, Counter(order.counts()) + Counter({SAME: len(places) - len(unequal)}))
+        pairs = tuple(self._pair(row, prompt, responses, order, pair) for pair in unequal)
+        return ParsedRow(pairs, +Counter({TIES: order.ties, SAME: len(places) - len(unequal)}))
 
     @staticmethod
     def _pair(row: RawRow, prompt: Text, responses: list[Text], order: Order, places: Places) -> PreferencePair:
-        scores = order.scores
+        chosen, rejected = places
         return PreferencePair(
             prompt=prompt,
-            chosen=responses[places[0]],
-            rejected=responses[places[1]],
+            chosen=responses[chosen],
+            rejected=responses[rejected],
             where=row.where,
-            extra=cells.extra(row),
-            tools=cells.tools(row),
-            scores=None if scores is None else (scores[places[0]], scores[places[1]]),
+            extra=fields.extra(row),
+            tools=fields.tools(row),
+            scores=None if order.scores is None else (order.scores[chosen], order.scores[rejected]),
         )
 
 
 @final
 @dataclass(frozen=True)
 class Unpaired(PairFormat):
-    """A ``prompt``, one ``completion`` and its ``label``: true makes it the chosen side, false the rejected one.
+    """A ``prompt``, a ``completion`` and its ``label``: true for the chosen side, false for the rejected side.
 
     >>> row = RawRow({"prompt": "2 + 2?", "completion": "5", "label": False}, "sums.jsonl:1")
     >>> pair = Unpaired().pair(row)
@@ -223,19 +228,19 @@ class Unpaired(PairFormat):
 
     columns: ClassVar[Sequence[str]] = ("prompt", "completion", "label")
 
+    @override
     def pair(self, row: RawRow) -> PreferencePair:
-        """See the base class."""
-        prompt, (response,) = answers(row, "completion", [row.columns["completion"]])
-        chosen, rejected = (response, None) if cells.truth(row, "label") else (None, response)
-        return PreferencePair(prompt, chosen, rejected, row.where, cells.extra(row), cells.tools(row))
+        prompt, (response,) = split_responses(row, "completion", [row.columns["completion"]])
+        chosen, rejected = (response, None) if fields.boolean(row, "label") else (None, response)
+        return PreferencePair(prompt, chosen, rejected, row.where, fields.extra(row), fields.tools(row))
 
 
 @final
 @dataclass(frozen=True)
 class Prompts(PairFormat):
-    """A ``prompt`` alone, text or messages, for training on a policy's own responses; what else the row has is left.
+    """A ``prompt`` alone, text or messages, for training on the policy's own responses.
 
-    Never taken without being asked for: a row whose responses have misspelt names looks the same.
+    This format is never detected automatically: a row with misspelt response columns would look the same.
 
     >>> pair = Prompts().pair(RawRow({"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}, "sums.jsonl:1"))
     >>> pair.prompt, pair.chosen, pair.rejected
@@ -244,7 +249,8 @@ class Prompts(PairFormat):
 
     columns: ClassVar[Sequence[str]] = ("prompt",)
 
+    @override
     def pair(self, row: RawRow) -> PreferencePair:
-        """See the base class."""
-        prompt = cells.text(row, "prompt") if isinstance(row.columns["prompt"], str) else cells.messages(row, "prompt")
-        return PreferencePair(prompt, None, None, row.where, cells.extra(row), cells.tools(row))
+        is_text = isinstance(row.columns["prompt"], str)
+        prompt = fields.text(row, "prompt") if is_text else fields.messages(row, "prompt")
+        return PreferencePair(prompt, None, None, row.where, fields.extra(row), fields.tools(row))

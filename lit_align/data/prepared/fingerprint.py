@@ -14,10 +14,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 import lit_align
-from lit_align.data.formats.rows import LocalFile
 from lit_align.data.prepared.read_split import Gather
 from lit_align.data.sources.base import Files, Saved, locate
 from lit_align.data.sources.hub import SAVED, SAVED_SPLITS
+from lit_align.data.sources.local import LocalFile
 from lit_align.data.text.tokenize import Tokenize
 from lit_align.errors import DataError
 

@@ -10,7 +10,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_align.data.formats.base import Reading
+from lit_align.data.formats.base import ParsedRow
 from lit_align.data.prepared.arrow import Arrow, PairTexts, records, values_of
 from lit_align.data.prepared.cache import Facts, Memory, Shelf, Write
 from lit_align.data.prepared.fingerprint import content_key
@@ -30,7 +30,7 @@ __all__ = ["SCORES_DISAGREE", "BadRows", "Split", "prepare"]
 SCORES_DISAGREE = "their score columns say the opposite of the labels"
 _CHUNK = 1024
 
-Readings = list[Reading | DataError]
+Readings = list[ParsedRow | DataError]
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def prepare(
     )
 
 
-def _chunks(readings: Iterable[Reading | DataError]) -> Iterator[Readings]:
+def _chunks(readings: Iterable[ParsedRow | DataError]) -> Iterator[Readings]:
     rest = iter(readings)
     while chunk := list(islice(rest, _CHUNK)):
         yield chunk
@@ -157,7 +157,7 @@ def _chunks(readings: Iterable[Reading | DataError]) -> Iterator[Readings]:
 def _tokenized(tokenize: Tokenize, readings: Readings) -> tuple[Arrow, Tally]:
     """The records of the pairs of some rows, and what became of the rows."""
     tally = Tally()
-    good = [pair for reading in readings if isinstance(reading, Reading) for pair in reading.pairs]
+    good = [pair for reading in readings if isinstance(reading, ParsedRow) for pair in reading.pairs]
     result = tokenize(good)
     tally.notes.update(result.notes)
     outcomes = iter(zip(good, result.outcomes, strict=True))

@@ -12,10 +12,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_align.data.formats.base import Format, Reading
+from lit_align.data.formats.base import Format, ParsedRow, Rows
 from lit_align.data.formats.columns import Columns
 from lit_align.data.formats.registry import FORMATS, FormatName, detect, read_row
-from lit_align.data.formats.rows import Rows
 from lit_align.data.prepared.mixture import Source, copies, quotas
 from lit_align.data.sources.base import read_rows
 from lit_align.errors import DataError
@@ -56,7 +55,7 @@ class Gather:
         """How messages call it."""
         return " + ".join(source.path for source in self.sources)
 
-    def __iter__(self) -> Iterator[Reading | DataError]:
+    def __iter__(self) -> Iterator[ParsedRow | DataError]:
         """One entry for each row of the sources, with those of its pairs that are used."""
         used = 0
         for number, source in enumerate(self.sources):
@@ -73,7 +72,7 @@ class Gather:
         """The formats of the sources that were read, found out from their first rows where they are not given."""
         return ", ".join(dict.fromkeys(self._layouts.values()))
 
-    def _read(self, source: Source) -> Iterator[Reading | DataError]:
+    def _read(self, source: Source) -> Iterator[ParsedRow | DataError]:
         layout, rows = _with_format(_renamed(source), source.format)
         self._layouts[source.path] = layout
         for row in rows:
@@ -82,7 +81,7 @@ class Gather:
             except DataError as error:
                 yield error
 
-    def _used(self, found: Reading, number: int, places: Iterator[int]) -> Reading:
+    def _used(self, found: ParsedRow, number: int, places: Iterator[int]) -> ParsedRow:
         pairs = [
             replace(pair, source=number)
             for pair, place in zip(found.pairs, places, strict=False)
@@ -90,12 +89,12 @@ class Gather:
         ]
         return replace(found, pairs=tuple(pairs))
 
-    def _limited(self, found: Reading, used: int) -> Reading:
+    def _limited(self, found: ParsedRow, used: int) -> ParsedRow:
         """What of a row is used once so many pairs are; a row that comes too late has no remarks either."""
         if self.limit is None:
             return found
         left = self.limit - used
-        return replace(found, pairs=found.pairs[:left]) if left > 0 else Reading(())
+        return replace(found, pairs=found.pairs[:left]) if left > 0 else ParsedRow(())
 
     def _times(self, pair: PreferencePair, number: int, place: int) -> int:
         if self.holdout is not None and (self.holdout.hash(pair.prompt) < self._threshold) is not self.held:
@@ -138,7 +137,7 @@ def _unsigned(values: list[int]) -> NDArray[np.uint64]:
     return np.array(values, dtype=np.uint64)
 
 
-def _pairs(readings: Iterator[Reading | DataError]) -> Iterator[PreferencePair]:
+def _pairs(readings: Iterator[ParsedRow | DataError]) -> Iterator[PreferencePair]:
     for reading in readings:
         if not isinstance(reading, DataError):
             yield from reading.pairs

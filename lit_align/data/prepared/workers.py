@@ -19,7 +19,7 @@ from typing import Any, TypeAlias, TypeVar
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from lit_align.data.formats.base import Reading
+from lit_align.data.formats.base import ParsedRow
 from lit_align.errors import DataError
 
 Work = TypeVar("Work")
@@ -136,19 +136,19 @@ def _one_thread_each() -> Iterator[None]:
             os.environ[_THREADS] = before
 
 
-Readings: TypeAlias = Iterable[Reading | DataError]
-Watch: TypeAlias = Callable[[Readings, str], Iterator[Reading | DataError]]
+Readings: TypeAlias = Iterable[ParsedRow | DataError]
+Watch: TypeAlias = Callable[[Readings, str], Iterator[ParsedRow | DataError]]
 """Hands readings on, and may show how many."""
 
 _EVERY = 1000
 
 
-def unwatched(readings: Readings, words: str) -> Iterator[Reading | DataError]:
+def unwatched(readings: Readings, words: str) -> Iterator[ParsedRow | DataError]:
     """The readings, and nothing is shown."""
     yield from readings
 
 
-def watched(readings: Readings, words: str, console: Console | None = None) -> Iterator[Reading | DataError]:
+def watched(readings: Readings, words: str, console: Console | None = None) -> Iterator[ParsedRow | DataError]:
     """The readings, while their number and rate are shown; nothing is where the output is no terminal.
 
     Args:

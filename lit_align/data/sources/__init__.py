@@ -1,1 +1,1 @@
-"""Where raw rows come from: local files, saved data sets, the hub."""
+"""Sources of raw rows: local files, saved data sets, and data sets on the hub."""

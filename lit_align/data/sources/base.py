@@ -1,4 +1,4 @@
-"""A source is where raw rows come from: local files, a saved data set, or a data set on the hub."""
+"""Sources of raw rows: resolving the name of a source, and reading its rows."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+from typing_extensions import override
+
 from lit_align import testbed
-from lit_align.data.formats.rows import OPENERS, LocalFile, RawRow, Rows
+from lit_align.data.formats.base import Rows
 from lit_align.data.sources.hub import STREAM, HubName, is_saved, read_hub, read_saved, read_stream
-from lit_align.data.sources.local import read_array, read_comma, read_lines, read_parquet, read_tab
+from lit_align.data.sources.local import OPENERS, LocalFile, read_array, read_comma, read_lines, read_parquet, read_tab
 from lit_align.errors import DataError
 from lit_align.files import at_home
-
-__all__ = ["READERS", "Place", "RawRow", "Rows", "locate", "read_rows"]
 
 READERS: Mapping[str, Callable[[LocalFile], Rows]] = {
     ".jsonl": read_lines,
@@ -29,25 +29,26 @@ READERS: Mapping[str, Callable[[LocalFile], Rows]] = {
 
 
 def read_rows(source: str) -> Rows:
-    """Rows of a source, in its order, lines counted from 1.
+    """Read the rows of a source in order; lines are counted from 1.
 
     =============================================  ====================================================================
     ``pairs.jsonl``                                a file: ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet``,
-                                                   also with ``.gz``, ``.bz2``, ``.xz`` or ``.zst`` behind it
-    ``shards/*.parquet``                           all files of a pattern, in the order of their names
+                                                   optionally followed by ``.gz``, ``.bz2``, ``.xz`` or ``.zst``
+    ``shards/*.parquet``                           all files that match a pattern, sorted by name
     ``saved``, ``saved:train``                     a folder that ``datasets`` wrote with ``save_to_disk``
     ``testbed:train``                              a part of the testbed
-    ``owner/name#config@revision:train[:1000]``    a data set on the hub; split ``train`` unless told
-    ``stream:owner/name:train[:1000]``             the same, read while it is downloaded
+    ``owner/name#config@revision:train[:1000]``    a data set on the hub; the default split is ``train``
+    ``stream:owner/name:train[:1000]``             the same, read during the download
     =============================================  ====================================================================
 
-    What exists on disk or looks like a path is local and must exist: a mistyped path is never looked up.
+    A name that exists on disk or looks like a path is local and must exist: a mistyped path is never looked up on the
+    hub.
 
     Args:
         source: one of these.
 
     Raises:
-        FileNotFoundError: there is no such file, folder or data set.
+        FileNotFoundError: the file, folder or data set does not exist.
         DataError: the source as a whole cannot be read, or has no rows.
     """
     empty = True
@@ -59,11 +60,11 @@ def read_rows(source: str) -> Rows:
 
 
 class Place(ABC):
-    """What a source's name stands for."""
+    """Interface of a resolved source."""
 
     @abstractmethod
     def rows(self) -> Rows:
-        """The rows that lie there, from the first one."""
+        """Read the rows from the first one on."""
 
 
 @final
@@ -73,8 +74,8 @@ class Files(Place):
 
     files: tuple[LocalFile, ...]
 
+    @override
     def rows(self) -> Rows:
-        """See the base class."""
         for file in self.files:
             yield from _read_file(file)
 
@@ -82,60 +83,52 @@ class Files(Place):
 @final
 @dataclass(frozen=True)
 class Saved(Place):
-    """A folder that ``save_to_disk`` wrote, and the split of it."""
+    """A split of a folder written by ``save_to_disk``."""
 
     source: str
     folder: Path
     split: str | None = None
 
+    @override
     def rows(self) -> Rows:
-        """See the base class."""
         return read_saved(self.source, self.folder, self.split)
 
 
 @final
 @dataclass(frozen=True)
 class Hub(Place):
-    """A data set on the hub, downloaded whole."""
+    """A data set on the hub, downloaded as a whole or streamed."""
 
     source: str
     name: HubName
+    stream: bool = False
 
+    @override
     def rows(self) -> Rows:
-        """See the base class."""
-        return read_hub(self.source, self.name)
-
-
-@final
-@dataclass(frozen=True)
-class Stream(Place):
-    """A data set on the hub, read while it is downloaded."""
-
-    source: str
-    name: HubName
-
-    def rows(self) -> Rows:
-        """See the base class."""
-        return read_stream(self.source, self.name)
+        return (read_stream if self.stream else read_hub)(self.source, self.name)
 
 
 def locate(source: str) -> Place:
-    """The place that a source stands for.
+    """Resolve the name of a source.
+
+    Raises:
+        FileNotFoundError: the file, folder or data set does not exist.
+        DataError: the source is a folder without a saved data set.
 
     >>> locate("Anthropic/hh-rlhf@v1:test").name.split
     'test'
     """
     if source.startswith(STREAM):
-        return Stream(source, _hub_name(source.removeprefix(STREAM)))
+        return Hub(source, _hub_name(source.removeprefix(STREAM)), stream=True)
     if "\0" in source:
         raise FileNotFoundError(f"data file not found: {source!r}")
     path = testbed.resolve(source) or at_home(source)
     if path.is_file():
         return Files((LocalFile(path, path.name),))
-    return _folder(source, path) or _pattern(source, path) or Hub(source, _hub_name(source))
+    return _saved_folder(source, path) or _pattern(source, path) or Hub(source, _hub_name(source))
 
 
-def _folder(source: str, path: Path) -> Saved | None:
+def _saved_folder(source: str, path: Path) -> Saved | None:
     if path.is_dir():
         if not is_saved(path):
             expected = f"{path}/*.parquet for all its files, or a folder that save_to_disk wrote"
@@ -149,8 +142,8 @@ def _folder(source: str, path: Path) -> Saved | None:
 def _pattern(source: str, path: Path) -> Files | None:
     if not glob.has_magic(source) or HubName.parse(source):
         return None
-    found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
-    files = tuple(LocalFile(each, str(each)) for each in found if each.is_file())
+    paths = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+    files = tuple(LocalFile(path, str(path)) for path in paths if path.is_file())
     if not files:
         raise FileNotFoundError(f"data file not found: no file matches the pattern {source}")
     return Files(files)
@@ -158,17 +151,17 @@ def _pattern(source: str, path: Path) -> Files | None:
 
 def _hub_name(source: str) -> HubName:
     hub = HubName.parse(source)
-    suffix = LocalFile(Path(source), source).kind
+    suffix = LocalFile(Path(source), source).suffix
     if hub is None or suffix in READERS or Path(source.split("/")[0]).exists():
         raise FileNotFoundError(f"data file not found: {source} (expected a file, or a hub name owner/name)")
     return hub
 
 
 def _read_file(file: LocalFile) -> Rows:
-    if file.kind not in READERS:
+    if file.suffix not in READERS:
         known = ", ".join(f"*{suffix}" for suffix in READERS)
         raise DataError(str(file.path), f"unknown kind of file; expected {known}, also with {', '.join(OPENERS)}")
     try:
-        yield from READERS[file.kind](file)
+        yield from READERS[file.suffix](file)
     except (OSError, EOFError, lzma.LZMAError) as error:
         raise DataError(str(file.path), f"cannot be read to its end: {type(error).__name__}: {error}") from error

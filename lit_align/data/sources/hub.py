@@ -1,4 +1,4 @@
-"""Rows of data sets of the ``datasets`` library: folders that it saved, and data sets on the hub."""
+"""Rows of data sets of the ``datasets`` library: folders written by ``save_to_disk``, and data sets on the hub."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lit_align.data.formats.rows import RawRow, Rows
+from lit_align.data.formats.base import RawRow, Rows
 from lit_align.errors import DataError, shown
 
-NAME = re.compile(
+STREAM = "stream:"
+SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
+_HUB_NAME = re.compile(
     r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
     r"(#(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?(:(?P<split>[\w.+%:\[\]-]+))?",
     re.ASCII,
 )
-STREAM = "stream:"
-SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
 _SLICE = re.compile(r"(?P<split>[\w.-]+)(\[(?P<start>\d*):(?P<end>\d*)\])?", re.ASCII)
 
 
@@ -28,9 +28,9 @@ class HubName:
 
     Args:
         name: owner and name.
-        config: which of the data set's configurations; None where it has one.
+        config: configuration of the data set; None for a data set with only one.
         revision: branch, tag or commit hash.
-        split: a split, also a part of it or a sum: ``train[:1000]``, ``train[10%:20%]``, ``train+test``.
+        split: a split, a slice, or a sum of splits: ``train[:1000]``, ``train[10%:20%]``, ``train+test``.
 
     >>> HubName.parse("openai/summaries#comparisons@v1:train[:1000]")
     HubName(name='openai/summaries', config='comparisons', revision='v1', split='train[:1000]')
@@ -43,21 +43,21 @@ class HubName:
 
     @classmethod
     def parse(cls, text: str) -> HubName | None:
-        """The parts, or None if it is no hub name."""
-        found = NAME.fullmatch(text)
-        return cls(**{key: part for key, part in found.groupdict().items() if part}) if found else None
+        """Parse a hub name; None if the text is not one."""
+        match = _HUB_NAME.fullmatch(text)
+        return cls(**{key: part for key, part in match.groupdict().items() if part}) if match else None
 
 
 def read_hub(source: str, hub: HubName) -> Rows:
-    """Rows of a data set that is downloaded whole, once, and kept by ``datasets``."""
+    """Read a data set that ``datasets`` downloads and caches as a whole."""
     yield from _numbered(_load(source, hub, split=hub.split), source)
 
 
 def read_stream(source: str, hub: HubName) -> Rows:
-    """Rows of a data set while it is being downloaded; nothing is kept on disk.
+    """Read a data set during its download, without storing it.
 
     Raises:
-        DataError: the split is no ``name`` or ``name[start:end]`` (in rows); a stream knows no percentages or sums.
+        DataError: the split is not ``name`` or ``name[start:end]`` in rows. Streams support no percentages or sums.
     """
     part = _SLICE.fullmatch(hub.split)
     if part is None:
@@ -66,7 +66,7 @@ def read_stream(source: str, hub: HubName) -> Rows:
         )
     rows = _load(source, hub, split=part["split"], streaming=True)
     start, end = int(part["start"] or 0), int(part["end"]) if part["end"] else None
-    yield from _numbered(islice(_whole(rows, source), start, end), source, start + 1)
+    yield from _numbered(islice(_with_source(rows, source), start, end), source, start + 1)
 
 
 def _load(source: str, hub: HubName, **settings: Any) -> Iterable[Any]:
@@ -77,32 +77,32 @@ def _load(source: str, hub: HubName, **settings: Any) -> Iterable[Any]:
         rows: Iterable[Any] = load_dataset(hub.name, *config, revision=hub.revision, **settings)
     except FileNotFoundError:
         raise
-    except Exception as error:  # whatever the library makes of a name, a split or a connection
+    except Exception as error:  # anything that the library raises for a name, a split or a connection
         raise _unreadable(source, error) from error
     return rows
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether ``save_to_disk`` wrote this folder."""
+    """Whether the folder was written by ``save_to_disk``."""
     return (folder / SAVED).is_file() or (folder / SAVED_SPLITS).is_file()
 
 
 def read_saved(source: str, folder: Path, split: str | None) -> Rows:
-    """Rows of a folder that ``save_to_disk`` wrote, mapped into memory.
+    """Read a folder written by ``save_to_disk``, mapped into memory.
 
     Args:
-        source: how messages call it.
+        source: name of the source in error messages.
         folder: the folder.
-        split: which split of a folder with several; None for a folder with one data set.
+        split: one of the splits; None for a folder with a single data set.
 
     Raises:
-        DataError: the folder is not whole, or the split not one of it.
+        DataError: the folder is damaged, or has no such split.
     """
     from datasets import load_from_disk
 
     try:
         data = load_from_disk(str(folder))
-    except Exception as error:  # whatever the library makes of a damaged folder
+    except Exception as error:  # anything that the library raises for a damaged folder
         raise _unreadable(source, error) from error
     splits = list(data) if isinstance(data, dict) else []
     if isinstance(data, dict) and not splits:
@@ -115,17 +115,17 @@ def read_saved(source: str, folder: Path, split: str | None) -> Rows:
 
 
 def _numbered(rows: Iterable[Any], source: str, first: int = 1) -> Rows:
-    for number, row in enumerate(_whole(rows, source), start=first):
+    for number, row in enumerate(_with_source(rows, source), start=first):
         yield RawRow(row, f"{source}:{number}")
 
 
-def _whole(rows: Iterable[Any], source: str) -> Iterable[Any]:
-    """The rows; what goes wrong on the way becomes an error that names the source."""
+def _with_source(rows: Iterable[Any], source: str) -> Iterable[Any]:
+    """Yield the rows, and convert errors during the iteration to errors that name the source."""
     try:
         yield from rows
     except (DataError, GeneratorExit):
         raise
-    except Exception as error:  # whatever the library makes of broken data or a connection that ends
+    except Exception as error:  # anything that the library raises for broken data or a lost connection
         raise _unreadable(source, error) from error
 
 

@@ -1,87 +1,134 @@
-"""Rows of JSON files: an object in each line, or an array of objects."""
+"""Rows of local files: JSON, JSON lines, separated values, and Parquet, optionally compressed."""
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
 import json
+import lzma
 import re
 from collections import Counter
-from collections.abc import Iterator
-from io import BufferedIOBase
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from io import BufferedIOBase, BufferedReader
+from pathlib import Path
 from typing import Any, final
 
-from lit_align.data.formats.rows import LocalFile, RawRow, Rows
+from typing_extensions import override
+
+from lit_align.data.formats.base import RawRow, Rows
 from lit_align.errors import DataError, kind, shown
 
-BOM = b"\xef\xbb\xbf"
+_BOM = b"\xef\xbb\xbf"
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _BLANK = re.compile(r"[ \t\r\n]*")
 _LINE_SHOWN = 80
+_LONGEST_FIELD = 2**31 - 1
 
 
-def read_lines(source: LocalFile) -> Rows:
-    """Rows of a file with an object in each line."""
-    with source.open() as file:
-        for number, line in enumerate(file, start=1):
-            line = line.removeprefix(BOM) if number == 1 else line
+def _open_zst(path: Path) -> BufferedIOBase:
+    import pyarrow
+
+    return BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+
+
+OPENERS: Mapping[str, Callable[[Path], BufferedIOBase]] = {
+    ".gz": gzip.GzipFile,
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
+    ".zst": _open_zst,
+}
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A local file, possibly compressed.
+
+    Args:
+        path: its path.
+        name: its name in error messages.
+
+    >>> LocalFile(Path("pairs.jsonl.gz"), "pairs.jsonl.gz").suffix
+    '.jsonl'
+    """
+
+    path: Path
+    name: str
+
+    @property
+    def suffix(self) -> str:
+        """The suffix of the format, without that of the compression."""
+        path = Path(self.path.stem) if self.path.suffix.lower() in OPENERS else self.path
+        return path.suffix.lower()
+
+    def open(self) -> BufferedIOBase:
+        """Open the file for reading, decompressed."""
+        opener = OPENERS.get(self.path.suffix.lower())
+        return self.path.open("rb") if opener is None else opener(self.path)
+
+
+# ── JSON ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def read_lines(file: LocalFile) -> Rows:
+    """Read a file with one JSON object per line."""
+    with file.open() as opened:
+        for number, line in enumerate(opened, start=1):
+            line = line.removeprefix(_BOM) if number == 1 else line
             if line.strip():
-                yield _parse_line(line, f"{source.name}:{number}")
+                yield _parse_line(line, f"{file.name}:{number}")
 
 
 def _parse_line(line: bytes, where: str) -> RawRow | DataError:
     try:
-        text = decode(line, where).strip()
-        value, stop = _decode_json(text, 0, where)
-        if stop < len(text):
-            raise DataError(where, f"more text after the object: {shown(text[stop:], _LINE_SHOWN)}")
+        text = _decode(line, where).strip()
+        value, end = _decode_json(text, 0, where)
+        if end < len(text):
+            raise DataError(where, f"more text after the object: {shown(text[end:], _LINE_SHOWN)}")
         return RawRow(_columns(value, text, where), where)
     except DataError as error:
         return error
 
 
-def read_array(source: LocalFile) -> Rows:
-    """Rows of an array of objects; a file that does not begin with ``[`` is read line by line."""
-    with source.open() as file:
-        begins = file.read(64).removeprefix(BOM).lstrip()
-    if not begins.startswith(b"["):
-        yield from read_lines(source)
+def read_array(file: LocalFile) -> Rows:
+    """Read a file with an array of JSON objects; a file that does not begin with ``[`` is read line by line."""
+    with file.open() as opened:
+        start = opened.read(64).removeprefix(_BOM).lstrip()
+    if not start.startswith(b"["):
+        yield from read_lines(file)
         return
-    with source.open() as file:
-        text = decode(file.read().removeprefix(BOM), source.name)
-    yield from _parse_array(text, source.name)
+    with file.open() as opened:
+        text = _decode(opened.read().removeprefix(_BOM), file.name)
+    yield from _parse_array(text, file.name)
 
 
 def _parse_array(text: str, name: str) -> Rows:
-    line, place = 1, _skip(text, text.index("[") + 1)
-    line += text.count("\n", 0, place)
-    end = text[place : place + 1] == "]"
-    while not end:
+    start = _skip_blanks(text, text.index("[") + 1)
+    line = 1 + text.count("\n", 0, start)
+    at_end = text[start : start + 1] == "]"
+    while not at_end:
         where = f"{name}:{line}"
-        value, stop = _decode_json(text, place, where)
+        value, end = _decode_json(text, start, where)
         try:
-            yield RawRow(_columns(value, text[place:stop], where), where)
+            yield RawRow(_columns(value, text[start:end], where), where)
         except DataError as error:
             yield error
-        comma = _skip(text, stop)
+        comma = _skip_blanks(text, end)
         mark = text[comma : comma + 1]
         if mark not in {",", "]"}:
             raise DataError(where, f"expected ',' or ']' after this row; found {shown(text[comma : comma + 80])}")
-        end = mark == "]"
-        line += text.count("\n", place, after := _skip(text, comma + 1))
-        place = after
+        at_end = mark == "]"
+        line += text.count("\n", start, following := _skip_blanks(text, comma + 1))
+        start = following
 
 
-def _skip(text: str, place: int) -> int:
-    found = _BLANK.match(text, place)
-    return found.end() if found else place
+def _skip_blanks(text: str, start: int) -> int:
+    match = _BLANK.match(text, start)
+    return match.end() if match else start
 
 
-def decode(data: bytes, where: str) -> str:
-    """The text of some bytes.
-
-    Raises:
-        DataError: they are not UTF-8.
-    """
+def _decode(data: bytes, where: str) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -89,26 +136,26 @@ def decode(data: bytes, where: str) -> str:
         raise DataError(where, f"not UTF-8: byte 0x{byte:02x} at place {error.start + 1} ({error.reason})") from None
 
 
-def _decode_json(text: str, place: int, where: str) -> tuple[Any, int]:
-    """The value that begins at a place of the text, and where it ends."""
+def _decode_json(text: str, start: int, where: str) -> tuple[Any, int]:
+    """Return the value that begins at a position of the text, and the position of its end."""
     try:
-        return _DECODER.raw_decode(text, place)
+        return _JSON.raw_decode(text, start)
     except json.JSONDecodeError as error:
-        reason = f"{error.msg} at character {error.pos - place + 1}"
+        reason = f"{error.msg} at character {error.pos - start + 1}"
     except (ValueError, RecursionError) as error:
         reason = str(error)
-    raise DataError(where, f"not valid JSON: {reason}; it begins {shown(text[place : place + _LINE_SHOWN])}")
+    raise DataError(where, f"not valid JSON: {reason}; it begins {shown(text[start : start + _LINE_SHOWN])}")
 
 
-def _unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(items)
     if len(result) < len(items):
-        twice = Counter(name for name, _ in items).most_common(1)[0][0]
-        raise ValueError(f"key {shown(twice)} occurs twice")
+        repeated = Counter(name for name, _ in items).most_common(1)[0][0]
+        raise ValueError(f"key {shown(repeated)} occurs twice")
     return result
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+_JSON = json.JSONDecoder(object_pairs_hook=_unique_keys)
 
 
 def _columns(value: Any, text: str, where: str) -> dict[str, Any]:
@@ -122,43 +169,44 @@ def _columns(value: Any, text: str, where: str) -> dict[str, Any]:
     return value
 
 
-_LONGEST_FIELD = 2**31 - 1
+# ── separated values ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @final
 class _Lines(Iterator[str]):
-    """The lines of a file as text, counted, for the ``csv`` module; what is not UTF-8 stops it."""
+    """The decoded lines of a file, counted, for the ``csv`` module."""
 
     def __init__(self, file: BufferedIOBase, name: str) -> None:
         self.file = file
         self.name = name
         self.number = 0
 
+    @override
     def __next__(self) -> str:
         line = next(self.file)
         self.number += 1
-        return decode(line.removeprefix(BOM) if self.number == 1 else line, f"{self.name}:{self.number}")
+        return _decode(line.removeprefix(_BOM) if self.number == 1 else line, f"{self.name}:{self.number}")
 
 
-def read_comma(source: LocalFile) -> Rows:
-    """Rows of a ``.csv`` file; every value is text, also where it looks like a number."""
-    return _read_separated(source, ",")
+def read_comma(file: LocalFile) -> Rows:
+    """Read a ``.csv`` file. Every value is text, even if it looks like a number."""
+    return _read_separated(file, ",")
 
 
-def read_tab(source: LocalFile) -> Rows:
-    """Rows of a ``.tsv`` file; every value is text."""
-    return _read_separated(source, "\t")
+def read_tab(file: LocalFile) -> Rows:
+    """Read a ``.tsv`` file. Every value is text."""
+    return _read_separated(file, "\t")
 
 
-def _read_separated(source: LocalFile, delimiter: str) -> Rows:
-    """A header with the names of the columns, then rows; a quoted value may go over several lines."""
+def _read_separated(file: LocalFile, delimiter: str) -> Rows:
+    """Read a header with the column names, then rows; a quoted value may span several lines."""
     csv.field_size_limit(_LONGEST_FIELD)
-    with source.open() as file:
-        lines = _Lines(file, source.name)
+    with file.open() as opened:
+        lines = _Lines(opened, file.name)
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         header: list[str] | None = None
         while True:
-            where = f"{source.name}:{lines.number + 1}"
+            where = f"{file.name}:{lines.number + 1}"
             try:
                 values = next(reader)
             except StopIteration:
@@ -173,57 +221,57 @@ def _read_separated(source: LocalFile, delimiter: str) -> Rows:
                 continue
             if header is None:
                 header = _header(values, where)
+            elif len(values) == len(header):
+                yield RawRow(dict(zip(header, values, strict=True)), where)
             else:
-                yield _row(header, values, where)
+                yield DataError(where, f"found {len(values)} values; expected {len(header)}, one for each column")
 
 
 def _header(names: list[str], where: str) -> list[str]:
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice or not all(names):
-        reason = f"column {shown(twice[0])} occurs twice" if twice else "a column has no name"
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated or not all(names):
+        reason = f"column {shown(repeated[0])} occurs twice" if repeated else "a column has no name"
         raise DataError(where, f"{reason}; expected a first line with the names of the columns")
     return names
 
 
-def _row(header: list[str], values: list[str], where: str) -> RawRow | DataError:
-    if len(values) != len(header):
-        return DataError(where, f"found {len(values)} values; expected {len(header)}, one for each column")
-    return RawRow(dict(zip(header, values, strict=True)), where)
+# ── Parquet ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def read_parquet(source: LocalFile) -> Rows:
-    """Rows of a Parquet file, numbered from 1."""
+def read_parquet(file: LocalFile) -> Rows:
+    """Read a Parquet file; rows are numbered from 1."""
     import pyarrow
     from pyarrow import parquet
 
     try:
-        with source.open() as file:
+        with file.open() as opened:
             number = 0
-            for batch in parquet.ParquetFile(file).iter_batches(batch_size=1024):
-                for row in _records(batch):
+            for batch in parquet.ParquetFile(opened).iter_batches(batch_size=1024):
+                for row in _parquet_rows(batch):
                     number += 1
-                    where = f"{source.name}:{number}"
-                    yield (
-                        DataError(where, row.reason, row.column) if isinstance(row, DataError) else RawRow(row, where)
-                    )
+                    where = f"{file.name}:{number}"
+                    if isinstance(row, DataError):
+                        yield DataError(where, row.reason, row.column)
+                    else:
+                        yield RawRow(row, where)
     except pyarrow.ArrowException as error:
-        raise DataError(source.name, f"not a whole Parquet file: {shown(str(error))}") from error
+        raise DataError(file.name, f"not a whole Parquet file: {shown(str(error))}") from error
 
 
-def _records(batch: Any) -> Iterator[dict[str, Any] | DataError]:
-    """The rows of a batch; what is no text in one of them is told of that one."""
+def _parquet_rows(batch: Any) -> Iterator[dict[str, Any] | DataError]:
+    """Yield the rows of a batch. If any value is not UTF-8, only the rows that contain one are errors."""
     try:
         yield from batch.to_pylist()
     except UnicodeDecodeError:
-        for place in range(batch.num_rows):
-            yield _record(batch, place)
+        for index in range(batch.num_rows):
+            yield _parquet_row(batch, index)
 
 
-def _record(batch: Any, place: int) -> dict[str, Any] | DataError:
-    found: dict[str, Any] = {}
+def _parquet_row(batch: Any, index: int) -> dict[str, Any] | DataError:
+    row: dict[str, Any] = {}
     for name in batch.schema.names:
         try:
-            found[name] = batch.column(name)[place].as_py()
+            row[name] = batch.column(name)[index].as_py()
         except UnicodeDecodeError as error:
             return DataError("", f"not UTF-8: byte 0x{error.object[error.start]:02x} ({error.reason})", name)
-    return found
+    return row

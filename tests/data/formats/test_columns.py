@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lit_align.data.formats.base import RawRow
 from lit_align.data.formats.columns import Columns
-from lit_align.data.formats.rows import RawRow
 from lit_align.errors import DataError
 from tests.data.examples import outcome
 
@@ -59,15 +59,18 @@ def test_two_columns_may_change_places() -> None:
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
-        ("qestion", "columns.prompt: 'qestion' is not there; found ['question', 'info', 'answers', 'a.b', 'margin']"),
+        (
+            "qestion",
+            "columns.prompt: 'qestion' does not exist; found ['question', 'info', 'answers', 'a.b', 'margin']",
+        ),
         ("qestion", "did you mean 'question'?"),
-        ("info.pst", "'pst' of 'info.pst' is not there; found ['post', 'title']; did you mean 'post'?"),
-        ("info.post.text", "'text' of 'info.post.text' is not there; found text"),
-        ("answers.5.text", "'5' of 'answers.5.text' is not there; found a list"),
-        ("answers.text", "'text' of 'answers.text' is not there; found a list"),
-        ("question.*", "'*' of 'question.*' is not there; found text"),
+        ("info.pst", "'pst' of 'info.pst' does not exist; found ['post', 'title']; did you mean 'post'?"),
+        ("info.post.text", "'text' of 'info.post.text' does not exist; found text"),
+        ("answers.5.text", "'5' of 'answers.5.text' does not exist; found a list"),
+        ("answers.text", "'text' of 'answers.text' does not exist; found a list"),
+        ("question.*", "'*' of 'question.*' does not exist; found text"),
         ("T: {info.title}", "prompt: found null in 'info.title'; expected text"),
-        (["question", "nothing"], "columns.prompt[1]: 'nothing' is not there"),
+        (["question", "nothing"], "columns.prompt[1]: 'nothing' does not exist"),
     ],
 )
 def test_a_path_that_leads_nowhere(path: Any, reason: str) -> None:
@@ -78,7 +81,7 @@ def test_a_path_that_leads_nowhere(path: Any, reason: str) -> None:
 
 
 def test_a_name_that_no_format_knows() -> None:
-    with pytest.raises(ValueError, match=r"'promt' is no column of any format; did you mean 'prompt'\?"):
+    with pytest.raises(ValueError, match=r"'promt' is not a column of any format; did you mean 'prompt'\?"):
         Columns({"promt": "question"})
 
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_align.data.formats import fields as cells
+from lit_align.data.formats import fields
+from lit_align.data.formats.base import RawRow
 from lit_align.data.formats.registry import FORMATS, read_row
-from lit_align.data.formats.rows import RawRow
 from lit_align.errors import DataError
 from lit_align.types import PreferencePair
 from tests.data.examples import outcome, pair_row, turns
@@ -33,7 +33,7 @@ class TestNumbersOfAPair:
         assert found.scores[0] == 3
         assert math.isnan(found.scores[1])
 
-    @pytest.mark.parametrize("names", cells.SCORE_COLUMNS)
+    @pytest.mark.parametrize("names", fields.SCORE_COLUMNS)
     def test_both_names_of_scores(self, names: tuple[str, str]) -> None:
         assert pair(**dict(zip(names, (1, 2), strict=True))).scores == (1.0, 2.0)
 
@@ -115,11 +115,11 @@ class TestTools:
         (" 0 ", False),
     ],
 )
-def test_truth(value: Any, found: bool) -> None:
-    assert cells.truth(RawRow({"label": value}, WHERE), "label") is found
+def test_boolean(value: Any, found: bool) -> None:
+    assert fields.boolean(RawRow({"label": value}, WHERE), "label") is found
 
 
 @pytest.mark.parametrize("value", [None, 2, "yes", "", [], 0.5])
-def test_no_truth(value: Any) -> None:
+def test_not_a_boolean(value: Any) -> None:
     with pytest.raises(DataError, match="label: found .*; expected true or false"):
-        cells.truth(RawRow({"label": value}, WHERE), "label")
+        fields.boolean(RawRow({"label": value}, WHERE), "label")

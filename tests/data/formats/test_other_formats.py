@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from lit_align.data.batches.collate import Collate
-from lit_align.data.formats.base import Reading
+from lit_align.data.formats.base import ParsedRow, RawRow
 from lit_align.data.formats.registry import FORMATS, read_row
-from lit_align.data.formats.rows import RawRow
 from lit_align.data.prepared.prepare import BadRows, Split, prepare
 from lit_align.data.prepared.read_split import Gather
 from lit_align.data.text.tokenize import Tokenize
@@ -27,7 +26,7 @@ ROWS = [
 ]
 
 
-def read(row: dict[str, Any]) -> Reading:
+def read(row: dict[str, Any]) -> ParsedRow:
     return read_row(RawRow(row, "rows.jsonl:7"), FORMATS["unpaired"])
 
 

@@ -8,22 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_align.data.formats.base import Reading
+from lit_align.data.formats.base import ParsedRow, RawRow
 from lit_align.data.formats.rankings import SAME, TIES, AllPairs, BestVersusRest, Order, Pairing, RandomPair, Ranking
 from lit_align.data.formats.registry import detect, read_row
-from lit_align.data.formats.rows import RawRow
 from lit_align.errors import DataError
 from tests.data.examples import turns
 
 PAIRINGS = [AllPairs(), BestVersusRest(), RandomPair(0)]
 
 
-def read(pairing: Pairing = AllPairs(), min_gap: float = 0.0, **row: Any) -> Reading:
+def read(pairing: Pairing = AllPairs(), min_gap: float = 0.0, **row: Any) -> ParsedRow:
     responses = {"prompt": "p", "responses": ["a", "b", "c"]}
     return read_row(RawRow({**responses, **row}, "rows.jsonl:7"), Ranking(pairing, min_gap))
 
 
-def sides(reading: Reading) -> list[str]:
+def sides(reading: ParsedRow) -> list[str]:
     return [f"{pair.chosen}{pair.rejected}" for pair in reading.pairs]
 
 
@@ -106,7 +105,7 @@ class TestRows:
             ({"responses": ["a", None]}, "responses[1]: found null; expected text or messages"),
             ({"responses": ["a", " "]}, "rejected: found only blanks"),
             ({"responses": [turns("p", "a"), turns("q", "b")]}, "the conversations differ before the response"),
-            ({"responses": [turns("q", "a"), turns("q", "b")]}, "prompt: not the conversation's"),
+            ({"responses": [turns("q", "a"), turns("q", "b")]}, "prompt: differs from the conversation"),
             ({"scores": [1, 2]}, "scores: found 2 scores; expected a score for each of the 3 responses"),
             ({"scores": 3}, "scores: found a number"),
             ({"scores": [1, math.nan, 2]}, "scores[1]: found nan; expected a finite number"),

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lit_align.data.formats.base import RawRow
 from lit_align.data.formats.registry import FORMATS, detect, read_row
-from lit_align.data.formats.rows import RawRow
 from lit_align.errors import DataError
 from lit_align.types import PreferencePair
 from tests.data.examples import pair_row, turns
@@ -155,7 +155,7 @@ class TestChat:
     def test_a_prompt_beside_whole_conversations_must_be_theirs(self, prompt: Any) -> None:
         row = {"chosen": turns("a", "b", "c", "d"), "rejected": turns("a", "b", "c", "e")}
         assert read({**row, "prompt": prompt}) == read(row)
-        assert "prompt: not the conversation's" in refusal({**row, "prompt": turns("other")})
+        assert "prompt: differs from the conversation" in refusal({**row, "prompt": turns("other")})
 
     @pytest.mark.parametrize("prompt", [turns("a"), "a"])
     def test_sides_that_are_the_response_alone_need_a_prompt(self, prompt: Any) -> None:

@@ -24,7 +24,7 @@ class TestSources:
             ([Source("a", weight=-1)], "weight of a is -1; expected 0 or more"),
             ([Source("a", weight=float("nan"))], "weight of a is nan"),
             ([Source("a", repeat=0)], "repeat of a is 0; expected 1 or more"),
-            ([Source("a", columns={"promt": "x"})], "'promt' is no column of any format; did you mean 'prompt'"),
+            ([Source("a", columns={"promt": "x"})], "'promt' is not a column of any format; did you mean 'prompt'"),
             ("[{pth: a}]", "is no list of sources; expected paths, or objects with path, weight, repeat"),
         ],
     )

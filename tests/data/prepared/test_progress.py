@@ -5,11 +5,11 @@ import io
 import pytest
 from rich.console import Console
 
-from lit_align.data.formats.base import Reading
+from lit_align.data.formats.base import ParsedRow
 from lit_align.data.prepared import workers as progress
 from lit_align.data.prepared.workers import unwatched, watched
 
-READINGS = [Reading(()) for _ in range(5)]
+READINGS = [ParsedRow(()) for _ in range(5)]
 
 
 def test_a_person_at_a_terminal_sees_how_many(monkeypatch: pytest.MonkeyPatch) -> None:

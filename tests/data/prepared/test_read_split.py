@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lit_align.data.formats.base import Reading
+from lit_align.data.formats.base import ParsedRow
 from lit_align.data.formats.registry import FORMATS
 from lit_align.data.prepared.mixture import Source
 from lit_align.data.prepared.read_split import Gather, Holdout
@@ -120,8 +120,8 @@ class TestLimit:
         ranking = {"prompt": "p", "responses": ["a", "b", "c"], "scores": [2, 1, 2]}
         gather = Gather.of(str(write([ranking, ranking, {**ranking, "scores": [1]}])))
         first, second, third = replace(gather, limit=1)
-        assert isinstance(first, Reading)
-        assert (len(first.pairs), second) == (1, Reading(()))
+        assert isinstance(first, ParsedRow)
+        assert (len(first.pairs), second) == (1, ParsedRow(()))
         assert isinstance(third, DataError)
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lit_align.data.formats.rows import RawRow
+from lit_align.data.formats.base import RawRow
 from lit_align.data.sources.base import read_rows
 from lit_align.errors import DataError
 from tests.data.conftest import Write

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from lit_align.data.formats.rows import RawRow
+from lit_align.data.formats.base import RawRow
 from lit_align.data.sources.base import read_rows
 from lit_align.errors import DataError
 
