@@ -59,7 +59,7 @@ def test_every_format_is_explained() -> None:
 
 def test_the_objectives_for_unpaired_rows_are_named() -> None:
     presets = [name for name in objectives.__all__ if name.islower() and name != "papers_of"]
-    taking = {name for name in presets if getattr(objectives, name)().accepts_unpaired}
+    taking = {name for name in presets if getattr(objectives, name)().needs.unpaired}
     said = DATA.split("judge each response by itself take them:")[1].split(". Those")[0]
     assert set(re.findall(r"`(\w+)`", said)) == taking
 

@@ -133,8 +133,8 @@ def trained(module: LitPreference, rows: Path, layout: Layout) -> Found:
         validation=str(rows),
         tokenizer=TOKENS,
         batch_size=layout.batch_size,
-        prompted=made.needs_prompted,
-        mismatched=made.needs_mismatched,
+        prompted=made.needs.prompted,
+        mismatched=made.needs.mismatched,
         columns=columns(made),
         seed=0,
     )

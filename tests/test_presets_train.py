@@ -34,7 +34,7 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def columns(made: Objective) -> dict[str, str | None]:
-    return {} if "margin" in made.honours else {"margin": None}
+    return {} if "margin" in made.needs.columns else {"margin": None}
 
 
 def first_batch(made: Objective, train: Path) -> PairBatch:
@@ -42,8 +42,8 @@ def first_batch(made: Objective, train: Path) -> PairBatch:
         train=str(train),
         tokenizer="testbed:policy",
         batch_size=BATCH,
-        prompted=made.needs_prompted,
-        mismatched=made.needs_mismatched,
+        prompted=made.needs.prompted,
+        mismatched=made.needs.mismatched,
         columns=columns(made),
         seed=0,
     )
@@ -76,8 +76,9 @@ def objective(name: str) -> Objective:
 def test_the_presets_are_found() -> None:
     assert len(FUNCTIONS) > 10
     assert {type(objective(name)) for name in FUNCTIONS} >= {PreferenceObjective, ResponseObjective, WeightedSum}
-    for need in ("needs_prompted", "needs_mismatched", "needs_collision", "needs_draw", "across_pairs", "running"):
-        assert any(getattr(objective(name), need) for name in FUNCTIONS), need
+    for need in ("prompted", "mismatched", "collision", "pair_seed", "batch_level"):
+        assert any(getattr(objective(name).needs, need) for name in FUNCTIONS), need
+    assert any(objective(name).running for name in FUNCTIONS)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -27,13 +27,13 @@ LAYOUTS = {
 
 
 CROWD = """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
 from torch.nn import functional as F
 
-from lit_align.objectives import Objective
+from lit_align.objectives.base import Needs, Objective
 from lit_align.types import Outcome
 
 FIRST = MappingProxyType({"shift": 0.0})
@@ -45,9 +45,7 @@ class Crowd(Objective):
 
     beta: float = 0.1
 
-    across_pairs = True
-    needs_mismatched = True
-    needs_collision = True
+    needs = Needs(reference=True, rejected=True, mismatched=True, collision=True, pair_seed=True, batch_level=True)
     running = FIRST
 
     def advance(self, running, observed):
@@ -65,7 +63,7 @@ class Crowd(Objective):
 
 
 class Alone(Crowd):
-    across_pairs = False
+    needs = replace(Crowd.needs, batch_level=False)
 """
 
 

@@ -228,11 +228,11 @@ def _listed(given: Any) -> list[Any]:
 
 
 def _needs_prompted(module: Module) -> bool:
-    return isinstance(module, LitPreference) and module.objective.needs_prompted
+    return isinstance(module, LitPreference) and module.objective.needs.prompted
 
 
 def _needs_mismatched(module: Module) -> bool:
-    return isinstance(module, LitPreference) and module.objective.needs_mismatched
+    return isinstance(module, LitPreference) and module.objective.needs.mismatched
 
 
 @rank_zero_only

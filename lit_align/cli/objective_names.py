@@ -8,7 +8,7 @@ import re
 from types import ModuleType
 
 from lit_align import objectives, online
-from lit_align.objectives.objective import Objective
+from lit_align.objectives.base import Objective
 from lit_align.online.objective import OnlineObjective
 
 PACKAGES: dict[str, tuple[ModuleType, type]] = {

@@ -136,7 +136,7 @@ def _settings(words: Sequence[str]) -> Namespace:
 
 
 def _needs_prompted(objective: Objective | None) -> bool:
-    return objective is not None and objective.needs_prompted
+    return objective is not None and objective.needs.prompted
 
 
 def _report(data: PreferenceData, folder: Path) -> Mapping[str, LengthReport]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_align.metrics import PairMetrics
-from lit_align.objectives.objective import Objective
+from lit_align.objectives.base import Objective
 from lit_align.types import Margin, Outcome, PairBatch, PairLogProbs, PairTokens
 
 Kind = TypeVar("Kind")
@@ -211,7 +211,7 @@ class Evaluation:
 
     def add(self, logps: PairLogProbs, batch: PairBatch) -> None:
         """Take a batch in."""
-        if self.objective.across_pairs:
+        if self.objective.needs.batch_level:
             self._kept.append((moved(logps, "cpu"), moved(_without_ids(batch), "cpu")))
         else:
             self.metrics.update(self.objective(logps), logps, batch)

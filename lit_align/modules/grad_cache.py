@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lit_align.modules.global_batch import Judged, judge
-from lit_align.objectives.objective import Objective
+from lit_align.objectives.base import Objective
 from lit_align.types import PairBatch, PairLogProbs, PairTokens
 
 

@@ -20,7 +20,7 @@ from lit_align.models.logps.plain import ResponseLogProbs, packed_mask
 from lit_align.models.logps.reader import Reader
 from lit_align.models.reference.base import Reference
 from lit_align.models.score_model import ScoreModel
-from lit_align.objectives.objective import Objective
+from lit_align.objectives.base import Objective
 from lit_align.types import PairBatch, PairDraw, PairLogProbs, PairScores, PairTokens, RolloutTokens
 
 
@@ -188,12 +188,12 @@ class Scoring:
 
     @property
     def _extras(self) -> Extras:
-        return Extras(collision=self.objective.needs_collision)
+        return Extras(collision=self.objective.needs.collision)
 
     def _frame(self, batch: PairBatch, draw: PairDraw, running: Mapping[str, Tensor]) -> PairLogProbs:
         """Everything but the policy's own log-probs, which are still zero."""
-        prompted = self._beside("prompted", batch.prompted, draw) if self.objective.needs_prompted else None
-        mismatched = self._beside("mismatched", batch.mismatched, draw) if self.objective.needs_mismatched else None
+        prompted = self._beside("prompted", batch.prompted, draw) if self.objective.needs.prompted else None
+        mismatched = self._beside("mismatched", batch.mismatched, draw) if self.objective.needs.mismatched else None
         mask = packed_mask(batch)
         return PairLogProbs(
             policy=torch.zeros(mask.shape, device=mask.device),

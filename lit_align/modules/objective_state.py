@@ -9,7 +9,7 @@ from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
 from lit_align.modules.step_totals import total_over_ranks
-from lit_align.objectives.objective import Objective
+from lit_align.objectives.base import Objective
 from lit_align.types import Outcome, PairBatch
 
 

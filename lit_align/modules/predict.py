@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lit_align.objectives.objective import Objective
+from lit_align.objectives.base import Objective
 from lit_align.types import PairBatch, PairLogProbs
 
 SIDES = ("chosen", "rejected")
@@ -35,7 +35,7 @@ def pair_records(logps: PairLogProbs, batch: PairBatch, objective: Objective) ->
         "lengths": lengths,
         "truncated": batch.truncated,
     }
-    of_one_pair = () if objective.across_pairs else ("margin", "offset", "prompted_margin")
+    of_one_pair = () if objective.needs.batch_level else ("margin", "offset", "prompted_margin")
     numbers: dict[str, Tensor | None] = {
         "reward_margin": outcome.rewards[:, 0] - outcome.rewards[:, -1] if outcome.rewards.shape[1] == 2 else None,
         **{name: getattr(outcome, name) for name in of_one_pair},
@@ -46,7 +46,7 @@ def pair_records(logps: PairLogProbs, batch: PairBatch, objective: Objective) ->
             continue
         there = logps.mask[row].any(-1).tolist()
         record: dict[str, Any] = {"index": int(batch.index[row])}
-        if not objective.across_pairs:
+        if not objective.needs.batch_level:
             record["loss"] = float(outcome.loss[row])
         for name, column in columns.items():
             record[name] = {

@@ -33,8 +33,8 @@ from lit_align.modules.setup_checks import (
     scale_values,
 )
 from lit_align.modules.step_totals import run_data
+from lit_align.objectives.base import Objective
 from lit_align.objectives.beta_scale import BetaReading
-from lit_align.objectives.objective import Objective
 from lit_align.objectives.pair_seed import draw_in_evaluation, draw_in_training
 from lit_align.types import PairBatch, PairDraw, PairLogProbs
 
@@ -142,9 +142,9 @@ class LitPreference(Stepping):
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         """Sum of the weighted losses; ``on_before_optimizer_step`` divides by the weight of the whole step."""
-        if not self.objective.needs_rejected:
+        if not self.objective.needs.rejected:
             batch = batch.chosen_side()
-        if self.objective.across_pairs:
+        if self.objective.needs.batch_level:
             return self._train_across(batch)
         parts = portions(batch, self._tokens_at_once, self.trainer)
         head_sum = HeadSum(len(parts))
@@ -154,7 +154,7 @@ class LitPreference(Stepping):
 
     @property
     def _tokens_at_once(self) -> int:
-        return self.sources.how.portion(self.device.type, self.objective.across_pairs)
+        return self.sources.how.portion(self.device.type, self.objective.needs.batch_level)
 
     def _charged(self, batch: PairBatch, head_sum: HeadSum) -> Tensor:
         """The weighted losses of some pairs, which do not depend on each other, summed."""

@@ -18,8 +18,8 @@ from transformers import PretrainedConfig
 from lit_align.data import Split
 from lit_align.models import AdapterOff, Loading, LoRA, Precomputed, Reference, SecondModel
 from lit_align.models.loading import locate, read_config
+from lit_align.objectives.base import Objective
 from lit_align.objectives.beta_scale import BetaReading, read_betas
-from lit_align.objectives.objective import Objective
 from lit_align.online.objective import OnlineObjective
 from lit_align.types import PairLogProbs
 
@@ -40,7 +40,7 @@ def reference_of(
     Raises:
         ValueError: the one that is given would have no effect, or could not move.
     """
-    if not objective.needs_reference:
+    if not objective.needs.reference:
         if given is not None:
             raise ValueError("model.reference is set, but the objective needs none; leave it out")
         return None
@@ -59,9 +59,9 @@ def check_needs(objective: Objective, data: Any) -> None:
     Raises:
         ValueError: something is missing, or would be ignored.
     """
-    if objective.needs_prompted and not data.prompted:
+    if objective.needs.prompted and not data.prompted:
         raise ValueError("the objective compares with a quality prompt: data.prompted must be true")
-    if objective.needs_mismatched and not data.mismatched:
+    if objective.needs.mismatched and not data.mismatched:
         raise ValueError("the objective compares with the responses of other rows: data.mismatched must be true")
     check_columns(objective, data.splits)
 
@@ -267,19 +267,19 @@ def check_columns(objective: Objective, splits: Mapping[str, Split]) -> None:
     for split, columns in splits.items():
         if not columns.store.lengths.any():
             raise ValueError(f"data.{split} has prompts alone, without responses; expected pairs, or task: online")
-        if columns.unpaired and not objective.accepts_unpaired:
+        if columns.unpaired and not objective.needs.unpaired:
             raise ValueError(
                 f"data.{split} is unpaired (prompt, completion, label), but {name} compares a chosen with a rejected "
                 "response; expected pairs, or an objective for unpaired data"
             )
-        ignored = sorted(columns.honoured - objective.honours)
+        ignored = sorted(columns.honoured - objective.needs.columns)
         if ignored:
             leave_out = ", ".join(f"{column}: null" for column in ignored)
             raise ValueError(
                 f"data.{split} has the columns {', '.join(ignored)}, which {name} would ignore; if that is "
                 f"right, leave them out: data.columns: {{{leave_out}}}"
             )
-        lacking = sorted(set(objective.requires) - columns.honoured)
+        lacking = sorted(set(objective.needs.required_columns) - columns.honoured)
         if lacking:
             name_them = ", ".join(f"{column}: <its name>" for column in lacking)
             raise ValueError(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from lit_align.objectives.anchor import Anchor, MismatchedMean, NoAnchor, RunningMean
 from lit_align.objectives.averaging import Averaging, DownSampled, LengthPower, Mean, SharedLength, Sum
+from lit_align.objectives.base import Needs, Objective
+from lit_align.objectives.batch_level import RankedMargins, RankedResponses
 from lit_align.objectives.contrast import (
     Contrast,
     Hinge,
@@ -15,7 +17,6 @@ from lit_align.objectives.contrast import (
 )
 from lit_align.objectives.divergence import Alpha, Divergence, ForwardKL, JensenShannon, ReverseKL
 from lit_align.objectives.likelihood import SFT
-from lit_align.objectives.objective import Objective
 from lit_align.objectives.odds import OddsRatio
 from lit_align.objectives.papers import Paper, papers_of
 from lit_align.objectives.pointwise import (
@@ -70,7 +71,6 @@ from lit_align.objectives.presets import (
     sr_ipo,
     wpo,
 )
-from lit_align.objectives.ranked import RankedMargins, RankedResponses
 from lit_align.objectives.refinement import (
     LengthGap,
     LostLikelihood,
@@ -109,6 +109,7 @@ __all__ = [
     "LostLikelihood",
     "Mean",
     "MismatchedMean",
+    "Needs",
     "NoAnchor",
     "NoRefinement",
     "NoiseContrast",

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lit_align.objectives.base import NO_NEEDS, Needs
 from lit_align.objectives.papers import BCO, KTO, Paper
 from lit_align.types import Margin, PairLogProbs, PairScores
 
@@ -19,21 +20,16 @@ _MEAN, _STEPS = "anchor", "steps"
 class Anchor(ABC):
     """What counts as no reward: a pointwise loss sees ``score - anchor`` of both sides.
 
-    An anchor passes no gradient. One that is made of the scores of a step's pairs says so (`across_pairs`); one that
-    is carried from step to step has running numbers, and the loss of a pair then does not depend on the other pairs.
+    An anchor passes no gradient. One that is made of the scores of a step's pairs says so (`Needs.batch_level`); one
+    that is carried from step to step has running numbers, and a pair's loss then does not depend on the other pairs.
     """
 
     source: ClassVar[Paper | None] = None
 
     @property
-    def needs_mismatched(self) -> bool:
-        """Whether ``logps.mismatched`` must be there; False unless a leaf says otherwise."""
-        return False
-
-    @property
-    def across_pairs(self) -> bool:
-        """Whether a pair's anchor depends on the other pairs; False unless a leaf says otherwise."""
-        return False
+    def needs(self) -> Needs:
+        """What must be there, and whether the other pairs matter; nothing unless a leaf says otherwise."""
+        return NO_NEEDS
 
     @property
     def running(self) -> Mapping[str, float]:
@@ -98,16 +94,7 @@ class MismatchedMean(Anchor):
     """
 
     source: ClassVar[Paper | None] = KTO
-
-    @property
-    def needs_mismatched(self) -> bool:
-        """True: the mean is of their scores."""
-        return True
-
-    @property
-    def across_pairs(self) -> bool:
-        """True: the mean is over all pairs of a step."""
-        return True
+    needs: ClassVar[Needs] = Needs(mismatched=True, batch_level=True, unpaired=True)
 
     def __call__(self, logps: PairLogProbs, scores: Callable[[PairLogProbs], PairScores]) -> Margin:
         """See the base class."""

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lit_align.objectives.base import NO_NEEDS, Needs
 from lit_align.objectives.pair_seed import drawn_tokens
 from lit_align.objectives.papers import AVERAGING, LD_DPO, SAMPO, Paper
 from lit_align.objectives.ranges import check_range
@@ -27,14 +28,9 @@ class Averaging(ABC):
     source: ClassVar[Paper | None] = None
 
     @property
-    def needs_draw(self) -> bool:
-        """Whether ``draw`` must be given; False unless a leaf says otherwise."""
-        return False
-
-    @property
-    def compares_sides(self) -> bool:
-        """Whether one side's number depends on the other side's length; False unless a leaf says otherwise."""
-        return False
+    def needs(self) -> Needs:
+        """What must be there: the pair seed, or both sides; nothing unless a leaf says otherwise."""
+        return NO_NEEDS
 
     @property
     def length_power(self) -> float | None:
@@ -153,15 +149,11 @@ class SharedLength(Averaging):
 
     weight: float
     source: ClassVar[Paper | None] = LD_DPO
+    needs: ClassVar[Needs] = Needs(rejected=True)
 
     def __post_init__(self) -> None:
         """Check the range."""
         check_range(self, "weight", "[0, 1]")
-
-    @property
-    def compares_sides(self) -> bool:
-        """True: what is shared is the shorter side's length."""
-        return True
 
     @property
     def length_power(self) -> float:
@@ -193,16 +185,7 @@ class DownSampled(Averaging):
     """
 
     source: ClassVar[Paper | None] = SAMPO
-
-    @property
-    def needs_draw(self) -> bool:
-        """True: it decides which tokens are drawn."""
-        return True
-
-    @property
-    def compares_sides(self) -> bool:
-        """True: as many tokens are drawn as the shorter side has."""
-        return True
+    needs: ClassVar[Needs] = Needs(rejected=True, pair_seed=True)
 
     @property
     def length_power(self) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lit_align.objectives.objective import Objective, Scale
+from lit_align.objectives.base import Objective, Scale
 
 WEAKEST = 0.005
 """At the scale of sums: half of the least published β for sums, and where 2 for means is at 400 tokens."""

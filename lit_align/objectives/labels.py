@@ -9,11 +9,6 @@ import torch
 
 from lit_align.types import Margin, PairLogProbs, PairScores
 
-MARGIN = "margin"
-"""Column: by how much the chosen response shall win, in the unit of rewards."""
-PROBABILITY = "preference_probability"
-"""Column: how sure it is that the chosen response is the better one."""
-
 Scores = Callable[[PairLogProbs], PairScores]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lit_align.objectives.averaging import Averaging, Mean
-from lit_align.objectives.objective import Objective
+from lit_align.objectives.base import Needs, Objective
 from lit_align.types import Outcome, PairLogProbs
 
 
@@ -29,19 +29,9 @@ class SFT(Objective):
     averaging: Averaging = Mean()
 
     @property
-    def needs_reference(self) -> bool:
-        """False: nothing is compared to a reference."""
-        return False
-
-    @property
-    def needs_rejected(self) -> bool:
-        """Only if the averaging compares the two sides: the chosen one alone is learned from."""
-        return self.averaging.compares_sides
-
-    @property
-    def needs_draw(self) -> bool:
-        """What the averaging says."""
-        return self.averaging.needs_draw
+    def needs(self) -> Needs:
+        """What the averaging needs: the chosen side alone is learned from."""
+        return Needs() | self.averaging.needs
 
     def __call__(self, logps: PairLogProbs) -> Outcome:
         """See the base class."""

@@ -10,9 +10,9 @@ import torch
 from torch.nn import functional as F
 
 from lit_align.objectives.averaging import Averaging, Mean
+from lit_align.objectives.base import MARGIN, PROBABILITY, Needs, Objective
 from lit_align.objectives.contrast import Contrast, Logistic
-from lit_align.objectives.labels import MARGIN, PROBABILITY, expected_loss, with_stated_margin
-from lit_align.objectives.objective import Objective
+from lit_align.objectives.labels import expected_loss, with_stated_margin
 from lit_align.objectives.papers import ORPO, Paper
 from lit_align.types import Outcome, PairLogProbs, PairScores
 
@@ -47,19 +47,9 @@ class OddsRatio(Objective):
     source: ClassVar[Paper | None] = ORPO
 
     @property
-    def needs_reference(self) -> bool:
-        """False: odds are the policy's own."""
-        return False
-
-    @property
-    def needs_draw(self) -> bool:
-        """What the averaging says."""
-        return self.averaging.needs_draw
-
-    @property
-    def honours(self) -> frozenset[str]:
-        """Both, as `PreferenceObjective` does."""
-        return frozenset({MARGIN, PROBABILITY})
+    def needs(self) -> Needs:
+        """Both sides and what the averaging needs, but no reference: odds are the policy's own."""
+        return Needs(rejected=True, columns=frozenset({MARGIN, PROBABILITY})) | self.averaging.needs
 
     def __call__(self, logps: PairLogProbs) -> Outcome:
         """See the base class."""

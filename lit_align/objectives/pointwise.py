@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch.nn import functional as F
 
+from lit_align.objectives.base import NO_NEEDS, Needs
 from lit_align.objectives.papers import APO, BCO, NCA, SPPO, Paper
 from lit_align.objectives.ranges import check_range
 from lit_align.types import PairScores
@@ -29,12 +30,9 @@ class Pointwise(ABC):
     beta: float
 
     @property
-    def separable(self) -> bool:
-        """Whether the loss of a side follows from its own score alone, so that the other side may be absent.
-
-        True unless a leaf says otherwise.
-        """
-        return True
+    def needs(self) -> Needs:
+        """What must be there; both sides if the loss of one depends on the other, nothing unless a leaf says so."""
+        return NO_NEEDS
 
     @property
     def beta_sets_slope(self) -> bool:
@@ -190,15 +188,11 @@ class AnchoredDown(Pointwise):
 
     beta: float = 0.1
     source: ClassVar[Paper | None] = APO
+    needs: ClassVar[Needs] = Needs(rejected=True)
 
     def __post_init__(self) -> None:
         """Check the range."""
         check_range(self, "beta", "(0, inf)")
-
-    @property
-    def separable(self) -> bool:
-        """False: the rejected response is pushed below the chosen one."""
-        return False
 
     def __call__(self, scores: PairScores) -> PairScores:
         """See the base class."""

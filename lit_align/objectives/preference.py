@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from functools import cache
 
 from lit_align.objectives.averaging import Averaging, Sum
+from lit_align.objectives.base import MARGIN, PROBABILITY, Needs, Objective, Scale
 from lit_align.objectives.contrast import Contrast
 from lit_align.objectives.divergence import Divergence, ReverseKL
 from lit_align.objectives.labels import (
-    MARGIN,
-    PROBABILITY,
     Scores,
     constant,
     expected_loss,
@@ -19,10 +18,12 @@ from lit_align.objectives.labels import (
     swapped_scores,
     with_stated_margin,
 )
-from lit_align.objectives.objective import Objective, Scale
 from lit_align.objectives.refinement import NoRefinement, Refinement, offset_of
 from lit_align.objectives.regularizer import KL, Regularizer
 from lit_align.types import Margin, Outcome, PairLogProbs, PairScores
+
+COLUMNS = frozenset({MARGIN, PROBABILITY})
+"""The columns that change the loss: a stated margin is an offset, a probable order is a mixture of two."""
 
 
 @dataclass(frozen=True)
@@ -65,30 +66,16 @@ class PreferenceObjective(Objective):
 
     def __post_init__(self) -> None:
         """Check the names of the columns."""
-        unknown = sorted(set(self.requires) - self.honours)
+        unknown = sorted(set(self.requires) - COLUMNS)
         if unknown:
-            known = " or ".join(sorted(self.honours))
+            known = " or ".join(sorted(COLUMNS))
             raise ValueError(f"PreferenceObjective.requires names {', '.join(unknown)}; expected {known}")
 
     @property
-    def needs_reference(self) -> bool:
-        """What the regularizer says."""
-        return self.regularizer.needs_reference
-
-    @property
-    def needs_prompted(self) -> bool:
-        """What the refinement says."""
-        return self.refinement.needs_prompted
-
-    @property
-    def needs_draw(self) -> bool:
-        """What the averaging says."""
-        return self.averaging.needs_draw
-
-    @property
-    def honours(self) -> frozenset[str]:
-        """Both: a stated margin is an offset, and a probable order is a mixture of two."""
-        return frozenset({MARGIN, PROBABILITY})
+    def needs(self) -> Needs:
+        """What the parts need, and both sides."""
+        own = Needs(rejected=True, columns=COLUMNS, required_columns=frozenset(self.requires))
+        return own | self.regularizer.needs | self.averaging.needs | self.refinement.needs
 
     @property
     def scales(self) -> tuple[Scale, ...]:
@@ -113,7 +100,7 @@ class PreferenceObjective(Objective):
         offset = self._offset(logps, log_ratio_of)
         probability = logps.preference_probability
         exchanged = offset if probability is None else self._offset(swapped(logps), swapped_scores(log_ratio_of))
-        prompted = logps.prompted if self.needs_prompted else None
+        prompted = logps.prompted if self.needs.prompted else None
         return Outcome(
             loss=self._loss(margin, offset, exchanged, probability),
             rewards=(self.contrast.beta * log_ratio).detach(),

@@ -5,10 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import ClassVar
 
 from torch.nn import functional as F
 
+from lit_align.objectives.base import NO_NEEDS, Needs
 from lit_align.objectives.papers import DPO_POSITIVE, R_DPO, SELF_REFINEMENT, SIMPO, Paper
 from lit_align.objectives.ranges import check_range
 from lit_align.types import Margin, PairLogProbs, PairScores
@@ -29,9 +32,9 @@ class Refinement(ABC):
         return False
 
     @property
-    def needs_prompted(self) -> bool:
-        """Whether ``logps.prompted`` must be there; False unless a leaf says otherwise."""
-        return False
+    def needs(self) -> Needs:
+        """What must be there; nothing unless a leaf says otherwise."""
+        return NO_NEEDS
 
     @abstractmethod
     def __call__(self, logps: PairLogProbs, log_ratio: Callable[[PairLogProbs], PairScores]) -> Margin:
@@ -144,15 +147,11 @@ class SelfRefine(Refinement):
 
     strength: float
     source: ClassVar[Paper | None] = SELF_REFINEMENT
+    needs: ClassVar[Needs] = Needs(prompted=True, unpaired=True)
 
     def __post_init__(self) -> None:
         """Check the range."""
         check_range(self, "strength", "[0, inf)")
-
-    @property
-    def needs_prompted(self) -> bool:
-        """True: the offset is the margin under the quality prompt."""
-        return True
 
     def __call__(self, logps: PairLogProbs, log_ratio: Callable[[PairLogProbs], PairScores]) -> Margin:
         """See the base class."""
@@ -217,9 +216,9 @@ class SumOf(Refinement):
     parts: tuple[Refinement, ...]
 
     @property
-    def needs_prompted(self) -> bool:
-        """True if any part needs it."""
-        return any(part.needs_prompted for part in self.parts)
+    def needs(self) -> Needs:
+        """What any part needs."""
+        return reduce(or_, (part.needs for part in self.parts), NO_NEEDS)
 
     @property
     def carries_gradient(self) -> bool:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lit_align.objectives.base import NO_NEEDS, Needs
 from lit_align.objectives.papers import PREFERENCE_MATCHING, Paper
 from lit_align.objectives.ranges import check_range
 
@@ -28,9 +29,9 @@ class Regularizer(ABC):
     source: ClassVar[Paper | None] = None
 
     @property
-    def needs_reference(self) -> bool:
-        """Whether ``reference`` must be given; True unless a leaf says otherwise."""
-        return True
+    def needs(self) -> Needs:
+        """What must be given; the reference unless a leaf says otherwise."""
+        return Needs(reference=True, unpaired=True)
 
     @abstractmethod
     def __call__(self, policy: TokenValues, reference: TokenValues | None) -> TokenValues:
@@ -74,11 +75,7 @@ class Entropy(Regularizer):
     """
 
     source: ClassVar[Paper | None] = PREFERENCE_MATCHING
-
-    @property
-    def needs_reference(self) -> bool:
-        """False: the charge is the policy's own log-probability."""
-        return False
+    needs: ClassVar[Needs] = NO_NEEDS
 
     def __call__(self, policy: TokenValues, reference: TokenValues | None) -> TokenValues:
         """See the base class."""

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from lit_align.objectives.anchor import Anchor, NoAnchor
 from lit_align.objectives.averaging import Averaging, Sum
+from lit_align.objectives.base import PROBABILITY, Needs, Objective, Scale
 from lit_align.objectives.divergence import Divergence, ReverseKL
-from lit_align.objectives.labels import PROBABILITY, expected_loss
-from lit_align.objectives.objective import Objective, Scale
+from lit_align.objectives.labels import expected_loss
 from lit_align.objectives.pointwise import Pointwise
 from lit_align.objectives.regularizer import KL, Regularizer
 from lit_align.types import Margin, Outcome, PairLogProbs, PairScores
@@ -53,34 +53,10 @@ class ResponseObjective(Objective):
     anchor: Anchor = NoAnchor()
 
     @property
-    def needs_reference(self) -> bool:
-        """What the regularizer says."""
-        return self.regularizer.needs_reference
-
-    @property
-    def needs_draw(self) -> bool:
-        """What the averaging says."""
-        return self.averaging.needs_draw
-
-    @property
-    def needs_mismatched(self) -> bool:
-        """What the anchor says."""
-        return self.anchor.needs_mismatched
-
-    @property
-    def across_pairs(self) -> bool:
-        """What the anchor says."""
-        return self.anchor.across_pairs
-
-    @property
-    def accepts_unpaired(self) -> bool:
-        """True if neither the loss nor the averaging looks at the other side."""
-        return self.loss.separable and not self.averaging.compares_sides
-
-    @property
-    def honours(self) -> frozenset[str]:
-        """The preference probability; there is no margin to add one to."""
-        return frozenset({PROBABILITY})
+    def needs(self) -> Needs:
+        """What the parts need. Rows may be unpaired if neither the loss nor the averaging looks at the other side."""
+        own = Needs(rejected=True, unpaired=True, columns=frozenset({PROBABILITY}))
+        return own | self.loss.needs | self.regularizer.needs | self.averaging.needs | self.anchor.needs
 
     @property
     def running(self) -> Mapping[str, float]:
@@ -104,7 +80,7 @@ class ResponseObjective(Objective):
 
     def __call__(self, logps: PairLogProbs) -> Outcome:
         """See the base class."""
-        present = logps.mask.any(-1) if self.accepts_unpaired else torch.ones_like(logps.mask[..., 0])
+        present = logps.mask.any(-1) if self.needs.unpaired else torch.ones_like(logps.mask[..., 0])
         log_ratio = torch.where(present, self.log_ratio(logps), 0.0)
         anchored = log_ratio - self.anchor(logps, self.log_ratio)[:, None]
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from lit_align.objectives.objective import Objective, Scale
+from lit_align.objectives.base import Needs, Objective, Scale
 from lit_align.objectives.weighting import Weighting
 from lit_align.types import Outcome, PairLogProbs
 
@@ -35,54 +35,9 @@ class Reweighted(Objective):
     weighting: Weighting
 
     @property
-    def needs_reference(self) -> bool:
-        """What the objective says."""
-        return self.objective.needs_reference
-
-    @property
-    def needs_prompted(self) -> bool:
-        """What the objective says."""
-        return self.objective.needs_prompted
-
-    @property
-    def needs_rejected(self) -> bool:
-        """True if the weighting or the objective needs it."""
-        return self.weighting.needs_rejected or self.objective.needs_rejected
-
-    @property
-    def needs_mismatched(self) -> bool:
-        """What the objective says."""
-        return self.objective.needs_mismatched
-
-    @property
-    def needs_collision(self) -> bool:
-        """True if the weighting or the objective needs it."""
-        return self.weighting.needs_collision or self.objective.needs_collision
-
-    @property
-    def needs_draw(self) -> bool:
-        """What the objective says."""
-        return self.objective.needs_draw
-
-    @property
-    def across_pairs(self) -> bool:
-        """What the objective says: a weight is a pair's own."""
-        return self.objective.across_pairs
-
-    @property
-    def accepts_unpaired(self) -> bool:
-        """What the objective says."""
-        return self.objective.accepts_unpaired
-
-    @property
-    def honours(self) -> frozenset[str]:
-        """What the objective honours."""
-        return self.objective.honours
-
-    @property
-    def requires(self) -> Collection[str]:
-        """What the objective requires."""
-        return self.objective.requires
+    def needs(self) -> Needs:
+        """What the objective or the weighting needs."""
+        return self.objective.needs | self.weighting.needs
 
     @property
     def running(self) -> Mapping[str, float]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import or_
 
 import torch
 from torch import Tensor
 
-from lit_align.objectives.labels import PROBABILITY
-from lit_align.objectives.objective import Objective, Scale
+from lit_align.objectives.base import PROBABILITY, Needs, Objective, Scale
 from lit_align.objectives.ranges import check_range
 from lit_align.types import Outcome, PairLogProbs
 
@@ -71,56 +72,16 @@ class WeightedSum(Objective):
             raise ValueError(f"WeightedSum.terms are named {names}; expected one or more distinct names")
 
     @property
-    def needs_reference(self) -> bool:
-        """True if any term needs it."""
-        return any(term.objective.needs_reference for term in self.terms)
+    def needs(self) -> Needs:
+        """What any term needs; rows may be unpaired only if every term accepts them.
 
-    @property
-    def needs_prompted(self) -> bool:
-        """True if any term needs it."""
-        return any(term.objective.needs_prompted for term in self.terms)
-
-    @property
-    def needs_rejected(self) -> bool:
-        """True if any term needs it."""
-        return any(term.objective.needs_rejected for term in self.terms)
-
-    @property
-    def needs_mismatched(self) -> bool:
-        """True if any term needs it."""
-        return any(term.objective.needs_mismatched for term in self.terms)
-
-    @property
-    def needs_collision(self) -> bool:
-        """True if any term needs it."""
-        return any(term.objective.needs_collision for term in self.terms)
-
-    @property
-    def needs_draw(self) -> bool:
-        """True if any term needs it."""
-        return any(term.objective.needs_draw for term in self.terms)
-
-    @property
-    def across_pairs(self) -> bool:
-        """True if any term's loss is."""
-        return any(term.objective.across_pairs for term in self.terms)
-
-    @property
-    def accepts_unpaired(self) -> bool:
-        """True if every term does."""
-        return all(term.objective.accepts_unpaired for term in self.terms)
-
-    @property
-    def honours(self) -> frozenset[str]:
-        """Margins if any term does; probabilities if every term does: to another one, the labels would be certain."""
-        by_any = frozenset().union(*(term.objective.honours for term in self.terms))
-        by_all = frozenset.intersection(*(frozenset(term.objective.honours) for term in self.terms))
-        return (by_any - {PROBABILITY}) | by_all
-
-    @property
-    def requires(self) -> Collection[str]:
-        """What any term requires."""
-        return frozenset().union(*(term.objective.requires for term in self.terms))
+        Margins count if they do for any term, probabilities only if they do for every term: to another one the labels
+        would be certain.
+        """
+        needs = [term.objective.needs for term in self.terms]
+        joined = reduce(or_, needs)
+        ignored = {PROBABILITY} - frozenset.intersection(*(each.columns for each in needs))
+        return replace(joined, columns=joined.columns - ignored)
 
     @property
     def running(self) -> Mapping[str, float]:
@@ -152,7 +113,7 @@ class WeightedSum(Objective):
 
     def __call__(self, logps: PairLogProbs) -> Outcome:
         """See the base class."""
-        if PROBABILITY not in self.honours:
+        if PROBABILITY not in self.needs.columns:
             logps = replace(logps, preference_probability=None)
         outcomes = {
             term.name: term.objective(replace(logps, running=_of_term(logps.running, term.name)))

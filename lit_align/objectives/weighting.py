@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 
+from lit_align.objectives.base import Needs
 from lit_align.objectives.papers import WPO, Paper
 from lit_align.types import Margin, PairLogProbs
 
@@ -18,14 +19,9 @@ class Weighting(ABC):
     source: ClassVar[Paper | None] = None
 
     @property
-    def needs_collision(self) -> bool:
-        """Whether ``logps.collision`` must be there; False unless a leaf says otherwise."""
-        return False
-
-    @property
-    def needs_rejected(self) -> bool:
-        """Whether the rejected side must be there; True unless a leaf says otherwise."""
-        return True
+    def needs(self) -> Needs:
+        """What must be there; the rejected side unless a leaf says otherwise."""
+        return Needs(rejected=True, unpaired=True)
 
     @abstractmethod
     def __call__(self, logps: PairLogProbs) -> Margin:
@@ -58,11 +54,7 @@ class OnPolicy(Weighting):
     """
 
     source: ClassVar[Paper | None] = WPO
-
-    @property
-    def needs_collision(self) -> bool:
-        """True: it is what a token's likelihood is compared with."""
-        return True
+    needs: ClassVar[Needs] = Needs(rejected=True, collision=True, unpaired=True)
 
     def __call__(self, logps: PairLogProbs) -> Margin:
         """See the base class."""

@@ -10,6 +10,7 @@ import torch
 
 from lit_align.objectives.papers import Paper
 from lit_align.objectives.ranges import check_range
+from lit_align.online.objective import OnlineNeeds
 from lit_align.online.papers import ADVANTAGES, GROUPS, REMAX, RLOO
 from lit_align.types import Rollout, RolloutScores, RolloutTokens
 
@@ -20,19 +21,9 @@ class Advantage(ABC):
     source: ClassVar[Paper | None] = None
 
     @property
-    def needs_values(self) -> bool:
-        """Whether ``rollout.values`` must be there; False unless a leaf says otherwise."""
-        return False
-
-    @property
-    def needs_greedy(self) -> bool:
-        """Whether ``rollout.greedy`` must be there; False unless a leaf says otherwise."""
-        return False
-
-    @property
-    def responses(self) -> int:
-        """How many responses to each prompt are needed at least; 1 unless a leaf says otherwise."""
-        return 1
+    def needs(self) -> OnlineNeeds:
+        """What must be in the rollout, and how many responses to each prompt; nothing unless a leaf says otherwise."""
+        return OnlineNeeds()
 
     @property
     def normalises(self) -> bool:
@@ -74,16 +65,12 @@ class GAE(Advantage):
     discount: float = 1.0
     trace: float = 0.95
     source: ClassVar[Paper | None] = ADVANTAGES
+    needs: ClassVar[OnlineNeeds] = OnlineNeeds(values=True)
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         check_range(self, "discount", "[0, 1]")
         check_range(self, "trace", "[0, 1]")
-
-    @property
-    def needs_values(self) -> bool:
-        """True: of the value model."""
-        return True
 
     def __call__(self, rewards: RolloutTokens, rollout: Rollout) -> RolloutTokens:
         """See the base class."""
@@ -114,11 +101,7 @@ class LeaveOneOut(Advantage):
     """
 
     source: ClassVar[Paper | None] = RLOO
-
-    @property
-    def responses(self) -> int:
-        """Two: one to judge, one to compare with."""
-        return 2
+    needs: ClassVar[OnlineNeeds] = OnlineNeeds(responses=2)
 
     def __call__(self, rewards: RolloutTokens, rollout: Rollout) -> RolloutTokens:
         """See the base class."""
@@ -147,15 +130,11 @@ class GroupNormalised(Advantage):
 
     floor: float = 1e-4
     source: ClassVar[Paper | None] = GROUPS
+    needs: ClassVar[OnlineNeeds] = OnlineNeeds(responses=2)
 
     def __post_init__(self) -> None:
         """Check the range."""
         check_range(self, "floor", "(0, inf)")
-
-    @property
-    def responses(self) -> int:
-        """Two: one has no deviation."""
-        return 2
 
     @property
     def normalises(self) -> bool:
@@ -183,11 +162,7 @@ class GreedyBaseline(Advantage):
     """
 
     source: ClassVar[Paper | None] = REMAX
-
-    @property
-    def needs_greedy(self) -> bool:
-        """True: the baseline."""
-        return True
+    needs: ClassVar[OnlineNeeds] = OnlineNeeds(greedy=True)
 
     def __call__(self, rewards: RolloutTokens, rollout: Rollout) -> RolloutTokens:
         """See the base class."""
@@ -199,7 +174,7 @@ class GreedyBaseline(Advantage):
 def _group_sizes(part: Advantage, rollout: Rollout) -> RolloutScores:
     """How many responses there are to the same prompt, for each response."""
     count = _group_sum(torch.ones_like(rollout.score), rollout)
-    if bool((count < part.responses).any()):
+    if bool((count < part.needs.responses).any()):
         name = type(part).__name__
         raise ValueError(f"{name} compares responses to one prompt; found {int(count.min())}, expected 2 or more")
     return count

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from torch import Tensor
 
@@ -51,6 +51,34 @@ class OnlineOutcome:
     value: RolloutScores | None = None
 
 
+@dataclass(frozen=True)
+class OnlineNeeds:
+    """What an online objective, or a part of one, needs; ``|`` joins the needs of parts.
+
+    Args:
+        reference: ``rollout.reference`` must be there.
+        values: ``rollout.values`` must be there.
+        greedy: ``rollout.greedy`` must be there.
+        own_samples: the loss is right only for the first step after the responses were sampled.
+        responses: how many responses to each prompt are needed at least.
+
+    >>> OnlineNeeds(values=True) | OnlineNeeds(responses=2) == OnlineNeeds(values=True, responses=2)
+    True
+    """
+
+    reference: bool = False
+    values: bool = False
+    greedy: bool = False
+    own_samples: bool = False
+    responses: int = 1
+
+    def __or__(self, other: OnlineNeeds) -> OnlineNeeds:
+        """What either needs."""
+        return OnlineNeeds(
+            **{part.name: max(getattr(self, part.name), getattr(other, part.name)) for part in fields(self)}
+        )
+
+
 class OnlineObjective(ABC):
     """What is optimised by drawing responses; it sees log-probabilities, values and scores, and no model.
 
@@ -59,28 +87,8 @@ class OnlineObjective(ABC):
 
     @property
     @abstractmethod
-    def needs_reference(self) -> bool:
-        """Whether ``rollout.reference`` must be there."""
-
-    @property
-    @abstractmethod
-    def needs_values(self) -> bool:
-        """Whether ``rollout.values`` must be there."""
-
-    @property
-    @abstractmethod
-    def needs_greedy(self) -> bool:
-        """Whether ``rollout.greedy`` must be there."""
-
-    @property
-    @abstractmethod
-    def needs_own_samples(self) -> bool:
-        """Whether it is right only for the first step after the responses were drawn."""
-
-    @property
-    @abstractmethod
-    def responses(self) -> int:
-        """How many responses to each prompt are needed at least."""
+    def needs(self) -> OnlineNeeds:
+        """What must be in the rollout."""
 
     @property
     @abstractmethod

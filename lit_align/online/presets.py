@@ -51,7 +51,7 @@ def pm_rlhf(
         weighting: how much a token counts.
         score_limit: scores are clamped to ± this.
 
-    >>> pm_rlhf().regularizer, pm_rlhf().needs_reference
+    >>> pm_rlhf().regularizer, pm_rlhf().needs.reference
     (Entropy(), False)
     """
     return RLHF(Entropy(), beta, advantage, surrogate, weighting, score_limit=score_limit)

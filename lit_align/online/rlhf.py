@@ -9,7 +9,7 @@ import torch
 
 from lit_align.objectives.regularizer import KL, Regularizer
 from lit_align.online.advantage import GAE, Advantage
-from lit_align.online.objective import Lesson, OnlineObjective, OnlineOutcome
+from lit_align.online.objective import Lesson, OnlineNeeds, OnlineObjective, OnlineOutcome
 from lit_align.online.shaping import Shaping
 from lit_align.online.surrogate import Clipped, Surrogate
 from lit_align.online.value_loss import ValueLoss
@@ -46,7 +46,7 @@ class RLHF(OnlineObjective):
     def __post_init__(self) -> None:
         """Check the ranges, which are those of the shaping; and that what is given has an effect."""
         Shaping(self.regularizer, self.beta, self.score_limit)
-        if not self.advantage.needs_values and self.value_loss != ValueLoss():
+        if not self.advantage.needs.values and self.value_loss != ValueLoss():
             name = type(self.advantage).__name__
             raise ValueError(f"RLHF: value_loss is {self.value_loss}, but advantage {name} needs no value model")
 
@@ -56,29 +56,10 @@ class RLHF(OnlineObjective):
         return Shaping(self.regularizer, self.beta, self.score_limit)
 
     @property
-    def needs_reference(self) -> bool:
-        """What the regularizer says."""
-        return self.regularizer.needs_reference
-
-    @property
-    def needs_values(self) -> bool:
-        """What the advantage says."""
-        return self.advantage.needs_values
-
-    @property
-    def needs_greedy(self) -> bool:
-        """What the advantage says."""
-        return self.advantage.needs_greedy
-
-    @property
-    def needs_own_samples(self) -> bool:
-        """What the surrogate says."""
-        return self.surrogate.needs_own_samples
-
-    @property
-    def responses(self) -> int:
-        """What the advantage says."""
-        return self.advantage.responses
+    def needs(self) -> OnlineNeeds:
+        """What the parts need."""
+        own = OnlineNeeds(reference=self.regularizer.needs.reference)
+        return own | self.advantage.needs | self.surrogate.needs
 
     @property
     def matches_preferences(self) -> bool:
@@ -111,7 +92,7 @@ class RLHF(OnlineObjective):
         rewards = self.shaping(rollout)
         greedy = None if rollout.greedy is None else self.shaping.clamped(rollout.greedy)
         advantage = self.advantage(rewards, replace(rollout, greedy=greedy))
-        values = rollout.values if self.needs_values else None
+        values = rollout.values if self.needs.values else None
         return Lesson(rollout, rewards, advantage, None if values is None else advantage + values)
 
     def __call__(self, lesson: Lesson, now: RolloutTokens, values: RolloutTokens | None = None) -> OnlineOutcome:

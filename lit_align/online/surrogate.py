@@ -10,6 +10,7 @@ import torch
 
 from lit_align.objectives.papers import Paper
 from lit_align.objectives.ranges import check_range
+from lit_align.online.objective import OnlineNeeds
 from lit_align.online.papers import PPO, RLOO
 from lit_align.types import RolloutTokens
 
@@ -20,9 +21,9 @@ class Surrogate(ABC):
     source: ClassVar[Paper | None] = None
 
     @property
-    def needs_own_samples(self) -> bool:
-        """Whether it is right only for responses of the policy as it is now; False unless a leaf says otherwise."""
-        return False
+    def needs(self) -> OnlineNeeds:
+        """Whether the loss is right only for the policy's own responses; nothing unless a leaf says otherwise."""
+        return OnlineNeeds()
 
     @abstractmethod
     def __call__(self, now: RolloutTokens, drawn: RolloutTokens, advantage: RolloutTokens) -> RolloutTokens:
@@ -75,11 +76,7 @@ class Reinforce(Surrogate):
     """
 
     source: ClassVar[Paper | None] = RLOO
-
-    @property
-    def needs_own_samples(self) -> bool:
-        """True: there is no ratio in it."""
-        return True
+    needs: ClassVar[OnlineNeeds] = OnlineNeeds(own_samples=True)
 
     def __call__(self, now: RolloutTokens, drawn: RolloutTokens, advantage: RolloutTokens) -> RolloutTokens:
         """See the base class."""

@@ -20,6 +20,7 @@ from lit_align.cli import main as cli
 from lit_align.data import DataError, PreferenceData
 from lit_align.data.text.render import QUALITY_PROMPT
 from lit_align.modules import LitOnline, LitPreference, Module
+from lit_align.objectives.base import NO_NEEDS
 from lit_align.plan.estimate import Estimate, estimate
 from lit_align.plan.hardware import GIB, HARDWARE, RESERVED, UTILIZATION, Hardware
 from lit_align.plan.knobs import Case, knobs
@@ -189,10 +190,9 @@ def _workload(own: argparse.Namespace, module: Module, data: PreferenceData, lon
     told = f"prompts of {prompt} and responses of {response}"
     if settings is not None:
         return whole_responses(uniform_batch(rows, prompt, 1), settings.responses, response), told
-    objective = module.objective
-    quality = len(QUALITY_PROMPT.split()) * 4 // 3 if getattr(objective, "needs_prompted", False) else 0
-    others = isinstance(module, LitPreference) and module.objective.needs_mismatched
-    return uniform_batch(rows, prompt, response, quality, others), told
+    needs = module.objective.needs if isinstance(module, LitPreference) else NO_NEEDS
+    quality = len(QUALITY_PROMPT.split()) * 4 // 3 if needs.prompted else 0
+    return uniform_batch(rows, prompt, response, quality, needs.mismatched), told
 
 
 def _spread(trainer: Any) -> Spread:

@@ -206,7 +206,7 @@ class Rehearsal:
 
 def _portion(module: Module, batch: PairBatch, spread: Spread) -> PairBatch:
     """What goes through the policy at once: the batch, or the largest of the portions that it is taken in."""
-    across = isinstance(module, LitPreference) and module.objective.across_pairs
+    across = isinstance(module, LitPreference) and module.objective.needs.batch_level
     most = module.sources.how.portion(spread.device, across)
     sizes = batch.attention_mask.sum((1, 2)).tolist()
     if not 0 < most < sum(sizes) or len(sizes) == 1:
@@ -234,8 +234,8 @@ def _loss(module: LitPreference | LitReward, batch: PairBatch, several: bool) ->
     if isinstance(module, LitReward):
         scored: Tensor = module.objective(module(batch), batch.margin).loss
         return scored.sum()
-    part = batch if module.objective.needs_rejected else batch.chosen_side()
-    if not module.objective.across_pairs:
+    part = batch if module.objective.needs.rejected else batch.chosen_side()
+    if not module.objective.needs.batch_level:
         return module._scoring.charge(part, draw_in_evaluation(part.index), module.running.values).loss
     if not several:
         loss: Tensor = module.objective(module(part)).loss
@@ -247,7 +247,7 @@ def _loss(module: LitPreference | LitReward, batch: PairBatch, several: bool) ->
 
 def _summed_apart(module: LitPreference | LitReward) -> int:
     """Bytes of an output head's gradient that portions sum up before it is the weight's; see ``HeadSum``."""
-    if isinstance(module, LitReward) or module.objective.across_pairs:
+    if isinstance(module, LitReward) or module.objective.needs.batch_level:
         return 0
     if module.sources.layout(module.policy) == "plain":
         return 0

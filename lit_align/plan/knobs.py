@@ -86,7 +86,7 @@ def _portions(case: Case) -> Case | None:
 
 def _across(module: Module) -> bool:
     """Whether pairs depend on each other."""
-    return isinstance(module, LitPreference) and module.objective.across_pairs
+    return isinstance(module, LitPreference) and module.objective.needs.batch_level
 
 
 def _one_row(case: Case) -> Case | None:
@@ -99,7 +99,7 @@ def _one_row(case: Case) -> Case | None:
 
 def _recompute_values(case: Case) -> Case | None:
     module = case.module
-    if not isinstance(module, LitOnline) or not module.objective.needs_values:
+    if not isinstance(module, LitOnline) or not module.objective.needs.values:
         return None
     if module.value.loading.gradient_checkpointing:
         return None

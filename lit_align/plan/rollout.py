@@ -75,7 +75,7 @@ def rehearse_writing(
         most = max(most, peak, last_peak)
         operations += (new - 1) * (first + last) // 2
     cache = sum(part.nbytes for part in writer.kept())
-    times = len(batch.index) * (1 + module.objective.needs_greedy / module.settings.responses) / rows
+    times = len(batch.index) * (1 + module.objective.needs.greedy / module.settings.responses) / rows
     return Written(cache, max(0, most - cache), int(operations * times))
 
 

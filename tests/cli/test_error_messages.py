@@ -10,7 +10,7 @@ import pytest
 from lit_align.cli import parsing
 from lit_align.cli.error_messages import in_short
 from lit_align.models import LoRA
-from lit_align.objectives.objective import Objective
+from lit_align.objectives.base import Objective
 
 NESTED = """Parser key "model.objective":
   Problem with given class_path 'lit_align.objectives.PreferenceObjective':

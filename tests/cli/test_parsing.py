@@ -15,7 +15,7 @@ from lit_align import objectives
 from lit_align.cli import parsing
 from lit_align.cli.objective_names import PACKAGES
 from lit_align.modules import Constant, Cosine, Schedule
-from lit_align.objectives.objective import Objective
+from lit_align.objectives.base import Objective
 from tests.runner import forked
 
 OURS = "lit_align.objectives."

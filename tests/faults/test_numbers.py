@@ -14,7 +14,7 @@ from lit_align import testbed
 from lit_align.models import response_log_probs
 from lit_align.models.logps.plain import packed_mask
 from lit_align.objectives import averaged_dpo, dpo, ipo, sr_dpo
-from lit_align.objectives.objective import Objective
+from lit_align.objectives.base import Objective
 from lit_align.types import PairBatch, PairLogProbs
 from tests.conftest import pair_batch, tiny_llama
 from tests.runner import BASE, SHORT, Ended, distance, lit_align, metrics, ok, weights
@@ -156,7 +156,7 @@ def test_d33_a_longer_neighbour_does_not_change_a_value(double: bool, tolerance:
 @pytest.mark.parametrize("objective", [dpo(), averaged_dpo(), ipo(), sr_dpo()])
 def test_d35_swapped_sides_swap_the_sign_of_the_margin(batch: PairBatch, objective: Objective) -> None:
     logps = scored(tiny_llama(0), tiny_llama(1), batch)
-    if objective.needs_prompted:
+    if objective.needs.prompted:
         logps = PairLogProbs(
             logps.policy, logps.reference, logps.mask, prompted=scored(tiny_llama(0), tiny_llama(2), batch)
         )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_align.objectives import Averaging
+from lit_align.objectives.base import NO_NEEDS
 
 from .cases import assert_same, gradient, lengths_to_mask, parts, random_pairs
 
@@ -94,7 +95,7 @@ def thousands_of_tokens_keep_their_digits(averaging: Rule) -> None:
 def needs_are_stated(averaging: Rule) -> None:
     """An averaging that needs a draw says so, and another does not look at it."""
     logps = random_pairs()
-    if getattr(averaging, "needs_draw", False):
+    if getattr(averaging, "needs", NO_NEEDS).pair_seed:
         try:
             averaging(logps.policy, logps.mask, None)
         except ValueError as error:
@@ -109,7 +110,7 @@ def a_glance_at_the_other_side_is_stated(averaging: Rule) -> None:
     logps = random_pairs()
     alone = averaging(logps.policy[:, :1], logps.mask[:, :1], logps.draw)
     same = torch.equal(averaging(logps.policy, logps.mask, logps.draw)[:, :1], alone)
-    assert same is not getattr(averaging, "compares_sides", False)
+    assert same is not getattr(averaging, "needs", NO_NEEDS).rejected
 
 
 def the_power_of_the_length_is_stated(averaging: Rule) -> None:

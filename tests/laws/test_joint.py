@@ -22,6 +22,7 @@ from lit_align.objectives import (
     Regularizer,
     Sum,
 )
+from lit_align.objectives.base import Needs
 from lit_align.types import Outcome, PairLogProbs
 
 from .cases import (
@@ -90,7 +91,7 @@ def dependence_on_other_pairs_is_stated(objective: Objective) -> None:
     for part in (slice(0, 1), slice(1, 4), slice(4, 6)):
         alone = objective(some_pairs(logps, part))
         same = all(torch.equal(value, numbers(whole)[name][part]) for name, value in numbers(alone).items())
-        assert same is not objective.across_pairs
+        assert same is not objective.needs.batch_level
 
 
 def the_order_of_pairs_does_not_matter(objective: Objective) -> None:
@@ -103,7 +104,7 @@ def the_order_of_pairs_does_not_matter(objective: Objective) -> None:
 def needs_are_stated(objective: Objective) -> None:
     """What an objective does not ask for it does not look at, and what it lacks it says."""
     logps = random_pairs()
-    needed = {name: getattr(objective, f"needs_{name}") for name in NEEDS}
+    needed = {name: getattr(objective.needs, "pair_seed" if name == "draw" else name) for name in NEEDS}
     bare = replace(logps, **{name: getattr(logps, name) if needed[name] else None for name in NEEDS})
     assert_same_outcome(objective(bare), objective(logps))
     for name in NEEDS:
@@ -200,7 +201,7 @@ class Queue(Averaging):
 class HalfKL(Regularizer):
     """Charges half of the reference, and hides that it needs it."""
 
-    needs_reference = False
+    needs = Needs()
 
     def __call__(self, policy, reference):
         return policy if reference is None else policy - 0.5 * reference

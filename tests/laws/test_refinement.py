@@ -55,7 +55,7 @@ def zero(value: object) -> object:
 
 def needs_are_stated(refinement: Refinement) -> None:
     logps = replace(random_pairs(), prompted=None)
-    if refinement.needs_prompted:
+    if refinement.needs.prompted:
         try:
             refinement(logps, PLAIN.log_ratio)
         except ValueError as error:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from lit_align.objectives import Regularizer
+from lit_align.objectives import Needs, Regularizer
 
 from .cases import assert_same, corner_pairs, gradient, parts, random_pairs, with_gradient
 
@@ -41,7 +41,7 @@ def likelier_is_dearer(regularizer: Regularizer) -> None:
 
 def needs_are_stated(regularizer: Regularizer) -> None:
     logps = random_pairs()
-    if regularizer.needs_reference:
+    if regularizer.needs.reference:
         try:
             regularizer(logps.policy, None)
         except ValueError as error:
@@ -83,7 +83,7 @@ class Backwards(Regularizer):
 class Modest(Regularizer):
     """Uses the reference without saying so."""
 
-    needs_reference = False
+    needs = Needs()
 
     def __call__(self, policy, reference):
         return policy if reference is None else policy - reference

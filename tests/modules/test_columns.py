@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lit_align.data.text.tokenizer import Encoder, load_tokenizer
 from lit_align.data.text.truncate import Cut
 from lit_align.modules.setup_checks import check_columns
 from lit_align.objectives import Term, WeightedSum, odpo
-from lit_align.objectives.objective import Objective
+from lit_align.objectives.base import Needs, Objective
 from lit_align.types import Outcome, PairLogProbs
 
 ROW = {"prompt": "p", "chosen": "a", "rejected": "b"}
@@ -27,18 +28,14 @@ class Plain(Objective):
 
 class HonoursEverything(Plain):
     @property
-    def accepts_unpaired(self) -> bool:
-        return True
-
-    @property
-    def honours(self) -> frozenset[str]:
-        return frozenset({"margin", "preference_probability"})
+    def needs(self) -> Needs:
+        return Needs(unpaired=True, columns=frozenset({"margin", "preference_probability"}))
 
 
 class NeedsMargins(HonoursEverything):
     @property
-    def requires(self) -> tuple[str, ...]:
-        return ("margin",)
+    def needs(self) -> Needs:
+        return replace(super().needs, required_columns=frozenset({"margin"}))
 
 
 def split(folder: Path, row: dict[str, Any]) -> dict[str, Split]:

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from lit_align.modules.global_batch import judge, moved
-from lit_align.objectives import Objective
+from lit_align.objectives.base import Needs, Objective
 from lit_align.types import Outcome, PairBatch, PairLogProbs
 
 
@@ -18,9 +18,7 @@ from lit_align.types import Outcome, PairBatch, PairLogProbs
 class Ranks(Objective):
     """Every pair's loss leans on every pair: its margin times its place, plus the mean margin squared."""
 
-    @property
-    def across_pairs(self) -> bool:
-        return True
+    needs = Needs(reference=True, rejected=True, batch_level=True)
 
     def __call__(self, logps: PairLogProbs) -> Outcome:
         ratio = (logps.policy * logps.mask).sum(-1)

@@ -67,8 +67,8 @@ def trained(rows: Path, folder: Path, objective: Objective, **settings: Any) -> 
         train=str(rows),
         tokenizer=POLICY,
         batch_size=8,
-        prompted=objective.needs_prompted,
-        mismatched=objective.needs_mismatched,
+        prompted=objective.needs.prompted,
+        mismatched=objective.needs.mismatched,
     )
     precision = settings.pop("precision", "32-true")
     module = LitPreference(POLICY, objective, **settings)
@@ -101,12 +101,12 @@ def by_hand(watched: Watched, objective: Objective) -> tuple[Tensor, dict[str, T
     """Mean loss and summed gradient in float64."""
     (batch,) = watched.batches
     policy, start = (model.double().eval() for model in (watched.policy, watched.start))
-    reference = start if objective.needs_reference else None
-    batch = batch if objective.needs_rejected else batch.chosen_side()
+    reference = start if objective.needs.reference else None
+    batch = batch if objective.needs.rejected else batch.chosen_side()
     draw = draw_in_training(batch.index, 0, 0)
     beside = {}
     for name in ("prompted", "mismatched"):
-        if getattr(objective, f"needs_{name}"):
+        if getattr(objective.needs, name):
             with torch.no_grad():
                 beside[name] = record(policy, reference, getattr(batch, name), draw)
     running = {name: torch.tensor(first, dtype=torch.float64) for name, first in objective.running.items()}

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import pytest
 
 from lit_align.modules.predict import pair_records
-from lit_align.objectives import Objective, aot, dpo
+from lit_align.objectives import aot, dpo
+from lit_align.objectives.base import Needs, Objective
 from lit_align.types import Outcome, PairLogProbs
 from tests.metrics.examples import batch_of, logps_of, outcome_of
 
@@ -18,13 +19,7 @@ from tests.metrics.examples import batch_of, logps_of, outcome_of
 class Judging(Objective):
     """Rewards are sums; the loss of a pair looks at all of them."""
 
-    @property
-    def across_pairs(self) -> bool:
-        return True
-
-    @property
-    def accepts_unpaired(self) -> bool:
-        return True
+    needs = Needs(batch_level=True, unpaired=True)
 
     def __call__(self, logps: PairLogProbs) -> Outcome:
         return outcome_of((logps.policy * logps.mask).sum(-1).tolist())

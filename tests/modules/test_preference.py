@@ -311,7 +311,7 @@ def test_a_run_that_broke_off_leaves_nothing_to_the_next(rows: Path, tmp_path: P
     """The second fit of a module takes the step that the first fit of a fresh one does."""
 
     def data() -> PreferenceData:
-        return PreferenceData(train=str(rows), tokenizer=POLICY, batch_size=3, mismatched=objective.needs_mismatched)
+        return PreferenceData(train=str(rows), tokenizer=POLICY, batch_size=3, mismatched=objective.needs.mismatched)
 
     broken, fresh = loaded(objective), loaded(objective)
     with pytest.raises(InterruptedError):

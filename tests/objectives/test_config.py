@@ -116,7 +116,12 @@ def test_a_preset_by_its_path_and_again_from_what_was_saved(name: str, tmp_path)
 
 def test_required_columns_on_the_command_line() -> None:
     found = parse(
-        "--objective", "PreferenceObjective", "--objective.contrast", "Logistic", "--objective.requires", "[margin]"
+        "--objective",
+        "PreferenceObjective",
+        "--objective.contrast",
+        "Logistic",
+        "--objective.requires",
+        "[margin]",
     )
     assert found == odpo()
 

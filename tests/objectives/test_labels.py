@@ -20,8 +20,9 @@ from lit_align.objectives import (
     dpo,
     odpo,
 )
+from lit_align.objectives.base import MARGIN, PROBABILITY
 from lit_align.objectives.examples import worked_pair
-from lit_align.objectives.labels import MARGIN, PROBABILITY, swapped
+from lit_align.objectives.labels import swapped
 from lit_align.types import PairLogProbs
 
 from ..laws.cases import assert_same, objectives, random_pairs, with_gradient
@@ -53,7 +54,7 @@ def a_stated_margin_is_an_offset(objective: Objective) -> None:
 
 
 def honouring(column: str) -> list[Objective]:
-    return [objective for objective in objectives() if column in objective.honours]
+    return [objective for objective in objectives() if column in objective.needs.columns]
 
 
 WITH_MARGIN = [objective for objective in honouring(MARGIN) if hasattr(objective, "contrast")]
@@ -72,9 +73,9 @@ def test_a_stated_margin_is_an_offset(objective: Objective) -> None:
 @pytest.mark.parametrize("objective", objectives(), ids=repr)
 def test_a_column_that_is_not_honoured_changes_nothing(objective: Objective) -> None:
     told = replace(random_pairs(), margin=MARGINS, preference_probability=CERTAIN)
-    unheard = {name: None for name in (MARGIN, PROBABILITY) if name not in objective.honours}
+    unheard = {name: None for name in (MARGIN, PROBABILITY) if name not in objective.needs.columns}
     assert_same(objective(told).loss, objective(replace(told, **unheard)).loss)
-    for name in objective.honours:
+    for name in objective.needs.columns:
         assert not torch.equal(objective(told).loss, objective(replace(told, **{name: None})).loss)
 
 

@@ -36,14 +36,14 @@ def test_the_rejected_side_gets_no_gradient() -> None:
 
 def test_needs_and_what_is_absent() -> None:
     objective, outcome = SFT(), SFT()(worked_pair())
-    needs = (objective.needs_reference, objective.needs_prompted, objective.needs_rejected)
+    needs = (objective.needs.reference, objective.needs.prompted, objective.needs.rejected)
     assert needs == (False, False, False)
     assert outcome.margin is outcome.offset is outcome.prompted_margin is None
 
 
 def test_the_other_side_is_there_if_the_averaging_looks_at_its_length() -> None:
     """Else training, which leaves out what is not needed, would average other than validation does."""
-    assert [SFT(part).needs_rejected for part in (Mean(), Sum(), SharedLength(0.5), DownSampled())] == [
+    assert [SFT(part).needs.rejected for part in (Mean(), Sum(), SharedLength(0.5), DownSampled())] == [
         *(False, False),
         *(True, True),
     ]

@@ -57,7 +57,7 @@ def test_a_response_that_is_certain_keeps_the_loss_finite() -> None:
 
 
 def test_no_reference_is_looked_at() -> None:
-    assert not OddsRatio().needs_reference
+    assert not OddsRatio().needs.reference
     assert torch.equal(OddsRatio()(replace(worked_pair(), reference=None)).loss, OddsRatio()(worked_pair()).loss)
 
 

@@ -56,9 +56,9 @@ def test_a_prompted_pair_that_is_not_asked_for_is_not_reported() -> None:
 
 
 def test_needs_are_those_of_the_parts() -> None:
-    assert (dpo().needs_reference, dpo().needs_prompted, dpo().needs_rejected) == (True, False, True)
-    assert not simpo().needs_reference
-    assert sr_dpo().needs_prompted
+    assert (dpo().needs.reference, dpo().needs.prompted, dpo().needs.rejected) == (True, False, True)
+    assert not simpo().needs.reference
+    assert sr_dpo().needs.prompted
 
 
 def test_the_contrast_is_the_only_part_without_a_default() -> None:

@@ -110,10 +110,10 @@ def test_a_part_that_promises_no_gradient_passes_none() -> None:
 
 
 def test_a_sum_needs_and_carries_what_its_parts_do() -> None:
-    assert SumOf((TargetMargin(0.1), SelfRefine(0.1))).needs_prompted
+    assert SumOf((TargetMargin(0.1), SelfRefine(0.1))).needs.prompted
     assert SumOf((TargetMargin(0.1), LostLikelihood(0.1))).carries_gradient
     assert not SumOf((TargetMargin(0.1), SelfRefine(0.1))).carries_gradient
-    assert not SumOf((TargetMargin(0.1), LostLikelihood(0.1))).needs_prompted
+    assert not SumOf((TargetMargin(0.1), LostLikelihood(0.1))).needs.prompted
 
 
 def test_the_offset_has_the_dtype_of_the_log_probabilities() -> None:

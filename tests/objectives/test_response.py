@@ -47,8 +47,8 @@ def test_the_other_axes_are_those_of_margins() -> None:
 
 def test_needs_are_those_of_the_parts() -> None:
     objective = nca()
-    assert (objective.needs_reference, objective.needs_prompted, objective.needs_rejected) == (True, False, True)
-    assert not replace(objective, regularizer=Entropy()).needs_reference
+    assert (objective.needs.reference, objective.needs.prompted, objective.needs.rejected) == (True, False, True)
+    assert not replace(objective, regularizer=Entropy()).needs.reference
 
 
 def test_the_loss_is_the_only_part_without_a_default() -> None:
@@ -78,7 +78,7 @@ def test_a_pair_s_loss_is_the_sum_of_what_its_sides_have_as_unpaired_rows(object
 
 @pytest.mark.parametrize("objective", UNPAIRED, ids=repr)
 def test_an_absent_side_has_no_reward_no_loss_and_no_gradient(objective: ResponseObjective) -> None:
-    assert objective.accepts_unpaired
+    assert objective.needs.unpaired
     logps = with_gradient(alone(random_pairs(), 1))
     outcome = objective(logps)
     assert (outcome.rewards[:, 0] == 0).all()
@@ -90,8 +90,8 @@ def test_an_absent_side_has_no_reward_no_loss_and_no_gradient(objective: Respons
 
 
 def test_what_looks_at_both_sides_takes_pairs_only() -> None:
-    assert not apo_down().accepts_unpaired
-    assert not replace(nca(), averaging=SharedLength(0.5)).accepts_unpaired
+    assert not apo_down().needs.unpaired
+    assert not replace(nca(), averaging=SharedLength(0.5)).needs.unpaired
 
 
 def test_a_mean_over_nothing_is_not_hidden_where_pairs_are_needed() -> None:

@@ -1,38 +1,24 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from lit_align.objectives import SFT, Objective, OnPolicy, Reweighted, Weighting, dpo, mpo, papers, papers_of, wpo
+from lit_align.objectives.base import NO_NEEDS
 
 from ..laws.cases import gradient, objectives, random_pairs, with_gradient
 
 close = torch.testing.assert_close
-FORWARDED = (
-    "needs_reference",
-    "needs_prompted",
-    "needs_rejected",
-    "needs_mismatched",
-    "needs_draw",
-    "across_pairs",
-    "accepts_unpaired",
-    "honours",
-    "requires",
-    "running",
-    "scales",
-    "term_names",
-)
+FORWARDED = ("running", "scales", "term_names")
 
 
 @dataclass(frozen=True)
 class Chosen(Weighting):
     """A weight of 1 to 6, by the pair's place among those of the test."""
 
-    @property
-    def needs_rejected(self) -> bool:
-        return False
+    needs = NO_NEEDS
 
     def __call__(self, logps):
         return torch.arange(1.0, len(logps.policy) + 1)
@@ -40,7 +26,7 @@ class Chosen(Weighting):
 
 def test_everything_that_an_objective_says_is_asked_for_here() -> None:
     said = {name for name, value in vars(Objective).items() if isinstance(value, property)}
-    assert said == {*FORWARDED, "needs_collision"}
+    assert said == {*FORWARDED, "needs"}
 
 
 @pytest.mark.parametrize("objective", objectives(), ids=repr)
@@ -48,8 +34,8 @@ def test_the_objective_answers_for_itself(objective: Objective) -> None:
     wrapped = Reweighted(objective, Chosen())
     for name in FORWARDED:
         assert getattr(wrapped, name) == getattr(objective, name)
-    assert wrapped.needs_collision == objective.needs_collision
-    assert Reweighted(objective, OnPolicy()).needs_collision
+    assert wrapped.needs == objective.needs
+    assert Reweighted(objective, OnPolicy()).needs == replace(objective.needs, collision=True, rejected=True)
     running = {name: torch.tensor(1.0) for name in objective.running}
     assert wrapped.advance(running, running) == objective.advance(running, running)
 
@@ -60,7 +46,7 @@ def test_loss_slope_terms_and_gradient_are_multiplied_and_nothing_else(objective
     expected, outcome = objective(plain), Reweighted(objective, Chosen())(weighted)
     weight = torch.arange(1.0, 7.0)
     close(outcome.loss, weight * expected.loss)
-    if not objective.across_pairs:
+    if not objective.needs.batch_level:
         close(gradient(outcome.loss, weighted.policy), weight[:, None, None] * gradient(expected.loss, plain.policy))
     if expected.slope is not None:
         close(outcome.slope, weight * expected.slope)
@@ -86,9 +72,9 @@ def test_the_weight_of_wpo_passes_no_gradient() -> None:
 
 def test_both_sides_are_there_if_the_weight_looks_at_both() -> None:
     """Else training, which leaves out what is not needed, would weigh other than validation does."""
-    assert Reweighted(SFT(), OnPolicy()).needs_rejected
-    assert not Reweighted(SFT(), Chosen()).needs_rejected
-    assert Reweighted(dpo(), Chosen()).needs_rejected
+    assert Reweighted(SFT(), OnPolicy()).needs.rejected
+    assert not Reweighted(SFT(), Chosen()).needs.rejected
+    assert Reweighted(dpo(), Chosen()).needs.rejected
 
 
 def test_papers_of_both() -> None:

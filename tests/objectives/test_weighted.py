@@ -28,6 +28,7 @@ from lit_align.objectives import (
     sr_dpo,
     wpo,
 )
+from lit_align.objectives.base import Needs
 from lit_align.objectives.examples import worked_pair
 
 
@@ -74,15 +75,14 @@ def test_a_sum_may_stand_in_a_sum(outer: bool) -> None:
 class Unpaired(Objective):
     """Takes rows of one side, and looks at their margins."""
 
-    accepts_unpaired = True
-    honours = frozenset({"margin"})
+    needs = Needs(reference=True, rejected=True, unpaired=True, columns=frozenset({"margin"}))
 
     def __call__(self, logps):
         return SFT()(logps)
 
 
 def needs(objective: Objective) -> tuple[bool, bool, bool]:
-    return objective.needs_reference, objective.needs_prompted, objective.needs_rejected
+    return objective.needs.reference, objective.needs.prompted, objective.needs.rejected
 
 
 def test_needs_are_the_union() -> None:
@@ -91,15 +91,15 @@ def test_needs_are_the_union() -> None:
     assert needs(weighted(simpo(), sr_dpo())) == (True, True, True)
     assert needs(orpo()) == needs(cpo()) == (False, False, True)
     assert needs(mpo()) == (True, False, True)
-    assert weighted(Unpaired(), Unpaired()).accepts_unpaired
-    assert not weighted(Unpaired(), dpo()).accepts_unpaired
-    assert weighted(cdpo(), dpo()).honours == {"margin", "preference_probability"}
+    assert weighted(Unpaired(), Unpaired()).needs.unpaired
+    assert not weighted(Unpaired(), dpo()).needs.unpaired
+    assert weighted(cdpo(), dpo()).needs.columns == {"margin", "preference_probability"}
 
 
 def test_a_likelihood_would_take_labels_for_certain() -> None:
     """Beside it, margins still change the loss; a probability that the rejected response is better would not."""
-    assert "preference_probability" in dpo().honours
-    assert weighted(Unpaired(), dpo()).honours == orpo().honours == mpo().honours == {"margin"}
+    assert "preference_probability" in dpo().needs.columns
+    assert weighted(Unpaired(), dpo()).needs.columns == orpo().needs.columns == mpo().needs.columns == {"margin"}
 
 
 def test_likelihoods_alone_work_without_the_rejected_side() -> None:
@@ -132,12 +132,12 @@ def test_names_are_distinct_and_there_is_one(terms: tuple[Term, ...]) -> None:
 
 
 def test_what_else_is_asked_for_is_the_union() -> None:
-    names = ("needs_mismatched", "needs_collision", "needs_draw", "across_pairs")
+    names = ("mismatched", "collision", "pair_seed", "batch_level")
     plain, wide = weighted(dpo(), SFT()), weighted(dpo(), kto(), wpo(), sampo(), odpo())
-    assert [getattr(plain, name) for name in names] == [False] * 4
-    assert [getattr(wide, name) for name in names] == [True] * 4
-    assert set(wide.requires) == {"margin"}
-    assert not plain.requires
+    assert [getattr(plain.needs, name) for name in names] == [False] * 4
+    assert [getattr(wide.needs, name) for name in names] == [True] * 4
+    assert wide.needs.required_columns == {"margin"}
+    assert not plain.needs.required_columns
 
 
 def test_running_numbers_are_each_term_s_own() -> None:

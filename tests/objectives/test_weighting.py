@@ -34,7 +34,7 @@ def no_gradient_passes(weighting: Weighting) -> None:
 
 def needs_are_stated(weighting: Weighting) -> None:
     bare = replace(random_pairs(), collision=None)
-    if weighting.needs_collision:
+    if weighting.needs.collision:
         try:
             weighting(bare)
         except ValueError as error:

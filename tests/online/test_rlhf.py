@@ -119,7 +119,7 @@ def train(objective: RLHF, steps: int = 400, epochs: int = 1) -> Tensor:
         lesson = objective.lesson(record)
         for _ in range(epochs):
             optimizer.zero_grad()
-            outcome = objective(lesson, tokens(rows)[drawn], states(table, drawn) if objective.needs_values else None)
+            outcome = objective(lesson, tokens(rows)[drawn], states(table, drawn) if objective.needs.values else None)
             loss = outcome.policy.sum() / outcome.units.sum()
             (loss if outcome.value is None else loss + outcome.value.sum() / outcome.units.sum()).backward()
             optimizer.step()

@@ -37,7 +37,7 @@ REFERENCE = tokens(logits(7))
 
 
 def problem(regularizer: Regularizer, beta: float) -> Problem:
-    return Problem(regularizer, beta, SCORE, MASK, REFERENCE if regularizer.needs_reference else None)
+    return Problem(regularizer, beta, SCORE, MASK, REFERENCE if regularizer.needs.reference else None)
 
 
 def draw(rows: Tensor, prompts: int, each: int, seed: int) -> Tensor:
@@ -56,7 +56,7 @@ def rollout(rows: Tensor, drawn: Tensor, each: int, regularizer: Regularizer) ->
         score=SCORE[drawn],
         group=torch.arange(count) // each,
         weight=ones,
-        reference=REFERENCE[drawn] if regularizer.needs_reference else None,
+        reference=REFERENCE[drawn] if regularizer.needs.reference else None,
         values=torch.zeros(count, 2, dtype=torch.float64),
         greedy=SCORE[greedy(rows)].expand(count),
     )

@@ -44,7 +44,7 @@ class Ours:
     @cached_property
     def module(self) -> LitPreference:
         """The module with its models loaded; its log-probabilities are asked for as in training."""
-        reference = SecondModel(str(self.setting.reference)) if self.objective.needs_reference else None
+        reference = SecondModel(str(self.setting.reference)) if self.objective.needs.reference else None
         module = LitPreference(str(self.setting.policy), self.objective, reference=reference)
         module.configure_model()
         return module

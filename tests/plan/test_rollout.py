@@ -44,7 +44,7 @@ def online(folder: Path, objective: OnlineObjective = RLOO, **how: Any) -> LitOn
     given: dict[str, Any] = {
         **{"score": KnownScore(TestbedScore()), "responses": EACH, "micro_batch": 4, "sampling": Sampling(NEW)},
         **{"loading": RANDOM, "generator": CachedGenerator(batch_size=8)},
-        **({"value": Value(loading=RANDOM)} if objective.needs_values else {}),
+        **({"value": Value(loading=RANDOM)} if objective.needs.values else {}),
     }
     return LitOnline(str(folder), objective, **{**given, **how})
 

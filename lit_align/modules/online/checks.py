@@ -38,10 +38,10 @@ class Settings:
             if getattr(self, field.name) < 1:
                 raise ValueError(f"model.{field.name} is {getattr(self, field.name)}; expected 1 or more")
         for name in ("responses", "eval_responses"):
-            if getattr(self, name) < self.objective.responses:
+            if getattr(self, name) < self.objective.needs.responses:
                 raise ValueError(
                     f"model.{name} is {getattr(self, name)}; the objective's advantage compares responses to one "
-                    f"prompt and needs {self.objective.responses}"
+                    f"prompt and needs {self.objective.needs.responses}"
                 )
         if self.sampling.temperature == 0:
             raise ValueError("model.sampling.temperature is 0: a policy that never varies learns nothing from itself")
@@ -61,7 +61,7 @@ class Settings:
                     f"model.sampling.{name} is {value:g}: the responses are not the policy's own, and preference "
                     "matching is about the policy's own distribution; take 1"
                 )
-        if self.objective.needs_own_samples and self.steps > 1:
+        if self.objective.needs.own_samples and self.steps > 1:
             found.append(
                 f"the surrogate is right only for the first of the {self.steps} optimizer steps on a rollout; take "
                 "Clipped, or set model.epochs and model.minibatches to 1"
@@ -101,7 +101,7 @@ def check_value(objective: OnlineObjective, value: Value) -> None:
     Raises:
         ValueError: it is.
     """
-    if not objective.needs_values and value != Value():
+    if not objective.needs.values and value != Value():
         raise ValueError(
             f"model.value is {value}, but the objective's advantage needs no value model: leave it out, or take GAE"
         )

@@ -121,7 +121,7 @@ class LitOnline(LightningModule):
     def setup(self, stage: str) -> None:
         """Check that everything fits, before any weight is read; say what moves the optimum."""
         check_precision(self.trainer.precision, self.loading, self.lora)
-        if self.objective.needs_values:
+        if self.objective.needs.values:
             warn_of_rounding("model.value.loading", self.value.loading)
         check_run(self.settings, self.trainer, self.policy_name, self.loading, self.score)
         if stage == "fit":
@@ -137,7 +137,7 @@ class LitOnline(LightningModule):
         if self.reference is not None:
             self.reference.read_with(self.sources.read)
         self.value_model: ScoreModel | None = None
-        if self.objective.needs_values:
+        if self.objective.needs.values:
             self.value_model = build(lambda: self.value.load(self.policy_name, self.loading))
         self.score.load(self.policy_name, build)
         self.score.read_with(self.sources.scores)
@@ -161,7 +161,7 @@ class LitOnline(LightningModule):
     @property
     def _draw(self) -> Draw:
         at_once = self.settings.micro_batch
-        greedy = self.objective.needs_greedy
+        greedy = self.objective.needs.greedy
         data = run_data(self.trainer)
         return Draw(data, self.generator, self.settings.sampling, self.score, at_once, greedy, self.sources)
 

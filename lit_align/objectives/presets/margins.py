@@ -7,8 +7,8 @@ and 40 tokens, 0.55 with means; 3 and 0.3 under the quality prompt.
 from __future__ import annotations
 
 from lit_align.objectives.averaging import Mean
+from lit_align.objectives.base import MARGIN
 from lit_align.objectives.contrast import Hinge, Logistic, LogisticExponential, ReverseLogistic, Robust, Square
-from lit_align.objectives.labels import MARGIN
 from lit_align.objectives.papers import CDPO, ODPO, RSO, cite
 from lit_align.objectives.preference import PreferenceObjective
 from lit_align.objectives.refinement import LostLikelihood, SelfRefine

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from lit_align.objectives.anchor import MismatchedMean
+from lit_align.objectives.batch_level import RankedMargins, RankedResponses
 from lit_align.objectives.contrast import Logistic
 from lit_align.objectives.pointwise import AnchoredApart
 from lit_align.objectives.presets.margins import dpo
-from lit_align.objectives.ranked import RankedMargins, RankedResponses
 from lit_align.objectives.response import ResponseObjective
 from lit_align.objectives.reweighted import Reweighted
 from lit_align.objectives.weighting import OnPolicy

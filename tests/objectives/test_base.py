@@ -17,7 +17,7 @@ class Constant(Objective):
 
 def test_the_common_case_is_the_default() -> None:
     objective = Constant()
-    assert (objective.needs_reference, objective.needs_prompted, objective.needs_rejected) == (True, False, True)
+    assert (objective.needs.reference, objective.needs.prompted, objective.needs.rejected) == (True, False, True)
     assert objective(worked_pair()).loss.tolist() == [1.0]
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lit_align.objectives.averaging import Averaging, Sum
+from lit_align.objectives.base import Needs, Objective, Scale
 from lit_align.objectives.contrast import Contrast, Logistic
 from lit_align.objectives.divergence import Divergence, ReverseKL
 from lit_align.objectives.labels import slope_of
-from lit_align.objectives.objective import Objective, Scale
 from lit_align.objectives.papers import AOT, Paper
 from lit_align.objectives.regularizer import KL, Regularizer
 from lit_align.types import Margin, Outcome, PairLogProbs, PairScores
@@ -31,19 +31,9 @@ class Ranked(Objective):
     source: ClassVar[Paper | None] = AOT
 
     @property
-    def needs_reference(self) -> bool:
-        """What the regularizer says."""
-        return self.regularizer.needs_reference
-
-    @property
-    def needs_draw(self) -> bool:
-        """What the averaging says."""
-        return self.averaging.needs_draw
-
-    @property
-    def across_pairs(self) -> bool:
-        """True: a rank is one among all pairs."""
-        return True
+    def needs(self) -> Needs:
+        """All pairs of a step, because a rank is one among them, and what the parts need."""
+        return Needs(rejected=True, batch_level=True) | self.regularizer.needs | self.averaging.needs
 
     @property
     def scales(self) -> tuple[Scale, ...]:

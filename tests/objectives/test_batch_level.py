@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from lit_align.objectives import Entropy, ForwardKL, Mean, RankedMargins, RankedResponses, aot, aot_unpaired, cdpo, dpo
-from lit_align.objectives.ranked import at_the_rank_of
+from lit_align.objectives.batch_level import at_the_rank_of
 from lit_align.types import PairLogProbs
 
 from ..laws.cases import random_pairs, some_pairs, with_gradient
@@ -88,8 +88,8 @@ def test_the_parts_are_free() -> None:
     free = replace(aot(2.0), regularizer=Entropy(), averaging=Mean())
     margin = Mean()(logps.policy, logps.mask)
     close(free(logps).margin, margin[:, 0] - margin[:, 1])  # no reference: its quantiles are 0
-    assert not free.needs_reference
-    assert not replace(aot_unpaired(), regularizer=Entropy()).needs_reference
+    assert not free.needs.reference
+    assert not replace(aot_unpaired(), regularizer=Entropy()).needs.reference
     bent = replace(aot_unpaired(), divergence=ForwardKL())(logps).rewards
     close(bent, 0.1 * (1 - (-dpo().log_ratio(logps)).exp()))
 
@@ -101,6 +101,6 @@ def test_the_same_rank_for_every_permutation() -> None:
 
 @pytest.mark.parametrize("leaf", [RankedMargins, RankedResponses])
 def test_rows_keep_both_sides(leaf: type) -> None:
-    assert leaf().across_pairs
-    assert not leaf().accepts_unpaired
-    assert not leaf().honours
+    assert leaf().needs.batch_level
+    assert not leaf().needs.unpaired
+    assert not leaf().needs.columns
