@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 from lit_align.data import PreferenceData, SamplePrompt
-from lit_align.models.generation import Sampling, sample_responses
+from lit_align.models.generation import Sampling, model_stop_tokens, sample_responses
 from lit_align.modules import PolicyModule
 from lit_align.modules.step_totals import run_data
 from lit_align.types import ResponseScore
@@ -131,15 +131,15 @@ class Samples(Callback):
         drawn = Drawn([], [], [])
         with opened as module:
             model: Any = module
-            ends = {*data.end_tokens, *_as_list(model.generation_config.eos_token_id)}
+            stops = data.end_tokens | model_stop_tokens(model)
             for start in range(0, len(self._prompts), self.batch_size):
                 part = self._prompts[start : start + self.batch_size]
                 ids = [prompt.ids for prompt in part]
                 for response in sample_responses(
-                    model, ids, ends, data.pad_token, replace(self.sampling, seed=self.sampling.seed + start)
+                    model, ids, stops, data.pad_token, replace(self.sampling, seed=self.sampling.seed + start)
                 ):
-                    drawn.texts.append(data.decode(response.ids))
-                    drawn.lengths.append(len(response.ids) + response.ended)
+                    drawn.texts.append(data.decode(response.content))
+                    drawn.lengths.append(len(response.ids))
                     drawn.ended.append(response.ended)
         if self.score is not None:
             drawn.scores = self.score([prompt.text for prompt in self._prompts], drawn.texts)
@@ -175,10 +175,6 @@ def _data(trainer: Trainer) -> PreferenceData:
     if not isinstance(data, PreferenceData):
         raise ValueError("Samples needs the run's data to be a PreferenceData; set samples.count to 0 without one")
     return data
-
-
-def _as_list(value: int | list[int] | None) -> list[int]:
-    return [] if value is None else [value] if isinstance(value, int) else value
 
 
 def _scored(drawn: Drawn, row: int) -> str:

@@ -1,4 +1,4 @@
-"""Responses sampled from a causal language model."""
+"""Sampling of responses from a causal language model."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from typing_extensions import override
 
-from lit_align.models.sharding import together
+from lit_align.models.sharding import unsharded
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a response is drawn.
+    """How responses are sampled.
 
     Args:
         max_new_tokens: longest response, in tokens.
@@ -43,141 +44,37 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Response:
-    """Ids of one sampled response, end token left out, and whether it ended by itself."""
+class GeneratedResponse:
+    """Ids of one response, its stop token included if it ended by itself.
+
+    >>> GeneratedResponse([5, 6, 2], ended=True).content
+    [5, 6]
+    """
 
     ids: list[int]
     ended: bool
 
-
-@torch.no_grad()
-def sample_responses(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    ends: Iterable[int],
-    pad: int,
-    sampling: Sampling,
-) -> list[Response]:
-    """One response for each prompt, in one batch, leaving the global random state as it was.
-
-    Args:
-        model: a model with ``generate``, in evaluation mode.
-        prompts: token ids of each prompt.
-        ends: ids that end a response.
-        pad: id to pad with.
-        sampling: how to draw.
-    """
-    stops = sorted(set(ends))
-    device = next(model.parameters()).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(sampling.seed)
-        rows = generate_ids(model, prompts, pad, _generation_config(sampling, stops, pad))
-    return [_cut(row, set(stops)) for row in rows]
-
-
-@torch.no_grad()
-def generate_ids(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    pad: int,
-    config: GenerationConfig,
-    processors: Sequence[LogitsProcessor] = (),
-) -> list[list[int]]:
-    """Ids behind each prompt, end tokens and padding included.
-
-    Args:
-        model: a model with ``generate``, in evaluation mode.
-        prompts: token ids of each prompt.
-        pad: id to pad with.
-        config: the settings; the model's own are not looked at.
-        processors: what changes the logits before a token is chosen.
-    """
-    device = next(model.parameters()).device
-    ids, attention = _left_padded(prompts, pad)
-    with together(model), _bare(model):
-        output: Tensor = model.generate(
-            input_ids=ids.to(device),
-            attention_mask=attention.to(device),
-            generation_config=config,
-            logits_processor=LogitsProcessorList(processors),
-            synced_gpus=False,
-        )
-    rows: list[list[int]] = output[:, ids.shape[1] :].tolist()
-    return rows
-
-
-@contextmanager
-def _bare(model: Any) -> Iterator[None]:
-    """The model without settings of its own for generation, which would fill in whatever ours leave open."""
-    owners = [model, model.get_base_model()] if isinstance(model, PeftModel) else [model]
-    kept = [owner.generation_config for owner in owners]
-    try:
-        for owner in owners:
-            owner.generation_config = GenerationConfig()
-        yield
-    finally:
-        for owner, config in zip(owners, kept, strict=True):
-            owner.generation_config = config
-
-
-def _left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-    attention = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    return ids, attention
-
-
-def _generation_config(sampling: Sampling, stops: list[int], pad: int) -> GenerationConfig:
-    greedy = sampling.temperature == 0
-    build: Any = GenerationConfig
-    config: GenerationConfig = build(
-        max_new_tokens=sampling.max_new_tokens,
-        do_sample=not greedy,
-        temperature=1.0 if greedy else sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=0,
-        repetition_penalty=1.0,
-        eos_token_id=stops,
-        pad_token_id=pad,
-    )
-    return config
-
-
-def _cut(row: list[int], stops: set[int]) -> Response:
-    """The ids before the first end token.
-
-    >>> _cut([5, 6, 2, 0], {2})
-    Response(ids=[5, 6], ended=True)
-    """
-    for place, token in enumerate(row):
-        if token in stops:
-            return Response(row[:place], ended=True)
-    return Response(row, ended=False)
+    @property
+    def content(self) -> list[int]:
+        """The ids without the stop token."""
+        return self.ids[:-1] if self.ended else self.ids
 
 
 @dataclass(frozen=True)
-class Written:
-    """Ids of one response, the end token included where it ended by itself."""
-
-    ids: list[int]
-    ended: bool
-
-
-@dataclass(frozen=True)
-class Request:
-    """One response that is wanted.
+class GenerationRequest:
+    """One response to generate.
 
     Args:
         prompt: token ids of the prompt.
-        draw: the same number gives the same response of the same policy, whatever else is asked for with it.
+        seed: the same seed gives the same response of the same policy, whatever else is requested with it.
     """
 
     prompt: Sequence[int]
-    draw: int
+    seed: int
 
 
 class Generator(ABC):
-    """The seam for a faster engine: a leaf gets the policy as it is now, and requests.
+    """The interface to an engine that generates responses: it gets the current policy and a list of requests.
 
     A response must depend on its own request, the policy and the settings alone, so that a run does not depend on how
     its batches are split up.
@@ -185,26 +82,31 @@ class Generator(ABC):
 
     @abstractmethod
     def __call__(
-        self, model: Any, requests: Sequence[Request], ends: Collection[int], pad: int, sampling: Sampling
-    ) -> list[Written]:
-        """One response for each request, in their order.
+        self,
+        model: Any,
+        requests: Sequence[GenerationRequest],
+        stop_tokens: Collection[int],
+        pad_token: int,
+        sampling: Sampling,
+    ) -> list[GeneratedResponse]:
+        """Generate one response for each request, in their order.
 
         Args:
             model: the policy, in evaluation mode.
-            requests: what is wanted.
-            ends: ids that end a response.
-            pad: id to pad with.
-            sampling: length, temperature and top-p; its seed is in the draws already.
+            requests: the prompts, each with a seed.
+            stop_tokens: ids that end a response.
+            pad_token: id to pad with.
+            sampling: length, temperature and top-p; its seed is part of the requests' seeds already.
         """
 
 
 @final
 @dataclass(frozen=True)
 class CachedGenerator(Generator):
-    """The model's own ``generate`` with its key-value cache, prompts of about the same length together.
+    """Generates with the model's own ``generate`` and its key-value cache, in batches of prompts of similar length.
 
     Args:
-        batch_size: responses that are written at once.
+        batch_size: responses that are generated at once.
     """
 
     batch_size: int = 64
@@ -213,22 +115,29 @@ class CachedGenerator(Generator):
         if self.batch_size < 1:
             raise ValueError(f"CachedGenerator: batch_size is {self.batch_size}; expected 1 or more")
 
+    @override
     def __call__(
-        self, model: Any, requests: Sequence[Request], ends: Collection[int], pad: int, sampling: Sampling
-    ) -> list[Written]:
-        """See the base class."""
+        self,
+        model: Any,
+        requests: Sequence[GenerationRequest],
+        stop_tokens: Collection[int],
+        pad_token: int,
+        sampling: Sampling,
+    ) -> list[GeneratedResponse]:
+        config = _config(sampling, stop_tokens, pad_token)
         order = sorted(range(len(requests)), key=lambda place: len(requests[place].prompt))
-        found: dict[int, Written] = {}
+        responses: dict[int, GeneratedResponse] = {}
         for start in range(0, len(order), self.batch_size):
             places = order[start : start + self.batch_size]
-            found |= zip(
-                places, _write(model, [requests[place] for place in places], ends, pad, sampling), strict=True
-            )
-        return [found[place] for place in range(len(requests))]
+            prompts = [requests[place].prompt for place in places]
+            numbers = uniform_numbers([requests[place].seed for place in places], sampling.max_new_tokens)
+            processors = [RowSampling(numbers, sampling)] if sampling.temperature > 0 else []
+            responses |= zip(places, _generate(model, prompts, config, processors), strict=True)
+        return [responses[place] for place in range(len(requests))]
 
 
 class RowSampling(LogitsProcessor):
-    """Chooses the token of each row from the row's own random numbers, and leaves no other possible.
+    """Choose the token of each row with the row's own random numbers, and mask all others.
 
     Args:
         numbers: a number in [0, 1) for each row and step.
@@ -241,38 +150,38 @@ class RowSampling(LogitsProcessor):
         self._step = 0
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        """Logits in which one token of each row is finite."""
-        chances = (scores.double() / self.sampling.temperature).softmax(-1)
-        cumulative = nucleus(chances, self.sampling.top_p).cumsum(-1)
+        """Return logits of which one in each row is finite."""
+        probabilities = (scores.double() / self.sampling.temperature).softmax(-1)
+        cumulative = nucleus(probabilities, self.sampling.top_p).cumsum(-1)
         numbers = self.numbers[:, self._step, None].to(cumulative.device)
         token = torch.searchsorted(cumulative, numbers * cumulative[:, -1:], right=True)
         self._step += 1
         return torch.full_like(scores, -torch.inf).scatter(-1, token.clamp_max(scores.shape[-1] - 1), 0.0)
 
 
-def nucleus(chances: Tensor, top_p: float) -> Tensor:
-    """The probabilities of the likeliest tokens that reach ``top_p`` together, 0 for the others; not renormalised.
+def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
+    """Set all but the most likely tokens that together reach ``top_p`` to 0, without renormalising.
 
     >>> nucleus(torch.tensor([[0.5, 0.3, 0.2]]), 0.7)
     tensor([[0.5000, 0.3000, 0.0000]])
     """
     if top_p == 1:
-        return chances
-    ordered, places = chances.sort(-1, descending=True)
+        return probabilities
+    ordered, places = probabilities.sort(-1, descending=True)
     before = ordered.cumsum(-1) - ordered
-    return torch.zeros_like(chances).scatter(-1, places, torch.where(before < top_p, ordered, 0.0))
+    return torch.zeros_like(probabilities).scatter(-1, places, torch.where(before < top_p, ordered, 0.0))
 
 
-def numbers_of(draws: Sequence[int], steps: int) -> Tensor:
-    """A number in [0, 1) for each draw and step, which depends on nothing else."""
-    rows = [torch.rand(steps, generator=torch.Generator().manual_seed(draw), dtype=torch.float64) for draw in draws]
+def uniform_numbers(seeds: Sequence[int], steps: int) -> Tensor:
+    """Sample a number in [0, 1) for each seed and step, which depends on these two alone."""
+    rows = [torch.rand(steps, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds]
     return torch.stack(rows)
 
 
-def draw_of(*parts: int) -> int:
-    """A number below 2^62 that is made of several; other parts give another one.
+def mix_seed(*parts: int) -> int:
+    """Mix several numbers into a seed below 2^62.
 
-    >>> draw_of(1, 2) != draw_of(2, 1), draw_of(0) < 2**62
+    >>> mix_seed(1, 2) != mix_seed(2, 1), mix_seed(0) < 2**62
     (True, True)
     """
     mixed = 0x9E3779B97F4A7C15
@@ -282,24 +191,84 @@ def draw_of(*parts: int) -> int:
     return mixed >> 2
 
 
-def _write(
-    model: Any, requests: Sequence[Request], ends: Collection[int], pad: int, sampling: Sampling
-) -> list[Written]:
-    build: Any = GenerationConfig
-    config = build(
-        max_new_tokens=sampling.max_new_tokens, do_sample=False, eos_token_id=sorted(ends), pad_token_id=pad
-    )
-    numbers = numbers_of([request.draw for request in requests], sampling.max_new_tokens)
-    processors = [RowSampling(numbers, sampling)] if sampling.temperature > 0 else []
-    rows = generate_ids(model, [request.prompt for request in requests], pad, config, processors)
-    return [_to_end(row, ends) for row in rows]
+@torch.no_grad()
+def sample_responses(
+    model: Any, prompts: Sequence[Sequence[int]], stop_tokens: Iterable[int], pad_token: int, sampling: Sampling
+) -> list[GeneratedResponse]:
+    """Sample one response for each prompt, in one batch, and leave the global random state as it was.
 
-
-def _to_end(row: list[int], ends: Collection[int]) -> Written:
-    """The ids up to the first end token.
-
-    >>> _to_end([5, 6, 2, 0], {2})
-    Written(ids=[5, 6, 2], ended=True)
+    Args:
+        model: a model with ``generate``, in evaluation mode.
+        prompts: token ids of each prompt.
+        stop_tokens: ids that end a response.
+        pad_token: id to pad with.
+        sampling: how to sample.
     """
-    end = next((place for place, token in enumerate(row) if token in ends), None)
-    return Written(row, False) if end is None else Written(row[: end + 1], True)
+    greedy, device = sampling.temperature == 0, next(model.parameters()).device
+    temperature = 1.0 if greedy else sampling.temperature
+    options = {"do_sample": not greedy, "temperature": temperature, "top_p": sampling.top_p, "top_k": 0}
+    config = _config(sampling, stop_tokens, pad_token, repetition_penalty=1.0, **options)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(sampling.seed)
+        return _generate(model, prompts, config)
+
+
+def model_stop_tokens(model: Any) -> set[int]:
+    """The end tokens of a model's own generation settings."""
+    own: int | list[int] | None = model.generation_config.eos_token_id
+    return set() if own is None else {own} if isinstance(own, int) else set(own)
+
+
+def _config(sampling: Sampling, stop_tokens: Iterable[int], pad_token: int, **options: Any) -> GenerationConfig:
+    build: Any = GenerationConfig
+    options = {"do_sample": False, **options}
+    config: GenerationConfig = build(
+        max_new_tokens=sampling.max_new_tokens,
+        eos_token_id=sorted(set(stop_tokens)),
+        pad_token_id=pad_token,
+        **options,
+    )
+    return config
+
+
+@torch.no_grad()
+def _generate(
+    model: Any, prompts: Sequence[Sequence[int]], config: Any, processors: Sequence[LogitsProcessor] = ()
+) -> list[GeneratedResponse]:
+    """Generate in one batch with the given settings alone; a sharded model is gathered first."""
+    device, width = next(model.parameters()).device, max(map(len, prompts))
+    ids = torch.tensor([[config.pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    attention = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    with unsharded(model), _without_generation_config(model):
+        output: Tensor = model.generate(
+            input_ids=ids.to(device),
+            attention_mask=attention.to(device),
+            generation_config=config,
+            logits_processor=LogitsProcessorList(processors),
+            synced_gpus=False,
+        )
+    return [_until_stop(row, config.eos_token_id) for row in output[:, width:].tolist()]
+
+
+@contextmanager
+def _without_generation_config(model: Any) -> Iterator[None]:
+    """Hide the model's own generation settings, which would fill in whatever the given ones leave open."""
+    owners = [model, model.get_base_model()] if isinstance(model, PeftModel) else [model]
+    configs = [owner.generation_config for owner in owners]
+    try:
+        for owner in owners:
+            owner.generation_config = GenerationConfig()
+        yield
+    finally:
+        for owner, config in zip(owners, configs, strict=True):
+            owner.generation_config = config
+
+
+def _until_stop(row: list[int], stop_tokens: Collection[int]) -> GeneratedResponse:
+    """Cut a row behind its first stop token.
+
+    >>> _until_stop([5, 6, 2, 0], {2})
+    GeneratedResponse(ids=[5, 6, 2], ended=True)
+    """
+    end = next((place for place, token in enumerate(row) if token in stop_tokens), None)
+    return GeneratedResponse(row, False) if end is None else GeneratedResponse(row[: end + 1], True)

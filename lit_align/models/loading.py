@@ -1,4 +1,4 @@
-"""Where a model comes from: a local folder, a hub name, or a configuration with random weights."""
+"""Loading of models from a local folder, a hub, or a configuration with random weights; and LoRA adapters."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True)
 class Loading:
-    """How the weights of a model are read.
+    """How the weights of a model are loaded.
 
     Args:
         revision: branch, tag or (best) full commit hash of a hub model.
-        dtype: dtype of the parameters. ``bfloat16`` is for what is frozen, and for what an adapter is put on; a run
-            that trains such weights as a whole says that small steps are rounded away.
+        dtype: dtype of the parameters. ``bfloat16`` is meant for frozen models, and for those with an adapter; a run
+            that trains all weights in it warns that small steps are rounded away.
         attention: implementation of attention in transformers; None takes its default.
         weights: ``pretrained``, or ``random`` to build the model from its configuration alone.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
@@ -49,13 +49,13 @@ class Loading:
 
 
 def locate(name: str) -> str:
-    """The folder or hub name that ``name`` stands for.
+    """Resolve a model's name to a local folder or a hub name.
 
-    A name that exists on disk, looks like a path, or whose first part is a folder here is local and must exist:
+    A name that exists on disk, looks like a path, or whose first part is an existing folder is local and must exist:
     a mistyped path is never looked up on a hub. ``testbed:policy`` is the tiny model that ships with the package.
 
     Raises:
-        FileNotFoundError: a local folder, or its ``config.json``, is missing.
+        FileNotFoundError: the local folder, or its ``config.json``, is missing.
     """
     folder = testbed.resolve(name) or at_home(name)
     if folder.is_dir():
@@ -68,86 +68,102 @@ def locate(name: str) -> str:
 
 
 def read_config(name: str, revision: str | None = None) -> PretrainedConfig:
-    """The configuration of a model.
+    """Read the configuration of a model.
 
     Args:
         name: local folder, hub name, or ``testbed:policy``.
         revision: branch, tag or commit hash of a hub model.
 
     Raises:
-        FileNotFoundError: nothing there, or a hub that cannot be reached; see ``locate``.
+        FileNotFoundError: the model does not exist, or the hub cannot be reached; see ``locate``.
     """
     place = locate(name)
     try:
-        found: PretrainedConfig = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
+        config: PretrainedConfig = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
     except OSError as error:
         raise FileNotFoundError(f"model {name}: its config.json cannot be read: {error}") from error
-    return found
+    return config
 
 
 def load_causal_lm(name: str, loading: Loading) -> PreTrainedModel:
-    """A causal language model without dropout, in evaluation mode.
+    """Load a causal language model without dropout, in evaluation mode.
 
     Args:
         name: local folder, hub name, or ``testbed:policy``.
-        loading: how to read it.
+        loading: dtype, revision and so on.
 
     Raises:
-        FileNotFoundError: nothing there; see ``locate``.
+        FileNotFoundError: the model does not exist; see ``locate``.
         ValueError: the weights are damaged, incomplete, or not finite.
     """
     place, config = locate(name), read_config(name, loading.revision)
     switch_dropout_off(config)
-    dtype = getattr(torch, loading.dtype)
-    build = _empty if not weights_wanted() else _random if loading.weights == "random" else _pretrained
-    model = build(place, config, dtype, loading)
-    for name_, parameter in model.named_parameters():
+    model, problems = build_model(AutoModelForCausalLM, place, config, loading)
+    if problems:
+        raise ValueError(f"{place}: the weights do not fill the model: {problems}")
+    if not weights_wanted():
+        with suppress(OSError):  # many models have no such file
+            model.generation_config = GenerationConfig.from_pretrained(place, revision=loading.revision or "main")
+    return finish_model(model, place, loading)
+
+
+def build_model(auto: Any, place: str, config: PretrainedConfig, loading: Loading) -> tuple[Any, dict[str, list[str]]]:
+    """Build a model with the weights that ``loading`` names; with weights of no meaning inside ``without_weights``.
+
+    Args:
+        auto: the class in transformers, such as ``AutoModelForCausalLM``.
+        place: folder or hub name.
+        config: of the model.
+        loading: dtype, revision and so on.
+
+    Returns:
+        The model, and the names of its ``missing_keys`` and ``mismatched_keys``, if it has any.
+
+    Raises:
+        ValueError: the weights are damaged.
+    """
+    options = {"dtype": getattr(torch, loading.dtype), "attn_implementation": loading.attention}
+    if loading.weights == "random" or not weights_wanted():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(loading.seed)
+            return auto.from_config(config, **options), {}
+    try:
+        model, report = auto.from_pretrained(
+            place,
+            config=config,
+            revision=loading.revision,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported by the caller, as errors
+            **options,
+        )
+    except SafetensorError as error:
+        files = ", ".join(f"{f.name} ({f.stat().st_size} bytes)" for f in sorted(Path(place).glob("*.safetensors")))
+        raise ValueError(f"{place}: the weights are damaged or cut short: {files}: {error}") from error
+    return model, {key: sorted(map(str, report[key])) for key in ("missing_keys", "mismatched_keys") if report[key]}
+
+
+def finish_model(model: PreTrainedModel, place: str, loading: Loading) -> PreTrainedModel:
+    """Check a model's weights, apply kernels and gradient checkpointing, and put it into evaluation mode.
+
+    Args:
+        model: as it was built.
+        place: where it is from.
+        loading: kernels and gradient checkpointing.
+
+    Raises:
+        ValueError: a weight is not finite, or the kernels cannot be used.
+    """
+    for name, parameter in model.named_parameters():
         if weights_wanted() and not bool(parameter.isfinite().all()):
-            raise ValueError(f"{place}: weight {name_} has values that are not finite")
+            raise ValueError(f"{place}: weight {name} has values that are not finite")
     if loading.kernels == "liger":
         use_liger(model)
     if loading.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     evaluating: PreTrainedModel = model.eval()
     return evaluating
-
-
-def _random(place: str, config: PretrainedConfig, dtype: torch.dtype, loading: Loading) -> Any:
-    build: Any = AutoModelForCausalLM.from_config
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(loading.seed)
-        return build(config, dtype=dtype, attn_implementation=loading.attention)
-
-
-def _empty(place: str, config: PretrainedConfig, dtype: torch.dtype, loading: Loading) -> Any:
-    """The model's shape, and how it is to generate; see ``without_weights``."""
-    model = _random(place, config, dtype, loading)
-    with suppress(OSError):  # many models have no such file
-        model.generation_config = GenerationConfig.from_pretrained(place, revision=loading.revision or "main")
-    return model
-
-
-def _pretrained(place: str, config: PretrainedConfig, dtype: torch.dtype, loading: Loading) -> Any:
-    read: Any = AutoModelForCausalLM.from_pretrained
-    try:
-        model, report = read(
-            place,
-            config=config,
-            revision=loading.revision,
-            dtype=dtype,
-            attn_implementation=loading.attention,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # and reported below, where they are an error
-        )
-    except SafetensorError as error:
-        files = ", ".join(f"{f.name} ({f.stat().st_size} bytes)" for f in sorted(Path(place).glob("*.safetensors")))
-        raise ValueError(f"{place}: the weights are damaged or cut short: {files}: {error}") from error
-    wrong = {key: sorted(map(str, report[key])) for key in ("missing_keys", "mismatched_keys") if report[key]}
-    if wrong:
-        raise ValueError(f"{place}: the weights do not fill the model: {wrong}")
-    return model
 
 
 def switch_dropout_off(config: PretrainedConfig) -> None:
@@ -164,13 +180,13 @@ def switch_dropout_off(config: PretrainedConfig) -> None:
 
 
 BACKEND = "inductor"
-"""Of ``torch.compile``."""
+"""The backend of ``torch.compile``."""
 
 
 def compile_layers(model: nn.Module) -> None:
-    """Compile a transformer layer by layer, in place, for any length; it happens when they are first called.
+    """Compile a transformer layer by layer, in place, for any length, when the layers are first called.
 
-    Layers are alike, so that the first one's code serves all. The names of weights stay.
+    Layers are alike, so the code of the first one serves all. The names of the weights stay the same.
 
     Args:
         model: a transformer, with or without adapter.
@@ -180,13 +196,13 @@ def compile_layers(model: nn.Module) -> None:
 
 
 def use_liger(model: PreTrainedModel) -> None:
-    """Norms, rotary positions and gated layers by Liger's kernels; losses and the output head stay ours.
+    """Replace norms, rotary positions and gated layers by Liger's kernels, but neither losses nor the output head.
 
     Args:
         model: as it was loaded.
 
     Raises:
-        ValueError: there is no CUDA device, Liger is not installed, or it has nothing for this architecture.
+        ValueError: there is no CUDA device, Liger is not installed, or it does not support this architecture.
     """
     if not torch.cuda.is_available():
         raise ValueError("loading.kernels is liger, whose kernels need a CUDA device; none is there")
@@ -201,15 +217,15 @@ def use_liger(model: PreTrainedModel) -> None:
 
 @dataclass(frozen=True)
 class LoRA:
-    r"""Train low-rank updates $W + \frac{\alpha}{r} B A$ and leave the weights alone; Hu et al., 2106.09685.
+    r"""Trains low-rank updates $W + \frac{\alpha}{r} B A$ and freezes the weights themselves; Hu et al., 2106.09685.
 
-    With an adapter the reference costs no memory: it is the policy with the adapter switched off.
+    With an adapter the reference needs no memory: it is the policy with the adapter switched off.
 
     Args:
         rank: rank r of each update.
         alpha: its scale α.
         dropout: dropout on the adapter's input; leave at 0 unless the adapter overfits.
-        targets: names of the layers to adapt; ``all-linear`` takes every linear layer but the output head.
+        targets: names of the layers to adapt; ``all-linear`` takes every linear layer except the output head.
     """
 
     rank: int = 16
@@ -226,11 +242,11 @@ class LoRA:
             raise ValueError(f"LoRA: dropout is {self.dropout}; expected 0 <= dropout < 1")
 
     def wrap(self, model: PreTrainedModel, head: str | None = None) -> PeftModel:
-        """The model with a fresh adapter, which leaves its outputs unchanged until it is trained.
+        """Wrap a model with a new adapter, which leaves its outputs unchanged until it is trained.
 
         Args:
             model: a causal language model, or one with a head for scores.
-            head: name of the layer that is trained as a whole beside the adapter; None for none.
+            head: name of a layer that is fully trained in addition to the adapter; None for none.
         """
         config = LoraConfig(
             r=self.rank,

@@ -1,4 +1,4 @@
-"""A scorer says what a response is worth: a reward model, a known function, or any Python function."""
+"""Scorers rate responses: a reward model, a known function, or any Python function."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from lit_align.models.loading import Loading
 from lit_align.models.logps.scores import ReadScores, TokenScores
 from lit_align.models.score_model import ScoreModel, load_score_model
-from lit_align.models.sharding import Build, build_whole, together
+from lit_align.models.sharding import unsharded
 from lit_align.types import PairBatch, PairScores, ResponseScore, RolloutScores
 
-LONGEST = 300
+MAX_SHOWN = 300
+
+BuildScoreModel: TypeAlias = Callable[[Callable[[], ScoreModel]], ScoreModel]
+"""From a function that loads a score model to the model, whole or sharded."""
 
 
 class ScoreError(RuntimeError):
@@ -34,38 +38,42 @@ class Texts:
     responses: Sequence[str]
 
 
-class Scorer(ABC):
-    """From responses to scores. It is no ``nn.Module``: nothing that hangs on it is trained or saved."""
+def _build_whole(source: Callable[[], ScoreModel]) -> ScoreModel:
+    return source()
 
-    def load(self, policy: str, build: Build = build_whole) -> None:  # noqa: B027
-        """Read what is needed, once, before training; nothing unless a leaf says otherwise.
+
+def _read_padded(model: nn.Module, batch: PairBatch) -> PairScores:
+    return TokenScores(model).scores(batch)
+
+
+class Scorer(ABC):
+    """From responses to scores. It is not an ``nn.Module``: none of its weights are trained or saved."""
+
+    def load(  # noqa: B027
+        self, policy: str, build: BuildScoreModel = _build_whole, read: ReadScores = _read_padded
+    ) -> None:
+        """Load what is needed, once, before training; does nothing by default.
 
         Args:
             policy: name of the policy whose tokens will be scored.
-            build: makes a model of what reads it.
+            build: builds a score model, whole or sharded.
+            read: computes the scores of a batch under a score model.
         """
 
     def ready(self) -> AbstractContextManager[None]:
-        """In which scores are asked for; every process enters it as often as the others, whatever it has to ask."""
+        """Return the context in which scores are computed; all processes enter it equally often."""
         return nullcontext()
 
-    def read_with(self, read: ReadScores) -> None:  # noqa: B027
-        """Read a score model otherwise than in padded rows, to the same numbers; none is there unless a leaf says so.
-
-        Args:
-            read: gives the scores of a batch under a score model.
-        """
-
     def apply(self, change: Callable[[Tensor], Tensor]) -> None:  # noqa: B027
-        """Move or cast weights along with the policy's; there are none unless a leaf says otherwise."""
+        """Move or cast weights along with the policy's; does nothing by default."""
 
     @abstractmethod
     def __call__(self, batch: PairBatch, texts: Texts) -> Any:
-        """One number for each response; what comes back is checked by ``checked``.
+        """Return one number for each response; ``check_scores`` checks the result.
 
         Args:
             batch: prompts with responses as ids.
-            texts: the same as text, for those who read.
+            texts: the same as text.
         """
 
 
@@ -75,7 +83,7 @@ class RewardModel(Scorer):
 
     Args:
         path: folder that ``task: reward`` has written, or a hub name of a sequence classification model.
-        loading: how to read it.
+        loading: how it is loaded.
         batch_size: responses per forward pass.
     """
 
@@ -86,32 +94,29 @@ class RewardModel(Scorer):
         self.loading = loading
         self.batch_size = batch_size
         self._model: ScoreModel | None = None
-        self._read: ReadScores = _in_padded_rows
+        self._read: ReadScores = _read_padded
 
     def __repr__(self) -> str:
         return f"RewardModel(path={self.path!r})"
 
-    def load(self, policy: str, build: Build = build_whole) -> None:
-        """Read the frozen model."""
+    @override
+    def load(self, policy: str, build: BuildScoreModel = _build_whole, read: ReadScores = _read_padded) -> None:
         self._model = build(lambda: load_score_model(self.path, self.loading).requires_grad_(False))
-
-    def ready(self) -> AbstractContextManager[None]:
-        """In which a model that is cut is whole."""
-        return nullcontext() if self._model is None else together(self._model)
-
-    def read_with(self, read: ReadScores) -> None:
-        """See the base class."""
         self._read = read
 
+    @override
+    def ready(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._model is None else unsharded(self._model)
+
+    @override
     def apply(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Move or cast its weights."""
         if self._model is not None:
-            move: Any = self._model._apply
-            move(change)
+            apply: Any = self._model._apply
+            apply(change)
 
     @torch.no_grad()
+    @override
     def __call__(self, batch: PairBatch, texts: Texts) -> Tensor:
-        """See the base class."""
         if self._model is None:
             raise RuntimeError("the reward model is not loaded yet; load(policy) comes first")
         count = len(batch.input_ids)
@@ -122,14 +127,10 @@ class RewardModel(Scorer):
         return torch.cat(parts).flatten()
 
 
-def _in_padded_rows(model: nn.Module, batch: PairBatch) -> PairScores:
-    return TokenScores(model).scores(batch)
-
-
 @final
 @dataclass(frozen=True)
 class KnownScore(Scorer):
-    """A score that is known, of a world that has one.
+    """The known score of a world that has one.
 
     Args:
         score: for instance ``TestbedScore``.
@@ -137,8 +138,8 @@ class KnownScore(Scorer):
 
     score: ResponseScore
 
+    @override
     def __call__(self, batch: PairBatch, texts: Texts) -> list[float]:
-        """See the base class."""
         return self.score(texts.prompts, texts.responses)
 
 
@@ -154,45 +155,45 @@ class FunctionScore(Scorer):
 
     function: Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 
+    @override
     def __call__(self, batch: PairBatch, texts: Texts) -> Any:
-        """See the base class."""
         return self.function(texts.prompts, texts.responses)
 
 
-def checked(values: Any, texts: Texts, scorer: Scorer) -> RolloutScores:
-    """Scores as a tensor in float32.
+def check_scores(values: Any, texts: Texts, scorer: Scorer) -> RolloutScores:
+    """Convert scores to a float32 tensor, and check that each is a finite number.
 
     Args:
-        values: what a scorer gave.
-        texts: what it was asked about.
-        scorer: who it was, for messages.
+        values: the result of a scorer.
+        texts: what it has scored.
+        scorer: whose class messages name.
 
     Raises:
         ScoreError: not one finite number for each response; names the first prompt concerned.
 
-    >>> checked([1, 2.5], Texts(["a", "b"], ["x", "y"]), FunctionScore(lambda prompts, responses: [0.0]))
+    >>> check_scores([1, 2.5], Texts(["a", "b"], ["x", "y"]), FunctionScore(lambda prompts, responses: [0.0]))
     tensor([1.0000, 2.5000])
     """
-    name, wanted = type(scorer).__name__, len(texts.prompts)
+    name, count = type(scorer).__name__, len(texts.prompts)
     if isinstance(values, Tensor):
         values = values.tolist()
     if isinstance(values, str) or not isinstance(values, Sequence):
-        raise ScoreError(f"{name} gave {type(values).__name__}; expected a list of {wanted} numbers")
-    if len(values) != wanted:
+        raise ScoreError(f"{name} gave {type(values).__name__}; expected a list of {count} numbers")
+    if len(values) != count:
         raise ScoreError(
-            f"{name} gave {len(values)} scores for {wanted} responses; expected one for each. The first prompt is "
-            f"{_shown(texts.prompts[0])}"
+            f"{name} gave {len(values)} scores for {count} responses; expected one for each. The first prompt is "
+            f"{_shortened(texts.prompts[0])}"
         )
     for row, value in enumerate(values):
-        number = isinstance(value, Real) and not isinstance(value, bool)
-        if not number or not math.isfinite(float(value)):
-            found = value if number else f"{type(value).__name__} {_shown(str(value))}"
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(float(value)):
+            shown = value if is_number else f"{type(value).__name__} {_shortened(str(value))}"
             raise ScoreError(
-                f"{name} gave {found} for the response {_shown(texts.responses[row])} to the prompt "
-                f"{_shown(texts.prompts[row])}; expected a finite number. No step was taken with it"
+                f"{name} gave {shown} for the response {_shortened(texts.responses[row])} to the prompt "
+                f"{_shortened(texts.prompts[row])}; expected a finite number. No step was taken with it"
             )
     return torch.tensor([float(value) for value in values])
 
 
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= LONGEST else f"{text[:LONGEST]}…")
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…")

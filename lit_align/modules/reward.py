@@ -11,7 +11,7 @@ from torch.optim import AdamW
 from lit_align.metrics.reward import RewardMetrics
 from lit_align.models import ForwardPass, Loading, LoRA
 from lit_align.models.lm_head.patch import rows_added
-from lit_align.models.score_model import ScoreModel, adapted, load_score_model
+from lit_align.models.score_model import ScoreModel, load_score_model
 from lit_align.modules.base import Stepping
 from lit_align.modules.build import Builder
 from lit_align.modules.grad_cache import portions, pull_now
@@ -95,7 +95,8 @@ class LitReward(Stepping):
     def build_model(self) -> ScoreModel:
         """The model as it is before the first step, with its adapter if there is one."""
         model = load_score_model(self.policy_name, self.loading, head="fresh")
-        return model if self.lora is None else adapted(model, self.lora)
+        inner: Any = model.model
+        return model if self.lora is None else ScoreModel(self.lora.wrap(inner, head="score"))
 
     # ── the flow ────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -1,29 +1,131 @@
-"""Sampled responses end where they should and disturb nothing."""
+"""Responses depend on their own request alone, follow the model's distribution, and end where they should."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from lit_align.models.generation import Sampling, sample_responses
+from lit_align.models.generation import (
+    CachedGenerator,
+    GenerationRequest,
+    Sampling,
+    mix_seed,
+    nucleus,
+    sample_responses,
+)
 from tests.conftest import tiny_llama
 
-PROMPTS = [[1, 5, 6], [1, 7, 8, 9, 10, 11]]
+PROMPTS = [[1, 5, 6, 7], [1, 8], [1, 9, 10, 11, 12, 13], [1, 3]]
+STOPS = {2}
 
 
-def test_same_seed_same_responses_and_the_global_state_stays() -> None:
+def requests(salt: int = 0) -> list[GenerationRequest]:
+    return [
+        GenerationRequest(prompt, mix_seed(salt, row, number))
+        for row, prompt in enumerate(PROMPTS)
+        for number in range(3)
+    ]
+
+
+def write(batch_size: int, requested: list[GenerationRequest], **settings: float) -> list[list[int]]:
+    sampling = Sampling(max_new_tokens=8, **settings)  # type: ignore[arg-type]
+    return [response.ids for response in CachedGenerator(batch_size)(tiny_llama(), requested, STOPS, 0, sampling)]
+
+
+def test_the_split_into_batches_changes_nothing() -> None:
+    whole = write(64, requests())
+    for size in (1, 2, 5):
+        assert write(size, requests()) == whole
+
+
+def test_neither_do_the_other_requests_nor_their_order() -> None:
+    whole = write(64, requests())
+    assert write(64, requests()[::-1]) == whole[::-1]
+    assert write(64, requests()[4:7]) == whole[4:7]
+
+
+def test_the_global_random_state_is_left_alone() -> None:
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    one = write(64, requests())
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(4)
+    assert write(64, requests()) == one
+
+
+def test_other_seeds_give_other_responses() -> None:
+    assert write(64, requests(1)) != write(64, requests(2))
+
+
+def test_a_response_keeps_its_stop_token() -> None:
+    sampling = Sampling(max_new_tokens=30, temperature=3.0)
+    responses = CachedGenerator()(tiny_llama(), requests() * 3, STOPS, 0, sampling)
+    assert any(response.ended for response in responses)
+    for response in responses:
+        assert 2 not in response.content
+        assert response.ids[-1] == 2 if response.ended else len(response.ids) == 30
+
+
+def test_first_tokens_follow_the_policy() -> None:
+    """4,000 samples of one token: every frequency within five standard errors of its probability."""
+    model = tiny_llama()
+    count = 4000
+    sampling = Sampling(max_new_tokens=1, temperature=0.7)
+    requested = [GenerationRequest([1, 5, 6], mix_seed(7, number)) for number in range(count)]
+    responses = CachedGenerator(1000)(model, requested, STOPS, 0, sampling)
+    seen = torch.bincount(torch.tensor([response.ids[0] for response in responses]), minlength=31) / count
+    with torch.no_grad():
+        wanted = (model(torch.tensor([[1, 5, 6]])).logits[0, -1].double() / 0.7).softmax(-1)
+    error = (wanted * (1 - wanted) / count).sqrt()
+    assert float(((seen - wanted).abs() / error.clamp_min(1e-4)).max()) < 5
+    with torch.no_grad():
+        other = model(torch.tensor([[1, 5, 6]])).logits[0, -1].double().softmax(-1)
+    assert float(((seen - other).abs() / error.clamp_min(1e-4)).max()) > 8
+
+
+def test_temperature_zero_is_the_likeliest_token_each_time() -> None:
+    model, ids = tiny_llama(), [1, 5, 6]
+    (response,) = CachedGenerator()(
+        model, [GenerationRequest(ids, 0)], STOPS, 0, Sampling(max_new_tokens=6, temperature=0.0)
+    )
+    with torch.no_grad():
+        for token in response.ids:
+            assert token == int(model(torch.tensor([ids])).logits[0, -1].argmax())
+            ids = [*ids, token]
+
+
+def test_only_the_nucleus_is_sampled_from() -> None:
+    model = tiny_llama()
+    requested = [GenerationRequest([1, 5, 6], mix_seed(7, number)) for number in range(500)]
+    responses = CachedGenerator(500)(model, requested, STOPS, 0, Sampling(max_new_tokens=1, top_p=0.5))
+    with torch.no_grad():
+        chances = model(torch.tensor([[1, 5, 6]])).logits[0, -1:].softmax(-1)
+    inside = set(nucleus(chances, 0.5)[0].nonzero()[:, 0].tolist())
+    assert 1 < len(inside) < 31
+    assert {response.ids[0] for response in responses} == inside
+
+
+def test_seeds_of_neighbouring_numbers_differ() -> None:
+    numbers = [mix_seed(seed, row, number) for seed in range(10) for row in range(20) for number in range(5)]
+    assert len(set(numbers)) == 1000
+
+
+PADDED = [[1, 5, 6], [1, 7, 8, 9, 10, 11]]
+
+
+def test_sample_responses_depends_on_its_seed_and_keeps_the_global_state() -> None:
     model = tiny_llama()
     before = torch.get_rng_state()
-    first = sample_responses(model, PROMPTS, [2], 0, Sampling(max_new_tokens=20))
+    first = sample_responses(model, PADDED, [2], 0, Sampling(max_new_tokens=20))
     assert torch.get_rng_state().equal(before)
-    assert first == sample_responses(model, PROMPTS, [2], 0, Sampling(max_new_tokens=20))
-    assert first != sample_responses(model, PROMPTS, [2], 0, Sampling(max_new_tokens=20, seed=1))
+    assert first == sample_responses(model, PADDED, [2], 0, Sampling(max_new_tokens=20))
+    assert first != sample_responses(model, PADDED, [2], 0, Sampling(max_new_tokens=20, seed=1))
 
 
-def test_greedy_equals_a_plain_loop_without_padding() -> None:
+def test_greedy_equals_a_loop_without_padding() -> None:
     model = tiny_llama()
     for prompt, response in zip(
-        PROMPTS, sample_responses(model, PROMPTS, [2], 0, Sampling(max_new_tokens=8, temperature=0.0)), strict=True
+        PADDED, sample_responses(model, PADDED, [2], 0, Sampling(max_new_tokens=8, temperature=0.0)), strict=True
     ):
         ids = list(prompt)
         for _ in range(8):
@@ -31,15 +133,15 @@ def test_greedy_equals_a_plain_loop_without_padding() -> None:
             if token == 2:
                 break
             ids.append(token)
-        assert response.ids == ids[len(prompt) :]
+        assert response.content == ids[len(prompt) :]
 
 
-def test_samples_follow_the_model_s_distribution() -> None:
-    """Frequencies of the first token over many draws: no top-k, no nucleus, no temperature slips in."""
+def test_sample_responses_follows_the_model_s_distribution() -> None:
+    """Frequencies of the first token over many samples: no top-k, no nucleus, no temperature slips in."""
     model = tiny_llama()
-    draws = sample_responses(model, [PROMPTS[0]] * 20_000, [], 0, Sampling(max_new_tokens=1))
-    counts = torch.bincount(torch.tensor([draw.ids[0] for draw in draws]), minlength=31)
-    expected = model(torch.tensor([PROMPTS[0]])).logits[0, -1].softmax(-1)
+    responses = sample_responses(model, [PADDED[0]] * 20_000, [], 0, Sampling(max_new_tokens=1))
+    counts = torch.bincount(torch.tensor([response.ids[0] for response in responses]), minlength=31)
+    expected = model(torch.tensor([PADDED[0]])).logits[0, -1].softmax(-1)
     spread = (expected * (1 - expected) / 20_000).sqrt()
     assert ((counts / 20_000 - expected).abs() / spread).max() < 4.5
 

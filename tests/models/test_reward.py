@@ -143,6 +143,14 @@ def test_weights_that_are_missing_are_named(folder: Path, tmp_path: Path) -> Non
         load_score_model(str(tmp_path / "part"), Loading(), head="fresh")
 
 
+def test_weights_that_are_not_finite_are_named(model: ScoreModel, tmp_path: Path) -> None:
+    with torch.no_grad():
+        model.model.model.norm.weight[0] = torch.nan
+    save_score_model(model, tmp_path / "rm", pad=0)
+    with pytest.raises(ValueError, match=r"model\.norm\.weight has values that are not finite"):
+        load_score_model(str(tmp_path / "rm"), Loading())
+
+
 def test_another_architecture(tmp_path: Path) -> None:
     """OPT has learned positions, and a body inside the body."""
     config = OPTConfig(

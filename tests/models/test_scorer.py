@@ -11,7 +11,7 @@ import torch
 
 from lit_align.models import Loading, TokenScores
 from lit_align.models.score_model import load_score_model, save_score_model
-from lit_align.models.scorer import FunctionScore, KnownScore, RewardModel, ScoreError, Texts, checked
+from lit_align.models.scorer import FunctionScore, KnownScore, RewardModel, ScoreError, Texts, check_scores
 from lit_align.testbed.score import TestbedScore
 from lit_align.types import PairBatch
 from tests.conftest import pair_batch, tiny_llama
@@ -44,19 +44,19 @@ def scored(value: Any) -> Any:
 def test_what_cannot_be_used_is_named(value: Any, message: str, batch: PairBatch) -> None:
     scorer = scored(value)
     with pytest.raises(ScoreError) as caught:
-        checked(scorer(batch, TEXTS), TEXTS, scorer)
+        check_scores(scorer(batch, TEXTS), TEXTS, scorer)
     assert message in str(caught.value)
 
 
 def test_good_ones_pass(batch: PairBatch) -> None:
     for value in ([1, 2.5], (1.0, 2.5), torch.tensor([1.0, 2.5])):
-        assert checked(scored(value)(batch, TEXTS), TEXTS, scored(value)).tolist() == [1.0, 2.5]
+        assert check_scores(scored(value)(batch, TEXTS), TEXTS, scored(value)).tolist() == [1.0, 2.5]
 
 
 def test_long_prompts_are_shortened() -> None:
     texts = Texts(["x" * 5000], ["y" * 5000])
     with pytest.raises(ScoreError) as caught:
-        checked([float("nan")], texts, scored(0))
+        check_scores([float("nan")], texts, scored(0))
     assert len(str(caught.value)) < 1000
 
 

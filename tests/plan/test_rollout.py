@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lit_align.models import ForwardPass, Loading, LoRA
-from lit_align.models.generation import CachedGenerator, Request, Sampling
+from lit_align.models.generation import CachedGenerator, GenerationRequest, Sampling
 from lit_align.models.score_model import Value
 from lit_align.models.scorer import KnownScore, RewardModel, Scorer
 from lit_align.modules import LitOnline
@@ -159,7 +159,7 @@ def test_the_operations_of_writing_are_those_of_generate() -> None:
     policy: Any = module.policy.eval()
     batch = whole_responses(uniform_batch(3, PROMPT, 1), 2, NEW)
     with FlopCounterMode(display=False) as counter:
-        asked = [Request(list(range(5, 5 + PROMPT)), number) for number in range(6)]
+        asked = [GenerationRequest(list(range(5, 5 + PROMPT)), number) for number in range(6)]
         module.generator(policy, asked, [10**6], 0, module.settings.sampling)
     mode = shapes_alone()
     give_shapes(mode, module)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from lit_align.models.loading import Loading, load_causal_lm
 from lit_align.models.logps.plain import response_log_probs
-from lit_align.models.sharding import together
+from lit_align.models.sharding import unsharded
 from lit_align.types import PairBatch, PairTokens
 
 Read: TypeAlias = Callable[[nn.Module, PairBatch], PairTokens]
@@ -42,7 +42,7 @@ class Reference(ABC):
         """As ``active``, a cut model being put together once; every process enters it as often as the others."""
         with self.active() as model:
             found = model
-        with together(found), self.active() as model:
+        with unsharded(found), self.active() as model:
             yield model
 
     @abstractmethod

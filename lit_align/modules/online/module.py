@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from lit_align.metrics.matching import MatchingDivergence
 from lit_align.metrics.rollouts import RolloutMetrics, pairs_of
 from lit_align.models import ForwardPass, Loading, LoRA, Reference, load_causal_lm
-from lit_align.models.generation import CachedGenerator, Generator, Sampling, draw_of
+from lit_align.models.generation import CachedGenerator, Generator, Sampling, mix_seed
 from lit_align.models.score_model import ScoreModel, Value
 from lit_align.models.scorer import Scorer
 from lit_align.modules.build import Builder, build_models, check_kept, kept
@@ -139,8 +139,7 @@ class LitOnline(LightningModule):
         self.value_model: ScoreModel | None = None
         if self.objective.needs.values:
             self.value_model = build(lambda: self.value.load(self.policy_name, self.loading))
-        self.score.load(self.policy_name, build)
-        self.score.read_with(self.sources.scores)
+        self.score.load(self.policy_name, build, self.sources.scores)
         self.policy.train()
 
     def build_policy(self) -> PreTrainedModel | PeftModel:
@@ -197,7 +196,7 @@ class LitOnline(LightningModule):
         dealt = Minibatches(prompts, self.settings.minibatches, self.global_rank, self.trainer.world_size)
         update = Update(self, drawn, lesson, self.settings)
         for number in range(self.settings.epochs):
-            seed = draw_of(run_data(self.trainer).seed, self.current_epoch, batch_idx, number)
+            seed = mix_seed(run_data(self.trainer).seed, self.current_epoch, batch_idx, number)
             for places, most in zip(dealt.local(seed), dealt.most(seed), strict=True):
                 update(places, most)
         self._report_training(before)

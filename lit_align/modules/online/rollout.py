@@ -14,10 +14,17 @@ from lit_align.data import PreferenceData
 from lit_align.data.batches.collate import Collate
 from lit_align.metrics.rollouts import WeightedPairs
 from lit_align.models import Reference
-from lit_align.models.generation import Generator, Request, Sampling, Written, draw_of
+from lit_align.models.generation import (
+    GeneratedResponse,
+    GenerationRequest,
+    Generator,
+    Sampling,
+    mix_seed,
+    model_stop_tokens,
+)
 from lit_align.models.logps.plain import packed_mask
-from lit_align.models.scorer import Scorer, Texts, checked
-from lit_align.models.sharding import together
+from lit_align.models.scorer import Scorer, Texts, check_scores
+from lit_align.models.sharding import unsharded
 from lit_align.modules.log_probs import Sources
 from lit_align.online.matching import PairedPreferences
 from lit_align.types import PairBatch, Rollout, RolloutTokens, TokenizedPair, TokenizedResponse
@@ -100,12 +107,12 @@ class Draw:
         prompts = [list(self.data.splits[split].store[place].prompt) for place in places]
         asked = [self.prompt_text(split, place, ids) for place, ids in zip(places, prompts, strict=True)]
         requests = [
-            Request(prompt, draw_of(self.sampling.seed, self.data.seed, salt, place, number))
+            GenerationRequest(prompt, mix_seed(self.sampling.seed, self.data.seed, salt, place, number))
             for prompt, place in zip(prompts, places, strict=True)
             for number in range(each)
         ]
         device = batch.input_ids.device
-        with together(models.policy):
+        with unsharded(models.policy):
             written = self._write(models.policy, requests, self.sampling)
             likeliest = self._greedy(models.policy, prompts) if self.needs_greedy else None
             drawn = replace(
@@ -141,30 +148,35 @@ class Draw:
         text = self.data.rows[split][place].prompt
         return text if isinstance(text, str) else self.data.decode(ids)
 
-    def _write(self, policy: nn.Module, requests: Sequence[Request], sampling: Sampling) -> list[Written]:
+    def _write(
+        self, policy: nn.Module, requests: Sequence[GenerationRequest], sampling: Sampling
+    ) -> list[GeneratedResponse]:
         model: Any = policy
-        own = model.generation_config.eos_token_id
-        ends = {*self.data.end_tokens, *([] if own is None else [own] if isinstance(own, int) else own)}
-        return self.generator(model, requests, ends, self.data.pad_token, sampling)
+        stops = self.data.end_tokens | model_stop_tokens(model)
+        return self.generator(model, requests, stops, self.data.pad_token, sampling)
 
-    def _collate(self, requests: Sequence[Request], written: Sequence[Written]) -> PairBatch:
+    def _collate(self, requests: Sequence[GenerationRequest], written: Sequence[GeneratedResponse]) -> PairBatch:
         pairs = [
             TokenizedPair(one.prompt, TokenizedResponse(it.ids, [True] * len(it.ids), not it.ended), NOTHING)
             for one, it in zip(requests, written, strict=True)
         ]
         return Collate(self.data.pad_token)([(pair, 1.0) for pair in pairs]).chosen_side()
 
-    def _responses(self, written: Sequence[Written]) -> list[str]:
-        return [self.data.decode(it.ids[:-1] if it.ended else it.ids) for it in written]
+    def _responses(self, written: Sequence[GeneratedResponse]) -> list[str]:
+        return [self.data.decode(response.content) for response in written]
 
-    def _greedy(self, policy: nn.Module, prompts: Sequence[Sequence[int]]) -> list[Written]:
-        requests = [Request(prompt, 0) for prompt in prompts]
+    def _greedy(self, policy: nn.Module, prompts: Sequence[Sequence[int]]) -> list[GeneratedResponse]:
+        requests = [GenerationRequest(prompt, 0) for prompt in prompts]
         return self._write(policy, requests, replace(self.sampling, temperature=0.0))
 
     def _scores_written(
-        self, prompts: Sequence[Sequence[int]], asked: Sequence[str], written: list[Written], device: torch.device
+        self,
+        prompts: Sequence[Sequence[int]],
+        asked: Sequence[str],
+        written: list[GeneratedResponse],
+        device: torch.device,
     ) -> Tensor:
-        batch = self._collate([Request(prompt, 0) for prompt in prompts], written)
+        batch = self._collate([GenerationRequest(prompt, 0) for prompt in prompts], written)
         return self.scores(batch.to(device), Texts(asked, self._responses(written)))
 
     def scores(self, batch: PairBatch, texts: Texts) -> Tensor:
@@ -177,7 +189,7 @@ class Draw:
         Raises:
             ScoreError: a score cannot be used.
         """
-        return checked(self.score(batch, texts), texts, self.score).to(batch.input_ids.device)
+        return check_scores(self.score(batch, texts), texts, self.score).to(batch.input_ids.device)
 
     def _reference(self, reference: Reference, batch: PairBatch) -> RolloutTokens:
         with reference.ready():
@@ -187,7 +199,7 @@ class Draw:
         return self._in_parts(lambda part: log_probs(part)[:, 0], batch)
 
     def _values(self, model: nn.Module, batch: PairBatch) -> RolloutTokens:
-        with together(model):
+        with unsharded(model):
             return self._in_parts(lambda part: self.sources.values(model, part), batch)
 
     def _in_parts(self, of: Callable[[PairBatch], Tensor], batch: PairBatch) -> RolloutTokens:
@@ -245,7 +257,7 @@ def given_pairs(draw: Draw, policy: nn.Module, batch: PairBatch, split: str) -> 
     pairs = batch.rows(rows)
     with draw.score.ready():
         score = draw.scores(*_singly(draw, pairs, split)).double().view(-1, 2) if len(rows) else None
-    with together(policy):
+    with unsharded(policy):
         log_prob = draw.sources.read(policy, pairs).double().sum(-1) if len(rows) else None
     if score is None or log_prob is None:
         return None
