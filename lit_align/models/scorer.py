@@ -60,6 +60,11 @@ class Scorer(ABC):
             read: computes the scores of a batch under a score model.
         """
 
+    @property
+    def model(self) -> ScoreModel | None:
+        """The score model that is read; None where something else scores."""
+        return None
+
     def ready(self) -> AbstractContextManager[None]:
         """Return the context in which scores are computed; all processes enter it equally often."""
         return nullcontext()
@@ -103,6 +108,11 @@ class RewardModel(Scorer):
     def load(self, policy: str, build: BuildScoreModel = _build_whole, read: ReadScores = _read_padded) -> None:
         self._model = build(lambda: load_score_model(self.path, self.loading).requires_grad_(False))
         self._read = read
+
+    @property
+    @override
+    def model(self) -> ScoreModel | None:
+        return self._model
 
     @override
     def ready(self) -> AbstractContextManager[None]:

@@ -85,6 +85,19 @@ def build_models(
     return built
 
 
+def frozen_reference(reference: Reference | None, policy: nn.Module) -> list[nn.Module]:
+    """Return the model that a reference reads, in a list that is empty where it has none of its own.
+
+    Args:
+        reference: attached to the policy; None for none.
+        policy: the policy, which an adapter's reference reads.
+    """
+    if reference is None:
+        return []
+    with reference.active() as model:
+        return [] if model is policy else [model]
+
+
 def _cut_reference(build: Builder, reference: Reference, policy: nn.Module) -> list[nn.Module]:
     """Cut what the reference reads; what is left to be filled with the policy's weights."""
     with reference.active() as model:

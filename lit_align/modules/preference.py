@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW
 from transformers import PreTrainedModel
 
 from lit_align.metrics import PairMetrics
 from lit_align.models import ForwardPass, HeadSum, Loading, LoRA, Reference, load_causal_lm
 from lit_align.modules.base import Stepping
-from lit_align.modules.build import build_models
+from lit_align.modules.build import build_models, frozen_reference
 from lit_align.modules.global_batch import Evaluation, Judged, judge_alone
 from lit_align.modules.grad_cache import Window, portions, pull_now
 from lit_align.modules.log_probs import Scoring, Sources
@@ -60,6 +60,8 @@ class LitPreference(Stepping):
     Raises:
         ValueError: a reference is given to an objective that needs none, or one that moves where there is an adapter.
     """
+
+    task: Literal["preference"] = "preference"
 
     def __init__(
         self,
@@ -193,6 +195,27 @@ class LitPreference(Stepping):
         self.train_metrics.update(judged.outcome, logps, batch, judged.pull)
         self.ledger.add(judged.outcome, batch)
         self.running.add(judged.outcome, batch)
+
+    def dry_run_loss(self, batch: PairBatch, is_part: bool) -> Tensor:
+        """Compute the loss of a micro-batch as ``training_step`` does, without metrics, for ``plan``.
+
+        Args:
+            batch: pairs of any content.
+            is_part: whether the optimizer step has other parts.
+        """
+        part = batch if self.objective.needs.rejected else batch.chosen_side()
+        if not self.objective.needs.batch_level:
+            return self._scoring.charge(part, draw_in_evaluation(part.index), self.running.values).loss
+        if not is_part:
+            loss: Tensor = self.objective(self(part)).loss
+            return loss.sum()
+        with torch.no_grad():
+            self(part)  # the objective is evaluated on all parts together, and then each part is read again
+        return self._scoring.again(part).sum()
+
+    def frozen_models(self) -> list[nn.Module]:
+        """Return the models that are read beside the policy and not trained."""
+        return frozen_reference(self.reference, self.policy)
 
     def after_step(self, step: int) -> None:
         """Let the objective's running numbers and a moving reference advance."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch.cli import OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW
 
 from lit_align.metrics.reward import RewardMetrics
@@ -45,6 +45,8 @@ class LitReward(Stepping):
     Raises:
         ValueError: ``forward_pass.tile_mb`` is set, and there are no logits.
     """
+
+    task: Literal["reward"] = "reward"
 
     def __init__(
         self,
@@ -121,6 +123,19 @@ class LitReward(Stepping):
         self.train_metrics.update(outcome, batch)
         self.ledger.add(outcome, batch)
         return (outcome.loss * batch.weight).sum()
+
+    def dry_run_loss(self, batch: PairBatch, is_part: bool) -> Tensor:
+        """Compute the loss of a micro-batch as ``training_step`` does, without metrics, for ``plan``.
+
+        Args:
+            batch: pairs of any content.
+            is_part: whether the optimizer step has other parts; without effect, since pairs are independent.
+        """
+        return self._outcome(batch).loss.sum()
+
+    def frozen_models(self) -> list[nn.Module]:
+        """Return nothing: a reward model is trained without another model."""
+        return []
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
         """Add a batch to the sums."""

@@ -20,11 +20,10 @@ from lit_align.models.logps.plain import packed_mask
 from lit_align.models.sharding import without_weights
 from lit_align.modules import LitOnline, LitPreference, LitReward, Module
 from lit_align.modules.grad_cache import even_ends
-from lit_align.objectives.pair_seed import draw_in_evaluation
 from lit_align.plan.held import Held, hold, own_models
 from lit_align.plan.memory import Memory, Moment, Spread
 from lit_align.plan.rehearsal import Settings, give_shapes, rehearse, rehearse_reading, shapes_alone
-from lit_align.plan.rollout import longest, rehearse_scoring, rehearse_writing, scorer_of
+from lit_align.plan.rollout import longest, rehearse_scoring, rehearse_writing
 from lit_align.types import PairBatch
 
 
@@ -67,14 +66,17 @@ def estimate(module: Module, batch: PairBatch, spread: Spread = Spread()) -> Est
     """
     with without_weights():
         module.configure_model()
-    fill, frozen = _frozen(module)
+    frozen = module.frozen_models()
+    fill: list[nn.Module] = []
+    if module.task == "preference" and isinstance(module.reference, Precomputed):
+        fill, frozen = frozen, []
     trained = [p for p in module.parameters() if p.requires_grad]
     held = hold(module, frozen, spread)
     mode = shapes_alone()
     for model in (module, *frozen, *fill):
         give_shapes(mode, model, torch.bfloat16 if spread.narrow else None)
     rehearsal = Rehearsal(mode, module, frozen, Settings(spread.precision, spread.share))
-    if isinstance(module, LitOnline):
+    if module.task == "online":
         moments, operations, tokens = rehearsal.rollout(module, batch.chosen_side(), held)
     else:
         part = _portion(module, batch, spread)
@@ -142,7 +144,7 @@ class Rehearsal:
             parts: how many of these a step takes.
             held: weights and their companions.
         """
-        loss = partial(_loss, module, part, parts.several)
+        loss = partial(module.dry_run_loss, part, parts.several)
         step = self._in_a_layout(module, partial(rehearse, self.mode, self.models, loss, self.settings))
         apart = _summed_apart(module) // self.settings.share if parts.micro_batches == 1 and parts.portions else 0
         return held.moments(step, parts.several, apart), step.operations
@@ -191,7 +193,7 @@ class Rehearsal:
         module.policy.train()
         each = math.ceil(rows / settings.minibatches)
         part = longest(batch, min(each, settings.micro_batch))
-        step = rehearse(self.mode, self.models, partial(_drawn_loss, module, part), self.settings)
+        step = rehearse(self.mode, self.models, partial(module.dry_run_loss, part), self.settings)
         several = each > settings.micro_batch
         moments: dict[Moment, Memory] = {
             "writing": held.rolling(written.working, written.cache),
@@ -215,36 +217,6 @@ def _portion(module: Module, batch: PairBatch, spread: Spread) -> PairBatch:
     return max((batch.rows(slice(*cut)) for cut in pairwise((0, *ends))), key=lambda found: int(found.mask.sum()))
 
 
-def _frozen(module: Module) -> tuple[list[nn.Module], list[nn.Module]]:
-    """Models that are there before the first step alone, and those that stay beside the one that is trained."""
-    found: list[nn.Module] = []
-    if isinstance(module, LitReward):
-        return [], found
-    if module.reference is not None:
-        with module.reference.active() as model:
-            found = [model] if model is not module.policy else []
-    if isinstance(module.reference, Precomputed):
-        return found, []
-    scorer = scorer_of(module) if isinstance(module, LitOnline) else None
-    return [], found if scorer is None else [*found, scorer]
-
-
-def _loss(module: LitPreference | LitReward, batch: PairBatch, several: bool) -> Tensor:
-    """As in the module's training step; books and running numbers are left out."""
-    if isinstance(module, LitReward):
-        scored: Tensor = module.objective(module(batch), batch.margin).loss
-        return scored.sum()
-    part = batch if module.objective.needs.rejected else batch.chosen_side()
-    if not module.objective.needs.batch_level:
-        return module._scoring.charge(part, draw_in_evaluation(part.index), module.running.values).loss
-    if not several:
-        loss: Tensor = module.objective(module(part)).loss
-        return loss.sum()
-    with torch.no_grad():
-        module(part)  # all parts are judged together first, and then read again
-    return module._scoring.again(part).sum()
-
-
 def _summed_apart(module: LitPreference | LitReward) -> int:
     """Bytes of an output head's gradient that portions sum up before it is the weight's; see ``HeadSum``."""
     if isinstance(module, LitReward) or module.objective.needs.batch_level:
@@ -256,15 +228,6 @@ def _summed_apart(module: LitPreference | LitReward) -> int:
         return 0
     weight, embedding = head.get_parameter("weight"), base_of(module.policy).get_input_embeddings()
     return weight.nbytes if weight.requires_grad and weight is not embedding.weight else 0
-
-
-def _drawn_loss(module: LitOnline, drawn: PairBatch) -> Tensor:
-    """What the objective is formed from; its own arithmetic is a few numbers per token."""
-    policy = module.sources.of(module.policy, drawn)
-    total = policy.charge(drawn, lambda responses, found: found.values.sum()).loss
-    if module.value_model is not None:
-        total = total + module.sources.values(module.value_model, drawn).sum()
-    return total
 
 
 def _no_log_probs(batch: PairBatch) -> Tensor:

@@ -151,12 +151,6 @@ def _readings(module: LitOnline) -> Iterator[tuple[Any, int]]:
         yield module.reference.log_probs, at_once
     if module.value_model is not None:
         yield partial(module.sources.values, module.value_model), at_once
-    scorer = scorer_of(module)
+    scorer = module.score.model
     if scorer is not None:
         yield partial(module.sources.scores, scorer), getattr(module.score, "batch_size", at_once)
-
-
-def scorer_of(module: LitOnline) -> nn.Module | None:
-    """The model that scores; None where something else does."""
-    found = getattr(module.score, "_model", None)
-    return found if isinstance(found, nn.Module) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -11,7 +11,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
@@ -22,7 +22,7 @@ from lit_align.models import ForwardPass, Loading, LoRA, Reference, load_causal_
 from lit_align.models.generation import CachedGenerator, Generator, Sampling, mix_seed
 from lit_align.models.score_model import ScoreModel, Value
 from lit_align.models.scorer import Scorer
-from lit_align.modules.build import Builder, build_models, check_kept, kept
+from lit_align.modules.build import Builder, build_models, check_kept, frozen_reference, kept
 from lit_align.modules.log_probs import Sources
 from lit_align.modules.online.checks import Settings, check_run, check_value, checked_forward_pass
 from lit_align.modules.online.rollout import Draw, Drawn, Models, given_pairs, rollout_records
@@ -65,6 +65,8 @@ class LitOnline(LightningModule):
         forward_pass: how log-probabilities are computed; it changes time and memory, not what comes out. How many
             responses go through the policy at once is ``micro_batch``.
     """
+
+    task: Literal["online"] = "online"
 
     def __init__(
         self,
@@ -204,6 +206,24 @@ class LitOnline(LightningModule):
     def forward(self, batch: PairBatch) -> Tensor:
         """Log-probabilities of responses under the policy as it is now, ``[rollout, token]``."""
         return self.sources.read(self.policy, batch)[:, 0]
+
+    def dry_run_loss(self, batch: PairBatch) -> Tensor:
+        """Compute a loss that takes the memory of an update's, for ``plan``.
+
+        The objective's own arithmetic, which is left out, takes a few numbers per token.
+
+        Args:
+            batch: responses of any content, side axis of 1.
+        """
+        loss = self.sources.of(self.policy, batch).charge(batch, lambda rows, found: found.values.sum()).loss
+        if self.value_model is not None:
+            loss = loss + self.sources.values(self.value_model, batch).sum()
+        return loss
+
+    def frozen_models(self) -> list[nn.Module]:
+        """Return the models that are read beside policy and value model, and not trained."""
+        score_model = self.score.model
+        return frozen_reference(self.reference, self.policy) + ([] if score_model is None else [score_model])
 
     def _report_training(self, before: int) -> None:
         """Report behind a rollout in which ``log_every_n_steps`` was passed, and behind the last."""
