@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_align.models.lm_head.fused_loss import Tokens
 from lit_align.models.logps.attention import FLEX_BLOCK, NAME, additive, block_mask, plan_of, visible
-from lit_align.models.logps.packing import Packing, opening_of, pack, rows_of, scored, shared_tokens
+from lit_align.models.logps.packing import Packing, common_prefix, pack, rows_of, scored, shared_tokens
 from lit_align.types import PairBatch
 
 VARLEN = "flash_attention_2"
@@ -73,7 +73,7 @@ def packed(batch: PairBatch, attention: Attention, share: bool) -> Reading:
     segments = attention.name == NAME and batch.input_ids.device.type == "cpu"
     one_row = segments or attention.name == "flex_attention"
     shared = shared_tokens(batch) if share else batch.index.new_zeros(len(batch.index))
-    packing = pack(batch, shared, opening_of(batch) if share and one_row else 0)
+    packing = pack(batch, shared, common_prefix(batch) if share and one_row else 0)
     if segments:
         inputs = {"input_ids": packing.ids, "position_ids": packing.positions}
         row = {name: value.unsqueeze(0) for name, value in inputs.items()}
@@ -99,7 +99,7 @@ def _dense(packing: Packing, tokens: Tokens, attention: Attention) -> Reading:
 
 
 def _ends(packing: Packing, tokens: Tokens) -> Reading:
-    sizes = packing.blocks[:, :2].flatten()
+    sizes = packing.segments[:, :2].flatten()
     sizes = sizes[sizes > 0]
     ends, longest = F.pad(sizes.cumsum(0), (1, 0)).to(torch.int32), int(sizes.max())
     inputs = {

@@ -1,4 +1,4 @@
-"""A layout says how the tokens of a batch stand in the rows that a model reads."""
+"""Layouts of the tokens of a batch in the rows that a model reads."""
 
 from __future__ import annotations
 
@@ -12,50 +12,51 @@ from torch import Tensor
 from lit_align.types import PairBatch
 
 LayoutName: TypeAlias = Literal["shared", "packed", "padded", "plain"]
-"""``shared``: a prompt once, both responses behind it, nothing padded. ``packed``: every sequence by itself, nothing
-padded. ``padded``: one padded row per sequence. ``plain``: as padded, with the model's own logits in full."""
-WORTH = 16
-"""An opening of fewer tokens is repeated: to see it from all pairs would cost as much."""
+"""``shared``: each prompt once, followed by both responses, without padding. ``packed``: every sequence separately,
+without padding. ``padded``: one padded row per sequence. ``plain``: ``padded``, with the model's own full logits."""
+MIN_PREFIX = 16
+"""A common prefix of fewer tokens is repeated: attending to a shared one would cost as much."""
 
 
 @dataclass(frozen=True)
 class Packing:
-    """The tokens of a batch, one pair behind the other, without padding.
+    """The tokens of a batch, one pair after the other, without padding.
 
-    First stands the opening, which all sequences begin with. Behind it a pair is a head, what else the first side
-    needs, and a tail: what the second side does not share with it. No token stands behind the last scored one of its
-    side, nor does that one itself: it is predicted, not read.
+    The prefix, with which all sequences begin, comes first. Each pair follows in two segments: ``first``, the other
+    tokens of the first side, and ``second``, the tokens of the second side that it does not share with the first. The
+    last scored token of a side and all that follow it are left out: it is predicted, not read.
 
     Args:
-        opening: how many tokens the opening has.
+        prefix: length of the prefix.
         ids: the tokens.
         positions: their positions in their own sequences.
-        pair: the pair that each belongs to; the first for the opening.
-        tail: true on tokens of tails.
-        blocks: for each pair, the lengths of head and tail, and how much of the head the tail sees.
-        places: for each scored token, where the token before it stands.
+        pair: the pair that each belongs to; 0 for the prefix.
+        second: true on tokens of second segments.
+        segments: for each pair, the lengths of ``first`` and ``second``, and how many tokens of ``first`` the second
+            segment sees.
+        places: for each scored token, the place of the token before it.
         targets: the scored tokens' ids, pair by pair.
     """
 
-    opening: int
+    prefix: int
     ids: Int[Tensor, " token"]
     positions: Int[Tensor, " token"]
     pair: Int[Tensor, " token"]
-    tail: Bool[Tensor, " token"]
-    blocks: Int[Tensor, "pair 3"]
+    second: Bool[Tensor, " token"]
+    segments: Int[Tensor, "pair 3"]
     places: Int[Tensor, " scored"]
     targets: Int[Tensor, " scored"]
 
 
 def scored(batch: PairBatch) -> Bool[Tensor, "pair side token"]:
-    """The scored tokens that something stands before."""
+    """Return the mask of scored tokens that have a token before them."""
     mask = batch.mask.clone()
     mask[..., 0] = False
     return mask
 
 
 def needed(batch: PairBatch) -> Int[Tensor, "pair side"]:
-    """How many tokens of each sequence must be read: all before the last scored one.
+    """Count the tokens of each sequence that must be read: all before the last scored one.
 
     >>> ids, one = torch.tensor([[[5, 6, 7, 0]]]), torch.ones(1)
     >>> mask = torch.tensor([[[False, False, True, False]]])
@@ -67,69 +68,69 @@ def needed(batch: PairBatch) -> Int[Tensor, "pair side"]:
 
 
 def shared_tokens(batch: PairBatch) -> Int[Tensor, " pair"]:
-    """How many leading tokens the two sides have in common, of those that are needed."""
-    ids, there, length = batch.input_ids, batch.attention_mask, needed(batch)
+    """Count the leading tokens that both sides have in common, among those that are needed."""
+    ids, present, length = batch.input_ids, batch.attention_mask, needed(batch)
     if ids.shape[1] == 1:
         return torch.zeros_like(length[:, 0])
-    equal = (ids[:, 0] == ids[:, 1]) & there[:, 0] & there[:, 1]
+    equal = (ids[:, 0] == ids[:, 1]) & present[:, 0] & present[:, 1]
     return torch.minimum(equal.long().cumprod(-1).sum(-1), length.amin(-1))
 
 
-def opening_of(batch: PairBatch) -> int:
-    """How many leading tokens all sequences have in common, of those that are needed; 0 where it is not worth while.
+def common_prefix(batch: PairBatch) -> int:
+    """Count the leading tokens that all sequences have in common, among those that are needed; 0 below ``MIN_PREFIX``.
 
-    A quality prompt or a system prompt is such an opening.
+    A quality prompt or a system prompt is such a prefix.
 
     >>> ids, one = torch.arange(40).repeat(2, 1, 1), torch.ones(2)
     >>> ids[1, 0, 30:] = 7
     >>> mask = torch.arange(40).expand(2, 1, 40) >= 35
-    >>> opening_of(PairBatch(ids, ids >= 0, mask, mask[..., 0], one, one.long()))
+    >>> common_prefix(PairBatch(ids, ids >= 0, mask, mask[..., 0], one, one.long()))
     30
     """
     length = needed(batch)
-    there = length > 0
-    if there.sum() < 2:
+    present = length > 0
+    if present.sum() < 2:
         return 0
-    ids, length = batch.input_ids[there], length[there]
+    ids, length = batch.input_ids[present], length[present]
     common = (ids == ids[0]).all(0).long().cumprod(-1).sum()
-    opening = int(torch.minimum(common, length.min()))
-    return opening if opening >= WORTH else 0
+    prefix = int(torch.minimum(common, length.min()))
+    return prefix if prefix >= MIN_PREFIX else 0
 
 
-def pack(batch: PairBatch, shared: Int[Tensor, " pair"], opening: int = 0) -> Packing:
-    """The batch without padding.
+def pack(batch: PairBatch, shared: Int[Tensor, " pair"], prefix: int = 0) -> Packing:
+    """Remove the padding of a batch, and repetitions of what its sequences begin with.
 
     Args:
         batch: the pairs.
-        shared: how many leading tokens of each pair stand there once; zeros to share nothing.
-        opening: how many leading tokens stand there once for all pairs.
+        shared: number of leading tokens of each pair to store once; zeros to share nothing.
+        prefix: number of leading tokens to store once for all pairs.
     """
     ids, mask, length = batch.input_ids, scored(batch), needed(batch)
     pairs, sides, width = ids.shape
     column = torch.arange(width, device=ids.device)
-    first = torch.full_like(length, opening)
-    first[:, 1:] = shared.clamp(min=opening).unsqueeze(-1)
-    kept = (column < length.unsqueeze(-1)) & (column >= first.unsqueeze(-1))
-    where = (kept.flatten().cumsum(0) - 1).view_as(kept) + opening
+    start = torch.full_like(length, prefix)
+    start[:, 1:] = shared.clamp(min=prefix).unsqueeze(-1)
+    kept = (column < length.unsqueeze(-1)) & (column >= start.unsqueeze(-1))
+    packed_place = (kept.flatten().cumsum(0) - 1).view_as(kept) + prefix
     pair, side, token = mask.nonzero(as_tuple=True)
-    holder = torch.where(token - 1 < first[pair, side], 0, side)
-    place = torch.where(token - 1 < opening, token - 1, where[pair, holder, token - 1])
+    holder = torch.where(token - 1 < start[pair, side], 0, side)
+    place = torch.where(token - 1 < prefix, token - 1, packed_place[pair, holder, token - 1])
     side_of = torch.arange(sides, device=ids.device).view(1, -1, 1).expand_as(kept)
     pair_of = torch.arange(pairs, device=ids.device).view(-1, 1, 1).expand_as(kept)
-    own = (length - first).clamp(min=0)
-    tail = own[:, 1] if sides > 1 else torch.zeros_like(shared)
-    head = ids[length > 0][:1, :opening].flatten()
+    own = (length - start).clamp(min=0)
+    second = own[:, 1] if sides > 1 else torch.zeros_like(shared)
+    prefix_ids = ids[length > 0][:1, :prefix].flatten()
 
-    def behind(start: Tensor, rest: Tensor) -> Tensor:
-        return torch.cat([start.to(rest.dtype), rest[kept]])
+    def after_prefix(values: Tensor, rest: Tensor) -> Tensor:
+        return torch.cat([values.to(rest.dtype), rest[kept]])
 
     return Packing(
-        opening=opening,
-        ids=behind(head, ids),
-        positions=behind(column[:opening], column.expand_as(kept)),
-        pair=behind(torch.zeros_like(head), pair_of),
-        tail=behind(torch.zeros_like(head), side_of > 0),
-        blocks=torch.stack([own[:, 0], tail, (shared - opening).clamp(min=0)], dim=-1),
+        prefix=prefix,
+        ids=after_prefix(prefix_ids, ids),
+        positions=after_prefix(column[:prefix], column.expand_as(kept)),
+        pair=after_prefix(torch.zeros_like(prefix_ids), pair_of),
+        second=after_prefix(torch.zeros_like(prefix_ids), side_of > 0),
+        segments=torch.stack([own[:, 0], second, (shared - prefix).clamp(min=0)], dim=-1),
         places=place,
         targets=ids[mask],
     )
@@ -137,13 +138,13 @@ def pack(batch: PairBatch, shared: Int[Tensor, " pair"], opening: int = 0) -> Pa
 
 @dataclass(frozen=True)
 class Rows:
-    """Which row each packed token stands in, and where in it.
+    """The row and the column of each packed token.
 
     Args:
-        row: row of each token.
-        column: its place in the row.
-        count: how many rows.
-        width: tokens of the widest.
+        row: of each token.
+        column: of each token.
+        count: number of rows.
+        width: number of columns.
     """
 
     row: Int[Tensor, " token"]
@@ -152,23 +153,23 @@ class Rows:
     width: int
 
     def spread(self, values: Tensor, fill: int) -> Tensor:
-        """Values of the tokens as ``[row, column]``."""
+        """Arrange values of the tokens as ``[row, column]``."""
         out = values.new_full((self.count, self.width), fill)
         out[self.row, self.column] = values
         return out
 
 
 def rows_of(packing: Packing, capacity: int) -> Rows:
-    """Whole pairs in as few rows as first fit, longest first, finds.
+    """Distribute whole pairs over rows by first fit, longest first.
 
     Args:
-        packing: the tokens.
+        packing: the tokens, without a prefix.
         capacity: tokens of a row; a longer pair widens the rows.
 
     >>> bins(torch.tensor([3, 6, 2, 4]), capacity=6)
     [2, 0, 1, 1]
     """
-    sizes = packing.blocks[:, :2].sum(-1)
+    sizes = packing.segments[:, :2].sum(-1)
     bin_of = torch.tensor(bins(sizes, capacity), device=sizes.device)
     start = torch.zeros_like(sizes)
     filled = [0] * (int(bin_of.max()) + 1)
@@ -180,9 +181,9 @@ def rows_of(packing: Packing, capacity: int) -> Rows:
 
 
 def bins(sizes: Int[Tensor, " pair"], capacity: int) -> list[int]:
-    """The row of each pair; see ``rows_of``."""
+    """Choose the row of each pair; see ``rows_of``."""
     room: list[int] = []
-    found = [0] * len(sizes)
+    rows = [0] * len(sizes)
     capacity = max(capacity, int(sizes.max()))
     for pair in sizes.argsort(descending=True, stable=True).tolist():
         size = int(sizes[pair])
@@ -191,5 +192,5 @@ def bins(sizes: Int[Tensor, " pair"], capacity: int) -> list[int]:
             fits = len(room)
             room.append(capacity)
         room[fits] -= size
-        found[pair] = fits
-    return found
+        rows[pair] = fits
+    return rows

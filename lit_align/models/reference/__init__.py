@@ -1,1 +1,1 @@
-"""The frozen reference: a second model, the policy with its adapter off, or log-probabilities computed once."""
+"""The frozen reference: a second model, the policy with its adapter off, or log-probabilities on disk."""

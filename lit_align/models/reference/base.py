@@ -1,4 +1,4 @@
-"""The frozen reference: where its log-probabilities come from is asked here and nowhere else."""
+"""The frozen reference, and the models it may be: a second model, a moving copy, the policy with its adapter off."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from typing_extensions import override
 
 from lit_align.models.loading import Loading, load_causal_lm
 from lit_align.models.logps.plain import response_log_probs
@@ -25,8 +26,8 @@ Read: TypeAlias = Callable[[nn.Module, PairBatch], PairTokens]
 class Reference(ABC):
     """A frozen model beside the policy.
 
-    It is no ``nn.Module`` on purpose: what hangs on it is in no state dict, no optimizer, no gradient
-    synchronisation, no checkpoint, and ``module.train()`` does not reach it.
+    It is deliberately not an ``nn.Module``: its weights are in no state dict, no optimizer, no gradient
+    synchronisation and no checkpoint, and ``module.train()`` does not reach it.
     """
 
     @abstractmethod
@@ -35,15 +36,15 @@ class Reference(ABC):
 
     @abstractmethod
     def active(self) -> AbstractContextManager[nn.Module]:
-        """The reference as a model in evaluation mode, for as long as the context lasts."""
+        """Return a context in which the reference is available as a model in evaluation mode."""
 
     @contextmanager
     def ready(self) -> Iterator[nn.Module]:
-        """As ``active``, a cut model being put together once; every process enters it as often as the others."""
-        with self.active() as model:
-            found = model
-        with unsharded(found), self.active() as model:
-            yield model
+        """Like ``active``, with a sharded model gathered once; every process must enter it equally often."""
+        with self.active() as active:
+            model = active
+        with unsharded(model), self.active() as active:
+            yield active
 
     @abstractmethod
     def apply(self, change: Callable[[Tensor], Tensor]) -> None:
@@ -51,73 +52,92 @@ class Reference(ABC):
 
     @property
     def copies_policy(self) -> bool:
-        """Whether it is the policy as it was loaded, until the first step at least; False unless a leaf says so."""
+        """Whether it is the policy as it was loaded, at least until the first step; False by default."""
         return False
 
     @property
     def moves(self) -> bool:
-        """Whether it changes during training; False unless a leaf says so."""
+        """Whether it changes during training; False by default."""
         return False
 
     @property
     def is_start(self) -> bool:
-        """Whether it is the policy before its first step, and stays that."""
+        """Whether it is the policy as it was before its first step, throughout the run."""
         return self.copies_policy and not self.moves
 
     def after_step(self, policy: nn.Module, step: int) -> None:
-        """Hear of an optimizer step; nothing unless a leaf says otherwise.
+        """Follow the policy after an optimizer step; does nothing by default.
 
         Args:
             policy: as it is after the step.
-            step: how many steps there have been, this one included.
+            step: number of steps taken, this one included.
         """
         return
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a checkpoint must keep of it: nothing where it does not move."""
+        """Return what a checkpoint must keep: nothing unless it moves."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what ``state_dict`` gave; nothing where it does not move."""
+        """Load what ``state_dict`` returned: nothing unless it moves."""
         return
 
     @abstractmethod
     def read_with(self, read: Read) -> None:
-        """Read the model in another way than ``response_log_probs``, to the same numbers.
+        """Replace ``response_log_probs`` by another function that computes the same numbers.
 
         Args:
-            read: gives the log-probabilities of a batch under a model.
+            read: computes the log-probabilities of a batch under a model.
         """
 
     @abstractmethod
     def log_probs(self, batch: PairBatch) -> PairTokens:
-        """Log-probabilities of the scored response tokens, without gradient; see ``response_log_probs``."""
+        """Compute log-probabilities of the scored response tokens, without gradient; see ``response_log_probs``."""
 
 
 class LiveReference(Reference):
-    """A reference whose model is there, and is read for every batch."""
+    """A reference whose model is in memory, and is called for every batch."""
 
     _read: Read = staticmethod(response_log_probs)
 
     @final
+    @override
     def read_with(self, read: Read) -> None:
-        """See the base class."""
         self._read = read
 
     @final
     @torch.no_grad()
+    @override
     def log_probs(self, batch: PairBatch) -> PairTokens:
-        """See the base class."""
         with self.active() as model:
             return self._read(model, batch)
 
 
-class SecondModel(LiveReference):
-    """A model of its own: a frozen copy of the policy as it was loaded, or another model.
+class ModelReference(LiveReference):
+    """A reference with weights of its own."""
+
+    _model: nn.Module | None = None
+
+    @final
+    @contextmanager
+    @override
+    def active(self) -> Iterator[nn.Module]:
+        yield _attached(self._model)
+
+    @final
+    @override
+    def apply(self, change: Callable[[Tensor], Tensor]) -> None:
+        if self._model is not None:
+            apply: Any = self._model._apply
+            apply(change)
+
+
+class SecondModel(ModelReference):
+    """A separate model: a frozen copy of the policy as it was loaded, or another model.
 
     Args:
         path: local folder or hub name of the reference; None copies the policy.
-        loading: how to read it, if it is read.
+        loading: how another model is loaded.
 
     Raises:
         ValueError: there is a ``loading`` without a ``path``.
@@ -127,15 +147,14 @@ class SecondModel(LiveReference):
         check_loading(type(self).__name__, path, loading)
         self.path = path
         self.loading = loading
-        self._model: nn.Module | None = None
 
     @property
+    @override
     def copies_policy(self) -> bool:
-        """Without a path."""
         return self.path is None
 
+    @override
     def attach(self, policy: PreTrainedModel | PeftModel) -> None:
-        """Copy the policy, or load the other model and check that both speak of the same tokens."""
         if self.path is None:
             model: nn.Module = copy.deepcopy(policy)
         else:
@@ -146,49 +165,18 @@ class SecondModel(LiveReference):
             model = other
         self._model = model.requires_grad_(False).eval()
 
-    @contextmanager
-    def active(self) -> Iterator[nn.Module]:
-        """The frozen model."""
-        if self._model is None:
-            raise RuntimeError("the reference has no model yet; attach(policy) comes first")
-        yield self._model
 
-    def apply(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Move or cast the frozen weights."""
-        if self._model is not None:
-            move: Any = self._model._apply
-            move(change)
-
-
-def check_loading(name: str, path: str | None, loading: Loading) -> None:
-    """Raise if it is said how to read a model that is a copy.
-
-    Args:
-        name: of the reference's class.
-        path: of the model; None for a copy of the policy.
-        loading: how it would be read.
-
-    Raises:
-        ValueError: it is.
-    """
-    if path is None and loading != Loading():
-        raise ValueError(
-            f"{name}: loading is {loading}, but without a path the reference is a copy of the policy as it was "
-            "loaded: name the model's path, or leave loading out"
-        )
-
-
-class MovingReference(LiveReference):
+class MovingReference(ModelReference):
     r"""A copy of the policy that follows it: $\pi_{ref} \leftarrow \alpha\,\theta + (1 - \alpha)\,\pi_{ref}$.
 
     Paper: TR-DPO, Gorbatovski et al. 2024, arXiv:2404.09656, which calls ``mixing`` α and ``every`` τ: a soft update
-    has α below 1, a hard one has α = 1. The mean is taken of the weights. A run that uses it keeps a second set of
-    weights in every checkpoint. The defaults are TRL's, which takes both numbers at once.
+    has α below 1, a hard one has α = 1. The mean is that of the weights. A run that uses it keeps a second set of
+    weights in every checkpoint. The defaults are TRL's, which uses both numbers at once.
 
     Args:
         every: optimizer steps between two updates.
-        mixing: how much of the policy goes into the reference, above 0 and at most 1; summaries of the paper
-            name 0.6 for the soft update. 1 copies the policy.
+        mixing: the policy's share in an update, above 0 and at most 1; summaries of the paper name 0.6 for the soft
+            update. 1 copies the policy.
 
     Raises:
         ValueError: a number is out of its range.
@@ -201,21 +189,20 @@ class MovingReference(LiveReference):
             raise ValueError(f"MovingReference: mixing is {mixing}; expected 0 < mixing <= 1")
         self.every = every
         self.mixing = mixing
-        self._model: nn.Module | None = None
 
     @property
+    @override
     def copies_policy(self) -> bool:
-        """Before its first update."""
         return True
 
     @property
+    @override
     def moves(self) -> bool:
-        """Every ``every`` steps."""
         return True
 
+    @override
     def attach(self, policy: PreTrainedModel | PeftModel) -> None:
-        """Copy the policy, which must have no adapter: the mean of two adapters is not the adapter of the mean."""
-        if isinstance(policy, PeftModel):
+        if isinstance(policy, PeftModel):  # the mean of two adapters is not the adapter of the mean
             raise ValueError("reference MovingReference: expected a policy without adapter; leave model.lora out")
         if self.mixing < 1 and any(weight.itemsize < torch.float32.itemsize for weight in policy.parameters()):
             raise ValueError(
@@ -224,80 +211,85 @@ class MovingReference(LiveReference):
             )
         self._model = copy.deepcopy(policy).requires_grad_(False).eval()
 
-    @contextmanager
-    def active(self) -> Iterator[nn.Module]:
-        """The model as of its last update."""
-        yield self._attached()
-
-    def apply(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Move or cast the weights."""
-        if self._model is not None:
-            move: Any = self._model._apply
-            move(change)
-
     @torch.no_grad()
+    @override
     def after_step(self, policy: nn.Module, step: int) -> None:
-        """Move towards the policy if it is time."""
         if step % self.every == 0:
-            ours: list[Tensor] = list(self._attached().parameters())
+            ours: list[Tensor] = list(_attached(self._model).parameters())
             theirs: list[Tensor] = list(policy.parameters())
             if self.mixing == 1:
                 torch._foreach_copy_(ours, theirs)
             else:
                 torch._foreach_lerp_(ours, theirs, self.mixing)
 
+    @override
     def state_dict(self) -> dict[str, Tensor]:
-        """Its weights."""
-        return {name: weight.detach() for name, weight in self._attached().named_parameters()}
+        return {name: weight.detach() for name, weight in _attached(self._model).named_parameters()}
 
     @torch.no_grad()
+    @override
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take the weights over.
-
-        Raises:
-            ValueError: they are not those of such a model.
-        """
-        ours = dict(self._attached().named_parameters())
-        if ours.keys() != state.keys():
+        weights = dict(_attached(self._model).named_parameters())
+        if weights.keys() != state.keys():
             raise ValueError("the checkpoint's reference is not a model like this run's (model.reference)")
-        for name, weight in ours.items():
+        for name, weight in weights.items():
             weight.copy_(state[name])
-
-    def _attached(self) -> nn.Module:
-        if self._model is None:
-            raise RuntimeError("the reference has no model yet; attach(policy) comes first")
-        return self._model
 
 
 class AdapterOff(LiveReference):
-    """The policy itself with its LoRA adapter switched off: costs no memory."""
+    """The policy itself with its LoRA adapter switched off: needs no memory."""
 
     def __init__(self) -> None:
         self._policy: PeftModel | None = None
 
     @property
+    @override
     def copies_policy(self) -> bool:
-        """Always."""
         return True
 
+    @override
     def attach(self, policy: PreTrainedModel | PeftModel) -> None:
-        """Remember the policy, which must have an adapter."""
         if not isinstance(policy, PeftModel):
             raise ValueError("reference AdapterOff: the policy has no adapter; set model.lora, or take SecondModel")
         self._policy = policy
 
     @contextmanager
+    @override
     def active(self) -> Iterator[nn.Module]:
-        """The policy without its adapter and, whatever the policy's mode, without its dropout."""
-        if self._policy is None:
-            raise RuntimeError("the reference has no model yet; attach(policy) comes first")
-        training = self._policy.training
-        self._policy.eval()
+        # Evaluation mode switches the adapter's dropout off, whatever the policy's mode.
+        policy = _attached(self._policy)
+        training = policy.training
+        policy.eval()
         try:
-            with self._policy.disable_adapter():
-                yield self._policy
+            with policy.disable_adapter():
+                yield policy
         finally:
-            self._policy.train(training)
+            policy.train(training)
 
+    @override
     def apply(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Nothing to move: the weights are the policy's."""
+        pass  # the weights are the policy's
+
+
+def _attached(model: Any) -> Any:
+    if model is None:
+        raise RuntimeError("the reference has no model yet; attach(policy) comes first")
+    return model
+
+
+def check_loading(name: str, path: str | None, loading: Loading) -> None:
+    """Raise if a reference that copies the policy is told how to load a model.
+
+    Args:
+        name: of the reference's class.
+        path: of the model; None for a copy of the policy.
+        loading: how it would be loaded.
+
+    Raises:
+        ValueError: there is a ``loading`` without a ``path``.
+    """
+    if path is None and loading != Loading():
+        raise ValueError(
+            f"{name}: loading is {loading}, but without a path the reference is a copy of the policy as it was "
+            "loaded: name the model's path, or leave loading out"
+        )

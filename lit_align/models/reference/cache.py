@@ -1,4 +1,4 @@
-"""A reference cache keeps per-token log-probabilities on disk, found again by the ids that they belong to."""
+"""A cache of per-token log-probabilities on disk, keyed by the ids that they belong to."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ _ABANDONED = 3600.0
 
 
 def sequence_keys(batch: PairBatch) -> Keys:
-    """A key for each sequence of a batch, pair by pair, chosen before rejected: ids and which of them are scored.
+    """Hash the ids of each sequence of a batch and which of them are scored; pair by pair, chosen before rejected.
 
-    Padding, the position in the batch and the other rows do not enter.
+    Padding, the position in the batch and the other rows do not matter.
 
     Args:
         batch: right padding.
@@ -52,7 +52,7 @@ def sequence_keys(batch: PairBatch) -> Keys:
 @final
 @dataclass(frozen=True, eq=False)
 class _Index:
-    """Where the values of each key begin, keys in order."""
+    """Shard, offset and length of the values of each key; keys are sorted."""
 
     keys: Keys
     shard: NDArray[np.int32]
@@ -64,14 +64,14 @@ class _Index:
 class ReferenceCache:
     """The log-probabilities of one reference at one precision.
 
-    A folder of shards, each an Arrow file that is written aside, flushed, and renamed to its own SHA-256: it is whole
-    or not there, and says itself whether it is as it was written. A computation that is killed loses the last minute.
-    Several processes may add shards at once. Values are mapped into memory and read when they are asked for; the index
-    takes 36 bytes a sequence.
+    A folder of shards, each an Arrow file that is written under a temporary name, flushed, and renamed to its SHA-256:
+    it exists as a whole or not at all, and its name tells whether it is undamaged. A computation that is killed loses
+    at most the last minute. Several processes may add shards at once. Values are mapped into memory and read on
+    demand; the index takes 36 bytes per sequence.
 
     Args:
-        root: folder of all references' caches; a setting's value, so its owner is checked.
-        identity: everything that a value follows from beside the sequence, as plain data.
+        root: folder of all references' caches; the user chooses it, so its owner is checked.
+        identity: everything that a value depends on apart from the sequence, as plain data.
         dtype: of the values.
 
     Raises:
@@ -97,32 +97,32 @@ class ReferenceCache:
         return len(self._index.keys)
 
     def load(self) -> None:
-        """Read what lies in the folder; a shard that is not as it was written is removed with a warning."""
-        self._clear_away()
-        found: list[list[Any]] = []
+        """Index the shards in the folder; a damaged one is removed with a warning."""
+        self._remove_abandoned()
+        parts: list[list[Any]] = []
         self._shards = []
         for path in sorted(self.folder.glob(f"*{SHARD}")):
             read = self._read(path)
             if read is not None:
                 keys, starts, values = read
                 number = np.full(len(keys), len(self._shards), np.int32)
-                found.append([keys, number, starts[:-1], np.diff(starts)])
+                parts.append([keys, number, starts[:-1], np.diff(starts)])
                 self._shards.append(values)
-        columns: list[Any] = [np.concatenate(column) for column in zip(*found, strict=True)] if found else _empty()
+        columns: list[Any] = [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else _empty()
         order = np.lexsort((columns[0][:, 1], columns[0][:, 0]))
-        twice = np.zeros(len(order), np.bool_)
-        twice[1:] = (columns[0][order[1:]] == columns[0][order[:-1]]).all(1)
-        self._index = _Index(*(column[order[~twice]] for column in columns))
+        repeated = np.zeros(len(order), np.bool_)
+        repeated[1:] = (columns[0][order[1:]] == columns[0][order[:-1]]).all(1)
+        self._index = _Index(*(column[order[~repeated]] for column in columns))
 
     def known(self, keys: Keys) -> NDArray[np.bool_]:
-        """Which of the sequences have their values here."""
+        """Return which of the sequences have values in the index."""
         return self._places(keys) >= 0
 
     def read(self, keys: Keys, width: int) -> Values:
-        """The values of some sequences, zero behind each one's end.
+        """Read the values of some sequences, padded with zeros.
 
         Args:
-            keys: all of them known.
+            keys: of sequences that are known.
             width: of the result.
 
         Returns:
@@ -135,28 +135,28 @@ class ReferenceCache:
         numbers = self._index.shard[places]
         result = np.zeros((len(keys), width), self.dtype)
         for number in np.unique(numbers):
-            here = within & (numbers == number)[:, None]
-            result[here] = self._shards[number][offsets[here]]
+            selected = within & (numbers == number)[:, None]
+            result[selected] = self._shards[number][offsets[selected]]
         return result
 
     def add(self, keys: Keys, values: list[Values]) -> None:
-        """Keep the values of some sequences; they are on disk and can be read after ``flush`` and ``load``.
+        """Add the values of some sequences; they can be read after ``flush`` and ``load``.
 
         Args:
             keys: of the sequences.
             values: of the scored tokens of each.
         """
-        self._new |= {key.tobytes(): found for key, found in zip(keys, values, strict=True)}
-        waiting = sum(len(found) for found in self._new.values())
+        self._new |= {key.tobytes(): row for key, row in zip(keys, values, strict=True)}
+        waiting = sum(map(len, self._new.values()))
         if waiting >= _SHARD_VALUES or time.monotonic() - self._since >= _SHARD_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was added."""
+        """Write the added values as a shard."""
         self._since = time.monotonic()
         if not self._new:
             return
-        offsets = np.cumsum([0, *(len(found) for found in self._new.values())], dtype=np.int32)
+        offsets = np.cumsum([0, *map(len, self._new.values())], dtype=np.int32)
         flat = np.concatenate(list(self._new.values())).astype(self.dtype)
         table = pa.record_batch(
             [pa.array(list(self._new), pa.binary(16)), pa.ListArray.from_arrays(offsets, pa.array(flat))],
@@ -170,12 +170,12 @@ class ReferenceCache:
         self._new = {}
 
     def _places(self, keys: Keys) -> NDArray[np.int64]:
-        """The index's row of each key, -1 where there is none."""
+        """Find the index's row of each key; -1 where there is none."""
         if not len(self):
             return np.full(len(keys), -1)
         index = self._index.keys
         places = np.minimum(np.searchsorted(index[:, 0], keys[:, 0]), len(index) - 1)
-        while True:  # of keys with the same first half, the one with the same second half
+        while True:  # step through keys with the same first half to the one with the same second half
             ahead = (index[places, 0] == keys[:, 0]) & (index[places, 1] < keys[:, 1]) & (places + 1 < len(index))
             if not ahead.any():
                 return np.where((index[places] == keys).all(1), places, -1)
@@ -201,8 +201,8 @@ class ReferenceCache:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _clear_away(self) -> None:
-        """Remove what a killed process left half written; a living one takes seconds."""
+    def _remove_abandoned(self) -> None:
+        """Remove unfinished files of killed processes; a running process takes seconds to finish one."""
         for path in self.folder.glob(".*.partial"):
             if time.time() - path.stat().st_mtime > _ABANDONED:
                 path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""A precomputed reference: every log-probability is computed once, kept on disk, and looked up by its ids."""
+"""A reference whose log-probabilities are computed once, kept on disk, and looked up by the ids they belong to."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from typing_extensions import override
 
 from lit_align.files import at_home, user_cache
 from lit_align.models.loading import Loading
@@ -31,18 +32,18 @@ ROUGH_TOLERANCE = 0.25
 class Precomputed(Reference):
     """Log-probabilities that are computed once, before the first step, and read from disk from then on.
 
-    They are found again by content: the reference's weights and configuration, the precision, and the ids of a
-    sequence with its scored tokens. Objective, batch size, order of the rows, learning rate or tokenizer settings that
-    leave the ids alone do not matter; anything that enters a value leads to another entry. Values are per token, so
-    any averaging reads the same ones. When all are there the reference's weights are given back.
+    They are found by content: the reference's weights and configuration, the precision, and the ids of a sequence with
+    its scored tokens. Objective, batch size, order of the rows, learning rate or tokenizer settings that leave the ids
+    alone do not matter; whatever changes a value leads to another entry. Values are per token, so all averagings read
+    the same ones. Once all are on disk the reference's weights are released.
 
     It pays from the second epoch or run on, or by the memory of a second model.
 
     Args:
         path: local folder or hub name of the reference; None takes the policy as it was loaded, without an adapter.
-        loading: how to read it, if it is read.
+        loading: how another model is loaded.
         cache: folder of the values; ``auto`` for ``reference`` in ``LIT_ALIGN_CACHE`` or ``~/.cache/lit_align``.
-        checked_rows: how many rows found on disk are scored again, at random, before they are trusted; 0 for none.
+        checked_rows: number of random rows on disk that are computed again before they are trusted; 0 for none.
 
     Raises:
         ValueError: ``checked_rows`` is negative, or there is a ``loading`` without a ``path``.
@@ -66,53 +67,53 @@ class Precomputed(Reference):
     # ── the reference ───────────────────────────────────────────────────────────────────────────────────────────
 
     @property
+    @override
     def copies_policy(self) -> bool:
-        """Without a path."""
         return self.path is None
 
+    @override
     def attach(self, policy: PreTrainedModel | PeftModel) -> None:
-        """Take the model that the values are of, and its identity unless it has no weights yet."""
-        of_policy = self.path is None and isinstance(policy, PeftModel)
-        source = AdapterOff() if of_policy else SecondModel(self.path, self.loading)
-        source.attach(policy)
-        self._source = source
+        copies_adapted = self.path is None and isinstance(policy, PeftModel)
+        self._source = AdapterOff() if copies_adapted else SecondModel(self.path, self.loading)
+        self._source.attach(policy)
         if weights_wanted():
-            with source.active() as model:
+            with self._source.active() as model:
                 self.identify(model)
 
     def identify(self, model: nn.Module) -> None:
-        """Take the identity of a model.
+        """Set the identity of the model whose log-probabilities these are.
 
         Args:
-            model: with the weights that the values are of, whole.
+            model: with its weights, not sharded.
         """
         self.identity = model_identity(model)
 
     @contextmanager
+    @override
     def active(self) -> Iterator[nn.Module]:
-        """The model, for as long as its weights are there."""
         if self._source is None:
             raise RuntimeError("the reference has no model: attach(policy) comes first, and release() gives it back")
         with self._source.active() as model:
             yield model
 
+    @override
     def read_with(self, read: Read) -> None:
-        """Compute missing values in another way."""
         if self._source is not None:
             self._source.read_with(read)
 
+    @override
     def apply(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Move or cast the weights, if they are there."""
         if self._source is not None:
             self._source.apply(change)
 
     @torch.no_grad()
+    @override
     def log_probs(self, batch: PairBatch) -> PairTokens:
-        """Look the values up; see the base class.
+        """Look the values up.
 
         Raises:
             ValueError: values are missing; names the rows.
-            RuntimeError: nothing was opened yet, or the precision is another one than the values were computed in.
+            RuntimeError: no cache is open yet, or the precision is not the one that the values were computed in.
         """
         device = batch.input_ids.device
         if precision(device) != self._precision:
@@ -120,49 +121,49 @@ class Precomputed(Reference):
                 f"log-probs are kept in {self._precision or 'no cache yet'}, not in {precision(device)}"
             )
         keys, lengths = sequence_keys(batch), batch.lengths.flatten().cpu().numpy()
-        here = lengths > 0
-        unknown = here & ~self.store.known(keys)
+        present = lengths > 0
+        unknown = present & ~self.store.known(keys)
         if unknown.any():
             rows = sorted(set(batch.index.cpu().numpy().repeat(batch.mask.shape[1])[unknown].tolist()))
             raise ValueError(f"reference log-probs of rows {rows[:10]} are not in {self.store.folder}")
         values = np.zeros((len(keys), int(lengths.max(initial=0))), self.store.dtype)
-        values[here] = self.store.read(keys[here], values.shape[1])
+        values[present] = self.store.read(keys[present], values.shape[1])
         return torch.from_numpy(values).view(*batch.mask.shape[:2], -1).to(device)
 
     # ── the cache ───────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def store(self) -> ReferenceCache:
-        """Where the values are."""
+        """The values on disk."""
         if self._store is None:
             raise RuntimeError("the reference has no cache yet; open(device) comes first")
         return self._store
 
     def open(self, device: torch.device) -> None:
-        """Find the cache of this reference at the precision of the moment, autocast included.
+        """Open the cache of this reference at the current precision, autocast included.
 
         Args:
             device: of the batches to come.
         """
         self._precision = precision(device)
         root = user_cache() / "reference" if self.cache == AUTO else at_home(self.cache)
-        kind = "float64" if self.identity["dtype"] == "float64" else "float32"
-        self._store = ReferenceCache(root, {**self.identity, **self._precision}, kind)
+        dtype = "float64" if self.identity["dtype"] == "float64" else "float32"
+        self._store = ReferenceCache(root, {**self.identity, **self._precision}, dtype)
 
     def missing(self, batch: PairBatch) -> NDArray[np.bool_]:
-        """Which rows need values that are not there, ``[pair]``."""
-        found = np.zeros(len(batch.index), np.bool_)
+        """Return which rows need values that are not on disk, ``[pair]``."""
+        missing = np.zeros(len(batch.index), np.bool_)
         for part in _parts(batch):
-            unknown = _scored(part) & ~self.store.known(sequence_keys(part))
-            found |= unknown.reshape(len(batch.index), -1).any(1)
-        return found
+            unknown = _has_scored_token(part) & ~self.store.known(sequence_keys(part))
+            missing |= unknown.reshape(len(batch.index), -1).any(1)
+        return missing
 
     def compute(self, batch: PairBatch, keep: bool = True) -> None:
-        """Compute the values of a batch and those that stand beside it.
+        """Compute the values of a batch, and of its prompted and mismatched pairs.
 
         Args:
             batch: the pairs.
-            keep: False runs the model only, so that processes that share its weights stay in step.
+            keep: False only runs the model, so that processes that share its weights stay in step.
 
         Raises:
             ValueError: a value is not finite; names the row.
@@ -170,16 +171,17 @@ class Precomputed(Reference):
         for part in _parts(batch):
             values = self._computed(part)
             if keep:
-                there = _scored(part)
+                present = _has_scored_token(part)
                 self.store.add(
-                    sequence_keys(part)[there], [found for found, ok in zip(values, there, strict=True) if ok]
+                    sequence_keys(part)[present],
+                    [row for row, is_present in zip(values, present, strict=True) if is_present],
                 )
 
     def check(self, batch: PairBatch) -> None:
-        """Score rows again and compare with what is kept.
+        """Compute values again and compare them with those on disk.
 
         Args:
-            batch: rows whose values are there.
+            batch: rows whose values are on disk.
 
         Raises:
             ValueError: they differ by more than rounding; names the row and both values.
@@ -187,14 +189,14 @@ class Precomputed(Reference):
         rough = self.identity["dtype"] not in ("float32", "float64") or self._precision["autocast"] != "none"
         tolerance = ROUGH_TOLERANCE if rough else TOLERANCE
         for part in _parts(batch):
-            kept = self.log_probs(part).flatten(0, 1).cpu().numpy()
-            for row, (found, again) in enumerate(zip(kept, self._computed(part), strict=True)):
-                apart = np.abs(found[: len(again)] - again)
-                if apart.max(initial=0.0) > tolerance:
-                    place, index = int(apart.argmax()), int(part.index[row // part.mask.shape[1]])
+            saved = self.log_probs(part).flatten(0, 1).cpu().numpy()
+            for row, (old, new) in enumerate(zip(saved, self._computed(part), strict=True)):
+                difference = np.abs(old[: len(new)] - new)
+                if difference.max(initial=0.0) > tolerance:
+                    place, index = int(difference.argmax()), int(part.index[row // part.mask.shape[1]])
                     raise ValueError(
-                        f"{self.store.folder}: row {index}, scored token {place}: kept is {found[place]:.6f}, the "
-                        f"reference says {again[place]:.6f}; the values are not this model's as it runs here. Remove "
+                        f"{self.store.folder}: row {index}, scored token {place}: kept is {old[place]:.6f}, the "
+                        f"reference says {new[place]:.6f}; the values are not this model's as it runs here. Remove "
                         "the folder to compute them again"
                     )
 
@@ -204,11 +206,11 @@ class Precomputed(Reference):
         return self._source is not None
 
     def release(self) -> None:
-        """Give the weights back: from here on the values are all there is of the reference."""
+        """Release the weights; from then on values can only be looked up."""
         self._source = None
 
     def _computed(self, part: PairBatch) -> list[NDArray[Any]]:
-        """Values of each sequence, cut to its length."""
+        """Compute the values of each sequence, without padding."""
         if self._source is None:
             raise RuntimeError("the reference's weights were given back")
         values = self._source.log_probs(part).flatten(0, 1).cpu().numpy().astype(self.store.dtype)
@@ -225,30 +227,30 @@ def _parts(batch: PairBatch) -> list[PairBatch]:
     return [part for part in (batch, batch.prompted, batch.mismatched) if part is not None]
 
 
-def _scored(batch: PairBatch) -> NDArray[np.bool_]:
-    """Which sequences have a scored token; an absent side has none."""
-    found: NDArray[np.bool_] = batch.mask.any(-1).flatten().cpu().numpy()
-    return found
+def _has_scored_token(batch: PairBatch) -> NDArray[np.bool_]:
+    """Return which sequences have a scored token; an absent side has none."""
+    present: NDArray[np.bool_] = batch.mask.any(-1).flatten().cpu().numpy()
+    return present
 
 
 def precision(device: torch.device) -> dict[str, str]:
-    """What the arithmetic of the moment is, beside the dtype of the weights.
+    """Describe the current precision of arithmetic, apart from the dtype of the weights.
 
     Args:
-        device: that it happens on.
+        device: that computes.
 
     >>> precision(torch.device("cpu"))
     {'device': 'cpu', 'autocast': 'none', 'matmul': 'highest'}
     """
-    on = torch.is_autocast_enabled(device.type)
-    autocast = str(torch.get_autocast_dtype(device.type)).removeprefix("torch.") if on else "none"
+    enabled = torch.is_autocast_enabled(device.type)
+    autocast = str(torch.get_autocast_dtype(device.type)).removeprefix("torch.") if enabled else "none"
     return {"device": device.type, "autocast": autocast, "matmul": torch.get_float32_matmul_precision()}
 
 
 def model_identity(model: nn.Module) -> Mapping[str, Any]:
-    """What a model's log-probabilities follow from: class, configuration, attention, dtype, weights.
+    """Describe what a model's log-probabilities depend on: class, configuration, attention, dtype, weights.
 
-    Where a model lies, and an adapter that is switched off, do not enter.
+    The model's path, and an adapter that is switched off, do not matter.
 
     Args:
         model: a causal language model of transformers, with or without an adapter of PEFT.
@@ -269,10 +271,10 @@ _NOT_IN_VALUES = ("_name_or_path", "transformers_version", "use_cache", "dtype",
 
 
 def _weights_digest(model: nn.Module) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     state = {name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items()}
     for name, tensor in sorted(state.items()):
         if "lora_" not in name:
-            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from lit_align.models.logps.attention import additive, block_mask, causal_mask, plan_of, segment_attention, visible
-from lit_align.models.logps.packing import Packing, needed, opening_of, pack, rows_of, scored, shared_tokens
+from lit_align.models.logps.packing import Packing, common_prefix, needed, pack, rows_of, scored, shared_tokens
 from lit_align.types import PairBatch
 from tests.conftest import pair_batch
 from tests.models.architectures import absent_sides, opened_batch, telling_batch
 
 
 def packing_by_hand() -> Packing:
-    """Head 3 4 5, tail 8 9 that sees 3 4 of it; behind them another pair of one token."""
+    """First segment 3 4 5, second segment 8 9 that sees 3 4 of it; then another pair of one token."""
     batch = pair_batch([[3, 4], [7]], [([5, 6], [8, 9, 5]), ([4], [4])])
     return pack(batch, shared_tokens(batch))
 
@@ -106,20 +106,20 @@ def ways(batch: PairBatch, packing: Packing) -> Tensor:
 
 
 def place_of(packing: Packing, pair: int, side: int) -> Tensor:
-    """Where the tokens of a sequence stand: opening, head and tail, as the packing says."""
-    own = torch.arange(packing.opening, len(packing.ids))
-    mine = own[packing.pair[packing.opening :] == pair]
-    head, tail, shared = packing.blocks[pair].tolist()
-    opening = torch.arange(packing.opening)
-    return torch.cat([opening, mine[:head] if side == 0 else torch.cat([mine[:shared], mine[head : head + tail]])])
+    """The places of the tokens of a sequence: prefix, first and second segment, according to the packing."""
+    own = torch.arange(packing.prefix, len(packing.ids))
+    mine = own[packing.pair[packing.prefix :] == pair]
+    first, second, shared = packing.segments[pair].tolist()
+    prefix = torch.arange(packing.prefix)
+    return torch.cat([prefix, mine[:first] if side == 0 else torch.cat([mine[:shared], mine[first : first + second]])])
 
 
 @pytest.mark.parametrize("batch", [opened_batch(), absent_sides(opened_batch())], ids=["pairs", "absent sides"])
 @pytest.mark.parametrize("cap", [None, 1.5])
 @pytest.mark.parametrize("window", [None, 3, 25])
-def test_an_opening_is_seen_by_all(batch: PairBatch, window: int | None, cap: float | None) -> None:
-    packing = pack(batch, shared_tokens(batch), opening_of(batch))
-    assert packing.opening == 20
+def test_a_prefix_is_seen_by_all(batch: PairBatch, window: int | None, cap: float | None) -> None:
+    packing = pack(batch, shared_tokens(batch), common_prefix(batch))
+    assert packing.prefix == 20
     parts = states(packing)
     found, _ = segment_attention(
         nn.Identity(), *parts, plan_of(packing), scaling=0.5, sliding_window=window, softcap=cap, dropout=0.0
@@ -153,12 +153,12 @@ def test_what_it_does_not_know_is_refused(option: str) -> None:
 )
 def test_blocks_of_flex_attention_see_the_same(batch: PairBatch) -> None:
     """The rule of the block mask, asked for every query and key."""
-    packing = pack(batch, shared_tokens(batch), opening_of(batch))
+    packing = pack(batch, shared_tokens(batch), common_prefix(batch))
     count = len(packing.ids)
     rule = block_mask(packing, 128).mask_mod
     query, key = torch.meshgrid(torch.arange(count), torch.arange(count), indexing="ij")
     zero = torch.zeros((), dtype=torch.long)
     seen = rule(zero, zero, query, key)
     assert seen.equal(ways(batch, packing))
-    if not packing.opening:
+    if not packing.prefix:
         assert seen.equal(visible(packing, rows_of(packing, count))[0, 0])

@@ -49,24 +49,26 @@ def test_rounding_is_no_mistake(dtype: torch.dtype) -> None:
 
 
 def without_mask(packing: Packing) -> Tensor:
-    """One block: later pairs see earlier ones, and tails see chosen responses."""
-    return plan_of(replace(packing, blocks=torch.tensor([[len(packing.ids), 0, 0]])))
+    """One segment: later pairs see earlier ones, and second segments see chosen responses."""
+    return plan_of(replace(packing, segments=torch.tensor([[len(packing.ids), 0, 0]])))
 
 
-def tails_see_heads(packing: Packing) -> Tensor:
-    blocks = packing.blocks.clone()
-    blocks[:, 2] = blocks[:, 0]
-    return plan_of(replace(packing, blocks=blocks))
+def second_sees_first(packing: Packing) -> Tensor:
+    segments = packing.segments.clone()
+    segments[:, 2] = segments[:, 0]
+    return plan_of(replace(packing, segments=segments))
 
 
-def tails_see_nothing(packing: Packing) -> Tensor:
-    blocks = packing.blocks.clone()
-    blocks[:, 2] = 0
-    return plan_of(replace(packing, blocks=blocks))
+def second_sees_nothing(packing: Packing) -> Tensor:
+    segments = packing.segments.clone()
+    segments[:, 2] = 0
+    return plan_of(replace(packing, segments=segments))
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-@pytest.mark.parametrize("wrong", [without_mask, tails_see_heads, tails_see_nothing], ids=lambda wrong: wrong.__name__)
+@pytest.mark.parametrize(
+    "wrong", [without_mask, second_sees_first, second_sees_nothing], ids=lambda wrong: wrong.__name__
+)
 def test_wrong_masks_are_seen(wrong: Callable[[Packing], Tensor], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "plan_of", wrong)
     choice = choose_layout(TokenLogProbs(named(name)), telling_batch())
@@ -79,8 +81,8 @@ def test_wrong_positions_are_seen(name: str, monkeypatch: pytest.MonkeyPatch) ->
     """Positions that count on through the row."""
     right = reading.pack
 
-    def counted(batch: PairBatch, shared: Tensor, opening: int) -> Packing:
-        packing = right(batch, shared, opening)
+    def counted(batch: PairBatch, shared: Tensor, prefix: int) -> Packing:
+        packing = right(batch, shared, prefix)
         return replace(packing, positions=torch.arange(len(packing.ids)))
 
     monkeypatch.setattr(reading, "pack", counted)

@@ -113,7 +113,7 @@ def test_equals_a_loop(name: str, layout: LayoutName) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_an_opening_of_all_pairs_is_read_once(name: str) -> None:
+def test_a_prefix_of_all_pairs_is_read_once(name: str) -> None:
     assert_same(
         named(name), "shared", opened_batch(), (2e-6, 2e-5) if name in (*NARROW, "gptj_eager") else (1e-6, 1e-5)
     )
