@@ -22,7 +22,7 @@ settings.register_profile("gate", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "gate"))
 
-pytest_plugins = ["tests.tables", "pytester"]
+pytest_plugins = ["tests.tables", "tests.marks", "pytester"]
 VOCABULARY = 31
 
 

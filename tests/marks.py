@@ -1,0 +1,55 @@
+"""Marks the tests that start runs, so that `tools/check` can leave most of them to the gate."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+from collections.abc import Callable, Iterator
+from functools import cache
+from types import CodeType
+from typing import Any
+
+import pytest
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Add the marker ``runs`` before tests are selected by their markers."""
+    for item in items:
+        if isinstance(item, pytest.Function) and any(map(starts_run, functions_of(item))):
+            item.add_marker("runs")
+
+
+def functions_of(test: pytest.Function) -> Iterator[Callable[..., Any]]:
+    """Yield a test's function and those of the fixtures that it uses."""
+    yield inspect.unwrap(test.function)
+    for definitions in test._fixtureinfo.name2fixturedefs.values():
+        yield definitions[-1].func
+
+
+@cache
+def starts_run(function: Callable[..., Any]) -> bool:
+    """Return whether a function reaches ``tests.runner.fork`` or ``subprocess`` by the names that it reads."""
+    pending: list[Any] = [function]
+    seen: set[Callable[..., Any]] = set()
+    while pending:
+        value = pending.pop()
+        if value is subprocess or is_fork(value):
+            return True
+        if inspect.isfunction(value) and value.__module__.startswith("tests.") and value not in seen:
+            seen.add(value)
+            pending += [value.__globals__[name] for name in names_in(value.__code__) if name in value.__globals__]
+    return False
+
+
+def is_fork(value: object) -> bool:
+    """Compare names, as importing the runner would import everything that a run needs."""
+    return inspect.isfunction(value) and (value.__module__, value.__name__) == ("tests.runner", "fork")
+
+
+def names_in(code: CodeType) -> Iterator[str]:
+    """Yield the names that a function reads, and the functions inside it."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from names_in(constant)
