@@ -140,7 +140,7 @@ def test_a_preset_has_the_knob_that_its_row_names(section: str) -> None:
 
 def test_defaults_of_beta_are_as_the_table_says() -> None:
     """Rows of the losses say which default β is another one than TRL's 0.1."""
-    part = GUIDE.split("\n## Losses\n")[1].split("What the other options")[0]
+    part = GUIDE.split("\n## Losses\n")[1].split("The other options of the loss")[0]
     for _, ours, note in table_rows(part):
         for word in code(ours):
             default = inspect.signature(NAMES[word]).parameters.get("beta")
