@@ -1,7 +1,8 @@
-"""The front door: answers for help at once and imports a command's code only when that command is run."""
+"""The command line's entry point, which imports the code of a command only when that command is run."""
 
 import difflib
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 
 from lit_align import __version__
@@ -13,10 +14,10 @@ COMMANDS = {
     "predict": ("lit_align.cli.main", "Write rewards, lengths and margin of each pair to a file."),
     "plan": (
         "lit_align.plan.command",
-        "Say what a run will need, before any weight is read: memory, operations, time.",
+        "Estimate what a run will need, before any weight is read: memory, operations, time.",
     ),
-    "consolidate": ("lit_align.cli.consolidate", "Make a Hugging Face folder of a checkpoint."),
-    "report": ("lit_align.cli.report", "Print and draw what a run's data is like; for people and for CI."),
+    "consolidate": ("lit_align.cli.consolidate", "Write a checkpoint as a Hugging Face folder."),
+    "report": ("lit_align.cli.report", "Summarize a run's data in a table and figures, and check it against limits."),
 }
 HELP = """usage: python -m lit_align COMMAND [--config FILE] [--key value ...]
 
@@ -30,9 +31,13 @@ python -m lit_align fit --config configs/quickstart.yaml is the place to start.
 """
 
 
-def main() -> None:
-    """Run the command named first on the command line."""
-    arguments = sys.argv[1:]
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command.
+
+    Args:
+        arguments: the command and its options; None for those of the process.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         listed = "\n".join(f"  {name:<12} {text}" for name, (_, text) in COMMANDS.items())
         print(HELP.format(commands=listed), end="")
@@ -40,7 +45,8 @@ def main() -> None:
         print(__version__)
     elif arguments[0] in COMMANDS:
         module, _ = COMMANDS[arguments[0]]
-        import_module(module).main()
+        # LightningCLI parses its own subcommands, so it needs the command as well
+        import_module(module).main(arguments if module == "lit_align.cli.main" else arguments[1:])
     else:
         close = difflib.get_close_matches(arguments[0], COMMANDS, 1)
         hint = f"; did you mean {close[0]}?" if close else f"; expected one of {', '.join(COMMANDS)}"

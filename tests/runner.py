@@ -35,10 +35,9 @@ def lit_align(*words: object, folder: Path | None = None, **environment: str) ->
 
     def work() -> None:
         os.environ.update(environment)
-        sys.argv = ["lit_align", *map(str, words)]
         if folder is not None:
             os.chdir(folder)
-        main()
+        main([str(word) for word in words])
 
     return forked([work])[0]
 
@@ -52,8 +51,7 @@ def ranks(processes: int, *words: object) -> list[Callable[[], None]]:
     """What each of several processes does of a command."""
 
     def run(rank: int) -> None:
-        sys.argv = ["lit_align", *map(str, words), "--trainer.devices", str(processes)]
-        main()
+        main([*map(str, words), "--trainer.devices", str(processes)])
 
     return in_processes(processes, run)
 

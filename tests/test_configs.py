@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import wraps
 from pathlib import Path
 
@@ -30,9 +29,8 @@ def instantiated(*files: Path, run: Path) -> Ended:
     def work() -> None:
         stop = wraps(Trainer.fit)(lambda *_, **__: print("ready"))  # the signature says which keys there are
         setattr(Trainer, "fit", stop)  # noqa: B010
-        sys.argv = ["lit_align", "fit", *(word for file in files for word in ("--config", str(file)))]
-        sys.argv += ["--run", str(run), "--trainer.accelerator", "cpu", "--trainer.devices", "1"]
-        main()
+        configs = (word for file in files for word in ("--config", str(file)))
+        main(["fit", *configs, "--run", str(run), "--trainer.accelerator", "cpu", "--trainer.devices", "1"])
 
     return forked([work])[0]
 

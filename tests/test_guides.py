@@ -6,7 +6,6 @@ import inspect
 import json
 import os
 import re
-import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -44,9 +43,8 @@ def copy(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("words", our_commands(DATA), ids=" ".join)
 def test_the_command_runs(copy: Path, words: list[str]) -> None:
     def work() -> None:
-        sys.argv = ["lit_align", *(HERE.get(word, word) for word in words)]
         os.chdir(copy)
-        main()
+        main([HERE.get(word, word) for word in words])
 
     (ended,) = forked([work])
     assert ended.code == 0, ended.out

@@ -209,8 +209,8 @@ def test_help_lists_the_keys_of_the_task() -> None:
 def test_the_task_is_found(words: list[str], tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("task: online\n", "utf-8")
-    assert parsing.task_in(["fit", *(word.replace("FILE", str(file)) for word in words)]) == "online"
-    assert parsing.task_in(["fit", "--config", str(file), "--task", "reward"]) == "reward"
+    assert parsing.read_task(["fit", *(word.replace("FILE", str(file)) for word in words)]) == "online"
+    assert parsing.read_task(["fit", "--config", str(file), "--task", "reward"]) == "reward"
 
 
 def test_the_trainers_own_clipping_is_refused_with_a_reason(rows: Path, tmp_path: Path) -> None:

@@ -1,19 +1,34 @@
-"""What watches a run: samples, progress, checkpoints, export, summary."""
+"""Callbacks of a run, in the order in which Lightning calls them.
+
+1. ``ResumeCheck`` refuses a checkpoint of other settings before anything of it is used.
+2. ``StepSeed`` seeds each batch before anything draws random numbers in it.
+3. ``Precompute`` computes the log-probabilities of a frozen reference before the first step.
+4. ``LogTruncation`` removes the lines behind the restored step before a callback writes new ones.
+5. ``Figures`` and ``Predictions`` write what an evaluation or a prediction has gathered.
+6. ``Watchdog`` reports a process that hangs; ``ProgressBar`` shows the last reported numbers.
+7. Callbacks from ``trainer.callbacks``.
+8. ``Samples`` and ``Export``, which have configuration keys of their own.
+9. ``GracefulStop`` ends a run on SIGTERM after the others have finished the step; ``Summary`` prints what they did.
+10. ``SaveConfig`` of ``lit_align.cli.main`` writes ``config.yaml``.
+11. ``Checkpoints``: Lightning calls callbacks that save checkpoints last, so that they save the state of all others.
+"""
+
+from lightning.pytorch import Callback
 
 from lit_align.callbacks.checkpointing.checkpoints import AtomicCheckpointIO, Checkpoints
-from lit_align.callbacks.checkpointing.log_truncation import History
-from lit_align.callbacks.checkpointing.resume_check import SameRun
+from lit_align.callbacks.checkpointing.log_truncation import LogTruncation
+from lit_align.callbacks.checkpointing.resume_check import ResumeCheck
 from lit_align.callbacks.export import Export
 from lit_align.callbacks.figures import Figures
 from lit_align.callbacks.metrics_file import MetricsFile
 from lit_align.callbacks.precompute import Precompute
 from lit_align.callbacks.predictions import Predictions
-from lit_align.callbacks.progress import Progress
+from lit_align.callbacks.progress import ProgressBar
 from lit_align.callbacks.samples import Samples
 from lit_align.callbacks.seeding import StepSeed
 from lit_align.callbacks.stopping import GracefulStop
 from lit_align.callbacks.summary import Summary
-from lit_align.callbacks.watchdog import Watch
+from lit_align.callbacks.watchdog import Watchdog
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -21,14 +36,32 @@ __all__ = [
     "Export",
     "Figures",
     "GracefulStop",
-    "History",
+    "LogTruncation",
     "MetricsFile",
     "Precompute",
     "Predictions",
-    "Progress",
-    "SameRun",
+    "ProgressBar",
+    "ResumeCheck",
     "Samples",
     "StepSeed",
     "Summary",
-    "Watch",
+    "Watchdog",
+    "first_callbacks",
+    "last_callbacks",
 ]
+
+
+def first_callbacks(seed: int, shows_progress: bool) -> list[Callback]:
+    """Return the callbacks of every run that come before those of the user, but for ``ResumeCheck``.
+
+    Args:
+        seed: of the run.
+        shows_progress: show a progress bar.
+    """
+    callbacks = [StepSeed(seed), Precompute(), LogTruncation(), Figures(), Predictions(), Watchdog()]
+    return [*callbacks, ProgressBar()] if shows_progress else callbacks
+
+
+def last_callbacks() -> list[Callback]:
+    """Return the callbacks of every run that come after those of the user."""
+    return [GracefulStop(), Summary()]

@@ -12,7 +12,7 @@ SHOWN = {
 }
 
 
-class Progress(RichProgressBar):
+class ProgressBar(RichProgressBar):
     """Rich's bar with loss, reward accuracy and tokens per second."""
 
     def _get_train_description(self, current_epoch: int) -> str:

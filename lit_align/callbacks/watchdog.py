@@ -21,7 +21,7 @@ GRACE = 10.0
 """Seconds that the other processes have for ending by themselves behind a failure."""
 
 
-class Watch(Callback):
+class Watchdog(Callback):
     """Of several processes, prints where each one stands that has been in one batch for most of the timeout.
 
     The process that waits gives up soon after and names no culprit; the stacks say which one hangs, and where. A

@@ -1,18 +1,21 @@
-"""Makes a Hugging Face folder of a checkpoint, whatever strategy wrote it."""
+"""The consolidate command: a Hugging Face folder of a checkpoint, whatever strategy wrote it."""
 
 from __future__ import annotations
 
 import argparse
-import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import Trainer
+from typing_extensions import override
 
 from lit_align.callbacks.checkpointing.checkpoints import AtomicCheckpointIO, checkpoint_folder
 from lit_align.callbacks.checkpointing.checksums import newest_intact
 from lit_align.callbacks.export import write_policy
 from lit_align.cli import main as cli
+from lit_align.cli.run_setup import idle_trainer
 from lit_align.models.score_model import save_score_model
 from lit_align.modules import LitReward, Module
 
@@ -23,9 +26,13 @@ checkpoint is taken. The run's config.yaml must lie where the run wrote it.
 """
 
 
-def main() -> None:
-    """Consolidate the checkpoint on ``sys.argv``."""
-    if {"-h", "--help"} & set(sys.argv[2:]):
+def main(arguments: Sequence[str]) -> None:
+    """Run the command.
+
+    Args:
+        arguments: of the command line, without the command.
+    """
+    if {"-h", "--help"} & set(arguments):
         print(USAGE, end="")
         return
     parser = argparse.ArgumentParser(prog="lit_align consolidate", add_help=False, usage=USAGE, allow_abbrev=False)
@@ -33,27 +40,46 @@ def main() -> None:
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--form", choices=("merged", "adapter"), default="merged")
     parser.add_argument("--extend", default=None)
-    own = parser.parse_args(sys.argv[2:])
-    try:
-        checkpoint, config = located(own.source)
-        if own.to.exists() and any(own.to.iterdir() if own.to.is_dir() else [own.to]):
-            raise FileExistsError(f"--to {own.to} exists and is not an empty folder; nothing is overwritten")
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    Consolidator.own, Consolidator.checkpoint = own, checkpoint
-    extend = ["--extend", own.extend] if own.extend else []
-    sys.argv = [sys.argv[0], "fit", "--config", str(config), *extend]
-    cli.main(Consolidator)
+    parsed = parser.parse_args(arguments)
+    with cli.exit_codes():
+        consolidate(parsed.source, parsed.to, parsed.form, parsed.extend)
 
 
-def located(source: Path) -> tuple[Path, Path]:
-    """The checkpoint and the configuration of its run.
+def consolidate(
+    source: Path, target: Path, form: Literal["merged", "adapter"] = "merged", extend: str | None = None
+) -> None:
+    """Write a checkpoint's weights, and the tokenizer, as one Hugging Face folder.
+
+    The module is built from the run's configuration as ``fit`` builds it; a configuration that cannot be parsed ends
+    the process, as on the command line.
+
+    Args:
+        source: a run's folder, of which the newest intact checkpoint is taken, or a checkpoint in it.
+        target: an empty folder, or one that does not exist.
+        form: of a model with an adapter: ``merged`` adds it to the weights, ``adapter`` writes it alone.
+        extend: folders or modules with your own parts, comma separated.
+
+    Raises:
+        FileNotFoundError: the source, a checkpoint or the configuration is missing.
+        FileExistsError: the target is not empty.
+        ValueError: no checkpoint is intact, or its weights are not those of the run's model.
+    """
+    checkpoint, config = find_checkpoint(source)
+    if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
+        raise FileExistsError(f"--to {target} exists and is not an empty folder; nothing is overwritten")
+    extension = ["--extend", extend] if extend else []
+    command_line = partial(Consolidator, checkpoint=checkpoint, target=target, form=form)
+    cli.run(["fit", "--config", str(config), *extension], command_line)
+
+
+def find_checkpoint(source: Path) -> tuple[Path, Path]:
+    """Find a checkpoint and the configuration of its run.
 
     Args:
         source: a run's folder, or a checkpoint in it.
 
     Raises:
-        FileNotFoundError: the source, a checkpoint or the configuration is not there.
+        FileNotFoundError: the source, a checkpoint or the configuration is missing.
         ValueError: no checkpoint of the run is intact.
     """
     if not source.exists():
@@ -71,42 +97,61 @@ def located(source: Path) -> tuple[Path, Path]:
 
 
 class Consolidator(cli.Cli):
-    """The command line of ``fit`` on the run's own configuration, up to the point where training would start."""
+    """The command line of ``fit`` on the run's own configuration, up to the point where training would start.
 
-    own: argparse.Namespace
-    checkpoint: Path
+    Args:
+        arguments: of ``fit``.
+        checkpoint: to read.
+        target: folder to write.
+        form: ``merged`` or ``adapter``.
+        options: of LightningCLI.
+    """
 
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        checkpoint: Path,
+        target: Path,
+        form: Literal["merged", "adapter"],
+        **options: Any,
+    ) -> None:
+        self.checkpoint, self.target, self.form = checkpoint, target, form
+        super().__init__(arguments, **options)
+
+    @override
+    def check_settings(self, config: Any) -> None:
+        """Accept any settings: no run starts."""
+
+    @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """One that is never used."""
-        return cli.idle_trainer()
+        return idle_trainer()
 
-    def _refuse_own_output(self, config: Any) -> None:
-        """Nothing: no run starts."""
-
+    @override
     def _run_subcommand(self, subcommand: str) -> None:
         module: Any = self.model
         data: Any = self.datamodule
         state = AtomicCheckpointIO().load_checkpoint(self.checkpoint)
-        target: Path = self.own.to
-        partial = target.with_name(f".{target.name}.partial")
-        partial.mkdir(parents=True, exist_ok=True)
-        write_model(partial, module, state["state_dict"], data.pad_token, self.own.form)
-        data.tokenizer.save_pretrained(partial)
-        if target.exists():
-            target.rmdir()
-        partial.rename(target)
-        print(f"{target}: the model of {self.checkpoint} at step {state['global_step']}")
+        partial_folder = self.target.with_name(f".{self.target.name}.partial")
+        partial_folder.mkdir(parents=True, exist_ok=True)
+        write_model(partial_folder, module, state["state_dict"], data.pad_token, self.form)
+        data.tokenizer.save_pretrained(partial_folder)
+        if self.target.exists():
+            self.target.rmdir()
+        partial_folder.rename(self.target)
+        print(f"{self.target}: the model of {self.checkpoint} at step {state['global_step']}")
 
 
-def write_model(folder: Path, module: Module, weights: dict[str, Any], pad: int, form: str) -> None:
+def write_model(
+    folder: Path, module: Module, weights: dict[str, Any], pad: int, form: Literal["merged", "adapter"]
+) -> None:
     """Write a checkpoint's weights as a Hugging Face folder.
 
     Args:
         folder: to write to.
-        module: as it is built from the run's configuration, without models.
+        module: as built from the run's configuration, without models.
         weights: the checkpoint's, by their names in the module.
         pad: id that a reward model's pooling takes for padding.
-        form: of a model with an adapter: ``merged`` or ``adapter``.
+        form: of a model with an adapter.
 
     Raises:
         ValueError: the weights are not those of the module, or there is no adapter to write.
@@ -120,7 +165,6 @@ def write_model(folder: Path, module: Module, weights: dict[str, Any], pad: int,
     if form == "adapter" and module.lora is None:
         raise ValueError("--form adapter: the run has no adapter")
     if isinstance(module, LitReward):
-        save_score_model(module.model, folder, pad, form="adapter" if form == "adapter" else "merged")
+        save_score_model(module.model, folder, pad, form=form)
         return
-    policy = module.policy
-    write_policy(folder, policy, dict(policy.state_dict()), "adapter" if form == "adapter" else "merged")
+    write_policy(folder, module.policy, dict(module.policy.state_dict()), form)

@@ -1,4 +1,4 @@
-"""A complaint of jsonargparse in short: the whole key, what was found, what was expected."""
+"""Shortens the error messages of jsonargparse; ``tests/cli`` fails when it changes their wording."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _CALLABLE = re.compile(r"Type typing\.Callable\S*.* expects a function or a call
 _NO_FILE = re.compile(r"- Expected a path but .*? either not accessible or invalid\n- (?P<rest>.*)", re.DOTALL)
 _UNION = re.compile(
     r"Does not validate against any of the Union subtypes\nSubtypes: .*?\nErrors:\n(?P<errors>.*)"
-    r"\nGiven value type: [^\n]*\nGiven value: (?P<found>.*)",
+    r"\nGiven value type: [^\n]*\nGiven value: (?P<value>.*)",
     re.DOTALL,
 )
 _OPTION = re.compile(r"Option '(?P<key>[^']+)' is not accepted(?:\s+Did you mean: (?P<meant>.*)\?)?")
 _ARGUMENT = re.compile(r"unrecognized arguments: --(?P<key>[\w.]+)")
 _MISSING = re.compile(r"the following arguments are required: (?P<keys>.*)")
-_IMPORT = re.compile(r"Expected a dot import path string: (?P<found>.*)", re.DOTALL)
-_DENIED = re.compile(r"Importing '(?P<found>[^']+)' is not allowed")
-_TYPE = re.compile(r"Expected an? (?P<type>.*?)(?:\. Got value: (?P<found>.*))?", re.DOTALL)
+_IMPORT = re.compile(r"Expected a dot import path string: (?P<value>.*)", re.DOTALL)
+_DENIED = re.compile(r"Importing '(?P<value>[^']+)' is not allowed")
+_TYPE = re.compile(r"Expected an? (?P<type>.*?)(?:\. Got value: (?P<value>.*))?", re.DOTALL)
 _NOTHING = "Expected a <class 'NoneType'>"
 _GIVEN = re.compile(r"\. Got value: Namespace\(.*", re.DOTALL)
 _WORDS = {
@@ -36,82 +36,85 @@ _WORDS = {
 }
 
 
-def in_short(complaint: str) -> str:
-    r"""The complaint without the parser's own types, one line for each reason; what is not understood stays as it is.
+def shorten(message: str) -> str:
+    r"""Shorten a message of jsonargparse to one line per reason: the whole key, its value, what was expected.
+
+    Messages that are not recognized stay as they are.
 
     Args:
-        complaint: as jsonargparse words it.
+        message: as jsonargparse words it.
 
-    >>> in_short(
+    >>> shorten(
     ...     "Parser key \"model.lora\":\n  Problem with given class_path 'lit_align.models.LoRA':\n"
     ...     "    Parser key \"rank\":\n      Expected a <class 'int'>. Got value: many"
     ... )
     "model.lora.rank is 'many'; expected a whole number"
     """
-    return _told(complaint.strip("\n"), "", "")
+    return _shorten_level(message.strip("\n"), "", "")
 
 
-def _told(text: str, key: str, name: str) -> str:
-    """What one level of the complaint says about a key of a class; both are empty on top."""
-    if found := _KEY.fullmatch(text):
-        return _told(dedent(found["rest"]), _joined(key, found["key"]), name)
-    if found := _CLASS.fullmatch(text):
-        return _told(dedent(found["rest"]), key, found["name"].rpartition(".")[2])
-    if found := _CALLABLE.fullmatch(text):
-        return _told(_GIVEN.sub("", found["rest"]), key, name)
-    if found := _NO_FILE.fullmatch(text):
-        return _told(found["rest"], key, name)
-    if found := _UNION.fullmatch(text):
-        return _any_of(found["errors"], found["found"], key, name)
-    return _reason(text, key, name)
+def _shorten_level(text: str, key: str, class_name: str) -> str:
+    """Shorten one level of a nested message, which is about a key of a class; both are empty at the top."""
+    if match := _KEY.fullmatch(text):
+        return _shorten_level(dedent(match["rest"]), _joined(key, match["key"]), class_name)
+    if match := _CLASS.fullmatch(text):
+        return _shorten_level(dedent(match["rest"]), key, match["name"].rpartition(".")[2])
+    if match := _CALLABLE.fullmatch(text):
+        return _shorten_level(_GIVEN.sub("", match["rest"]), key, class_name)
+    if match := _NO_FILE.fullmatch(text):
+        return _shorten_level(match["rest"], key, class_name)
+    if match := _UNION.fullmatch(text):
+        return _shorten_union(match["errors"], match["value"], key, class_name)
+    return _shorten_reason(text, key, class_name)
 
 
-def _reason(text: str, key: str, name: str) -> str:
-    """The end of a complaint, where it says what is wrong."""
-    if (found := _OPTION.match(text)) and (name or key):
-        near = found["meant"] or ("lr" if f"{key}.{found['key']}".endswith("optimizer.learning_rate") else "")
+def _shorten_reason(text: str, key: str, class_name: str) -> str:
+    """Shorten the innermost level of a message."""
+    if (match := _OPTION.match(text)) and (class_name or key):
+        near = match["meant"] or ("lr" if f"{key}.{match['key']}".endswith("optimizer.learning_rate") else "")
         meant = f"; did you mean {near}?" if near else ""
-        return f"{_joined(key, found['key'])}: {name or key} has no such option{meant}"
-    if (found := _ARGUMENT.match(text)) and name:
-        return f"{_joined(key, found['key'])}: {name} has no such option"
-    if (found := _MISSING.match(text)) and name:
-        return f"{', '.join(_joined(key, each) for each in found['keys'].split(', '))}: missing; {name} needs it"
-    if found := _DENIED.match(text):
+        return f"{_joined(key, match['key'])}: {class_name or key} has no such option{meant}"
+    if (match := _ARGUMENT.match(text)) and class_name:
+        return f"{_joined(key, match['key'])}: {class_name} has no such option"
+    if (match := _MISSING.match(text)) and class_name:
+        keys = ", ".join(_joined(key, name) for name in match["keys"].split(", "))
+        return f"{keys}: missing; {class_name} needs it"
+    if match := _DENIED.match(text):
         return (
-            f"{_before(key)}importing {shown(found['found'])} is not allowed; expected a class of lit_align, "
+            f"{_before(key)}importing {shown(match['value'])} is not allowed; expected a class of lit_align, "
             "lightning.pytorch or torch.optim, or of code that the command line names by --extend"
         )
-    if (found := _IMPORT.fullmatch(text)) and key:
-        return f"{key} is {shown(found['found'])}; expected the name of a class that is known"
-    if (found := _TYPE.fullmatch(text)) and key and found["found"] is not None:
-        return f"{key} is {shown(found['found'])}; expected {_in_words(found['type'])}"
+    if (match := _IMPORT.fullmatch(text)) and key:
+        return f"{key} is {shown(match['value'])}; expected the name of a class that is known"
+    if (match := _TYPE.fullmatch(text)) and key and match["value"] is not None:
+        return f"{key} is {shown(match['value'])}; expected {_in_words(match['type'])}"
     return f"{_before(key)}{text}"
 
 
-def _any_of(errors: str, found: str, key: str, name: str) -> str:
-    """What is wrong with a value that may be of several types: the reasons of those it could have been meant as."""
-    each = list(dict.fromkeys(dedent(part).strip() for part in re.split(r"^  - ", errors, flags=re.MULTILINE) if part))
-    each = [_hanging(error) for error in each]
-    types = [match["type"] for error in each if (match := _TYPE.fullmatch(error)) and not _IMPORT.fullmatch(error)]
-    expected = dict.fromkeys(_in_words(one) for one in types if "NoneType" not in one)
-    reasons = [error for error in each if not _TYPE.fullmatch(error)]
+def _shorten_union(errors: str, value: str, key: str, class_name: str) -> str:
+    """Shorten the errors of a value that may have several types, to those of the types that may have been meant."""
+    parts = re.split(r"^  - ", errors, flags=re.MULTILINE)
+    items = [_unindent(item) for item in dict.fromkeys(dedent(part).strip() for part in parts if part)]
+    types = [match["type"] for item in items if (match := _TYPE.fullmatch(item)) and not _IMPORT.fullmatch(item)]
+    expected = dict.fromkeys(_in_words(type_name) for type_name in types if "NoneType" not in type_name)
+    reasons = [item for item in items if not _TYPE.fullmatch(item)]
     if expected and not reasons:
-        return f"{_before(key, ' is ')}{shown(found)}; expected {' or '.join(expected)}"
-    told = (_told(reason, key, name) for reason in reasons or each if reason != _NOTHING)
-    return "\n".join(dict.fromkeys(told))
+        return f"{_before(key, ' is ')}{shown(value)}; expected {' or '.join(expected)}"
+    lines = (_shorten_level(item, key, class_name) for item in reasons or items if item != _NOTHING)
+    return "\n".join(dict.fromkeys(lines))
 
 
-def _hanging(error: str) -> str:
-    """An item of a list without the indentation of its later lines."""
-    first, line, rest = error.partition("\n")
-    return f"{first}{line}{dedent(rest)}" if not first.endswith(":") else error
+def _unindent(item: str) -> str:
+    """Remove the indentation of the later lines of a list item."""
+    first, line, rest = item.partition("\n")
+    return f"{first}{line}{dedent(rest)}" if not first.endswith(":") else item
 
 
-def _in_words(kind: str) -> str:
-    """A type as a user would say it."""
-    if kind.startswith("typing.Literal["):
-        return f"one of {kind.removeprefix('typing.Literal[').removesuffix(']')}"
-    last = re.sub(r"<class '(.*)'>", r"\1", kind).rpartition(".")[2]
+def _in_words(type_name: str) -> str:
+    """Return what a user would call a type."""
+    if type_name.startswith("typing.Literal["):
+        return f"one of {type_name.removeprefix('typing.Literal[').removesuffix(']')}"
+    last = re.sub(r"<class '(.*)'>", r"\1", type_name).rpartition(".")[2]
     return _WORDS.get(last, last)
 
 

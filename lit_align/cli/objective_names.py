@@ -1,11 +1,11 @@
-"""The names that ``model.objective`` takes, by task: told in the help, and where another task's name is given."""
+"""The names that ``model.objective`` accepts for each task, for help texts and for suggestions in error messages."""
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import re
 from types import ModuleType
+from typing import Any
 
 from lit_align import objectives, online
 from lit_align.objectives.base import Objective
@@ -15,63 +15,60 @@ PACKAGES: dict[str, tuple[ModuleType, type]] = {
     "preference": (objectives, Objective),
     "online": (online, OnlineObjective),
 }
-"""Task → the package of its objectives, and what they are."""
-EXPLAINED = {"preference": ", explained in docs/catalogue.md"}
-_ASKED = re.compile(
+"""Task → the package of its objectives, and their base class."""
+_UNKNOWN_NAME = re.compile(
     r"(?:dot import path string: '?|Import path (?=\S+ does not correspond)|Unable to load config [\"'])"
     r"(?P<name>[\w.]+)"
 )
 
 
-def presets_of(task: str) -> list[str]:
-    """The published names among the objectives of a task; none where it takes no other than its own.
+def presets_of(task: str) -> dict[str, Any]:
+    """Return the presets of a task by name; empty for a task with a fixed objective.
 
-    >>> presets_of("online")
+    >>> list(presets_of("online"))
     ['conditional_pm_rlhf', 'kl_rlhf', 'pm_rlhf']
     """
     if task not in PACKAGES:
-        return []
+        return {}
     package, _ = PACKAGES[task]
-    return [name for name in package.__all__ if f"{package.__name__}.presets" in getattr(package, name).__module__]
+    exported = {name: getattr(package, name) for name in package.__all__}
+    return {name: part for name, part in exported.items() if f"{package.__name__}.presets" in part.__module__}
 
 
-def name_presets(parser: argparse.ArgumentParser, task: str) -> None:
-    """Add the presets of a task to the help of ``model.objective``."""
-    names = ", ".join(presets_of(task))
-    for action in parser._actions:
-        if action.dest == "model.objective" and action.help and names:
-            action.help += f" Presets{EXPLAINED.get(task, '')}: {names}."
+def help_on_presets(task: str) -> str:
+    """Return the sentence on presets that the help of ``model.objective`` ends with."""
+    where = ", explained in docs/catalogue.md" if task == "preference" else ""
+    return f" Presets{where}: {', '.join(presets_of(task))}." if presets_of(task) else ""
 
 
-def advice(complaint: str, told: str, task: str) -> tuple[str, str]:
-    """What to do about a name that no objective or part of the run's task has.
+def suggest_objectives(message: str, short: str, task: str) -> tuple[str, str]:
+    """Suggest what to write instead of an unknown objective, or part of one.
 
     Args:
-        complaint: as jsonargparse words it.
-        told: the same in short; its first word is the key.
+        message: jsonargparse's message.
+        short: the shortened message; its first word is the key.
         task: of the run.
 
     Returns:
-        What stands in the place of ``told``, and a line of suggestions, which may be empty.
+        The message to show instead of ``short``, and a line of suggestions, which may be empty.
     """
-    asked, key = _ASKED.search(complaint), told.split(" ")[0].strip("-:").removesuffix(".help")
-    if asked is None or "objective" not in key:
-        return told, ""
-    name = asked["name"].rpartition(".")[2]
-    whole = key.endswith("objective")
+    unknown, key = _UNKNOWN_NAME.search(message), short.split(" ")[0].strip("-:").removesuffix(".help")
+    if unknown is None or "objective" not in key:
+        return short, ""
+    name = unknown["name"].rpartition(".")[2]
+    is_objective = key.endswith("objective")
     for other in PACKAGES:
-        if whole and other != task and name in _objectives_of(other):
-            said = f"{key} is {name!r}, an objective of task {other}, and the task is {task}; add --task {other}"
-            return said, ""
+        if is_objective and other != task and name in _objectives_of(other):
+            return f"{key} is {name!r}, an objective of task {other}, and the task is {task}; add --task {other}", ""
     package, _ = PACKAGES.get(task, PACKAGES["preference"])
-    known = _objectives_of(task) if whole and task in PACKAGES else package.__all__
-    close = difflib.get_close_matches(name, [each for each in known if each != name], 3, 0.6)
-    return told, f"\nDid you mean: {', '.join(close)}?" if close else ""
+    known = _objectives_of(task) if is_objective and task in PACKAGES else package.__all__
+    close = difflib.get_close_matches(name, [candidate for candidate in known if candidate != name], 3, 0.6)
+    return short, f"\nDid you mean: {', '.join(close)}?" if close else ""
 
 
 def _objectives_of(task: str) -> list[str]:
-    """Presets, and the classes that are objectives but for the one that all are made of."""
+    """Return the names of a task's presets and of its concrete objective classes."""
     package, base = PACKAGES[task]
-    things = {name: getattr(package, name) for name in package.__all__}
-    classes = [name for name, one in things.items() if isinstance(one, type) and issubclass(one, base)]
-    return [*presets_of(task), *(name for name in classes if things[name] is not base)]
+    exported = {name: getattr(package, name) for name in package.__all__}
+    classes = [name for name, part in exported.items() if isinstance(part, type) and issubclass(part, base)]
+    return [*presets_of(task), *(name for name in classes if exported[name] is not base)]

@@ -1,4 +1,4 @@
-"""The report command: a run's data, read as the run would read it, in numbers and figures; no model is loaded."""
+"""The report command: numbers and figures about a run's data, read as the run would read it; no model is loaded."""
 
 from __future__ import annotations
 
@@ -14,31 +14,29 @@ from typing import Any, final
 import yaml
 from jsonargparse import Namespace
 
-from lit_align.cli import parsing
-from lit_align.data import DataError, LengthReport, PreferenceData
+from lit_align.cli.parsing import DEBUG, USER_ERRORS, Parser, load_yaml, prepare_parsing, read_extensions
+from lit_align.data import LengthReport, PreferenceData
 from lit_align.data.report.figures import draw
 from lit_align.data.report.lengths import score_gaps
 from lit_align.data.report.table import show
 from lit_align.errors import check_range, printable
 from lit_align.objectives import Objective
 
-DEBUG = "LIT_ALIGN_DEBUG"
-UNREADABLE = (DataError, ValueError, TypeError, OSError, ImportError)
-FAILED, REFUSED = 1, 2
-READ = ("data", "seed_everything", "extend", "out", "max_dropped", "max_truncated", "max_contradictory", "max_overlap")
-READ_OF_MODEL = ("policy", "objective")
+KEYS = ("data", "seed_everything", "extend", "out", "max_dropped", "max_truncated", "max_contradictory", "max_overlap")
+MODEL_KEYS = ("policy", "objective")
+"""Keys of a run's configuration that its data depends on."""
 
 
 @final
 @dataclass(frozen=True)
 class Limits:
-    """The shares above which a report fails; every split is judged by itself.
+    """The largest shares that a report accepts; each split is checked by itself.
 
     Args:
-        max_dropped: of the rows, how many may be left out; data.on_bad_row and data.max_dropped have their say before.
-        max_truncated: of the responses, how many may be cut.
-        max_contradictory: of the pairs, how many may stand there the other way round as well.
-        max_overlap: of the pairs for evaluation, how many may have a prompt that is trained on.
+        max_dropped: share of the rows that may be left out; data.on_bad_row and data.max_dropped are applied before.
+        max_truncated: share of the responses that may be cut.
+        max_contradictory: share of the pairs that may also be in the data with chosen and rejected swapped.
+        max_overlap: share of the pairs for evaluation that may have a prompt of the training data.
 
     Raises:
         ValueError: a share is not between 0 and 1.
@@ -54,67 +52,96 @@ class Limits:
             check_range(name, share, 0, 1)
 
     def failures(self, split: str, report: LengthReport) -> list[str]:
-        """One line for each limit that a split does not keep."""
+        """Return one line for each limit that a split exceeds."""
         lengths, pairs = report.lengths, report.pairs
-        cut, responses = (
-            lengths.chosen_truncated + lengths.rejected_truncated,
-            lengths.chosen.count + lengths.rejected.count,
-        )
-        found = (
+        truncated = lengths.chosen_truncated + lengths.rejected_truncated
+        responses = lengths.chosen.count + lengths.rejected.count
+        checks = (
             ("max_dropped", "rows were left out", sum(report.dropped.values()), report.rows),
-            ("max_truncated", "responses were cut", cut, responses),
-            ("max_contradictory", "pairs stand there the other way round as well", report.contradictions, pairs),
+            ("max_truncated", "responses were cut", truncated, responses),
+            (
+                "max_contradictory",
+                "pairs are also there with the sides swapped",
+                report.contradictions,
+                pairs,
+            ),
             ("max_overlap", "pairs have a prompt that is trained on", report.seen_prompts or 0, pairs),
         )
         limits: dict[str, float] = vars(self)
         return [
-            f"data.{split}: {count} of {total} {words}: {count / total:.2%}, and {name} is {limits[name]:.2%}"
-            for name, words, count, total in found
+            f"data.{split}: {count} of {total} {what}: {count / total:.2%}, and {name} is {limits[name]:.2%}"
+            for name, what, count, total in checks
             if count > limits[name] * total
         ]
 
 
-class Parser(parsing.Parser):
-    """Takes the whole configuration of a run and reads of it what the data needs."""
+class DataParser(Parser):
+    """Accepts the whole configuration of a run and keeps what its data depends on."""
 
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
-        """Parse a configuration's text without its sections that are not about data."""
+        """Parse a configuration's text without the sections that are not about data."""
         try:
-            whole = parsing.load_yaml(content)
+            config = load_yaml(content)
         except yaml.YAMLError as error:
             self.error(f"the configuration is not plain YAML: {error}")
-        if isinstance(whole, dict):
-            model = whole.get("model")
-            kept = {key: value for key, value in whole.items() if key in READ}
+        if isinstance(config, dict):
+            model = config.get("model")
+            needed = {key: value for key, value in config.items() if key in KEYS}
             if isinstance(model, dict):
-                read = READ_OF_MODEL if whole.get("task", "preference") == "preference" else ("policy",)
-                kept["model"] = {key: value for key, value in model.items() if key in read}
-            content = yaml.safe_dump(kept)
+                model_keys = MODEL_KEYS if config.get("task", "preference") == "preference" else ("policy",)
+                needed["model"] = {key: value for key, value in model.items() if key in model_keys}
+            content = yaml.safe_dump(needed)
         return super().parse_string(content, *args, **kwargs)
 
 
-def main() -> None:
-    """Run the command on ``sys.argv``; exit codes: 1 for data beyond a limit, 2 for data that cannot be read."""
-    warnings.showwarning = _one_line
+def main(arguments: Sequence[str]) -> None:
+    """Run the command; exit codes: 1 for data beyond a limit, 2 for data that cannot be read.
+
+    Args:
+        arguments: of the command line, without the command.
+    """
+    warnings.showwarning = _print_warning
     try:
-        parsing.prepare(parsing.extensions_in(sys.argv))
-        settings = _settings(sys.argv[2:])
+        prepare_parsing(read_extensions(arguments))
+        settings = _settings(arguments)
         limits = Limits(**{name: settings[name] for name in Limits.__dataclass_fields__})
-        reports = _report(settings.data, Path(settings.out))
-    except UNREADABLE as error:
+        reports = report_data(settings.data, Path(settings.out))
+    except USER_ERRORS as error:
         if DEBUG in os.environ:
             raise
         print(f"error: {printable(str(error))}", file=sys.stderr)
-        sys.exit(REFUSED)
+        sys.exit(2)
     failures = [line for split, report in reports.items() for line in limits.failures(split, report)]
     for line in failures:
         print(f"failed: {line}", file=sys.stderr)
-    sys.exit(FAILED if failures else 0)
+    sys.exit(1 if failures else 0)
 
 
-def _settings(words: Sequence[str]) -> Namespace:
-    """The settings with the data ready to be read."""
-    parser = Parser(prog="python -m lit_align report", description=__doc__)
+def report_data(data: PreferenceData, folder: Path) -> Mapping[str, LengthReport]:
+    """Read the data, print a table, and write figures and ``data.json``.
+
+    Args:
+        data: with a tokenizer, or the name of one.
+        folder: for the files.
+
+    Returns:
+        The report of each split.
+    """
+    reports = data.prepare_all()
+    show(reports)
+    folder.mkdir(parents=True, exist_ok=True)
+    gaps = {split: score_gaps(prepared) for split, prepared in data.splits.items()}
+    figures = draw(folder, reports, {split: values for split, values in gaps.items() if len(values)})
+    numbers = folder / "data.json"
+    text = json.dumps({split: report.as_dict() for split, report in reports.items()}, indent=2, allow_nan=False)
+    numbers.write_text(f"{text}\n", encoding="utf-8")
+    print(*[*figures, numbers], sep="\n")
+    return reports
+
+
+def _settings(arguments: Sequence[str]) -> Namespace:
+    """Parse the settings and build the data module."""
+    parser = DataParser(prog="python -m lit_align report", description=__doc__)
     parser.add_argument("--config", action="config", help="A run's configuration; of several, later ones win.")
     parser.add_argument("--out", type=str, default="runs/report", help="Folder for the figures and data.json.")
     parser.add_argument("--extend", type=str, default=None, help="As for fit: folders or modules with your own parts.")
@@ -126,32 +153,18 @@ def _settings(words: Sequence[str]) -> Namespace:
     parser.add_class_arguments(Limits)
     parser.add_lightning_class_args(PreferenceData, "data")
     parser.link_arguments("model.objective", "data.prompted", compute_fn=_needs_prompted, apply_on="instantiate")
-    settings = parser.parse_args(list(words))
+    settings = parser.parse_args(list(arguments))
     if settings.data.tokenizer is None:
         settings.data.tokenizer = settings.model.policy
     if settings.data.seed is None:
         settings.data.seed = settings.seed_everything
-    ready: Namespace = parser.instantiate(settings)
-    return ready
+    instances: Namespace = parser.instantiate(settings)
+    return instances
 
 
 def _needs_prompted(objective: Objective | None) -> bool:
     return objective is not None and objective.needs.prompted
 
 
-def _report(data: PreferenceData, folder: Path) -> Mapping[str, LengthReport]:
-    """Read the data, print the table, and write figures and numbers."""
-    reports = data.prepare_all()
-    show(reports)
-    folder.mkdir(parents=True, exist_ok=True)
-    gaps = {split: score_gaps(prepared) for split, prepared in data.splits.items()}
-    files = draw(folder, reports, {split: found for split, found in gaps.items() if len(found)})
-    numbers = folder / "data.json"
-    text = json.dumps({split: report.as_dict() for split, report in reports.items()}, indent=2, allow_nan=False)
-    numbers.write_text(f"{text}\n", encoding="utf-8")
-    print(*[*files, numbers], sep="\n")
-    return reports
-
-
-def _one_line(message: Warning | str, *_: Any, **__: Any) -> None:
+def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"warning: {message}", file=sys.stderr)

@@ -7,7 +7,9 @@ import copy
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_align.cli import main as cli
+from lit_align.cli.run_setup import idle_trainer
 from lit_align.data import DataError, PreferenceData
 from lit_align.data.text.render import QUALITY_PROMPT
 from lit_align.modules import LitOnline, LitPreference, Module
@@ -52,17 +55,19 @@ The keys are those of fit. Beside them:
 """
 
 
-def main() -> None:
-    """Plan the run on ``sys.argv``."""
-    if {"-h", "--help"} & set(sys.argv[2:]):
+def main(arguments: Sequence[str]) -> None:
+    """Run the command.
+
+    Args:
+        arguments: of the command line, without the command.
+    """
+    if {"-h", "--help"} & set(arguments):
         print(USAGE.format(names=", ".join(HARDWARE), utilization=UTILIZATION), end="")
         return
-    own, keys = _parser().parse_known_args(sys.argv[2:])
-    with TemporaryDirectory() as folder:
-        Planner.own = own
-        Planner.stand_in = _stand_in(own.architecture, Path(folder)) if own.architecture else None
-        sys.argv = [sys.argv[0], "fit", *keys]
-        cli.main(Planner)
+    own, keys = _parser().parse_known_args(arguments)
+    with cli.exit_codes(), TemporaryDirectory() as folder:
+        stand_in = _stand_in(own.architecture, Path(folder)) if own.architecture else None
+        cli.run(["fit", *keys], partial(Planner, own=own, stand_in=stand_in))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -112,8 +117,11 @@ def _stand_in(architecture: Path, folder: Path) -> str:
 class Planner(cli.Cli):
     """The command line of ``fit``, up to the point where models would be read."""
 
-    own: argparse.Namespace
-    stand_in: str | None
+    def __init__(
+        self, arguments: Sequence[str], own: argparse.Namespace, stand_in: str | None, **options: Any
+    ) -> None:
+        self.own, self.stand_in = own, stand_in
+        super().__init__(arguments, **options)
 
     def before_instantiate_classes(self) -> None:
         """Put the stand-in in the place of every model that is named."""
@@ -132,7 +140,7 @@ class Planner(cli.Cli):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """One that is never used: a plan writes no files and asks for no device."""
-        return cli.idle_trainer()
+        return idle_trainer()
 
     def _run_subcommand(self, subcommand: str) -> None:
         config = self.config[self.subcommand].trainer

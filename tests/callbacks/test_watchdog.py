@@ -9,12 +9,12 @@ import time
 
 import pytest
 
-from lit_align.callbacks.watchdog import Watch, end
+from lit_align.callbacks.watchdog import Watchdog, end
 
 
 def look(moves: int, patience: float) -> None:
     """Watch this thread while it makes some moves and then none."""
-    watch, over = Watch(), threading.Event()
+    watch, over = Watchdog(), threading.Event()
     watch._moved = time.monotonic()
     thread = threading.Thread(target=watch._look, args=(3, patience, threading.get_ident(), over))
     thread.start()

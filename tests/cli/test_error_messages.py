@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lit_align.cli import parsing
-from lit_align.cli.error_messages import in_short
+from lit_align.cli.error_messages import shorten
 from lit_align.models import LoRA
 from lit_align.objectives.base import Objective
 
@@ -75,13 +75,13 @@ COMPLAINTS = {
 @pytest.mark.parametrize("kind", COMPLAINTS)
 def test_in_short(kind: str) -> None:
     complaint, told = COMPLAINTS[kind]
-    assert in_short(complaint) == told
+    assert shorten(complaint) == told
 
 
 def test_a_type_of_a_union_keeps_its_key() -> None:
     text = UNION % ("Expected a <class 'int'>", "many")
     nested = 'Parser key "data.batch_size":\n' + "\n".join(f"  {line}" for line in text.splitlines())
-    assert in_short(nested) == "data.batch_size is 'many'; expected a whole number"
+    assert shorten(nested) == "data.batch_size is 'many'; expected a whole number"
 
 
 Refused = Callable[..., str]
@@ -90,7 +90,7 @@ Refused = Callable[..., str]
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
     """What a parser says to a command line."""
-    parsing.prepare([])
+    parsing.prepare_parsing([])
     parser = parsing.Parser(prog="lit_align fit")
     parser.add_argument("--objective", type=Objective)
     parser.add_argument("--lora", type=LoRA | None, sub_configs=True)

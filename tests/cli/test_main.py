@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lit_align.cli.parsing import extensions_in
+from lit_align.cli.parsing import read_extensions
 from tests.runner import BASE, SHORT, Ended, lit_align, metrics, ok
 
 
@@ -157,8 +157,8 @@ def test_own_code_is_named_on_the_command_line(rows: Path, tmp_path: Path, parts
 
 
 def test_extensions_in() -> None:
-    assert extensions_in(["fit", "--extend=a,b"]) == ["a", "b"]
-    assert extensions_in(["fit", "--extend"]) == extensions_in(["fit"]) == []
+    assert read_extensions(["fit", "--extend=a,b"]) == ["a", "b"]
+    assert read_extensions(["fit", "--extend"]) == read_extensions(["fit"]) == []
 
 
 # ── configurations ──────────────────────────────────────────────────────────────────────────────────────────────

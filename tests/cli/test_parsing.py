@@ -26,7 +26,7 @@ SQUARE_WITH_BETA = f"{{class_path: PreferenceObjective, init_args: {{contrast: {
 
 @pytest.fixture
 def parser() -> parsing.Parser:
-    parsing.prepare([])
+    parsing.prepare_parsing([])
     parser = parsing.Parser(prog="lit_align fit")
     parser.add_argument("--config", action="config")
     parser.add_argument("--objective", type=Objective)
@@ -120,12 +120,12 @@ def test_a_misspelt_objective_gets_a_suggestion(parser: parsing.Parser, capsys: 
     ],
 )
 def test_an_objective_of_another_task_names_the_task(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, task: str, words: str, said: str
+    capsys: pytest.CaptureFixture[str], task: str, words: str, said: str
 ) -> None:
     """What is suggested can be taken in the run's own task."""
-    monkeypatch.setattr(sys, "argv", ["lit_align", "fit", "--task", task])
-    parsing.prepare([])
+    parsing.prepare_parsing([])
     parser = parsing.Parser(prog="lit_align fit")
+    parser.add_argument("--task", type=str, default=task)
     parser.add_argument("--objective", type=PACKAGES[task][1])
     text = refused(parser, capsys, *words.split())
     assert said in text
@@ -137,11 +137,32 @@ def test_a_preset_has_help(parser: parsing.Parser, capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         parser.parse_args(["--objective.help", name])
     assert "--objective.strength STRENGTH" in capsys.readouterr().out
-    assert "is not a subclass" in refused(parser, capsys, "--objective.help", "papers_of")
+    assert "path string: papers_of" in refused(parser, capsys, "--objective.help", "papers_of")
 
 
 def test_a_misspelt_knob_is_named(parser: parsing.Parser, capsys: pytest.CaptureFixture[str]) -> None:
     assert "betta" in refused(parser, capsys, "--objective", "dpo", "--objective.betta", "3")
+
+
+@pytest.mark.parametrize("words", [("--objective.betta", "3"), ("--config", "{objective: {init_args: {betta: 3}}}")])
+def test_a_former_key_is_answered_with_its_new_name(
+    parser: parsing.Parser,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+) -> None:
+    monkeypatch.setitem(parsing.RENAMED_KEYS, "objective.betta", "objective.beta")
+    text = refused(parser, capsys, "--objective", "dpo", *words)
+    assert "the key has a new name: objective.beta\n" in text
+    assert "Did you mean" not in text
+
+
+def test_a_former_top_level_key_is_answered_with_its_new_name(
+    parser: parsing.Parser, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(parsing.RENAMED_KEYS, "trainer.steps", "trainer.max_steps")
+    for words in (("--trainer.steps", "3"), ("--config", "{trainer: {steps: 3}}")):
+        assert "the key has a new name: trainer.max_steps\n" in refused(parser, capsys, "--objective", "dpo", *words)
 
 
 @pytest.fixture
@@ -171,7 +192,7 @@ def test_a_configuration_imports_nothing_that_was_not_allowed(
 
 def test_extensions_are_named_by_the_user(module_in_folder: Path) -> None:
     def work() -> None:
-        parsing.prepare([str(module_in_folder)])
+        parsing.prepare_parsing([str(module_in_folder)])
         parser = parsing.Parser()
         parser.add_argument("--objective", type=Objective)
         parsed = parser.parse_args(["--objective", "evil_parts.Mine"])
@@ -183,7 +204,7 @@ def test_extensions_are_named_by_the_user(module_in_folder: Path) -> None:
 
 def test_an_extension_that_is_not_there() -> None:
     with pytest.raises(ValueError, match="neither a folder nor a module"):
-        parsing.prepare(["no_such_module_anywhere"])
+        parsing.prepare_parsing(["no_such_module_anywhere"])
 
 
 def bomb(levels: int = 7, width: int = 9) -> str:
@@ -219,7 +240,7 @@ def test_yaml_that_is_refused(text: str, message: str) -> None:
 
 def test_settings_of_a_default_part_do_not_leak(capsys: pytest.CaptureFixture[str]) -> None:
     """The default schedule warms up; the one that takes its place has its own default."""
-    parsing.prepare([])
+    parsing.prepare_parsing([])
     parser = parsing.Parser(prog="lit_align fit")
     parser.add_argument("--schedule", type=Schedule, default=Cosine(warmup=0.3))
     assert parser.instantiate(parser.parse_args(["--schedule", "Constant"])).schedule == Constant(warmup=0.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,7 @@ def report(*words: object) -> Ended:
     """``python -m lit_align report *words`` in a forked child."""
 
     def work() -> None:
-        sys.argv = ["lit_align", "report", *map(str, words)]
-        main()
+        main(["report", *map(str, words)])
 
     return forked([work])[0]
 
@@ -130,7 +128,7 @@ LIMITS: dict[str, tuple[Sequence[object], tuple[object, ...], str]] = {
     "max_contradictory": (
         [row(1), SWAPPED, row(2)],
         (),
-        "failed: data.train: 2 of 3 pairs stand there the other way round as well: 66.67%, "
+        "failed: data.train: 2 of 3 pairs are also there with the sides swapped: 66.67%, "
         "and max_contradictory is 10.00%",
     ),
 }

@@ -21,8 +21,7 @@ def limited(size: int, *words: object) -> Ended:
 
     def work() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-        sys.argv = ["lit_align", *map(str, words)]
-        main()
+        main([str(word) for word in words])
 
     return forked([work])[0]
 

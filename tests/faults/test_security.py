@@ -212,7 +212,7 @@ def test_the_module_would_leave_its_trace(rows: Path, tmp_path: Path, hostile: P
 
 FUNCTIONS = (
     *("os.system", "posix.system", "subprocess.run", "builtins.exec", "shutil.rmtree", "torch.load"),
-    *("lit_align.files.os.system", "lit_align.cli.main.shutil.rmtree", "torch.optim.optimizer.torch.load"),
+    *("lit_align.files.os.system", "lit_align.cli.run_setup.shutil.rmtree", "torch.optim.optimizer.torch.load"),
     *("lightning.pytorch.trainer.trainer.os.remove", "importlib.import_module"),
 )
 """Also under the names by which allowed modules know them."""
@@ -221,7 +221,7 @@ FUNCTIONS = (
 @pytest.mark.security(5)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_function_of_the_system_is_no_score(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    parsing.prepare([])
+    parsing.prepare_parsing([])
     parser = parsing.Parser(prog="lit_align fit")
     parser.add_argument("--score", type=Scorer)
     with pytest.raises(SystemExit):
@@ -337,8 +337,7 @@ def offline(words: Callable[[], tuple[object, ...]]) -> Ended:
         for module in [module for name, module in sys.modules.items() if name.startswith("huggingface_hub")]:
             if hasattr(module, "HF_HUB_OFFLINE"):
                 module.HF_HUB_OFFLINE = False  # type: ignore[attr-defined]
-        sys.argv = ["lit_align", *map(str, words())]
-        cli.main()
+        cli.main([str(word) for word in words()])
 
     return forked([work])[0]
 
@@ -585,7 +584,7 @@ def test_processes_of_one_machine_listen_on_it_alone(
     monkeypatch.delenv("GLOO_SOCKET_IFNAME")
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    cli._stay_on_this_machine()
+    cli._bind_gloo_to_loopback()
     assert os.environ.get("GLOO_SOCKET_IFNAME") == found
 
 
@@ -595,7 +594,7 @@ def test_gloo_is_bound_to_loopback() -> None:
     """Every listening socket of a process group, but for the one of the rendezvous, which PyTorch opens itself."""
 
     def work() -> None:
-        cli._stay_on_this_machine()
+        cli._bind_gloo_to_loopback()
         store = torch.distributed.HashStore()
         torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
         torch.distributed.all_reduce(torch.ones(1))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -69,8 +68,7 @@ def few_of(names: Iterable[str], always: str) -> list[ParameterSet]:
 
 def plan(*words: object, folder: Path | None = None) -> Ended:
     def work() -> None:
-        sys.argv = ["lit_align", "plan", *map(str, words)]
-        main()
+        main([str(word) for word in words])
 
     return forked([work])[0]
 

@@ -31,9 +31,10 @@ RANDOM = Loading(weights="random")
 BATCH = uniform_batch(4, prompt=40, response=24)
 WHOLE = ForwardPass(tokens_at_once=0)
 MEASURE = """
+import sys
 from pathlib import Path
 from lit_align.cli.main import main
-main()
+main(sys.argv[1:])
 (peak,) = (line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
 print("peak", int(peak) * 1024)
 """

@@ -16,7 +16,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 FILES = ("metrics.jsonl", "samples.jsonl")
 
 
-class History(Callback):
+class LogTruncation(Callback):
     """On a resume from an older checkpoint, cuts the later steps out of the run's files.
 
     The files as they were move to ``previous/``, and TensorBoard is told to hide the later steps: a reader finds every

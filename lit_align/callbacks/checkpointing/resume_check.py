@@ -39,7 +39,7 @@ OF_THE_OPTIMIZER = ("model.optimizer", "model.value.learning_rate")
 ANEW = "To start anew from its weights, make a model of it (python -m lit_align consolidate) and set model.policy"
 
 
-class SameRun(Callback):
+class ResumeCheck(Callback):
     """Keeps the settings that enter the result in every checkpoint, and compares them before one is used.
 
     Beside each setting that names a model's folder stands the fingerprint of its files: the reference must not change

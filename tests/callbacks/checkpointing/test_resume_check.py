@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lit_align import testbed
-from lit_align.callbacks import SameRun
+from lit_align.callbacks import ResumeCheck
 from lit_align.callbacks.checkpointing.resume_check import NEEDED
 
 
@@ -21,34 +21,34 @@ def settings(beta: float = 0.1, workers: int = 0, steps: int = 10) -> dict[str, 
     }
 
 
-def saved(run: SameRun) -> dict[str, object]:
+def saved(run: ResumeCheck) -> dict[str, object]:
     return {**dict.fromkeys(NEEDED, {}), "callbacks": {run.state_key: run.state_dict()}}
 
 
 def test_the_same_settings_pass() -> None:
-    SameRun(settings()).compare(saved(SameRun(settings())))
+    ResumeCheck(settings()).compare(saved(ResumeCheck(settings())))
 
 
 def test_what_does_not_enter_the_result_may_change() -> None:
-    SameRun(settings(workers=4, steps=20)).compare(saved(SameRun(settings())))
+    ResumeCheck(settings(workers=4, steps=20)).compare(saved(ResumeCheck(settings())))
 
 
 @pytest.mark.fault("D02")
 def test_a_change_is_named_with_both_values() -> None:
     with pytest.raises(ValueError, match=r"model\.objective\.init_args\.beta: was 0\.1, is 0\.5"):
-        SameRun(settings(beta=0.5)).compare(saved(SameRun(settings(beta=0.1))))
+        ResumeCheck(settings(beta=0.5)).compare(saved(ResumeCheck(settings(beta=0.1))))
 
 
 def test_a_change_can_be_wanted() -> None:
     with pytest.warns(UserWarning, match=r"beta: was 0\.1, is 0\.5"):
-        SameRun(settings(beta=0.5), "warn").compare(saved(SameRun(settings(beta=0.1))))
+        ResumeCheck(settings(beta=0.5), "warn").compare(saved(ResumeCheck(settings(beta=0.1))))
 
 
 def test_an_evaluation_needs_the_weights_to_belong_to_the_policy_alone() -> None:
-    SameRun(settings(beta=0.5), resumes=False).compare(saved(SameRun(settings(beta=0.1))))
+    ResumeCheck(settings(beta=0.5), resumes=False).compare(saved(ResumeCheck(settings(beta=0.1))))
     other = settings() | {"model": {"policy": "another"}}
     with pytest.raises(ValueError, match=r"model\.policy: was None, is 'another'"):
-        SameRun(other, resumes=False).compare(saved(SameRun(settings())))
+        ResumeCheck(other, resumes=False).compare(saved(ResumeCheck(settings())))
 
 
 @pytest.mark.fault("D02c", "D02e")
@@ -56,21 +56,21 @@ def test_other_files_under_the_same_name_are_another_model(tmp_path: Path) -> No
     folder = tmp_path / "policy"
     shutil.copytree(testbed.path("policy"), folder)
     named = settings() | {"model": {"policy": str(folder)}}
-    before = saved(SameRun(named))
-    SameRun(named).compare(before)
+    before = saved(ResumeCheck(named))
+    ResumeCheck(named).compare(before)
     (folder / "README.md").write_text("says nothing about the weights")
-    SameRun(named).compare(before)
+    ResumeCheck(named).compare(before)
     config = json.loads((folder / "config.json").read_text("utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.125}))
     with pytest.raises(ValueError, match=r"model\.policy \(files\): was '[0-9a-f]{64}', is '[0-9a-f]{64}'"):
-        SameRun(named).compare(before)
+        ResumeCheck(named).compare(before)
 
 
 @pytest.mark.parametrize("part", ["optimizer_states", "lr_schedulers", "loops"])
 @pytest.mark.fault("D05", "D05c")
 def test_a_run_goes_on_from_all_parts_or_not_at_all(part: str) -> None:
-    checkpoint = saved(SameRun(settings()))
+    checkpoint = saved(ResumeCheck(settings()))
     del checkpoint[part]
     with pytest.raises(ValueError, match=f"the checkpoint has no {part}: a run cannot go on from it"):
-        SameRun(settings()).compare(checkpoint)
-    SameRun(settings(), resumes=False).compare(checkpoint)
+        ResumeCheck(settings()).compare(checkpoint)
+    ResumeCheck(settings(), resumes=False).compare(checkpoint)

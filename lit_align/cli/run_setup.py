@@ -1,0 +1,110 @@
+"""What happens before a run starts: settings that are refused, and the folder of an earlier run moved aside."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch import Trainer
+from torch.optim import Optimizer
+
+from lit_align.callbacks.checkpointing.checkpoints import checkpoint_folder
+from lit_align.errors import printable
+
+RUN_FILES = (
+    *("metrics.jsonl", "samples.jsonl", "predictions.jsonl", "data.json", "config.yaml"),
+    *("tensorboard", "checkpoints", "policy", "reward_model", "figures"),
+)
+"""What a run writes into its folder."""
+
+
+def check_settings(config: Namespace, command: str) -> None:
+    """Raise for settings that cannot be meant, or would be ignored.
+
+    Args:
+        config: of the command.
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+
+    Raises:
+        ValueError: names the key.
+    """
+    trainer = config.trainer
+    if str(trainer.precision) in ("16", "16-mixed", "16-true"):  # overflows, and without a GPU becomes bfloat16
+        raise ValueError(f"trainer.precision {trainer.precision}: expected bf16-mixed, or 32-true")
+    if config.task == "online" and trainer.gradient_clip_val:
+        raise ValueError("trainer.gradient_clip_val has no place in an on-policy run; set model.gradient_clip")
+    if config.task == "online" and trainer.accumulate_grad_batches != 1:
+        raise ValueError("trainer.accumulate_grad_batches has no place in an on-policy run; set model.micro_batch")
+    if command == "fit":
+        _check_fit_settings(config)
+
+
+def _check_fit_settings(config: Namespace) -> None:
+    trainer = config.trainer
+    if trainer.max_epochs == -1 and trainer.max_steps == -1:
+        raise ValueError("trainer.max_epochs and trainer.max_steps are both -1: the schedule needs an end; set one")
+    for key in ("max_steps", "max_epochs", "limit_train_batches"):
+        if trainer[key] == 0:
+            raise ValueError(f"trainer.{key} is 0: nothing would be trained")
+    # the run would move the model aside, or overwrite it
+    if Path(config.model.policy).resolve().is_relative_to(Path(config.run).resolve()):
+        raise ValueError(
+            f"model.policy {config.model.policy} lies in the run's own folder; give the run another (run)"
+        )
+
+
+def check_optimizer(optimizer: Optimizer) -> None:
+    """Raise for a setting that is not finite; optimizers refuse other impossible settings themselves.
+
+    Args:
+        optimizer: built from the run's settings.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    for key, value in optimizer.param_groups[0].items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"model.optimizer.{key} is {value}; expected a finite number")
+
+
+def idle_trainer() -> Trainer:
+    """Return a trainer for commands that never train: it writes no files and uses no accelerator."""
+    settings: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    return Trainer(accelerator="cpu", devices=1, enable_checkpointing=False, **settings)
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return a list of what is none, one or several."""
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+@rank_zero_only
+def move_aside(folder: Path) -> None:
+    """Move the files of an earlier run in the folder to ``previous/<n>``, so that nothing is overwritten."""
+    old = [folder / name for name in RUN_FILES if (folder / name).exists()]
+    if not old:
+        return
+    number = 1 + max((int(p.name) for p in (folder / "previous").glob("*") if p.name.isdigit()), default=0)
+    target = folder / "previous" / str(number)
+    target.mkdir(parents=True)
+    for path in old:
+        shutil.move(path, target / path.name)
+
+
+@rank_zero_only
+def warn_of_unused_checkpoints(folder: Path, policy: str, command: str) -> None:
+    """Warn that a command evaluates the policy before training although the run has checkpoints.
+
+    There is no warning for the run's own exported policy, which needs no checkpoint.
+    """
+    if not Path(policy).resolve().is_relative_to(folder.resolve()):
+        print(
+            f"warning: {checkpoint_folder(folder)} holds checkpoints and none is named, so {command} takes "
+            f"model.policy {printable(policy)} as it was before training; --ckpt_path last takes the newest",
+            file=sys.stderr,
+        )

@@ -1,0 +1,34 @@
+"""The private parts of jsonargparse; what the patches do is shown in ``tests/cli/test_parsing.py``."""
+
+from __future__ import annotations
+
+import jsonargparse
+import pytest
+
+from tests.compat.private_parts import check_private_part
+
+PRIVATE = {
+    "jsonargparse._typehints:discard_init_args_on_class_path_change": ("parser_or_action, prev_val, value", "patch"),
+    "jsonargparse._typehints:resolve_class_path_by_name": ("cls, name", "patch"),
+    "jsonargparse._typehints:is_pathlike": ("typehint", "patch"),
+    "jsonargparse._typehints:subclass_spec_as_namespace": (None, "_discard_all_init_args"),
+    "jsonargparse._actions:_ActionHelpClassPath.resolve_help_type": ("self, value, option_string", "patch"),
+    "jsonargparse._loaders_dumpers:get_yaml_default_loader": ("", "yaml_loader"),
+    "jsonargparse._loaders_dumpers:yaml_load": ("stream", "read_yaml"),
+}
+
+
+@pytest.mark.parametrize("path", PRIVATE)
+def test_private_parts(path: str) -> None:
+    parameters, used_by = PRIVATE[path]
+    check_private_part(path, parameters, f"jsonargparse.{used_by}")
+
+
+def test_attributes_of_a_parser() -> None:
+    parser, command = jsonargparse.ArgumentParser(), jsonargparse.ArgumentParser()
+    command.add_argument("--key")
+    parser.add_subcommands().add_subcommand("fit", command)
+    assert parser._subcommands_action._name_parser_map == {"fit": command}, (
+        "look at lit_align.compat.jsonargparse.subparsers"
+    )
+    assert "key" in [action.dest for action in command._actions], "look at lit_align.compat.jsonargparse.options"
