@@ -158,7 +158,7 @@ def prepare_parsing(extensions: Sequence[str]) -> None:
     allowed = [*ALLOWED_IMPORTS, *(name for extension in extensions for name in _import_extension(extension))]
     jsonargparse.set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=allowed)
     jsonargparse.set_loader("yaml", load_yaml, exceptions=(yaml.YAMLError,))
-    for name in ("score", "tastes"):
+    for name in ("truth", "tastes"):
         importlib.import_module(f"lit_align.testbed.{name}")
     patch({base: presets_of(task) for task, (_, base) in PACKAGES.items()})
 

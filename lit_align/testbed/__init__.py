@@ -1,8 +1,8 @@
-"""A miniature of summarisation whose true reward is known, small enough to align a policy on a laptop in minutes.
+"""A small summarization task whose true reward is known: a laptop aligns its policy in minutes.
 
-Posts state facts about a person (``world``), a pure function scores a response (``truth``), and raters with a taste
-for length label pairs of drafts (``preferences``). The package ships the pairs, a tokenizer, and a tiny policy
-fine-tuned on demonstrations; ``tools/testbed`` makes them again from a seed.
+Posts state facts about a person (``world``), a pure function scores a response (``truth``), and simulated raters, who
+have a bias towards length, label pairs of drafts (``preferences``). The package ships the pairs, a tokenizer, and a
+tiny policy fine-tuned on demonstrations; ``tools/testbed`` reproduces them from a seed.
 """
 
 from importlib.resources import files
@@ -16,13 +16,13 @@ NAMES = {
     "validation": "validation.jsonl",
     "test": "test.jsonl",
 }
-"""What a config may ask for as ``testbed:<name>``, and its file or folder."""
+"""Name in a configuration, as ``testbed:<name>`` → file or folder."""
 
 _PREFIX = "testbed:"
 
 
 def path(name: str) -> Path:
-    """Where a file or folder of the testbed lies, such as ``policy`` or ``train.jsonl``.
+    """Return the path of a file or folder of the testbed, such as ``policy`` or ``train.jsonl``.
 
     >>> path("train.jsonl").name
     'train.jsonl'
@@ -31,10 +31,10 @@ def path(name: str) -> Path:
 
 
 def resolve(name: str) -> Path | None:
-    """The path behind ``testbed:<name>``; None for any other text, which then means what it says.
+    """Return the path of ``testbed:<name>``; None for any other text.
 
     Raises:
-        ValueError: if the testbed has nothing of that name.
+        ValueError: the testbed has nothing of that name.
 
     >>> resolve("testbed:policy").name
     'policy'

@@ -1,7 +1,7 @@
-"""Operators take a policy over a finite set of responses to another one; optima of alignment are made of them.
+"""Operators on policies over a finite set of responses, from which the optima of alignment objectives are built.
 
-A policy is a tensor of probabilities, all positive, that sum to 1 over the last axis, the responses; any axes before
-it are prompts. Nothing here is estimated: with a finite set, what an objective should reach can be said exactly.
+A policy is a tensor of positive probabilities that sum to 1 over the last axis, the responses; the axes before it are
+prompts. Since the set is finite, optima are computed exactly and not estimated.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch import Tensor
 Policies: TypeAlias = Float[Tensor, "*prompt response"]
 """A probability or a reward for each response."""
 Lengths: TypeAlias = Float[Tensor, "*#prompt response"]
-"""Tokens of each response, for each prompt or for all alike."""
+"""Tokens of each response, per prompt or for all prompts."""
 
 HALVINGS = 200
-"""How often the bracket of a root is halved: more than float64 can tell apart."""
+"""Bisection steps, more than float64 can resolve."""
 
 
 def tilted(reference: Policies, reward: Policies, beta: float) -> Policies:
-    """``G_β(r; ρ)(y) ∝ ρ(y) exp(r(y) / β)``: what solves ``max_π E_π[r] - β KL(π ‖ ρ)``.
+    """Return ``G_β(r; ρ)(y) ∝ ρ(y) exp(r(y) / β)``, the solution of ``max_π E_π[r] - β KL(π ‖ ρ)``.
 
     Args:
         reference: ρ, the policy that is tilted.
@@ -38,9 +38,9 @@ def tilted(reference: Policies, reward: Policies, beta: float) -> Policies:
 
 
 def averaged(policy: Policies, lengths: Lengths, power: float = 1.0) -> Policies:
-    """``(Aπ)(y) ∝ π(y)^(1 / |y|^power)``: the policy that the averaged log-likelihoods belong to.
+    """Return ``(Aπ)(y) ∝ π(y)^(1 / |y|^power)``, the policy of the averaged log-likelihoods.
 
-    Paper: Grinsztajn et al. 2024, arXiv:2406.19188, with power 1; power 0 leaves the policy as it is.
+    Paper: Grinsztajn et al. 2024, arXiv:2406.19188, with power 1; power 0 returns the policy unchanged.
 
     Args:
         policy: π.
@@ -54,9 +54,9 @@ def averaged(policy: Policies, lengths: Lengths, power: float = 1.0) -> Policies
 
 
 def unaveraged(policy: Policies, lengths: Lengths, power: float = 1.0) -> Policies:
-    """``(A⁻¹ρ)(y) = (c ρ(y))^(|y|^power)``, with the c > 0 for which it sums to 1: what `averaged` takes to ρ.
+    """Return ``(A⁻¹ρ)(y) = (c ρ(y))^(|y|^power)`` with the c > 0 for which it sums to 1, the inverse of ``averaged``.
 
-    The sum rises with c from 0 without end, so there is one such c.
+    The sum increases in c from 0 without bound, so c is unique; it is found by bisection.
 
     Args:
         policy: ρ.
@@ -69,8 +69,8 @@ def unaveraged(policy: Policies, lengths: Lengths, power: float = 1.0) -> Polici
     """
     exponents = lengths.expand_as(policy) ** power
     log_policy = policy.log()
-    high = -log_policy.amin(-1, keepdim=True)  # there even the least likely response alone has probability 1
-    low = (-log_policy - math.log(policy.shape[-1]) / exponents).amin(-1, keepdim=True)  # there none exceeds 1 / count
+    high = -log_policy.amin(-1, keepdim=True)  # the least likely response alone has probability 1
+    low = (-log_policy - math.log(policy.shape[-1]) / exponents).amin(-1, keepdim=True)  # none exceeds 1 / count
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         too_much = torch.logsumexp(exponents * (log_policy + middle), -1, keepdim=True) > 0
@@ -79,11 +79,11 @@ def unaveraged(policy: Policies, lengths: Lengths, power: float = 1.0) -> Polici
 
 
 def win_rate(reward: Policies, opponents: Policies) -> Policies:
-    """``P(y) = Σ_z μ(z) σ(r(y) - r(z))``: how often a response is preferred to one drawn from μ, by Bradley–Terry.
+    """Return ``P(y) = Σ_z μ(z) σ(r(y) - r(z))``, how often y is preferred to a sample of μ under Bradley–Terry.
 
     Args:
         reward: r, of each response.
-        opponents: μ, the policy that the other response is drawn from.
+        opponents: μ, the policy of the other response.
 
     >>> win_rate(torch.tensor([math.log(3.0), 0.0]), torch.tensor([0.5, 0.5]))  # (½ + ¾) / 2, (¼ + ½) / 2
     tensor([0.6250, 0.3750])
@@ -93,7 +93,7 @@ def win_rate(reward: Policies, opponents: Policies) -> Policies:
 
 
 def total_variation(first: Policies, second: Policies) -> Float[Tensor, "*prompt"]:
-    """``½ Σ_y |π(y) - ρ(y)|``: by how much the probability of any set of responses can differ, at most.
+    """Return ``½ Σ_y |π(y) - ρ(y)|``, the largest difference in the probability of any set of responses.
 
     >>> total_variation(torch.tensor([0.75, 0.25]), torch.tensor([0.5, 0.5]))
     tensor(0.2500)

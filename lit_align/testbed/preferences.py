@@ -1,34 +1,35 @@
-"""A preference: two drafts on one post, in the order of a rater who likes a true summary and, a little, a long one.
+"""Preference pairs: two drafts on a post, ordered by simulated raters; and the shipped files, sampled from one seed.
 
 Raters follow Bradley-Terry on the true score plus ``LENGTH_BONUS`` per word. The bonus is a little larger than the
-cost of a word, so raters find filler slightly better where the true score finds it worse: the verbosity bias of human
-labels.
+penalty of a word, so raters slightly prefer filler, which the true score penalizes, as human labels do.
 """
 
+import json
 import math
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from lit_align.testbed.truth import true_score
-from lit_align.testbed.world import COMPLETE, FILLERS, KINDS, Fact, Post, draw_post
+from lit_align.testbed.world import COMPLETE, FILLERS, KINDS, Fact, Post, sample_post
 
 LENGTH_BONUS = 0.08
-"""What raters add for each word, against a true cost of ``truth.WORD_COST``."""
+"""Bonus of the raters for each word, against the true penalty ``truth.WORD_COST``."""
 
 Row = dict[str, str]
-"""One line of a data file: ``prompt``, ``chosen``, ``rejected``."""
+"""Line of a data file: ``prompt``, ``chosen``, ``rejected``."""
 
 
 @dataclass(frozen=True)
 class Writer:
-    """Writes a response to a post from memory, in random order.
+    """Sample a response to a post, in random order.
 
     Args:
-        least: smallest share of the post's facts that is told; the number is uniform from there to all of them.
-        wrong: chance that a fact is replaced by one the post does not state.
-        repeated: chance that a told fact is told once more.
-        filler: largest number of sentences without a fact; the number is uniform from none to this.
+        least: smallest share of the post's facts that are stated; their number is uniform up to all of them.
+        wrong: probability that a fact is replaced by one that the post does not state.
+        repeated: probability that a fact is stated twice.
+        filler: largest number of sentences without a fact; their number is uniform from 0.
     """
 
     least: float = 0.0
@@ -37,38 +38,38 @@ class Writer:
     filler: int = 0
 
     def __call__(self, rng: random.Random, post: Post) -> str:
-        """One response, which begins with a space.
+        """Return a response, which begins with a space.
 
         >>> post = Post("...", "She", (Fact("plays", "piano"),))
         >>> Writer()(random.Random(0), post)
         ' She plays piano.'
         """
         facts = rng.sample(post.facts, rng.randint(max(1, math.ceil(self.least * len(post.facts))), len(post.facts)))
-        told = [_replace(rng, post, fact) if rng.random() < self.wrong else fact for fact in facts]
-        told += [fact for fact in told if rng.random() < self.repeated]
-        sentences = [fact.sentence(post.subject) for fact in told]
+        stated = [_replace(rng, post, fact) if rng.random() < self.wrong else fact for fact in facts]
+        stated += [fact for fact in stated if rng.random() < self.repeated]
+        sentences = [fact.sentence(post.subject) for fact in stated]
         sentences += rng.sample(FILLERS, rng.randint(0, self.filler))
         rng.shuffle(sentences)
         return " " + " ".join(sentences)
 
 
 DRAFT = Writer(wrong=0.15, repeated=0.05, filler=3)
-"""Writes what raters compare."""
+"""Writer of the responses that raters compare."""
 DEMONSTRATION = Writer(filler=2)
-"""Writes what the policy first learns from: true and without repeats, but with gaps and filler."""
+"""Writer of demonstrations: true and without repetitions, but with gaps and filler."""
 IDEAL = Writer(least=1.0)
-"""Every fact once and nothing else: the best possible true score."""
+"""Writer of ideal responses, every fact once and nothing else, which have the best true score."""
 
 
 @dataclass(frozen=True)
 class LabelReport:
-    """What a set of labelled pairs teaches, truly and by accident.
+    """Statistics of how labels follow the true score and length.
 
     Args:
         accuracy: share of pairs whose chosen side has the higher true score.
         contradicted: share of pairs whose rejected side has the higher true score.
         longer_wins: share of wins of the longer side, among pairs of unequal length.
-        longer_wins_contradicted: the same among contradicted pairs; above a half is a taste for length, not noise.
+        longer_wins_contradicted: the same among contradicted pairs; above 0.5 it is a bias towards length, not noise.
         chosen_words: mean words of the chosen side.
         rejected_words: mean words of the rejected side.
     """
@@ -82,7 +83,7 @@ class LabelReport:
 
 
 def rated_score(prompt: str, response: str) -> float:
-    """What raters see in a response: the true score plus ``LENGTH_BONUS`` per word.
+    """Return the score that raters perceive: the true score plus ``LENGTH_BONUS`` per word.
 
     >>> round(rated_score("She plays piano.", " She plays piano."), 2)  # 1 - 3 * 0.05 + 3 * 0.08
     1.09
@@ -91,13 +92,13 @@ def rated_score(prompt: str, response: str) -> float:
 
 
 def prefers_first(rng: random.Random, prompt: str, first: str, second: str) -> bool:
-    """A rater's verdict: the first response wins with chance sigma(rated(first) - rated(second))."""
+    """Sample a rater's verdict: the first response wins with probability σ(rated(first) - rated(second))."""
     gap = rated_score(prompt, first) - rated_score(prompt, second)
     return rng.random() < 1 / (1 + math.exp(-gap))
 
 
-def draw_pair(rng: random.Random, post: Post) -> Row:
-    """Two different drafts on a post, as a rater orders them."""
+def sample_pair(rng: random.Random, post: Post) -> Row:
+    """Sample two different drafts on a post, ordered by a rater."""
     first = DRAFT(rng, post)
     second = _draft_unlike(rng, post, first)
     if not prefers_first(rng, post.text, first, second):
@@ -105,8 +106,8 @@ def draw_pair(rng: random.Random, post: Post) -> Row:
     return {"prompt": post.text, "chosen": first, "rejected": second}
 
 
-def draw_demonstration(rng: random.Random, post: Post) -> Row:
-    """A demonstration against a draft; one in five is the ideal response to the post behind ``COMPLETE``."""
+def sample_demonstration(rng: random.Random, post: Post) -> Row:
+    """Sample a demonstration and a draft; one in five is the ideal response to ``COMPLETE`` and the post."""
     ideal = rng.random() < 0.2
     writer, prompt = (IDEAL, f"{COMPLETE} {post.text}") if ideal else (DEMONSTRATION, post.text)
     chosen = writer(rng, post)
@@ -114,7 +115,7 @@ def draw_demonstration(rng: random.Random, post: Post) -> Row:
 
 
 def report_labels(pairs: Sequence[Row]) -> LabelReport:
-    """How far the labels follow the true score, and how far they follow length.
+    """Measure how far labels follow the true score and length.
 
     >>> row = {"prompt": "She plays piano.", "chosen": " Well, well.", "rejected": " She plays piano."}
     >>> report_labels([row])
@@ -134,18 +135,18 @@ chosen_words=2.0, rejected_words=3.0)
     )
 
 
-def draw_posts(rng: random.Random, count: int, seen: set[str]) -> Iterable[Post]:
-    """Posts whose text is not in ``seen``, which they join."""
+def sample_posts(rng: random.Random, count: int, seen: set[str]) -> Iterable[Post]:
+    """Sample posts whose text is not in ``seen``, and add them to it."""
     for _ in range(count):
-        post = draw_post(rng)
+        post = sample_post(rng)
         while post.text in seen:
-            post = draw_post(rng)
+            post = sample_post(rng)
         seen.add(post.text)
         yield post
 
 
 def _draft_unlike(rng: random.Random, post: Post, other: str) -> str:
-    """A draft that is not the other response."""
+    """Sample a draft that differs from the other response."""
     draft = DRAFT(rng, post)
     while draft == other:
         draft = DRAFT(rng, post)
@@ -153,13 +154,52 @@ def _draft_unlike(rng: random.Random, post: Post, other: str) -> str:
 
 
 def _share(values: Iterable[bool]) -> float:
-    """Share of true values; zero of none."""
+    """Return the share of true values; 0 of no values."""
     listed = list(values)
     return sum(listed) / max(1, len(listed))
 
 
 def _replace(rng: random.Random, post: Post, fact: Fact) -> Fact:
-    """A wrong fact: another value of the same kind or, half of the time, a kind the post says nothing about."""
-    told = {known.kind for known in post.facts}
-    kind = fact.kind if rng.random() < 0.5 else rng.choice([kind for kind in KINDS if kind not in told])
+    """Sample a wrong fact: another value of the kind or, half of the time, a kind that the post does not have."""
+    stated = {known.kind for known in post.facts}
+    kind = fact.kind if rng.random() < 0.5 else rng.choice([kind for kind in KINDS if kind not in stated])
     return Fact(kind, rng.choice([value for value in KINDS[kind] if value != fact.value]))
+
+
+SEED = 20240531
+"""Seed of the shipped files."""
+SIZES = {"train": 2400, "validation": 300, "test": 300}
+"""Pairs in each shipped split."""
+
+
+def sample_splits(seed: int = SEED) -> dict[str, list[Row]]:
+    """Sample the preference pairs of every split; no two splits share a post.
+
+    >>> {name: len(rows) for name, rows in sample_splits().items()}
+    {'train': 2400, 'validation': 300, 'test': 300}
+    """
+    rng = random.Random(seed)
+    seen: set[str] = set()
+    return {name: [sample_pair(rng, post) for post in sample_posts(rng, size, seen)] for name, size in SIZES.items()}
+
+
+def sample_demonstrations(count: int, seed: int = SEED) -> list[Row]:
+    """Sample rows whose chosen side is a demonstration, on posts of no shipped split.
+
+    >>> len(sample_demonstrations(3))
+    3
+    """
+    seen = {row["prompt"] for rows in sample_splits(seed).values() for row in rows}
+    rng = random.Random(seed + 1)
+    return [sample_demonstration(rng, post) for post in sample_posts(rng, count, seen)]
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows as JSON lines, with the same bytes on every system."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_bytes(text.encode("utf-8"))
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read rows that ``write_rows`` has written."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

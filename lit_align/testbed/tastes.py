@@ -1,8 +1,8 @@
-"""A smaller task on the testbed's posts whose preferences can be listed: say one fact, and raters differ in which.
+"""A smaller task on the testbed's posts with preferences that can be enumerated: state one fact of the post.
 
-The sensible responses to a post are its facts, one sentence each, so a policy's distribution over them can be compared
-with the preferences exactly. Demonstrators have a habit and raters have a taste, and the two disagree: a method that
-keeps the habit of its reference, or exaggerates the taste, is found out.
+The sensible responses to a post are its facts, one sentence each, so that a policy's distribution over them can be
+compared with the preferences exactly. The habit of the demonstrations and the taste of the raters disagree, which
+reveals a method that keeps the habit of its reference or exaggerates the taste.
 """
 
 import math
@@ -15,13 +15,13 @@ from lit_align.testbed.world import CLOSING, FILLERS, KINDS, NAMES, OPENINGS, Fa
 from lit_align.types import ResponseScore
 
 FACTS = 3
-"""Facts of every post."""
+"""Number of facts in each post."""
 HABIT_STEP = 0.2
-"""Nats by which demonstrators favour a kind over the next one in the order of ``KINDS``."""
+"""Nats by which demonstrations favour a kind over the next one in ``KINDS``."""
 LARGEST_TASTE = 2.0
-"""Score of the kind that raters like best; the one they like least has 0."""
+"""Score of the kind that raters like best; the kind they like least scores 0."""
 NONSENSE = -4.0
-"""Score of anything that is not exactly one stated fact."""
+"""Score of responses that are not exactly one fact of the post."""
 
 _LIKED = (
     "fears",
@@ -37,14 +37,14 @@ _LIKED = (
     "drinks",
     "studies",
 )
-TASTE: dict[str, float] = {kind: LARGEST_TASTE * (1 - place / (len(_LIKED) - 1)) for place, kind in enumerate(_LIKED)}
-"""What raters give for each kind of fact."""
+TASTE: dict[str, float] = {kind: LARGEST_TASTE * (1 - rank / (len(_LIKED) - 1)) for rank, kind in enumerate(_LIKED)}
+"""Kind of fact → its score."""
 
 
-def draw_taste_post(rng: random.Random) -> Post:
-    """A person with ``FACTS`` facts, told in random order.
+def sample_taste_post(rng: random.Random) -> Post:
+    """Sample a post on a person with ``FACTS`` facts in random order.
 
-    >>> len(parse(draw_taste_post(random.Random(0)).text))
+    >>> len(parse(sample_taste_post(random.Random(0)).text))
     3
     """
     subject = rng.choice(tuple(NAMES))
@@ -54,7 +54,7 @@ def draw_taste_post(rng: random.Random) -> Post:
 
 
 def choices(prompt: str) -> list[str]:
-    """The sensible responses to a prompt: each of its facts, in the order it states them.
+    """Return the sensible responses to a prompt: each of its facts, in the prompt's order.
 
     >>> choices("I met Anna. She plays piano. She keeps bees.")
     [' She plays piano.', ' She keeps bees.']
@@ -64,7 +64,7 @@ def choices(prompt: str) -> list[str]:
 
 
 def taste_score(prompt: str, response: str) -> float:
-    """What raters give: the taste for the kind of the one stated fact that the response is, ``NONSENSE`` otherwise.
+    """Return the taste for a response that is exactly one fact of the prompt, and ``NONSENSE`` for any other.
 
     >>> taste_score("She plays piano. She fears bats.", " She fears bats.")
     2.0
@@ -75,7 +75,7 @@ def taste_score(prompt: str, response: str) -> float:
 
 
 def habit(prompt: str) -> list[float]:
-    """How often demonstrators give each of ``choices``.
+    """Return the probability of each of ``choices`` in demonstrations.
 
     >>> [round(share, 2) for share in habit("She plays piano. She keeps bees.")]
     [0.55, 0.45]
@@ -87,38 +87,38 @@ def habit(prompt: str) -> list[float]:
 
 @dataclass(frozen=True)
 class TasteScore(ResponseScore):
-    """The known reward of the task; see ``taste_score``.
+    """The task's true score as a reward; see ``taste_score``.
 
     >>> TasteScore()(["She plays piano. She fears bats."], [" She fears bats."])
     [2.0]
     """
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-        """One score for each response.
+        """Return the score of each response.
 
         Raises:
-            ValueError: if there are not as many prompts as responses.
+            ValueError: the numbers of prompts and responses differ.
         """
         return [taste_score(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
 
 
-def draw_habits(count: int, seed: int) -> list[Row]:
-    """Demonstrations: one fact, chosen by habit, on the chosen side; another draft on the other."""
+def sample_habits(count: int, seed: int) -> list[Row]:
+    """Sample demonstrations: a fact by habit as the chosen side, and another draft as the rejected one."""
     rng = random.Random(seed)
     rows = []
     for _ in range(count):
-        post = draw_taste_post(rng)
+        post = sample_taste_post(rng)
         (chosen,) = rng.choices(choices(post.text), habit(post.text))
         rows.append({"prompt": post.text, "chosen": chosen, "rejected": _unlike(rng, post, chosen)})
     return rows
 
 
-def draw_tastes(count: int, seed: int) -> list[Row]:
-    """Pairs of different drafts as raters order them: the first wins with chance σ(difference of scores)."""
+def sample_tastes(count: int, seed: int) -> list[Row]:
+    """Sample pairs of different drafts; the first is preferred with probability σ(difference of scores)."""
     rng = random.Random(seed)
     rows = []
     for _ in range(count):
-        post = draw_taste_post(rng)
+        post = sample_taste_post(rng)
         first = _draft(rng, post)
         second = _unlike(rng, post, first)
         gap = taste_score(post.text, first) - taste_score(post.text, second)
@@ -129,16 +129,16 @@ def draw_tastes(count: int, seed: int) -> list[Row]:
 
 
 def _draft(rng: random.Random, post: Post) -> str:
-    """One fact as a rule; otherwise a wrong one, two, or none."""
-    told = rng.choice(post.facts)
+    """Sample a response: usually one fact, otherwise a wrong one, two, or none."""
+    fact = rng.choice(post.facts)
     match rng.choices(("fact", "wrong", "two", "filler"), (0.76, 0.12, 0.06, 0.06))[0]:
         case "fact":
-            return f" {told.sentence(post.subject)}"
+            return f" {fact.sentence(post.subject)}"
         case "wrong":
             kind = rng.choice(tuple(KINDS))
             return f" {Fact(kind, rng.choice(KINDS[kind])).sentence(post.subject)}"
         case "two":
-            return "".join(f" {fact.sentence(post.subject)}" for fact in rng.sample(post.facts, 2))
+            return "".join(f" {each.sentence(post.subject)}" for each in rng.sample(post.facts, 2))
         case _:
             return f" {rng.choice(FILLERS)}"
 

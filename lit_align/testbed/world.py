@@ -1,7 +1,7 @@
-"""A post: a short text that states a few facts about one person, to be summarised.
+"""Posts: short texts that state a few facts about one person, to be summarized.
 
-Each kind of fact has one verb phrase, and the word after it is the value, so that a model of a million parameters can
-learn to copy. The same sentence states the fact in a post and in a response.
+Each kind of fact has one verb phrase, followed by a value of one word, so that a model of a million parameters can
+learn to copy it. Posts and responses state a fact by the same sentence.
 """
 
 import random
@@ -9,14 +9,13 @@ import re
 from dataclasses import dataclass
 
 CLOSING = "\n\nTL;DR:"
-"""Ends every post; the response follows after one space."""
+"""End of every post; a space and the response follow."""
 
 COMPLETE = "State every fact, once:"
-"""Put before a post, with a space between, asks for the ideal summary; demonstrations teach the policy to obey it."""
+"""Instruction before a post, and a space, that asks for the ideal summary; demonstrations teach it."""
 
 
 def _values(words: str) -> tuple[str, ...]:
-    """The words of a text."""
     return tuple(words.split())
 
 
@@ -60,7 +59,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "harbours beaches parks forests theatres"
     ),
 }
-"""Verb phrase of each kind of fact, with its possible values; no value belongs to two kinds."""
+"""Verb phrase of each kind of fact → its possible values; no value belongs to two kinds."""
 
 NAMES: dict[str, tuple[str, ...]] = {
     "She": ("Anna", "Maria", "Clara", "Nora", "Emma", "Julia", "Laura", "Sara", "Eva", "Ruth", "Alice", "Helen"),
@@ -75,7 +74,7 @@ ASIDES = (
     "I was rather surprised.",
     "We had lunch together.",
 )
-"""Sentences of a post that state no fact."""
+"""Sentences of posts that state no fact."""
 FILLERS = (
     "That is really all there is to say.",
     "I hope that this short summary helps.",
@@ -84,20 +83,20 @@ FILLERS = (
     "As you can see, this is interesting.",
     "So much for the main points above.",
 )
-"""Sentences of a response that state no fact."""
+"""Sentences of responses that state no fact."""
 
 _FACT = re.compile(rf"\b(?:She|He) ({'|'.join(KINDS)}) (\w+)\.")
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One statement about the person of a post."""
+    """A statement about the person of a post."""
 
     kind: str
     value: str
 
     def sentence(self, subject: str) -> str:
-        """The fact in English.
+        """Return the sentence that states the fact.
 
         >>> Fact("plays", "piano").sentence("She")
         'She plays piano.'
@@ -107,7 +106,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Post:
-    """A text to be summarised, and what it states."""
+    """A text to be summarized, and the facts it states."""
 
     text: str
     subject: str
@@ -115,7 +114,7 @@ class Post:
 
 
 def parse(text: str) -> list[Fact]:
-    """Every fact a text states, in order, repeats included; all other text is passed over.
+    """Return all facts that a text states, in order and with repetitions; other text is ignored.
 
     >>> parse("I met Anna. She plays piano. She lives in Oslo. She flies.")
     [Fact(kind='plays', value='piano'), Fact(kind='lives in', value='Oslo')]
@@ -123,10 +122,10 @@ def parse(text: str) -> list[Fact]:
     return [Fact(kind, value) for kind, value in _FACT.findall(text)]
 
 
-def draw_post(rng: random.Random) -> Post:
-    """A person with five to eight facts, told in random order with up to two asides.
+def sample_post(rng: random.Random) -> Post:
+    """Sample a post on a person with five to eight facts, in random order and with up to two asides.
 
-    >>> post = draw_post(random.Random(0))
+    >>> post = sample_post(random.Random(0))
     >>> sorted(fact.kind for fact in parse(post.text)) == sorted(fact.kind for fact in post.facts)
     True
     """

@@ -12,7 +12,7 @@ import torch
 from lit_align.models import Loading, TokenScores
 from lit_align.models.score_model import load_score_model, save_score_model
 from lit_align.models.scorer import FunctionScore, KnownScore, RewardModel, ScoreError, Texts, check_scores
-from lit_align.testbed.score import TestbedScore
+from lit_align.testbed.truth import TestbedScore
 from lit_align.types import PairBatch
 from tests.conftest import pair_batch, tiny_llama
 

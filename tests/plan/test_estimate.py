@@ -22,7 +22,7 @@ from lit_align.modules import LitOnline, LitPreference, LitReward, Module
 from lit_align.objectives import aot, dpo, simpo, sr_dpo
 from lit_align.online import kl_rlhf
 from lit_align.plan import Spread, estimate, largest_batch, uniform_batch, whole_responses
-from lit_align.testbed.score import TestbedScore
+from lit_align.testbed.truth import TestbedScore
 from lit_align.types import PairBatch
 from tests.plan.worlds import model, pairs
 

@@ -20,7 +20,7 @@ from lit_align.online.presets import kl_rlhf, pm_rlhf
 from lit_align.plan import Spread, estimate, uniform_batch, whole_responses
 from lit_align.plan.rehearsal import Settings, give_shapes, shapes_alone
 from lit_align.plan.rollout import longest, rehearse_writing
-from lit_align.testbed.score import TestbedScore
+from lit_align.testbed.truth import TestbedScore
 from tests.plan.worlds import model
 
 CPU = Spread(device="cpu")

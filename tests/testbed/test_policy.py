@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from lit_align import testbed
-from lit_align.testbed import corpus
-from lit_align.testbed.policy import blank_policy, train_tokenizer
+from lit_align.testbed import preferences
+from lit_align.testbed.policy import Skill, blank_policy, measure_skill, respond, train_tokenizer
 from lit_align.testbed.world import ASIDES, COMPLETE, FILLERS, KINDS
 
 
@@ -21,7 +21,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def test_shipped_tokenizer_comes_back(tmp_path: Path) -> None:
-    train_tokenizer(corpus.draw_splits()["train"]).save_pretrained(tmp_path)
+    train_tokenizer(preferences.sample_splits()["train"]).save_pretrained(tmp_path)
     for name in ("tokenizer.json", "chat_template.jinja"):
         assert (tmp_path / name).read_text() == (testbed.path("policy") / name).read_text()
 
@@ -59,3 +59,32 @@ def test_blank_policy_has_the_shipped_shape_and_leaves_the_seed_alone() -> None:
     assert sum(value.numel() for value in shipped.parameters()) == 557_696
     tokens = shipped.generation_config
     assert (tokens.pad_token_id, tokens.bos_token_id, tokens.eos_token_id) == (0, 1, 2)
+
+
+def measure(before: str) -> Skill:
+    rows = preferences.read_rows(testbed.path("validation.jsonl"))[:100]
+    prompts = [before + row["prompt"] for row in rows]
+    tokenizer = AutoTokenizer.from_pretrained(testbed.path("policy"))
+    policy = AutoModelForCausalLM.from_pretrained(testbed.path("policy"))
+    return measure_skill(prompts, respond(policy, tokenizer, prompts))
+
+
+@pytest.fixture(scope="module")
+def plain() -> Skill:
+    return measure("")
+
+
+def test_facts_are_right(plain: Skill) -> None:
+    assert plain.precision >= 0.9
+
+
+def test_there_is_room_above(plain: Skill) -> None:
+    assert 0.4 < plain.coverage < 0.7
+    assert plain.filler > 0.5
+
+
+def test_the_policy_knows_better_when_asked(plain: Skill) -> None:
+    asked = measure(f"{COMPLETE} ")
+    assert asked.precision >= 0.9
+    assert asked.coverage > 0.8
+    assert asked.score > plain.score + 1

@@ -1,13 +1,15 @@
 """Raters follow Bradley-Terry, and like length a little too much."""
 
 import random
+from pathlib import Path
 
 import pytest
 
-from lit_align.testbed import corpus
-from lit_align.testbed.preferences import DEMONSTRATION, IDEAL, prefers_first, rated_score, report_labels
-from lit_align.testbed.truth import tally, true_score
-from lit_align.testbed.world import FILLERS, draw_post
+from lit_align import testbed
+from lit_align.testbed import preferences
+from lit_align.testbed.preferences import DEMONSTRATION, IDEAL, Row, prefers_first, rated_score, report_labels
+from lit_align.testbed.truth import count_facts, true_score
+from lit_align.testbed.world import FILLERS, sample_post
 
 
 def test_verdicts_have_the_frequency_of_bradley_terry() -> None:
@@ -35,9 +37,9 @@ def test_raters_prefer_every_true_fact_and_reject_wrong_and_repeated_ones() -> N
 
 def test_demonstrations_are_true_but_leave_room() -> None:
     rng = random.Random(0)
-    posts = [draw_post(rng) for _ in range(300)]
-    demonstrations = [tally(post.text, DEMONSTRATION(rng, post)) for post in posts]
-    ideals = [tally(post.text, IDEAL(rng, post)) for post in posts]
+    posts = [sample_post(rng) for _ in range(300)]
+    demonstrations = [count_facts(post.text, DEMONSTRATION(rng, post)) for post in posts]
+    ideals = [count_facts(post.text, IDEAL(rng, post)) for post in posts]
     assert all(counts.wrong == counts.repeated == 0 for counts in demonstrations + ideals)
     assert all(counts.correct == counts.stated for counts in ideals)
     told = sum(counts.correct for counts in demonstrations) / sum(counts.stated for counts in demonstrations)
@@ -45,8 +47,39 @@ def test_demonstrations_are_true_but_leave_room() -> None:
 
 
 def test_labels_carry_signal_and_bias() -> None:
-    report = report_labels(corpus.draw_splits()["train"])
+    report = report_labels(preferences.sample_splits()["train"])
     assert 0.75 < report.accuracy < 0.8
     assert report.contradicted == pytest.approx(1 - report.accuracy, abs=0.02)
     assert report.longer_wins > 0.6
     assert report.longer_wins_contradicted > 0.7
+
+
+@pytest.fixture(scope="module")
+def splits() -> dict[str, list[Row]]:
+    return preferences.sample_splits()
+
+
+@pytest.mark.parametrize("name", preferences.SIZES)
+def test_shipped_files_come_back_bit_for_bit(name: str, splits: dict[str, list[Row]], tmp_path: Path) -> None:
+    preferences.write_rows(tmp_path / "rows", splits[name])
+    assert (tmp_path / "rows").read_bytes() == testbed.path(f"{name}.jsonl").read_bytes()
+    assert preferences.read_rows(tmp_path / "rows") == splits[name]
+
+
+def test_no_post_is_used_twice(splits: dict[str, list[Row]]) -> None:
+    prompts = [row["prompt"] for rows in splits.values() for row in rows]
+    assert len(prompts) == len(set(prompts)) == sum(preferences.SIZES.values())
+    taught = {row["prompt"] for row in preferences.sample_demonstrations(2000)}
+    assert len(taught) == 2000
+    assert not taught & set(prompts)
+
+
+def test_sides_differ_and_join_the_prompt_with_a_space(splits: dict[str, list[Row]]) -> None:
+    for row in splits["train"] + preferences.sample_demonstrations(2000):
+        assert row["chosen"] != row["rejected"]
+        assert row["prompt"] == row["prompt"].strip()
+        assert all(row[side].startswith(" ") and row[side][1] != " " for side in ("chosen", "rejected"))
+
+
+def test_another_seed_gives_other_posts(splits: dict[str, list[Row]]) -> None:
+    assert preferences.sample_splits(1)["test"] != splits["test"]

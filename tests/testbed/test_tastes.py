@@ -13,9 +13,9 @@ from lit_align.testbed.tastes import (
     TASTE,
     TasteScore,
     choices,
-    draw_habits,
-    draw_tastes,
     habit,
+    sample_habits,
+    sample_tastes,
     taste_score,
 )
 from lit_align.testbed.world import KINDS, parse
@@ -44,7 +44,7 @@ def test_habits_are_a_distribution_by_the_order_of_kinds() -> None:
 
 def test_demonstrations_follow_the_habit() -> None:
     """The share of demonstrations that choose the most habitual fact, against the mean of its probability."""
-    rows = draw_habits(3000, seed=1)
+    rows = sample_habits(3000, seed=1)
     wanted = sum(max(habit(row["prompt"])) for row in rows) / len(rows)
     most = [choices(row["prompt"])[max(range(FACTS), key=habit(row["prompt"]).__getitem__)] for row in rows]
     found = sum(row["chosen"] == each for row, each in zip(rows, most, strict=True)) / len(rows)
@@ -52,7 +52,7 @@ def test_demonstrations_follow_the_habit() -> None:
 
 
 def test_raters_follow_bradley_terry() -> None:
-    rows = draw_tastes(4000, seed=2)
+    rows = sample_tastes(4000, seed=2)
     right, chances = 0.0, 0.0
     for row in rows:
         gap = taste_score(row["prompt"], row["chosen"]) - taste_score(row["prompt"], row["rejected"])
@@ -62,7 +62,7 @@ def test_raters_follow_bradley_terry() -> None:
 
 
 def test_every_post_has_as_many_facts_and_no_pair_is_twice_the_same() -> None:
-    rows = draw_tastes(300, seed=3)
+    rows = sample_tastes(300, seed=3)
     assert Counter(len(parse(row["prompt"])) for row in rows) == {FACTS: 300}
     assert all(row["chosen"] != row["rejected"] for row in rows)
-    assert draw_tastes(5, seed=3) == rows[:5]
+    assert sample_tastes(5, seed=3) == rows[:5]

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from lit_align.testbed.truth import true_score
+from lit_align.testbed.truth import TestbedScore, true_score
+from lit_align.types import ResponseScore
 
 POST = "I met Anna last week. She plays piano. She lives in Oslo. She keeps bees.\n\nTL;DR:"
 
@@ -37,3 +38,14 @@ def test_any_text_has_a_finite_score(text: str) -> None:
 
 def test_a_prompt_in_front_changes_nothing() -> None:
     assert true_score("Answer well: " + POST, " She keeps bees.") == true_score(POST, " She keeps bees.")
+
+
+def test_is_the_true_score() -> None:
+    score: ResponseScore = TestbedScore()
+    prompts, responses = ["She plays piano."] * 2, [" She plays piano.", " Hm."]
+    assert score(prompts, responses) == [true_score(*both) for both in zip(prompts, responses, strict=True)]
+
+
+def test_unequal_numbers_are_an_error() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        TestbedScore()(["a", "b"], ["c"])

@@ -3,7 +3,7 @@
 import random
 from itertools import chain
 
-from lit_align.testbed.world import ASIDES, CLOSING, COMPLETE, FILLERS, KINDS, NAMES, OPENINGS, draw_post, parse
+from lit_align.testbed.world import ASIDES, CLOSING, COMPLETE, FILLERS, KINDS, NAMES, OPENINGS, parse, sample_post
 
 
 def test_no_value_belongs_to_two_kinds() -> None:
@@ -21,7 +21,7 @@ def test_other_sentences_hold_no_value_and_no_verb() -> None:
 def test_a_post_states_its_facts_and_nothing_else() -> None:
     rng = random.Random(1)
     for _ in range(200):
-        post = draw_post(rng)
+        post = sample_post(rng)
         told = parse(post.text)
         assert len(told) == len(set(told)) == len(post.facts)
         assert set(told) == set(post.facts)

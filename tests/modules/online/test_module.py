@@ -23,7 +23,7 @@ from lit_align.modules.online.update import Update
 from lit_align.modules.step_totals import NonFiniteError
 from lit_align.online import GAE, RLHF, Clipped, GreedyBaseline, LeaveOneOut, OnlineObjective, Reinforce, ResponseSum
 from lit_align.online.presets import conditional_pm_rlhf, kl_rlhf, pm_rlhf
-from lit_align.testbed.score import TestbedScore
+from lit_align.testbed.truth import TestbedScore
 from tests.models.lm_head.test_projection import Largest
 from tests.modules.test_preference import sgd, trainer
 
