@@ -1,4 +1,4 @@
-"""The commands of the guides run, and what they say of the code is so."""
+"""The commands of the data guide run, its tables match the code, and links between pages work."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def test_every_format_is_explained() -> None:
 def test_the_objectives_for_unpaired_rows_are_named() -> None:
     presets = [name for name in objectives.__all__ if name.islower() and name != "papers_of"]
     taking = {name for name in presets if getattr(objectives, name)().needs.unpaired}
-    said = DATA.split("judge each response by itself take them:")[1].split(". Those")[0]
-    assert set(re.findall(r"`(\w+)`", said)) == taking
+    documented = DATA.split("judge each response by itself take them:")[1].split(". Those")[0]
+    assert set(re.findall(r"`(\w+)`", documented)) == taking
 
 
 def test_every_limit_is_explained_with_its_default() -> None:
@@ -69,11 +69,11 @@ def test_every_limit_is_explained_with_its_default() -> None:
 
 def test_the_other_keys_have_the_defaults_that_are_said() -> None:
     table = rows(DATA.split("## Other keys")[1], "key")
-    said = {re.search(r"`data\.(\w+)`", key)[1]: default for key, default, _ in table}
-    found = {name: each.default for name, each in inspect.signature(PreferenceData).parameters.items()}
-    found["batch_size"] = PAIRS
-    found["quality_prompt"] = "see below"
-    assert said == {name: "none" if found[name] is None else str(found[name]) for name in said}
+    documented = {re.search(r"`data\.(\w+)`", key)[1]: default for key, default, _ in table}
+    defaults = {name: each.default for name, each in inspect.signature(PreferenceData).parameters.items()}
+    defaults["batch_size"] = PAIRS
+    defaults["quality_prompt"] = "see below"
+    assert documented == {name: "none" if defaults[name] is None else str(defaults[name]) for name in documented}
     quoted = re.search(r'\(2405.21040\): "([^…]+) …"', DATA)[1]
     assert QUALITY_PROMPT.startswith(" ".join(quoted.split()))
 

@@ -30,21 +30,21 @@ STAND_IN_DATA = "dialogues.jsonl"
 
 
 def offline(words: list[str]) -> list[str]:
-    """The command with what lies on a hub replaced by what lies here."""
+    """Replace models and data on a hub by local ones."""
     local = {"--model.policy": "testbed:policy", "--data.train": STAND_IN_DATA}
     pairs = zip(["", *words], words, strict=False)
     return [local[key] if key in local and HUB_NAME.fullmatch(word) else word for key, word in pairs]
 
 
 def shell_commands(markdown: str) -> list[str]:
-    """The commands in fenced bash blocks: continued lines joined, chains taken apart, comments left out."""
+    """Return the commands in fenced bash blocks: continued lines joined, chains split, comments dropped."""
     blocks = re.findall(r"^```bash\n(.*?)^```", markdown, re.MULTILINE | re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [part.strip() for line in lines for part in line.split("&&") if part.strip() and not line.startswith("#")]
 
 
 def our_commands(markdown: str) -> list[list[str]]:
-    """The words behind ``python -m lit_align``."""
+    """Return the words after ``python -m lit_align`` in each command."""
     start = "python -m lit_align "
     return [
         shlex.split(command.removeprefix(start), comments=True)

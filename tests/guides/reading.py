@@ -1,4 +1,4 @@
-"""Reads what a guide says: its sections, its fenced blocks, its tables."""
+"""Read the sections, fenced blocks and tables of a guide."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def guide(name: str) -> str:
 
 
 def blocks(markdown: str) -> Iterator[Block]:
-    """The fenced blocks of a guide in their order."""
+    """Iterate over the fenced blocks of a guide."""
     for part in re.split(r"^## ", markdown, flags=re.MULTILINE):
         section, end = part.partition("\n")[0], 0
-        for found in FENCE.finditer(part):
-            yield Block(section, found[1], found[2], part[end : found.start()])
-            end = found.end()
+        for fence in FENCE.finditer(part):
+            yield Block(section, fence[1], fence[2], part[end : fence.start()])
+            end = fence.end()
 
 
 def files(markdown: str) -> dict[str, str]:
-    """Name → text of the Python files that a guide shows: each has its name in front of it."""
+    """Return name → text of the Python files that a guide shows, each with its name before it."""
     named = {}
     for block in blocks(markdown):
         name = re.search(r"`parts/(\w+\.py)`:\s*$", block.before)
@@ -46,12 +46,12 @@ def files(markdown: str) -> dict[str, str]:
 
 
 def rows(markdown: str, heading: str) -> list[list[str]]:
-    """The cells of the first table whose heading row starts like this, without heading and ruler."""
+    """Return the cells of the first table whose first column has this heading."""
     lines = markdown.splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith(f"| {heading} |"))
-    found = []
+    cells = []
     for line in lines[start + 2 :]:
         if not line.startswith("|"):
             break
-        found.append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
-    return found
+        cells.append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
+    return cells

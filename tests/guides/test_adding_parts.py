@@ -1,4 +1,4 @@
-"""The parts of the guide keep the laws, and train."""
+"""The parts of the guide satisfy the laws, and train."""
 
 from __future__ import annotations
 
@@ -61,26 +61,26 @@ def parts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         sys.modules.pop(name.removesuffix(".py"), None)
 
 
-def leaves(found: object) -> dict[str, object]:
-    """The settings of every part of the user's own in a configuration: class path → arguments."""
-    here: dict[str, object] = {}
-    if isinstance(found, dict):
-        if str(found.get("class_path", "")).startswith("my_"):
-            here[found["class_path"]] = found.get("init_args", {})
-        for value in found.values():
-            here |= leaves(value)
-    return here
+def leaves(config: object) -> dict[str, object]:
+    """Return the settings of every custom part in a configuration: class path → arguments."""
+    parts: dict[str, object] = {}
+    if isinstance(config, dict):
+        if str(config.get("class_path", "")).startswith("my_"):
+            parts[config["class_path"]] = config.get("init_args", {})
+        for value in config.values():
+            parts |= leaves(value)
+    return parts
 
 
 def named(config: str) -> dict[str, object]:
-    """The same, of a configuration as the guide writes it: a part without arguments is its bare name."""
+    """Do the same for a configuration as the guide writes it: a part without arguments is its bare name."""
     bare = dict.fromkeys(re.findall(r": (my_\w+\.\w+)$", config, re.MULTILINE), {})
     return leaves(yaml.safe_load(config)) | bare
 
 
 @pytest.mark.parametrize("section", CONFIGS)
 def test_the_part_trains(folder: Path, section: str) -> None:
-    """Two steps by the configuration of the guide; the saved one lists the part with the arguments that were given."""
+    """Train two steps by the configuration of the guide; the saved one lists the part with its arguments."""
     (folder / f"{section}.yaml").write_text(CONFIGS[section], "utf-8")
     samples = ("--samples.sampling.max_new_tokens", 8) if section == "A score" else ("--samples.count", 0)
     run = folder / "runs" / section
@@ -114,7 +114,7 @@ def test_the_first_command_is_the_one_that_is_tested() -> None:
 
 
 def test_the_laws_run_as_the_guide_says(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the guide's command, in a process that has imported everything; laws and docstrings' examples are counted."""
+    """Run the guide's command in a process that has imported everything; count laws and doctests."""
     command = next(block.text for block in blocks(GUIDE) if block.language == "console")
     _, variable, *words = command.split()
     assert (variable, words) == ("PYTHONPATH=parts", ["python", "-m", "pytest", "--doctest-modules", "parts"])
@@ -171,7 +171,7 @@ def test_the_reference_lies_between_two_models(parts: Path, tmp_path: Path) -> N
     reference = between(str(tmp_path), share=0.25)
     reference.attach(policy)
     with reference.active() as model:
-        apart = [found - start for found, start in zip(model.parameters(), policy.parameters(), strict=True)]
+        apart = [weight - start for weight, start in zip(model.parameters(), policy.parameters(), strict=True)]
     assert all(torch.allclose(part, torch.full_like(part, 0.25), atol=1e-5) for part in apart)
     assert not any(weight.requires_grad for weight in model.parameters())
 
@@ -192,7 +192,7 @@ def test_converted_rows_are_pairs(parts: Path, tmp_path: Path) -> None:
     votes = [{"a": 3, "b": 1}, {"a": 2, "b": 2}]
     source.write_text("\n".join(json.dumps({"question": "Q?", "a": "yes", "b": "no", "votes": v}) for v in votes))
     importlib.import_module("convert").convert(source, target)
-    (pair,) = (found for row in read_rows(str(target)) for found in read_row(row, FORMATS["pairs"]).pairs)
+    (pair,) = (pair for row in read_rows(str(target)) for pair in read_row(row, FORMATS["pairs"]).pairs)
     assert (pair.prompt, pair.chosen, pair.rejected, pair.weight) == ("Q?", "yes", "no", 2.0)
 
 
@@ -207,5 +207,5 @@ def test_every_interface_of_the_table_has_its_section() -> None:
 
 
 def test_the_examples_in_docstrings_are_found() -> None:
-    found = [name for name, text in FILES.items() if doctest.DocTestParser().get_examples(text)]
-    assert {"my_contrasts.py", "my_averagings.py", "my_schedules.py"} <= set(found)
+    with_examples = [name for name, text in FILES.items() if doctest.DocTestParser().get_examples(text)]
+    assert {"my_contrasts.py", "my_averagings.py", "my_schedules.py"} <= set(with_examples)

@@ -1,4 +1,4 @@
-"""The guide names every metric that there is and none that there is not, and its figures are what the tool draws."""
+"""The guide names exactly the metrics that exist, and its figures are drawn by the tool."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def test_every_metric_of_pairs_is_explained() -> None:
 
 
 def test_every_metric_that_a_run_reports_is_explained(run: Path) -> None:
-    found = {name.split("/", 1)[1] for name in reported(run) if name.startswith(("train/", "val/"))}
-    assert len(found) > 30
-    assert sorted(found - set(METRICS)) == []
+    names = {name.split("/", 1)[1] for name in reported(run) if name.startswith(("train/", "val/"))}
+    assert len(names) > 30
+    assert sorted(names - set(METRICS)) == []
 
 
 def written_out(pattern: str) -> list[str]:
@@ -88,12 +88,12 @@ def test_no_metric_is_invented(run: Path) -> None:
 
 
 def first_losses() -> list[tuple[str, float]]:
-    """The objectives of the table of first losses, and the number that stands first."""
-    found = []
+    """Return the objectives in the table of first losses, and the first number of each row."""
+    losses = []
     for names, value in rows(GUIDE, "objective"):
         number = re.match(r"[\d.]+", value)
-        found += [(name, float(number[0])) for name in re.findall(r"`(\w+)`", names) if number]
-    return found
+        losses += [(name, float(number[0])) for name in re.findall(r"`(\w+)`", names) if number]
+    return losses
 
 
 @pytest.mark.parametrize(("name", "expected"), first_losses())

@@ -1,4 +1,4 @@
-"""What the guide calls a key is a key, what it calls an objective is one, and no option of TRL is forgotten."""
+"""Tests of the guide from TRL: keys, objectives and defaults exist, and no option of TRL is missing."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ TASKS = ("preference", "reward", "online")
 
 
 def table_rows(markdown: str) -> list[list[str]]:
-    """The cells of all rows of all tables, rulers and heading rows left out."""
+    """Return the cells of all rows of all tables, without heading rows and rulers."""
     lines = [line for line in markdown.splitlines() if line.startswith("| ")]
-    found = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return [row for row in found if row[0] not in HEADINGS]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [row for row in cells if row[0] not in HEADINGS]
 
 
 def code(cell: str) -> list[str]:
@@ -40,12 +40,12 @@ def code(cell: str) -> list[str]:
 
 
 def counterparts() -> list[str]:
-    """What stands in the second column: keys, parts, presets and metrics of ours."""
+    """Return the code in the second column: keys, parts, presets and metrics of this package."""
     return sorted({word for row in table_rows(GUIDE) for word in code(row[1])})
 
 
 def keys_in_words() -> list[str]:
-    """Keys that are named elsewhere: in notes and in the text."""
+    """Return the keys named in notes and in the text."""
     words = {word for line in GUIDE.splitlines() for word in code(line)}
     return sorted(word for word in words if word.startswith(PREFIXES))
 
@@ -69,7 +69,7 @@ NAMES = public(objectives, models, modules, online)
 
 
 def parameters(start: object) -> set[str]:
-    """The arguments of a class or preset, and of every class of ours or of torch's optimizers below it."""
+    """Return the arguments of a class or preset, and of the subclasses of a class."""
     things = [start] if callable(start) else []
     for thing in things:
         if inspect.isclass(thing):
@@ -78,7 +78,7 @@ def parameters(start: object) -> set[str]:
 
 
 def inside(key: str) -> set[str]:
-    """Arguments that a key with classes as values may have below it."""
+    """Return the arguments that a key with classes as values may have below it."""
     kinds = {
         "model.objective": [thing for name, thing in vars(objectives).items() if name in objectives.__all__],
         "model.reference": [models.Reference],
@@ -126,7 +126,7 @@ def test_a_key_that_does_not_exist_is_noticed(key: str) -> None:
 
 @pytest.mark.parametrize("section", ["Losses", "The other trainers of TRL", "LLaMA-Factory", "open-instruct"])
 def test_a_preset_has_the_knob_that_its_row_names(section: str) -> None:
-    """``model.objective.x`` in a row with a preset is an argument of that preset."""
+    """A key ``model.objective.x`` in a row with a preset is an argument of that preset."""
     part = GUIDE.split(f"\n## {section}\n")[1].split("\n## ")[0]
     checked = 0
     for row in table_rows(part):
@@ -139,18 +139,18 @@ def test_a_preset_has_the_knob_that_its_row_names(section: str) -> None:
 
 
 def test_defaults_of_beta_are_as_the_table_says() -> None:
-    """Rows of the losses say which default β is another one than TRL's 0.1."""
+    """Rows of the losses say which default β differs from TRL's 0.1."""
     part = GUIDE.split("\n## Losses\n")[1].split("The other options of the loss")[0]
     for _, ours, note in table_rows(part):
         for word in code(ours):
             default = inspect.signature(NAMES[word]).parameters.get("beta")
             if default is not None:
-                said = re.search(r"default β: ([\d.]+)", note)
-                assert default.default == (float(said[1].rstrip(".")) if said else 0.1), word
+                match = re.search(r"default β: ([\d.]+)", note)
+                assert default.default == (float(match[1].rstrip(".")) if match else 0.1), word
 
 
 def test_the_example_trains(tmp_path: Path) -> None:
-    """The configuration beside TRL's script, with what lies on a hub replaced by what ships with the package."""
+    """Train with the configuration beside TRL's script; the hub is replaced by what ships with the package."""
     (text,) = [block.text for block in blocks(GUIDE) if block.language == "yaml"]
     config = yaml.safe_load(text)
     (tmp_path / "mine.yaml").write_text(text, "utf-8")
@@ -172,28 +172,28 @@ def test_what_the_guide_says_of_defaults() -> None:
 
 
 def test_what_the_guide_says_of_defaults_on_policy() -> None:
-    """A default that is said beside a key is the key's."""
-    found = {name: each.default for name, each in inspect.signature(modules.LitOnline).parameters.items()}
-    found |= {
-        "sampling.max_new_tokens": found["sampling"].max_new_tokens,
+    """Compare the defaults in the notes with those of the keys."""
+    defaults = {name: each.default for name, each in inspect.signature(modules.LitOnline).parameters.items()}
+    defaults |= {
+        "sampling.max_new_tokens": defaults["sampling"].max_new_tokens,
         "objective.surrogate.clip": online.Clipped().clip,
     }
     part = GUIDE.split("### On-policy runs")[1].split("\n## ")[0]
-    said = {
+    matches = {
         code(ours)[0].removeprefix("model."): re.search(r"default ([\d.]+)", note)
         for _, ours, note in table_rows(part)
         if code(ours)
     }
-    numbers = {key: float(match[1].rstrip(".")) for key, match in said.items() if match}
+    numbers = {key: float(match[1].rstrip(".")) for key, match in matches.items() if match}
     assert len(numbers) >= 7
-    assert numbers == {key: found[key] for key in numbers}
+    assert numbers == {key: defaults[key] for key in numbers}
 
 
 @pytest.mark.peers
 def test_every_option_of_trl_is_in_the_guide() -> None:
     """Of ``DPOConfig`` and everything that it inherits."""
-    said = {word for row in table_rows(GUIDE) for word in code(row[0])}
-    assert [field.name for field in fields(trl().DPOConfig) if field.name not in said] == []
+    documented = {word for row in table_rows(GUIDE) for word in code(row[0])}
+    assert [field.name for field in fields(trl().DPOConfig) if field.name not in documented] == []
 
 
 @pytest.mark.peers
@@ -207,6 +207,6 @@ def test_no_option_of_trl_is_invented() -> None:
 def test_every_loss_of_trl_is_in_the_guide() -> None:
     source = inspect.getsource(trl().DPOTrainer)
     losses = re.findall(r'loss_type == "(\w+)"', source)
-    said = {word for row in table_rows(GUIDE.split("\n## Losses\n")[1]) for word in code(row[0])}
+    documented = {word for row in table_rows(GUIDE.split("\n## Losses\n")[1]) for word in code(row[0])}
     assert len(losses) >= 15
-    assert [loss for loss in losses if loss not in said] == []
+    assert [loss for loss in losses if loss not in documented] == []

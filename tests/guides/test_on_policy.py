@@ -1,4 +1,4 @@
-"""The commands of the guide run, its scores are taken, and its tables have every metric."""
+"""The commands of the guide run, its scores are accepted, and its tables have every metric."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ def test_the_reward_model_reports_what_the_table_says(folder: Path) -> None:
 
 def test_the_on_policy_run_reports_what_the_table_says(folder: Path) -> None:
     ok(lit_align(*ONLINE, *SMALL, folder=folder))
-    said = named("What an on-policy run reports")
-    found = reported(folder / "runs" / "online") - {"grad_norm", "learning_rate", "tokens_seen"}
-    assert said - found == {"loss/value", "values/explained"}  # of runs with a value model
-    assert found < said
-    assert {*rollouts.NAMES} - {*rollouts.HIDDEN} <= said
+    documented = named("What an on-policy run reports")
+    in_run = reported(folder / "runs" / "online") - {"grad_norm", "learning_rate", "tokens_seen"}
+    assert documented - in_run == {"loss/value", "values/explained"}  # of runs with a value model
+    assert in_run < documented
+    assert {*rollouts.NAMES} - {*rollouts.HIDDEN} <= documented
 
 
 @pytest.mark.parametrize("score", SCORES, ids=lambda text: re.search(r"class_path: (\w+)", text)[1])
@@ -75,14 +75,14 @@ def test_the_score_is_taken(folder: Path, score: str) -> None:
 
 def test_every_choice_is_named() -> None:
     """Presets, advantages, surrogates, weightings and scores that there are."""
-    said = set(re.findall(r"`(\w+)`", GUIDE.split("| key | says | choices |")[1].split("\n\n")[0]))
+    documented = set(re.findall(r"`(\w+)`", GUIDE.split("| key | says | choices |")[1].split("\n\n")[0]))
     leaves = {
         part.__name__
         for kind in (online.Advantage, online.Surrogate, online.Weighting, Scorer)
         for part in kind.__subclasses__()
         if part.__module__.startswith("lit_align.")
     }
-    assert leaves | {"kl_rlhf", "pm_rlhf", "conditional_pm_rlhf"} <= said
+    assert leaves | {"kl_rlhf", "pm_rlhf", "conditional_pm_rlhf"} <= documented
 
 
 @pytest.mark.parametrize("key", ["gradient_clip_val", "accumulate_grad_batches", "tokens_at_once", "compile"])
