@@ -15,7 +15,7 @@ import lit_align.cli.report
 from lit_align import objectives
 from lit_align.__main__ import main
 from lit_align.data import PreferenceData
-from lit_align.data.batches.token_batches import PAIRS
+from lit_align.data.batches.loader import DEFAULT_BATCH_SIZE
 from lit_align.data.formats.registry import FORMATS
 from lit_align.data.report.lengths import length_report
 from lit_align.data.report.table import table
@@ -71,7 +71,7 @@ def test_the_other_keys_have_the_defaults_that_are_said() -> None:
     table = rows(DATA.split("## Other keys")[1], "key")
     documented = {re.search(r"`data\.(\w+)`", key)[1]: default for key, default, _ in table}
     defaults = {name: each.default for name, each in inspect.signature(PreferenceData).parameters.items()}
-    defaults["batch_size"] = PAIRS
+    defaults["batch_size"] = DEFAULT_BATCH_SIZE
     defaults["quality_prompt"] = "see below"
     assert documented == {name: "none" if defaults[name] is None else str(defaults[name]) for name in documented}
     quoted = re.search(r'\(2405.21040\): "([^…]+) …"', DATA)[1]

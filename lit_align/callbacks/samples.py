@@ -131,7 +131,7 @@ class Samples(Callback):
         drawn = Drawn([], [], [])
         with opened as module:
             model: Any = module
-            stops = data.end_tokens | model_stop_tokens(model)
+            stops = data.stop_tokens | model_stop_tokens(model)
             for start in range(0, len(self._prompts), self.batch_size):
                 part = self._prompts[start : start + self.batch_size]
                 ids = [prompt.ids for prompt in part]

@@ -65,7 +65,7 @@ class Summary(Callback):
         console.print(f"[bold]folder[/]     {trainer.default_root_dir}", highlight=False)
         data = run_data(trainer)
         if isinstance(data, PreferenceData):
-            console.print(f"[bold]batches[/]    {data.fullness.line()}", highlight=False)
+            console.print(f"[bold]batches[/]    {data.padding.line()}", highlight=False)
             _report_data(trainer, data)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -91,7 +91,7 @@ def _report_data(trainer: Trainer, data: PreferenceData) -> None:
     root = Path(trainer.default_root_dir)
     root.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {split: lengths.as_dict() for split, lengths in data.lengths.items()}
-    report["batches"] = data.fullness.as_dict()
+    report["batches"] = data.padding.as_dict()
     report["chat_template"] = data.template_hash
     (root / "data.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     for logger in trainer.loggers:

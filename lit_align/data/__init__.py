@@ -1,11 +1,11 @@
 """Preference data: from rows in files to batches of tensors.
 
-``read_rows`` → ``read_row`` → ``Gather`` → ``Tokenize`` → ``PairStore`` → ``BucketedBatches`` → ``Collate``, put
-together by ``PreferenceData``.
+``SplitReader`` → ``Tokenize`` → ``PairStore`` → ``PairDataset`` → ``BucketedBatches`` → ``Collate``, combined by
+``PreferenceData``.
 """
 
 from lit_align.data.batches.collate import Collate
-from lit_align.data.batches.dataset import SamplePrompt
+from lit_align.data.batches.dataset import PairDataset, SamplePrompt
 from lit_align.data.batches.loader import ResumableLoader
 from lit_align.data.batches.sampler import BucketedBatches, SequentialBatches, Share
 from lit_align.data.datamodule import PreferenceData
@@ -13,12 +13,12 @@ from lit_align.data.formats.base import Format, ParsedRow
 from lit_align.data.formats.registry import FORMATS, read_row
 from lit_align.data.prepared.mixture import Source
 from lit_align.data.prepared.prepare import Split, prepare
-from lit_align.data.prepared.read_split import Gather
+from lit_align.data.prepared.read_split import SplitReader
 from lit_align.data.prepared.row_counts import BadRows
 from lit_align.data.prepared.store import PairStore
 from lit_align.data.report.lengths import LengthReport, length_report
 from lit_align.data.sources.base import read_rows
-from lit_align.data.text.render import QUALITY_PROMPT
+from lit_align.data.text.render import QUALITY_PROMPT, RenderOptions
 from lit_align.data.text.tokenize import Tokenize
 from lit_align.data.text.tokenizer import Encoder, load_tokenizer
 from lit_align.data.text.truncate import Cut, Drop, Truncation
@@ -26,8 +26,6 @@ from lit_align.errors import DataError
 
 __all__ = [
     "FORMATS",
-    "Gather",
-    "Source",
     "QUALITY_PROMPT",
     "BadRows",
     "BucketedBatches",
@@ -38,14 +36,18 @@ __all__ = [
     "Encoder",
     "Format",
     "LengthReport",
+    "PairDataset",
     "PairStore",
-    "PreferenceData",
     "ParsedRow",
+    "PreferenceData",
+    "RenderOptions",
     "ResumableLoader",
     "SamplePrompt",
     "SequentialBatches",
     "Share",
+    "Source",
     "Split",
+    "SplitReader",
     "Tokenize",
     "Truncation",
     "length_report",

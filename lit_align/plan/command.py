@@ -180,7 +180,7 @@ def _workload(own: argparse.Namespace, module: Module, data: PreferenceData, lon
     settings = module.settings if isinstance(module, LitOnline) else None
     if own.lengths is None:
         try:
-            data.splits["train"] = data._prepare("train")
+            data.splits["train"] = data.prepare_split("train")
             found = largest_batch(data)
             if settings is None:
                 return found, "the largest of the data"
@@ -192,9 +192,7 @@ def _workload(own: argparse.Namespace, module: Module, data: PreferenceData, lon
     prompt, response = own.lengths or (longest // 2, longest - longest // 2)
     if settings is not None:
         prompt, response = own.lengths[0] if own.lengths else longest, settings.sampling.max_new_tokens
-    rows = getattr(data.budget, "pairs", None) or max(
-        1, getattr(data.budget, "tokens", 0) // (2 * (prompt + response))
-    )
+    rows = data.budget.pairs or max(1, (data.budget.tokens or 0) // (2 * (prompt + response)))
     told = f"prompts of {prompt} and responses of {response}"
     if settings is not None:
         return whole_responses(uniform_batch(rows, prompt, 1), settings.responses, response), told
@@ -281,7 +279,7 @@ def _steps(trainer: Any, data: PreferenceData, spread: Spread) -> int | None:
     limit: int | None = trainer.max_steps if trainer.max_steps and trainer.max_steps > 0 else None
     if "train" not in data.splits or not trainer.max_epochs or trainer.max_epochs < 0:
         return limit
-    share = replace(data._share, world=spread.processes, accumulate=spread.accumulate)
+    share = replace(data.share, world=spread.processes, accumulate=spread.accumulate)
     batches = len(data.budget.training(data.splits["train"].store.widths.tolist(), share, data.seed or 0))
     steps: int = -(-batches // spread.accumulate) * trainer.max_epochs
     return min(steps, limit) if limit else steps

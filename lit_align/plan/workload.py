@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from lit_align.data import PreferenceData
+from lit_align.data import PairDataset, PreferenceData
 from lit_align.data.batches.collate import Collate
-from lit_align.data.batches.loader import WeightedPairs
 from lit_align.types import PairBatch
 
 
@@ -18,9 +17,9 @@ def largest_batch(data: PreferenceData) -> PairBatch:
     """
     split = data.splits["train"]
     widths = split.store.widths
-    plan = data.budget.training(widths.tolist(), data._share, data.seed or 0)
+    plan = data.budget.training(widths.tolist(), data.share, data.seed or 0)
     largest = max(plan, key=lambda batch: len(batch) * max(int(widths[index]) for index, _ in batch))
-    return Collate(data.pad_token)(WeightedPairs(split.examples)[largest])
+    return Collate(data.pad_token)(PairDataset(split.store, split.values)[largest])
 
 
 def uniform_batch(

@@ -150,7 +150,7 @@ class TestSetup:
         assert data.lengths["validation"].pairs == COUNT
         next(iter(whole.train_dataloader()))
         data.train_dataloader()
-        with pytest.raises(ValueError, match="training data is not this one"):
+        with pytest.raises(ValueError, match="training data is not that of the checkpoint"):
             data.load_state_dict(whole.state_dict())
 
     def test_good_data_is_met_with_silence(self, make: Any) -> None:
@@ -200,10 +200,10 @@ class TestTokensPerBatch:
     def test_how_full_batches_are_is_known_before_a_loader(self, make: Any) -> None:
         data = make(batch_size=None, tokens_per_batch=70)
         data.setup("fit")
-        fullness = data.fullness
-        assert fullness.batches == data.train_batches
-        assert (fullness.fewest, fullness.most, fullness.copies) == (1, 2, 0)
-        assert 0 <= fullness.padding < 0.3
+        padding = data.padding
+        assert padding.batches == data.train_batches
+        assert (padding.fewest, padding.most, padding.copies) == (1, 2, 0)
+        assert 0 <= padding.padding < 0.3
 
     def test_a_pair_that_does_not_fit_is_named_with_both_numbers(self, make: Any, tmp_path: Path) -> None:
         with pytest.raises(
@@ -336,7 +336,7 @@ class TestForOthers:
         chat = write([{"chosen": turns("a", "b"), "rejected": turns("a", "c")}], "chat.jsonl")
         data = make(train=str(chat), tokenizer=str(tmp_path / "llama3"))
         data.setup("fit")
-        assert {data.decode([token]) for token in data.end_tokens} == {"<|eot_id|>", "<|end_of_text|>"}
+        assert {data.decode([token]) for token in data.stop_tokens} == {"<|eot_id|>", "<|end_of_text|>"}
         assert data.sample_prompts(1)[0].text.endswith("assistant<|end_header_id|>\n\n")
 
     def test_batches_are_counted_without_a_loader_or_a_trainer(self, make: Any) -> None:
@@ -412,7 +412,7 @@ class TestState:
         data = make(train=str(write([pair_row(number) for number in range(COUNT)], "other.jsonl")))
         data.setup("fit")
         with pytest.raises(
-            ValueError, match="training data is not this one: the fingerprint of the tokenized pairs was"
+            ValueError, match="training data is not that of the checkpoint: the fingerprint of the tokenized pairs was"
         ):
             data.load_state_dict(state)
 
@@ -492,5 +492,5 @@ class TestSources:
         for data in (plain, weighted):
             data.setup("fit")
             data.train_dataloader()
-        with pytest.raises(ValueError, match="the checkpoint's training data is not this one"):
+        with pytest.raises(ValueError, match="the training data is not that of the checkpoint"):
             weighted.load_state_dict(plain.state_dict())

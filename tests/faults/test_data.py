@@ -95,7 +95,7 @@ def file(folder: Path, rows: Sequence[object]) -> Path:
 
 def ids(data: PreferenceData) -> list[tuple[list[int], list[int]]]:
     """Prompt and chosen response of each training pair."""
-    return [(list(pair.prompt), list(pair.chosen.ids)) for pair in data.splits["train"].examples]
+    return [(list(pair.prompt), list(pair.chosen.ids)) for pair in data.splits["train"].store]
 
 
 @pytest.mark.parametrize("fault", cases(REFUSED))
@@ -145,7 +145,7 @@ def test_a07b_answers_of_a_dialogue_that_begin_alike_are_scored_whole(tmp_path: 
     """The split is at the last turn, not where the texts part: both answers begin with the words that they share."""
     ask = "\n\nHuman: Where?\n\nAssistant:"
     data = prepared(file(tmp_path, [{"chosen": f"{ask} In the sky.", "rejected": f"{ask} In the sea."}]))
-    (pair,) = data.splits["train"].examples
+    (pair,) = data.splits["train"].store
     assert data.decode(pair.chosen.ids).startswith(" In the sky.")
     assert data.decode(pair.rejected.ids).startswith(" In the sea.")
     assert all(pair.chosen.scored)

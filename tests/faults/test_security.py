@@ -366,7 +366,7 @@ def render(template: str) -> None:
     tokenizer.chat_template = template + "{% for message in messages %}{{ message.content }}{% endfor %}"
     user, good, bad = ({"role": role, "content": role} for role in ("user", "assistant", "assistant"))
     pair = PreferencePair((user,), (good,), ({**bad, "content": "other"},), "rows.jsonl:7")
-    (outcome,) = Tokenize(Encoder(tokenizer), Cut(8000), None)([pair]).outcomes
+    (outcome,) = Tokenize(Encoder(tokenizer), Cut(8000))([pair]).outcomes
     assert isinstance(outcome, DataError), outcome
     raise outcome
 

@@ -24,7 +24,7 @@ def batch_of(setting: Setting) -> PairBatch:
     """All pairs in one batch."""
     data = PreferenceData(train=str(setting.pairs), tokenizer=str(setting.policy), cache=None)
     data.prepare_all()
-    return Collate(pad=0)([(pair, 1.0) for pair in data.splits["train"].examples])
+    return Collate(pad=0)([(pair, 1.0) for pair in data.splits["train"].store])
 
 
 @dataclass(frozen=True)

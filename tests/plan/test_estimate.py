@@ -178,7 +178,7 @@ def measured(run: Path, *words: object) -> int:
 
 def batch_of(data: Path, pairs_at_once: int) -> PairBatch:
     found = PreferenceData(train=str(data), tokenizer="testbed:policy", batch_size=pairs_at_once)
-    found.splits["train"] = found._prepare("train")
+    found.splits["train"] = found.prepare_split("train")
     return largest_batch(found)
 
 

@@ -1,1 +1,1 @@
-"""Batches of token ids: sampling, collation, loading."""
+"""Batches of tokenized pairs: samplers, the data set, collation, loaders."""

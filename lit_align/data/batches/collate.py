@@ -1,25 +1,26 @@
-"""Collating pads a list of tokenized pairs into the tensors of one batch."""
+"""Collating tokenized pairs into padded tensors, and measuring the padding of an epoch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from lit_align.data.batches.sampler import PairBatches
 from lit_align.types import PairBatch, TokenizedPair
-
-WeightedPair: TypeAlias = tuple[TokenizedPair, float]
 
 
 @dataclass(frozen=True)
 class Collate:
-    """Pads on the right to the longest sequence of the batch; both sides have the same width.
+    """Pad pairs on the right to the longest sequence of the batch; both sides have the same width.
 
     Args:
-        pad: id of padding; no result depends on it.
+        pad: padding id; no result depends on it.
 
     >>> from lit_align.types import TokenizedResponse
     >>> pair = TokenizedPair([1, 2], TokenizedResponse([3], [True]), TokenizedResponse([4, 5], [True, True]))
@@ -30,22 +31,24 @@ class Collate:
 
     pad: int
 
-    def __call__(self, items: Sequence[WeightedPair]) -> PairBatch:
-        """The batch; ``prompted`` is there if the pairs carry p ⊕ x, ``mismatched`` if they carry others' responses.
+    def __call__(self, items: Sequence[tuple[TokenizedPair, float]]) -> PairBatch:
+        """Build a batch, with ``prompted`` and ``mismatched`` parts if the pairs have them.
 
         Args:
-            items: pairs with the weights of their places in the batch.
+            items: pairs, each with the weight of its place in the batch.
         """
         pairs = [pair for pair, _ in items]
         weight = torch.tensor([weight * pair.weight for pair, weight in items])
         batch = self._batch(pairs, [pair.prompt for pair in pairs], weight)
-        batch = replace(batch, **_numbers(pairs))
         prompted = [pair.prompted for pair in pairs if pair.prompted is not None]
-        others = [_with_others(pair) for pair in pairs if pair.mismatched is not None]
+        mismatched = [
+            replace(pair, chosen=pair.mismatched[0], rejected=pair.mismatched[1]) for pair in pairs if pair.mismatched
+        ]
         return replace(
             batch,
+            **_numbers(pairs),
             prompted=self._batch(pairs, prompted, weight) if prompted else None,
-            mismatched=self._batch(others, [pair.prompt for pair in others], weight) if others else None,
+            mismatched=self._batch(mismatched, [pair.prompt for pair in pairs], weight) if mismatched else None,
         )
 
     def _batch(self, pairs: Sequence[TokenizedPair], prompts: Sequence[Sequence[int]], weight: Tensor) -> PairBatch:
@@ -72,13 +75,61 @@ class Collate:
         )
 
 
-def _with_others(pair: TokenizedPair) -> TokenizedPair:
-    chosen, rejected = pair.mismatched or pair.sides
-    return replace(pair, chosen=chosen, rejected=rejected)
-
-
 def _numbers(pairs: Sequence[TokenizedPair]) -> dict[str, Any]:
-    """What the data says of each pair beside its tokens; nothing where it says nothing."""
+    """Return the numeric columns that the data has."""
     names = ("margin", "preference_probability")
     values = {name: [getattr(pair, name) for pair in pairs] for name in names}
-    return {name: torch.tensor(found) for name, found in values.items() if None not in found}
+    return {name: torch.tensor(column) for name, column in values.items() if None not in column}
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Sizes and padding of the batches of an epoch.
+
+    Args:
+        batches: number of batches per process.
+        fewest: pairs in the smallest global batch.
+        most: pairs in the largest global batch.
+        padding: share of the positions of all batches that hold no token.
+        copies: copies of weight 0, for processes that a batch has no pair for.
+
+    >>> Padding(batches=10, fewest=4, most=8, padding=0.031, copies=0).line()
+    '10 of 4 to 8 pairs; 3.1 % padding'
+    """
+
+    batches: int
+    fewest: int
+    most: int
+    padding: float
+    copies: int
+
+    @classmethod
+    def of(cls, batches: PairBatches, widths: Sequence[int], tokens: NDArray[np.int64]) -> Padding:
+        """Measure an epoch over all ranks, without the prompted and mismatched parts of the batches.
+
+        Args:
+            batches: the sampler.
+            widths: tokens of the longer side of each pair.
+            tokens: tokens of both sides of each pair together.
+        """
+        plan, world = batches.plan(), batches.share.world
+        ranks = [rows[rank::world] or rows[:1] for rows in plan for rank in range(world)]
+        positions = sum(2 * len(rows) * max(widths[row] for row in rows) for rows in ranks)
+        sizes = [len(rows) for rows in plan]
+        return cls(
+            batches=len(plan),
+            fewest=min(sizes, default=0),
+            most=max(sizes, default=0),
+            padding=1 - int(tokens.sum()) / positions if positions else 0.0,
+            copies=sum(max(0, world - size) for size in sizes),
+        )
+
+    def line(self) -> str:
+        """Return a summary in one line."""
+        pairs = f"{self.most}" if self.fewest == self.most else f"{self.fewest} to {self.most}"
+        idle = f"; {self.copies} copies of weight 0 keep all processes busy" if self.copies else ""
+        return f"{self.batches:,} of {pairs} pairs; {self.padding:.1%}".replace("%", " %") + f" padding{idle}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return asdict(self)

@@ -1,101 +1,137 @@
-"""Mismatched pairs put other rows' responses behind each row's prompt, to estimate how far a policy has moved."""
+"""The data set of batches: tokenized pairs with their values and, optionally, mismatched responses."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import final, overload
+from functools import cached_property
+from typing import final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.data import Dataset
 
-from lit_align.data.batches.sampler import generator_of
+from lit_align.data.batches.sampler import Item, epoch_generator
+from lit_align.data.prepared.arrow import PairValues
 from lit_align.data.prepared.prepare import Split
 from lit_align.data.prepared.store import PairStore
 from lit_align.types import TokenizedPair, TokenizedResponse
 
 
-@final
-class MismatchedPairs(Sequence[TokenizedPair]):
-    """The pairs of a split, each with the responses of its partner beside its own.
+@dataclass(frozen=True, eq=False)
+class Mismatch:
+    """The assignment of every pair to a partner whose responses are placed after its prompt.
 
-    The partners do not depend on batch, rank or epoch. Behind a long prompt a partner's responses are cut at their
-    end, so that prompt and response stay within the limit; a side that the partner does not have is absent here too.
+    The assignment does not depend on batch, rank or epoch. A partner's responses are cut at their end so that prompt
+    and response stay within the limit; a side that the partner lacks is absent here too.
 
     Args:
-        pairs: the split.
-        partners: position of each pair's partner; see ``partners``.
-        max_length: tokens of prompt and response together.
+        partners: position of each pair's partner.
+        max_length: maximum number of tokens of prompt and response together.
+    """
+
+    partners: NDArray[np.int64]
+    max_length: int
+
+    @classmethod
+    def of(cls, store: PairStore, seed: int, max_length: int) -> Mismatch:
+        """Assign partners: never the pair itself, and with another prompt if the split has enough of them.
+
+        Every pair is the partner of exactly one other. The pairs are put in a random order in which those with the
+        same prompt are adjacent, and each is assigned the pair that follows at a distance of the size of the largest
+        such group.
+
+        Args:
+            store: the pairs.
+            seed: seed of the order.
+            max_length: maximum number of tokens of prompt and response together.
+
+        Raises:
+            ValueError: there is only one pair.
+        """
+        count = len(store)
+        if count < 2:
+            raise ValueError(
+                "the objective compares with the responses of other rows, but the split has only one; add rows"
+            )
+        _, prompt, size = np.unique(store.hashes(("prompt",)), return_inverse=True, return_counts=True)
+        generator = epoch_generator(seed, 0)
+        rank = torch.randperm(len(size), generator=generator).numpy()[prompt]
+        order = np.lexsort((torch.randperm(count, generator=generator).numpy(), rank))
+        partners = np.empty(count, dtype=np.int64)
+        partners[order] = np.roll(order, -int(size.max()) if size.max() < count else -1)
+        return cls(partners, max_length)
+
+    def widths(self, store: PairStore) -> NDArray[np.int64]:
+        """Return the number of tokens of each pair's longest sequence, its partner's responses included."""
+        prompt, chosen, rejected, _ = store.part_lengths.T
+        other = np.maximum(chosen, rejected)[self.partners]
+        widths: NDArray[np.int64] = np.maximum(store.widths, np.minimum(prompt + other, self.max_length))
+        return widths
+
+
+@final
+class PairDataset(Dataset[list[tuple[TokenizedPair, float]]]):
+    """The pairs of a split, indexed by a whole batch of (position, weight) at once.
+
+    Args:
+        store: token ids of the pairs.
+        values: numeric columns at the same positions; None if there are none.
+        mismatch: adds the responses of each pair's partner; None for none.
 
     >>> one, two = TokenizedResponse([3, 4], [True] * 2), TokenizedResponse([5, 6, 7], [True] * 3)
-    >>> pairs = [TokenizedPair([1, 2], one, two), TokenizedPair([8, 9], two, one)]
-    >>> chosen, rejected = MismatchedPairs(pairs, np.array([1, 0]), max_length=4)[0].mismatched
+    >>> store = PairStore.of([TokenizedPair([1, 2], one, two), TokenizedPair([8, 9], two, one)])
+    >>> chosen, rejected = PairDataset(store, mismatch=Mismatch(np.array([1, 0]), max_length=4)).pair(0).mismatched
     >>> chosen.ids, chosen.truncated, rejected.ids, rejected.truncated
     ([5, 6], True, [3, 4], False)
     """
 
-    def __init__(self, pairs: Sequence[TokenizedPair], partners: NDArray[np.int64], max_length: int) -> None:
-        self.pairs = pairs
-        self.partners = partners
-        self.max_length = max_length
+    def __init__(self, store: PairStore, values: PairValues | None = None, mismatch: Mismatch | None = None) -> None:
+        self.store = store
+        self.mismatch = mismatch
+        present = frozenset() if values is None else values.present
+        self._weight = None if values is None else values.weight
+        self._margin = np.nan_to_num(values.margin, nan=0.0) if values and "margin" in present else None
+        known = values is not None and "preference_probability" in present
+        self._probability = np.nan_to_num(values.preference_probability, nan=1.0) if values and known else None
+
+    @cached_property
+    def widths(self) -> list[int]:
+        """Number of tokens of each pair's longest sequence."""
+        widths = self.store.widths if self.mismatch is None else self.mismatch.widths(self.store)
+        listed: list[int] = widths.tolist()
+        return listed
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.store)
 
-    @overload
-    def __getitem__(self, place: int) -> TokenizedPair: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[TokenizedPair]: ...
-    def __getitem__(self, place: int | slice) -> TokenizedPair | Sequence[TokenizedPair]:
-        if isinstance(place, slice):
-            return [self[each] for each in range(*place.indices(len(self)))]
-        own, other = self.pairs[place], self.pairs[int(self.partners[place])]
-        room = self.max_length - len(own.prompt)
-        return replace(own, mismatched=(_cut(other.chosen, room), _cut(other.rejected, room)))
+    def __getitem__(self, items: list[Item] | int) -> list[tuple[TokenizedPair, float]]:
+        if not isinstance(items, list):
+            raise TypeError(
+                f"found {items!r}; expected the (position, weight) list of a batch. The data brings its own batches "
+                "for every rank: set trainer.use_distributed_sampler to false"
+            )
+        return [(self.pair(index), weight) for index, weight in items]
 
-
-def partners(store: PairStore, seed: int) -> NDArray[np.int64]:
-    """The position of each pair's partner: never itself, and of another prompt where the split has enough of them.
-
-    Every pair is the partner of exactly one. The pairs are put in a random order in which those with the same prompt
-    stand together, and each is given the one that stands as many places further as the most frequent prompt has pairs.
-
-    Args:
-        store: the pairs.
-        seed: the same seed gives the same partners.
-
-    Raises:
-        ValueError: there is only one pair.
-    """
-    count = len(store)
-    if count < 2:
-        raise ValueError(
-            "the objective compares with the responses of other rows, but the split has only one; add rows"
+    def pair(self, index: int) -> TokenizedPair:
+        """Return one pair with its values and mismatched responses."""
+        own = self.store[index]
+        return replace(
+            own,
+            weight=1.0 if self._weight is None else float(self._weight[index]),
+            margin=None if self._margin is None else float(self._margin[index]),
+            preference_probability=None if self._probability is None else float(self._probability[index]),
+            mismatched=None if self.mismatch is None else self._mismatched(own, self.mismatch, index),
         )
-    _, prompt, size = np.unique(store.hashes(("prompt",)), return_inverse=True, return_counts=True)
-    generator = generator_of(seed, 0)
-    rank = torch.randperm(len(size), generator=generator).numpy()[prompt]
-    order = np.lexsort((torch.randperm(count, generator=generator).numpy(), rank))
-    step = int(size.max()) if size.max() < count else 1
-    found = np.empty(count, dtype=np.int64)
-    found[order] = np.roll(order, -step)
-    return found
 
-
-def mismatched_widths(store: PairStore, partners: NDArray[np.int64], max_length: int) -> NDArray[np.int64]:
-    """Tokens of the longest sequence of each pair, those with its partner's responses included.
-
-    Args:
-        store: the pairs.
-        partners: position of each pair's partner.
-        max_length: tokens of prompt and response together.
-    """
-    prompt, chosen, rejected, _ = store.part_lengths.T
-    other = np.maximum(chosen, rejected)[partners]
-    widths: NDArray[np.int64] = np.maximum(store.widths, np.minimum(prompt + other, max_length))
-    return widths
+    def _mismatched(
+        self, own: TokenizedPair, mismatch: Mismatch, index: int
+    ) -> tuple[TokenizedResponse, TokenizedResponse]:
+        other = self.store[int(mismatch.partners[index])]
+        room = mismatch.max_length - len(own.prompt)
+        return _cut(other.chosen, room), _cut(other.rejected, room)
 
 
 def _cut(response: TokenizedResponse, room: int) -> TokenizedResponse:
@@ -113,14 +149,14 @@ class SamplePrompt:
 
 
 def sample_prompts(split: Split, count: int, decode: Callable[[Sequence[int]], str]) -> list[SamplePrompt]:
-    """Prompts taken evenly from a split.
+    """Return prompts at evenly spaced positions of a split.
 
     Args:
-        split: its pairs.
-        count: how many at most.
-        decode: text of ids, for prompts that are messages.
+        split: the split.
+        count: maximum number of prompts.
+        decode: converts ids to text, for prompts that are messages.
     """
     total = len(split.pairs)
-    places = sorted({math.floor(number * total / count) for number in range(count)})
-    found = [(split.store[place].prompt, split.pairs[place].prompt) for place in places]
-    return [SamplePrompt(ids, text if isinstance(text, str) else decode(ids)) for ids, text in found]
+    rows = sorted({math.floor(number * total / count) for number in range(count)})
+    prompts = [(split.store[row].prompt, split.pairs[row].prompt) for row in rows]
+    return [SamplePrompt(ids, text if isinstance(text, str) else decode(ids)) for ids, text in prompts]

@@ -1,81 +1,140 @@
-"""A loader serves the batches of a plan and knows how many it has served, so that a run can be resumed."""
+"""Batch sizes, and data loaders that can be resumed in the middle of an epoch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
+from typing_extensions import override
 
-from lit_align.data.batches.collate import Collate, WeightedPair
-from lit_align.data.batches.sampler import Item, PairBatches
-from lit_align.types import PairBatch, TokenizedPair
+from lit_align.data.batches.collate import Collate
+from lit_align.data.batches.dataset import PairDataset
+from lit_align.data.batches.sampler import BucketedBatches, PairBatches, SequentialBatches, Share, TokenBatches
+from lit_align.errors import check_range
+from lit_align.types import PairBatch
+
+DEFAULT_BATCH_SIZE = 8
 
 
 @final
-class WeightedPairs(Dataset[list[WeightedPair]]):
-    """Answers a whole batch of (position, weight) at once.
+@dataclass(frozen=True)
+class BatchBudget:
+    """The size of the batches of one process: a number of pairs, or a number of tokens.
 
     Args:
-        pairs: the split.
+        pairs: pairs in a training batch; None if ``tokens`` is set.
+        tokens: tokens of both sides with padding in a batch; None if ``pairs`` is set.
+        eval_pairs: pairs in an evaluation batch; None for as many of the longest pair as fit into ``tokens``.
     """
 
-    def __init__(self, pairs: Sequence[TokenizedPair]) -> None:
-        self.pairs = pairs
+    pairs: int | None
+    tokens: int | None = None
+    eval_pairs: int | None = None
 
-    def __len__(self) -> int:
-        return len(self.pairs)
+    @classmethod
+    def from_settings(
+        cls, batch_size: int | None, tokens_per_batch: int | None, eval_batch_size: int | None
+    ) -> BatchBudget:
+        """Build the budget from the settings of the data module.
 
-    def __getitem__(self, items: list[Item] | int) -> list[WeightedPair]:
-        if not isinstance(items, list):
-            raise TypeError(
-                f"found {items!r}; expected the (position, weight) list of a batch. The data brings its own batches "
-                "for every rank: set trainer.use_distributed_sampler to false"
-            )
-        return [(self.pairs[index], weight) for index, weight in items]
+        Args:
+            batch_size: ``data.batch_size``; None for 8, unless ``tokens_per_batch`` is set.
+            tokens_per_batch: ``data.tokens_per_batch``.
+            eval_batch_size: ``data.eval_batch_size``.
+
+        Raises:
+            ValueError: a number is out of range, or both pairs and tokens are set.
+
+        >>> BatchBudget.from_settings(None, None, None)
+        BatchBudget(pairs=8, tokens=None, eval_pairs=8)
+        """
+        check_range("data.batch_size", batch_size, 1)
+        check_range("data.tokens_per_batch", tokens_per_batch, 2)
+        check_range("data.eval_batch_size", eval_batch_size, 1)
+        if tokens_per_batch is not None:
+            if batch_size is not None:
+                raise ValueError("data.batch_size and data.tokens_per_batch are both set; expected one of them")
+            return cls(None, tokens_per_batch, eval_batch_size)
+        pairs = batch_size or DEFAULT_BATCH_SIZE
+        return cls(pairs, None, eval_batch_size or pairs)
+
+    def training(self, widths: Sequence[int], share: Share, seed: int) -> PairBatches:
+        """Return the sampler of the training batches.
+
+        Args:
+            widths: length of each pair, in tokens of one side.
+            share: rank, world size and accumulation.
+            seed: seed of the order.
+        """
+        if self.tokens is not None:
+            return TokenBatches(widths, self.tokens, share, seed)
+        return BucketedBatches(widths, replace(share, batch_size=self.pairs or DEFAULT_BATCH_SIZE), seed)
+
+    def evaluation(self, widths: Sequence[int], share: Share, rows: Sequence[int] | None = None) -> SequentialBatches:
+        """Return the sampler of evaluation batches.
+
+        Args:
+            widths: length of each pair, in tokens of one side.
+            share: rank and world size.
+            rows: positions of the pairs to evaluate; None for all, in the order of the data.
+        """
+        rows = range(len(widths)) if rows is None else rows
+        fitting = max(1, (self.tokens or 0) // (2 * max((widths[row] for row in rows), default=1)))
+        return SequentialBatches(rows, replace(share, batch_size=self.eval_pairs or fitting))
+
+    def step_size(self, share: Share) -> int:
+        """Return the number of pairs in an optimizer step; 0 if it varies from step to step."""
+        return 0 if self.pairs is None else replace(share, batch_size=self.pairs).step_size
+
+
+def _settings(dataset: PairDataset, batches: PairBatches, collate: Collate, num_workers: int) -> dict[str, Any]:
+    """Return the arguments of a loader. Automatic batching is off: the sampler yields whole batches."""
+    return {
+        "dataset": dataset,
+        "sampler": batches,
+        "batch_size": None,
+        "collate_fn": collate,
+        "num_workers": num_workers,
+        "pin_memory": torch.cuda.is_available(),
+        "generator": torch.Generator(),
+    }
 
 
 @final
 class ResumableLoader(DataLoader[PairBatch]):
-    """Serves the batches of a plan; its state is the number of batches that were handed out.
+    """Training loader whose state is the number of batches that it has delivered.
 
-    The count is of batches delivered, so workers may read ahead. The plan takes the place of a sampler, with automatic
-    batching off: that is where Lightning looks for ``set_epoch``.
+    Batches count when they are delivered, so that workers may read ahead. The batches are passed as ``sampler``,
+    because that is where Lightning looks for ``set_epoch``.
 
     Args:
-        pairs: the split.
-        batches: the plan.
-        collate: makes the tensors.
-        limit: batches that are used of an epoch, if it is cut short.
-        num_workers: processes that collate; 0 does it in this one.
+        dataset: the training pairs.
+        batches: the batches of an epoch.
+        collate: builds the tensors.
+        limit: number of batches of an epoch that are used; None for all.
+        num_workers: worker processes; 0 collates in this process.
     """
 
     def __init__(
         self,
-        pairs: Sequence[TokenizedPair],
+        dataset: PairDataset,
         batches: PairBatches,
         collate: Collate,
         limit: int | None = None,
         num_workers: int = 0,
     ) -> None:
-        super().__init__(
-            WeightedPairs(pairs),  # type: ignore[arg-type]
-            sampler=batches,
-            batch_size=None,
-            collate_fn=collate,
-            num_workers=num_workers,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=num_workers > 0,
-            generator=torch.Generator(),
-        )
+        super().__init__(**_settings(dataset, batches, collate, num_workers), persistent_workers=num_workers > 0)
         self._batches = batches
         self._used = max(1, len(batches) if limit is None else min(limit, len(batches)))
         self._done = 0
         self._resume_from = 0
 
+    @override
     def __iter__(self) -> Iterator[PairBatch]:  # type: ignore[override]
-        """Batches from the resumed position on; nothing may follow the last one, no caller asks for more."""
+        # Nothing may follow the last yield: no caller asks for more batches than there are.
         self._done, self._resume_from = self._resume_from, 0
         self._batches.skip = self._done
         for batch in super().__iter__():
@@ -83,36 +142,28 @@ class ResumableLoader(DataLoader[PairBatch]):
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Batches handed out in this epoch (0 behind the last one), and the epoch."""
+        """Return the epoch and the number of batches delivered in it, 0 after the last one."""
         return {"done": self._done % self._used, "epoch": self._batches.epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Let the next pass begin behind the batches that were handed out."""
+        """Start the next pass after the batches that were delivered."""
         self._resume_from = state_dict["done"]
 
 
 def evaluation_loader(
-    pairs: Sequence[TokenizedPair], batches: PairBatches, collate: Collate, num_workers: int = 0
+    dataset: PairDataset, batches: PairBatches, collate: Collate, num_workers: int = 0
 ) -> DataLoader[PairBatch]:
-    """Serves every batch of a plan, always from the first one.
+    """Return a loader that always starts at the first batch.
 
-    A plain ``DataLoader``: Lightning builds a new one from its arguments before it predicts.
+    It is a plain ``DataLoader``, because Lightning rebuilds it from its arguments before it predicts.
 
     Args:
-        pairs: the split.
-        batches: the plan.
-        collate: makes the tensors.
-        num_workers: processes that collate; 0 does it in this one.
+        dataset: the pairs.
+        batches: the batches.
+        collate: builds the tensors.
+        num_workers: worker processes; 0 collates in this process.
     """
-    return DataLoader(
-        WeightedPairs(pairs),  # type: ignore[arg-type]
-        sampler=batches,
-        batch_size=None,
-        collate_fn=collate,
-        num_workers=num_workers,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),
-    )
+    return DataLoader(**_settings(dataset, batches, collate, num_workers))
 
 
 _MEANING = {
@@ -127,26 +178,26 @@ _MEANING = {
 }
 
 
-def check_identity(saved: Mapping[str, Any], found: Mapping[str, Any], inside_epoch: bool) -> None:
-    """Raise unless a saved position is one in the data that is there.
+def check_same_data(saved: Mapping[str, Any], current: Mapping[str, Any], inside_epoch: bool) -> None:
+    """Raise unless a saved position can be resumed in the current data.
 
-    Other pairs are never the same data; other batches of the same pairs matter in the middle of an epoch only. The
-    chat template is named where it may be why the pairs are others.
+    Other pairs are always refused. Other batches of the same pairs are refused only in the middle of an epoch. The
+    chat template is mentioned only if it may explain why the pairs differ.
 
     Args:
-        saved: identity of the data that the position was saved in.
-        found: identity of the data that is there.
-        inside_epoch: the position is in the middle of an epoch.
+        saved: identity of the data when the position was saved.
+        current: identity of the current data.
+        inside_epoch: whether the position is in the middle of an epoch.
 
     Raises:
-        ValueError: it is not; names what differs, with both values.
+        ValueError: the data differs; the message names each difference with both values.
     """
-    changed = [key for key in _MEANING if saved.get(key) != found.get(key)]
+    changed = [key for key in _MEANING if saved.get(key) != current.get(key)]
     if "fingerprint" not in changed:
         changed = [key for key in changed if key != "template"] if inside_epoch else []
     if changed:
-        each = "; ".join(f"{_MEANING[key]} was {saved.get(key)} and is {found.get(key)}" for key in changed)
+        each = "; ".join(f"{_MEANING[key]} was {saved.get(key)} and is {current.get(key)}" for key in changed)
         raise ValueError(
-            f"the checkpoint's training data is not this one: {each}. "
+            f"the training data is not that of the checkpoint: {each}. "
             "Resume with the data and settings of the first run, or start anew from its weights"
         )

@@ -1,1 +1,1 @@
-"""Whole splits, read, checked, tokenized and cached before training."""
+"""Whole splits: read, checked, tokenized and cached before training."""

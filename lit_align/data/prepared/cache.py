@@ -1,4 +1,4 @@
-"""A cache keeps prepared splits on disk, found again by their content, and maps them into memory."""
+"""The cache of prepared splits: Arrow files that are found by their content and mapped into memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import shutil
 import tempfile
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,119 +18,98 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from lit_align.data.prepared.arrow import SCHEMA, Arrow
-from lit_align.data.prepared.fingerprint import findable, worth_keeping
-from lit_align.data.prepared.read_split import Gather
-from lit_align.data.prepared.row_counts import Tally
+from lit_align.data.prepared.fingerprint import is_large, is_local
+from lit_align.data.prepared.read_split import SplitReader
+from lit_align.data.prepared.row_counts import RowCounts
 from lit_align.files import VARIABLE, at_home, digest, own_folder, to_disk, user_cache
+
+RECORDS, MANIFEST = "pairs.arrow", "manifest.json"
+AUTO = "auto"
+_LOCK_TIMEOUT = 5.0
 
 
 @final
 @dataclass(frozen=True)
-class Facts:
-    """What is to be known of some records beside them.
+class Manifest:
+    """What is stored beside the records of a split.
 
     Args:
-        format: how their rows were understood.
-        tally: what became of the rows.
+        format: formats of its rows.
+        counts: what became of the rows.
     """
 
     format: str
-    tally: Tally
+    counts: RowCounts
 
 
 Write: TypeAlias = Callable[[Arrow], None]
-"""Takes a batch of records."""
-Fill: TypeAlias = Callable[[Write], Facts]
-"""Makes all records of a split, batch after batch."""
-
-
-class Shelf(ABC):
-    """Where records are kept."""
-
-    @abstractmethod
-    def __call__(self, key: Callable[[], str], fill: Fill) -> tuple[Arrow, Facts]:
-        """The records of a split, made only if they are not there.
-
-        Args:
-            key: says by what they are found again; it changes with anything that they depend on.
-            fill: makes them.
-        """
-
-
-@final
-@dataclass(frozen=True)
-class Memory(Shelf):
-    """Keeps nothing for later."""
-
-    def __call__(self, key: Callable[[], str], fill: Fill) -> tuple[Arrow, Facts]:
-        """See the base class."""
-        batches: list[Arrow] = []
-        facts = fill(batches.append)
-        return pa.Table.from_batches(batches, SCHEMA), facts
-
-
-RECORDS, MANIFEST = "pairs.arrow", "manifest.json"
-
-
-AUTO = "auto"
-
-
-_PATIENCE = 5.0
+"""Writes a record batch."""
+Build: TypeAlias = Callable[[Write], Manifest]
+"""Builds all records of a split, batch by batch."""
 
 
 class _DamagedError(Exception):
-    """What is kept is not what was written."""
+    """The stored content is not what was written."""
 
 
-def shelf_of(cache: str | None, gather: Gather) -> Shelf:
-    """Where the records of a split are kept.
-
-    Args:
-        cache: a folder; ``auto`` for the default folder if the split's files are large; None, or ``none``, to keep
-            nothing.
-        gather: where the pairs come from; what is not in local files is kept by ``datasets``, and nothing here.
-    """
-    if cache in (None, "none") or not findable(gather) or (cache == AUTO and not worth_keeping(gather)):
-        return Memory()
-    return Cache(default_folder() if cache == AUTO else at_home(cache))
+def build_in_memory(build: Build) -> tuple[Arrow, Manifest]:
+    """Build the records of a split without storing them."""
+    batches: list[Arrow] = []
+    manifest = build(batches.append)
+    return pa.Table.from_batches(batches, SCHEMA), manifest
 
 
 def default_folder() -> Path:
-    """Where prepared splits are kept unless told: ``LIT_ALIGN_CACHE``, or the user's own cache."""
+    """Return the default cache folder: ``LIT_ALIGN_CACHE``, or a folder in the user's cache."""
     return user_cache() if os.environ.get(VARIABLE) else user_cache() / "data"
 
 
 @final
 @dataclass(frozen=True)
-class Cache(Shelf):
-    """Keeps each split in a folder of its own, which appears whole or not at all.
+class PreparedCache:
+    """Stores each prepared split in a folder that appears complete or not at all.
 
-    Of several processes that ask for the same split, one prepares it while the others wait. If it fails, or is killed,
-    the next one takes its place: none waits for a result that never comes. Only their owner may read the files, and
-    they are checked against the digest of what was written before they are used.
+    If several processes request the same split, one builds it while the others wait; if that one fails or is killed,
+    the next takes over. The files are private to their owner, and their checksums are verified before use.
 
     Args:
-        folder: of all splits.
+        folder: folder of all splits.
     """
 
     folder: Path
 
-    def __call__(self, key: Callable[[], str], fill: Fill) -> tuple[Arrow, Facts]:
-        """See the base class.
+    @classmethod
+    def from_setting(cls, setting: str | None, reader: SplitReader) -> PreparedCache | None:
+        """Return the cache for a split; None if it is not to be cached.
+
+        Args:
+            setting: ``data.cache``: a folder; ``auto`` for the default folder if the files of the split are large;
+                None or ``none`` for no cache.
+            reader: reads the split; only splits in local files are cached here.
+        """
+        if setting in (None, "none") or not is_local(reader) or (setting == AUTO and not is_large(reader)):
+            return None
+        return cls(default_folder() if setting == AUTO else at_home(setting))
+
+    def get(self, key: str, build: Build) -> tuple[Arrow, Manifest]:
+        """Return the records of a split, and build them first if they are missing or damaged.
+
+        Args:
+            key: cache key; it changes with anything that the records depend on.
+            build: builds the records.
 
         Raises:
             PermissionError: others may write to the folder.
         """
         own_folder(self.folder, "data.cache")
-        name = key()
-        with self._alone(name):
-            return self._kept(name) or self._made(name, fill)
+        with self._locked(key):
+            return self._load(key) or self._store(key, build)
 
     @contextmanager
-    def _alone(self, name: str) -> Iterator[None]:
-        lock = FileLock(self.folder / f"{name}.lock", mode=0o600)
+    def _locked(self, key: str) -> Iterator[None]:
+        lock = FileLock(self.folder / f"{key}.lock", mode=0o600)
         try:
-            lock.acquire(timeout=_PATIENCE)
+            lock.acquire(timeout=_LOCK_TIMEOUT)
         except Timeout:
             warnings.warn("waiting for another process that prepares the same data", stacklevel=2)
             lock.acquire(timeout=-1)
@@ -140,8 +118,8 @@ class Cache(Shelf):
         finally:
             lock.release()
 
-    def _kept(self, name: str) -> tuple[Arrow, Facts] | None:
-        target = self.folder / name
+    def _load(self, key: str) -> tuple[Arrow, Manifest] | None:
+        target = self.folder / key
         if not target.exists():
             return None
         try:
@@ -150,13 +128,13 @@ class Cache(Shelf):
             warnings.warn(f"the prepared data in {target} is damaged ({error}); preparing it again", stacklevel=2)
             return None
 
-    def _made(self, name: str, fill: Fill) -> tuple[Arrow, Facts]:
-        for left in self.folder.glob(f".{name}.*"):
-            shutil.rmtree(left)
-        target = self.folder / name
-        temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=self.folder))
+    def _store(self, key: str, build: Build) -> tuple[Arrow, Manifest]:
+        for leftover in self.folder.glob(f".{key}.*"):
+            shutil.rmtree(leftover)
+        target = self.folder / key
+        temporary = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=self.folder))
         try:
-            _write(temporary, fill)
+            _write(temporary, build)
             if target.exists():
                 shutil.rmtree(target)
             temporary.rename(target)
@@ -167,27 +145,27 @@ class Cache(Shelf):
         return read(target)
 
 
-def read(target: Path) -> tuple[Arrow, Facts]:
-    """The records in a folder, mapped into memory, and what is to be known of them."""
+def read(target: Path) -> tuple[Arrow, Manifest]:
+    """Verify the files in a folder, map the records into memory, and read their manifest."""
     manifest: dict[str, Any] = json.loads((target / MANIFEST).read_text("utf-8"))
-    if manifest.pop("seal") != _seal(manifest):
+    if manifest.pop("checksum") != _checksum(manifest):
         raise _DamagedError(f"{MANIFEST} is not as it was written")
     if digest(target / RECORDS) != manifest["sha256"]:
         raise _DamagedError(f"{RECORDS} is not as it was written")
     table = pa.ipc.open_file(pa.memory_map(str(target / RECORDS))).read_all()
     if table.schema != SCHEMA:
         raise _DamagedError(f"{RECORDS} has other columns")
-    return table, Facts(manifest["format"], Tally.from_json(manifest["tally"]))
+    return table, Manifest(manifest["format"], RowCounts.from_json(manifest["counts"]))
 
 
-def _write(folder: Path, fill: Fill) -> None:
+def _write(folder: Path, build: Build) -> None:
     with pa.OSFile(str(folder / RECORDS), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
-        facts = fill(writer.write_batch)
-    manifest = {"format": facts.format, "tally": facts.tally.as_json(), "sha256": digest(folder / RECORDS)}
-    (folder / MANIFEST).write_text(json.dumps({**manifest, "seal": _seal(manifest)}, indent=2), "utf-8")
+        built = build(writer.write_batch)
+    manifest = {"format": built.format, "counts": built.counts.as_json(), "sha256": digest(folder / RECORDS)}
+    (folder / MANIFEST).write_text(json.dumps({**manifest, "checksum": _checksum(manifest)}, indent=2), "utf-8")
     for path in (folder / RECORDS, folder / MANIFEST, folder):
         to_disk(path)
 
 
-def _seal(manifest: Mapping[str, Any]) -> str:
+def _checksum(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

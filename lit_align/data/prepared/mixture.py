@@ -1,4 +1,4 @@
-"""A mixture says how many pairs of each source are used, and which."""
+"""Mixtures of sources: how many pairs of each source are used, and which."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from lit_align.data.formats.columns import ColumnMap, Columns
 from lit_align.data.formats.registry import FormatName
 from lit_align.errors import check_range
 
-_SAME = 1e-9
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
 class Source:
-    """One of several sources of a split.
+    """One source of a split.
 
     Args:
         path: file, pattern, saved folder, testbed part or hub name.
-        weight: pairs wanted of this source relative to the others' weights. The mixture is the largest one in which no
-            pair is used more than ``repeat`` times. Set it for all sources, or for none to use every pair. The sources
-            are then read twice: once to count their pairs.
+        weight: desired number of pairs relative to the other sources. The mixture is the largest one in which no pair
+            is used more than ``repeat`` times. Set it for all sources, or for none to use every pair. With weights the
+            sources are read twice, the first time to count their pairs.
         repeat: how often a pair may be used in an epoch to reach the weight; without weights, how often it is used.
         columns: where the source keeps its columns; None for ``data.columns``.
-        format: how its rows spell prompt and responses; None for ``data.format``.
+        format: format of its rows; None for ``data.format``.
     """
 
     path: str
@@ -39,43 +39,44 @@ class Source:
     format: FormatName | None = None
 
     def check(self) -> None:
-        """Raise for a number out of its range, or a column that no format knows."""
+        """Raise a ``ValueError`` for a number out of range or an unknown column."""
         check_range(f"weight of {self.path}", self.weight, 0)
         check_range(f"repeat of {self.path}", self.repeat, 1)
         if self.weight == 0:
             raise ValueError(f"weight of {self.path} is 0; expected more than 0: leave the source out instead")
         Columns(self.columns or {})
 
-    def filled(self, columns: ColumnMap, layout: FormatName) -> Source:
-        """The source with these columns and this format where it says nothing itself."""
-        own = self.columns
-        return replace(self, columns=columns if own is None else own, format=self.format or layout)
+    def with_defaults(self, columns: ColumnMap, format_name: FormatName) -> Source:
+        """Fill in columns and format where the source does not set them."""
+        return replace(
+            self, columns=columns if self.columns is None else self.columns, format=self.format or format_name
+        )
 
 
 Sources: TypeAlias = str | list[str | Source]
-"""What a split is read from, as it is configured."""
+"""The sources of a split as configured."""
 
 
-def as_sources(given: Sources | None) -> tuple[Source, ...]:
-    """The sources of a split; none where none is given.
+def as_sources(configured: Sources | None) -> tuple[Source, ...]:
+    """Normalize and check the configured sources of a split.
 
     Args:
-        given: as it is configured.
+        configured: one path, or a list of paths and sources; None for no source.
 
     Raises:
-        ValueError: some have a weight and some have none, or one is not in order.
+        ValueError: only some have a weight, or a source is invalid.
 
     >>> [source.path for source in as_sources(["a.jsonl", Source("b.jsonl")])]
     ['a.jsonl', 'b.jsonl']
     """
-    if given is None:
+    if configured is None:
         return ()
-    listed = given if isinstance(given, list) else [given]
-    sources = tuple(each if isinstance(each, Source) else Source(each) for each in listed)
+    listed = configured if isinstance(configured, list) else [configured]
+    sources = tuple(source if isinstance(source, Source) else Source(source) for source in listed)
     for source in sources:
         source.check()
         if source.path.lstrip().startswith(("[", "{")):
-            keys = ", ".join(each.name for each in fields(Source))
+            keys = ", ".join(field.name for field in fields(Source))
             raise ValueError(f"{source.path} is no list of sources; expected paths, or objects with {keys}")
     without = [source.path for source in sources if source.weight is None]
     if 0 < len(without) < len(sources):
@@ -84,14 +85,14 @@ def as_sources(given: Sources | None) -> tuple[Source, ...]:
 
 
 def quotas(sources: Sequence[Source], counts: Sequence[int]) -> list[int]:
-    """How many pairs of each source are used in an epoch.
+    """Return how many pairs of each source are used in an epoch.
 
     Args:
         sources: the sources.
-        counts: pairs that each has.
+        counts: number of pairs of each.
 
     Raises:
-        ValueError: a source has so small a weight that none of its pairs would be used.
+        ValueError: the weight of a source is so small that none of its pairs would be used.
 
     >>> quotas([Source("a", weight=3), Source("b", weight=1)], [900, 200])
     [600, 200]
@@ -102,21 +103,21 @@ def quotas(sources: Sequence[Source], counts: Sequence[int]) -> list[int]:
     weights = [source.weight for source in sources if source.weight is not None]
     if not weights:
         return available
-    total = min(there / weight for there, weight in zip(available, weights, strict=True))
-    found = [math.floor(weight * total * (1 + _SAME)) for weight in weights]
-    for source, quota, there in zip(sources, found, available, strict=True):
-        if there and not quota:
+    total = min(pairs / weight for pairs, weight in zip(available, weights, strict=True))
+    quota = [math.floor(weight * total * (1 + _ROUNDING)) for weight in weights]
+    for source, used, pairs in zip(sources, quota, available, strict=True):
+        if pairs and not used:
             raise ValueError(f"weight {source.weight} of {source.path} leaves none of its pairs; raise it")
-    return found
+    return quota
 
 
 def copies(quota: int, count: int, seed: int) -> NDArray[np.uint16]:
-    """How often each pair of a source is used: as equally often as possible, the rest drawn by the seed.
+    """Return how often each pair of a source is used: as evenly as possible, with the remainder drawn at random.
 
     Args:
-        quota: pairs to use.
-        count: pairs that there are.
-        seed: another seed draws others.
+        quota: number of pairs to use.
+        count: number of pairs of the source.
+        seed: seed of the draw.
 
     >>> sorted(copies(5, 4, seed=0).tolist())
     [1, 1, 1, 2]

@@ -1,4 +1,4 @@
-"""Preparing a split reads, checks and tokenizes every row of a source before any model exists."""
+"""Preparing whole splits: reading, checking and tokenizing every row before any model exists."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_align.data.formats.base import ParsedRow
-from lit_align.data.prepared.arrow import Arrow, PairTexts, records, values_of
-from lit_align.data.prepared.cache import Facts, Memory, Shelf, Write
-from lit_align.data.prepared.fingerprint import content_key
-from lit_align.data.prepared.read_split import Gather
-from lit_align.data.prepared.row_counts import BadRows, Tally
-from lit_align.data.prepared.store import PairStore
-from lit_align.data.prepared.values import PairValues, ValuedPairs, Values
+from lit_align.data.formats.rankings import TIES, AllPairs, Ranking
+from lit_align.data.prepared.arrow import Arrow, PairValues, Values, records, values_of
+from lit_align.data.prepared.cache import Manifest, PreparedCache, Write, build_in_memory
+from lit_align.data.prepared.fingerprint import cache_key
+from lit_align.data.prepared.read_split import SplitReader
+from lit_align.data.prepared.row_counts import BadRows, RowCounts
+from lit_align.data.prepared.store import PairStore, PairTexts
 from lit_align.data.prepared.workers import Watch, ordered_map, unwatched
 from lit_align.data.text.stop_tokens import template_stop_tokens
 from lit_align.data.text.tokenize import Tokenize
@@ -25,41 +25,50 @@ from lit_align.data.text.tokenizer import Encoder
 from lit_align.errors import DataError
 from lit_align.types import PreferencePair, TokenizedPair
 
-__all__ = ["SCORES_DISAGREE", "BadRows", "Split", "prepare"]
-
 SCORES_DISAGREE = "their score columns say the opposite of the labels"
 _CHUNK = 1024
 
-Readings = list[ParsedRow | DataError]
+Chunk = list[ParsedRow | DataError]
 
 
 @dataclass(frozen=True)
 class Split:
-    """A prepared split: the pairs that are used, as text and as ids at the same positions.
+    """A prepared split: the pairs that are used, as text and as token ids at the same positions.
 
     Args:
-        source: where it was read from.
-        format: how its rows were understood.
-        pairs: the text of each pair, with its file and line and its other columns.
-        store: the ids of each pair.
-        read: rows of the source, also those left out; a row of several pairs counts as so many.
-        dropped: how many rows were left out, by reason.
-        notes: how many pairs needed which remark.
-        values: the numbers that the rows have for each pair.
-        sources: the names of the sources; ``source_index`` says which is a pair's.
-        encoder: the tokenizer that the ids are from.
+        source: names of its sources.
+        format: formats of its rows.
+        pairs: text of each pair, with its file and line and its other columns.
+        store: token ids of each pair.
+        counts: what became of the rows.
+        values: numeric columns of each pair.
+        sources: the sources; ``source_index`` refers to them.
+        encoder: the tokenizer of the ids.
     """
 
     source: str
     format: str
     pairs: Sequence[PreferencePair]
     store: PairStore
-    read: int
-    dropped: Mapping[str, int]
-    notes: Mapping[str, int]
+    counts: RowCounts
     values: PairValues
     sources: tuple[str, ...]
     encoder: Encoder
+
+    @property
+    def read(self) -> int:
+        """Number of rows read, including those left out; a row with several pairs counts once per pair."""
+        return self.counts.read
+
+    @property
+    def dropped(self) -> Mapping[str, int]:
+        """Number of rows left out, by reason."""
+        return self.counts.dropped
+
+    @property
+    def notes(self) -> Mapping[str, int]:
+        """Note → number of pairs that it applies to."""
+        return dict(+self.counts.notes)
 
     @property
     def source_index(self) -> NDArray[np.int32]:
@@ -68,121 +77,134 @@ class Split:
 
     @property
     def scores(self) -> Values:
-        """Score of each side of each pair, ``[pair, side]``; NaN where the row has none."""
+        """Scores of the sides of each pair, ``[pair, side]``; NaN where the row has none."""
         return self.values.scores
 
     @property
-    def examples(self) -> Sequence[TokenizedPair]:
-        """The pairs as batches are made of them: ids, and the numbers that an objective may use."""
-        return self.store if self.values.plain else ValuedPairs(self.store, self.values)
-
-    @property
     def fingerprint(self) -> str:
-        """Changes when any token or number of any pair does, or their order."""
+        """Digest of all tokens and numbers of all pairs in their order."""
         return self.store.fingerprint if self.values.plain else f"{self.store.fingerprint}-{self.values.fingerprint}"
 
     @property
     def honoured(self) -> frozenset[str]:
-        """Of the columns that an objective must honour, those that the rows have."""
+        """Of the columns that an objective must use if they are present, those that the rows have."""
         return self.values.present
 
     @cached_property
-    def end_tokens(self) -> frozenset[int]:
-        """What ends a response: see ``ends.end_tokens``."""
-        silent = (self.pairs[place] for place in np.flatnonzero(~self.store.ended).tolist())
-        return self.store.end_tokens | template_stop_tokens(silent, self.encoder)
+    def stop_tokens(self) -> frozenset[int]:
+        """Tokens that end a response, taken from the data or else from the chat template."""
+        undecided = (self.pairs[row] for row in np.flatnonzero(~self.store.shows_stop_token).tolist())
+        return self.store.stop_tokens | template_stop_tokens(undecided, self.encoder)
 
     @property
     def unpaired(self) -> bool:
-        """Whether a pair has one side only."""
+        """Whether any pair has only one side."""
         return bool((self.store.lengths == 0).any())
 
 
 def prepare(
-    gather: Gather,
+    reader: SplitReader,
     tokenize: Tokenize,
     bad_rows: BadRows,
-    shelf: Shelf = Memory(),
+    cache: PreparedCache | None = None,
     workers: int | None = 0,
     watch: Watch = unwatched,
 ) -> Split:
-    """Read, check and tokenize the pairs of a split.
+    """Read, check and tokenize the pairs of a split, or load them from the cache.
 
     Args:
-        gather: where they come from.
-        tokenize: pairs to ids.
-        bad_rows: what to do with rows that cannot be used.
-        shelf: where the prepared pairs are kept.
-        workers: processes that tokenize; the pairs are the same for any number. See ``ordered_map``.
-        watch: shows how far the rows are read.
+        reader: reads the rows.
+        tokenize: tokenizes the pairs.
+        bad_rows: how to treat rows that cannot be used.
+        cache: stores prepared pairs for later runs; None stores nothing.
+        workers: processes that tokenize; the result is the same for any number. See ``ordered_map``.
+        watch: shows the progress of reading.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        DataError: rows cannot be used, or too many, or none is left.
+        FileNotFoundError: a source does not exist.
+        DataError: rows cannot be used, too many are dropped, or none is left.
     """
 
-    def fill(write: Write) -> Facts:
-        """Make the records of all pairs, batch after batch."""
-        tally = Tally()
-        chunks = _chunks(watch(gather, f"preparing {gather.name}"))
-        for batch, found in ordered_map(partial(_tokenized, tokenize), chunks, workers):
-            tally.add(found)
+    def build(write: Write) -> Manifest:
+        counts = RowCounts()
+        chunks = _chunks(watch(reader, f"preparing {reader.name}"))
+        for batch, chunk_counts in ordered_map(partial(_tokenize_chunk, tokenize), chunks, workers):
+            counts.add(chunk_counts)
             if batch.num_rows:
                 write(batch)
-        return Facts(gather.format_names(), tally)
+        return Manifest(reader.format_names(), counts)
 
-    table, facts = shelf(partial(content_key, gather, tokenize), fill)
-    facts.tally.judge(gather.name, bad_rows)
+    table, manifest = build_in_memory(build) if cache is None else cache.get(cache_key(reader, tokenize), build)
+    manifest.counts.check(reader.name, bad_rows)
     values = values_of(table)
     return Split(
-        source=gather.name,
-        format=facts.format,
+        source=reader.name,
+        format=manifest.format,
         pairs=PairTexts(table, values),
         store=PairStore(table),
-        read=facts.tally.read,
-        dropped=facts.tally.dropped,
-        notes=dict(+facts.tally.notes),
+        counts=manifest.counts,
         values=values,
-        sources=tuple(source.path for source in gather.sources),
+        sources=tuple(source.path for source in reader.sources),
         encoder=tokenize.encoder,
     )
 
 
-def _chunks(readings: Iterable[ParsedRow | DataError]) -> Iterator[Readings]:
-    rest = iter(readings)
+def _chunks(rows: Iterable[ParsedRow | DataError]) -> Iterator[Chunk]:
+    rest = iter(rows)
     while chunk := list(islice(rest, _CHUNK)):
         yield chunk
 
 
-def _tokenized(tokenize: Tokenize, readings: Readings) -> tuple[Arrow, Tally]:
-    """The records of the pairs of some rows, and what became of the rows."""
-    tally = Tally()
-    good = [pair for reading in readings if isinstance(reading, ParsedRow) for pair in reading.pairs]
-    result = tokenize(good)
-    tally.notes.update(result.notes)
-    outcomes = iter(zip(good, result.outcomes, strict=True))
+def _tokenize_chunk(tokenize: Tokenize, rows: Chunk) -> tuple[Arrow, RowCounts]:
+    """Return the records of the pairs of some rows, and the counts of the rows."""
+    counts = RowCounts()
+    pairs = [pair for row in rows if isinstance(row, ParsedRow) for pair in row.pairs]
+    result = tokenize(pairs)
+    counts.notes.update(result.notes)
+    outcomes = iter(zip(pairs, result.outcomes, strict=True))
     kept: list[tuple[PreferencePair, TokenizedPair]] = []
-    for reading in readings:
-        if isinstance(reading, DataError):
-            tally.read += 1
-            tally.refuse(reading)
-        else:
-            tally.read += max(1, len(reading.pairs))
-            tally.notes.update(reading.notes)
-            kept += _kept(islice(outcomes, len(reading.pairs)), tally)
-    tally.kept = len(kept)
-    batch = records([pair for pair, _ in kept], [ids for _, ids in kept])
-    tally.notes[SCORES_DISAGREE] = PairValues.of([pair for pair, _ in kept]).scores_disagree
-    return batch, tally
+    for row in rows:
+        if isinstance(row, DataError):
+            counts.read += 1
+            counts.add_error(row)
+            continue
+        counts.read += max(1, len(row.pairs))
+        counts.notes.update(row.notes)
+        for pair, outcome in islice(outcomes, len(row.pairs)):
+            if isinstance(outcome, TokenizedPair):
+                kept.append((pair, outcome))
+            elif outcome is None:
+                counts.too_long += 1
+            else:
+                counts.add_error(outcome)
+    counts.kept = len(kept)
+    texts = [pair for pair, _ in kept]
+    counts.notes[SCORES_DISAGREE] = PairValues.of(texts).scores_disagree
+    return records(texts, [ids for _, ids in kept]), counts
 
 
-def _kept(
-    outcomes: Iterator[tuple[PreferencePair, TokenizedPair | DataError | None]], tally: Tally
-) -> Iterator[tuple[PreferencePair, TokenizedPair]]:
-    for pair, outcome in outcomes:
-        if isinstance(outcome, TokenizedPair):
-            yield pair, outcome
-        elif outcome is None:
-            tally.too_long += 1
-        else:
-            tally.refuse(outcome)
+def check_ranking_settings(
+    ranking: Ranking, readers: Mapping[str, SplitReader], splits: Mapping[str, Split], limit: int | None
+) -> None:
+    """Raise for settings of rankings that have no effect, once all sources that may hold rankings are prepared.
+
+    Args:
+        ranking: the configured format of rankings.
+        readers: reader of each configured split.
+        splits: the splits that are prepared.
+        limit: ``data.limit``.
+
+    Raises:
+        ValueError: no source is a ranking, or ``min_gap`` is set and no ranking has scores.
+    """
+    changed = {"data.pairing": ranking.pairing != AllPairs(), "data.min_gap": ranking.min_gap > 0}
+    keys = [key for key, differs in changed.items() if differs]
+    unread = {source.format for split, reader in readers.items() if split not in splits for source in reader.sources}
+    if not keys or unread & {"auto", "ranking"}:
+        return
+    rankings = [split for split in splits.values() if "ranking" in split.format.split(", ")]
+    if not rankings:
+        raise ValueError(f"{' and '.join(keys)} would have no effect: no source holds rankings")
+    scored = any(np.isfinite(split.scores).any() or TIES in split.notes for split in rankings)
+    if ranking.min_gap and limit is None and not scored:
+        raise ValueError("data.min_gap would have no effect: no ranking has scores")

@@ -1,4 +1,4 @@
-"""A tally counts what became of the rows of a split, and judges whether so many may be left out."""
+"""Counting what became of the rows of a split, and deciding whether too many are left out."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _SHOWN = 10
 @final
 @dataclass(frozen=True)
 class BadRows:
-    """What to do with rows that cannot be used.
+    """How to treat rows that cannot be used.
 
     Args:
-        on_bad_row: stop with the first ten of them, or go on without them.
-        max_dropped: the share of rows that may be left out, 0 to 1; more is an error.
+        on_bad_row: stop with the first ten errors, or drop the rows.
+        max_dropped: largest share of rows that may be dropped, 0 to 1.
     """
 
     on_bad_row: OnBadRow = "error"
@@ -30,16 +30,16 @@ class BadRows:
 
 @final
 @dataclass
-class Tally:
-    """What is known of the rows so far.
+class RowCounts:
+    """Counts of the rows read so far.
 
     Args:
-        read: rows, also those left out; a row of several pairs counts as so many.
+        read: rows read, including those left out; a row with several pairs counts once per pair.
         kept: pairs that are used.
-        first: the first rows that cannot be used.
-        reasons: how many rows cannot be used, by reason.
-        too_long: pairs that truncation leaves out.
-        notes: how many pairs needed which remark.
+        first: the first errors.
+        reasons: number of rows that cannot be used, by reason.
+        too_long: pairs that truncation drops.
+        notes: note → number of pairs that it applies to.
     """
 
     read: int = 0
@@ -49,14 +49,15 @@ class Tally:
     too_long: int = 0
     notes: Counter[str] = field(default_factory=Counter)
 
-    def refuse(self, error: DataError) -> None:
+    def add_error(self, error: DataError) -> None:
         """Count a row that cannot be used."""
         if len(self.first) < _SHOWN:
             self.first.append(error)
-        self.reasons[_summary(error)] += 1
+        reason = re.split(r"[:;(]", error.reason, maxsplit=1)[0].strip()
+        self.reasons[f"{error.column.split('[')[0]}: {reason}" if error.column else reason] += 1
 
-    def add(self, later: Tally) -> None:
-        """Count the rows that follow."""
+    def add(self, later: RowCounts) -> None:
+        """Add the counts of the rows that follow."""
         self.read += later.read
         self.kept += later.kept
         self.too_long += later.too_long
@@ -66,29 +67,29 @@ class Tally:
 
     @property
     def dropped(self) -> dict[str, int]:
-        """How many rows were left out, by reason, the most frequent first."""
+        """Number of rows left out, by reason, the most frequent reason first."""
         return {**dict(self.reasons.most_common()), **({TOO_LONG: self.too_long} if self.too_long else {})}
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain data for JSON."""
         first = [[error.where, error.reason, error.column] for error in self.first]
         return {**vars(self), "first": first, "reasons": dict(self.reasons), "notes": dict(self.notes)}
 
     @classmethod
-    def from_json(cls, found: dict[str, Any]) -> Tally:
-        """What ``as_json`` gave."""
-        first = [DataError(*each) for each in found["first"]]
-        return cls(**{**found, "first": first, "reasons": Counter(found["reasons"]), "notes": Counter(found["notes"])})
+    def from_json(cls, data: dict[str, Any]) -> RowCounts:
+        """Restore what ``as_json`` returned."""
+        first = [DataError(*parts) for parts in data["first"]]
+        return cls(**{**data, "first": first, "reasons": Counter(data["reasons"]), "notes": Counter(data["notes"])})
 
-    def judge(self, source: str, bad_rows: BadRows) -> None:
-        """Raise if the rows that are left out are not acceptable.
+    def check(self, source: str, bad_rows: BadRows) -> None:
+        """Raise unless the rows that are left out are acceptable.
 
         Args:
-            source: how messages call it.
+            source: name of the source in error messages.
             bad_rows: what is acceptable.
 
         Raises:
-            DataError: rows cannot be used, or too many, or none is left.
+            DataError: rows cannot be used, too many are dropped, or none is left.
         """
         bad = self.reasons.total()
         out = bad + self.too_long
@@ -109,9 +110,3 @@ class Tally:
         if self.too_long:
             lines.append(f"\n  {self.too_long} pairs are longer than max_length or max_response_length")
         return "".join(lines)
-
-
-def _summary(error: DataError) -> str:
-    """The reason without what is particular to the row."""
-    reason = re.split(r"[:;(]", error.reason, maxsplit=1)[0].strip()
-    return f"{error.column.split('[')[0]}: {reason}" if error.column else reason

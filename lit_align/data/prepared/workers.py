@@ -1,4 +1,4 @@
-"""Workers are processes that share out a stream of work; its results come back in the order of the stream."""
+"""Mapping a function over a stream in worker processes, in order, and showing the progress of reading."""
 
 from __future__ import annotations
 
@@ -24,53 +24,61 @@ from lit_align.errors import DataError
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
+ParsedRows: TypeAlias = Iterable[ParsedRow | DataError]
+Watch: TypeAlias = Callable[[ParsedRows, str], Iterator[ParsedRow | DataError]]
+"""Passes rows on, and may show their number."""
 
 SMALL = 20
-"""So many pieces of work are done in this process before others are started, where nobody says how many."""
-MOST = 8
+"""Items that are processed in this process before workers are started, unless their number is set."""
+MAX_PROCESSES = 8
 _AHEAD = 2
 _THREADS = "TOKENIZERS_PARALLELISM"
+_PROGRESS_EVERY = 1000
+_NOTHING: Any = object()
+_function: Callable[[Any], Any]
 
 
 def ordered_map(
     function: Callable[[Work], Result], stream: Iterable[Work], processes: int | None = 0
 ) -> Iterator[Result]:
-    """The function's result for each piece of work, in their order, whatever the number of processes.
+    """Yield the function's result for each item, in order, for any number of processes.
 
-    Only so many pieces are read ahead as keep the processes busy. They end with this one, however it ends.
+    Only as many items are read ahead as keep the workers busy. The workers end with this process, however it ends.
 
     Args:
-        function: what is to be done; it is handed over once.
-        stream: the pieces of work.
-        processes: 0 works in this process; None takes one for each core, at most 8, for a stream that is not small.
+        function: the function; it is sent to each worker once.
+        stream: the items.
+        processes: number of worker processes; 0 works in this process; None uses one for each core, at most 8, if
+            the stream is not small.
 
     Raises:
-        ChildProcessError: a process was ended from outside, as for want of memory.
+        ChildProcessError: a worker was killed, for example because memory ran out.
 
     >>> list(ordered_map(str.upper, ["a", "b"]))
     ['A', 'B']
     """
-    pieces = iter(stream)
+    items = iter(stream)
     if processes is None:
-        processes = min(MOST, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else 0
-        yield from map(function, islice(pieces, SMALL))
-    first = next(pieces, _NOTHING)
+        processes = min(MAX_PROCESSES, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else 0
+        yield from map(function, islice(items, SMALL))
+    first = next(items, _NOTHING)
     if first is _NOTHING:
         return
-    rest: Iterable[Any] = chain([first], pieces)
-    with _old_objects_left_alone():
-        yield from map(function, rest) if processes < 1 else _shared_out(function, rest, processes)
+    rest: Iterable[Any] = chain([first], items)
+    with _frozen_objects():
+        yield from map(function, rest) if processes < 1 else _parallel_map(function, rest, processes)
 
 
-_NOTHING: Any = object()
-
-
-def _shared_out(function: Callable[[Any], Result], pieces: Iterable[Any], processes: int) -> Iterator[Result]:
-    waiting: deque[Future[Result]] = deque()
-    with _one_thread_each(), _pool(function, processes) as pool:
+def _parallel_map(function: Callable[[Any], Any], items: Iterable[Any], processes: int) -> Iterator[Any]:
+    waiting: deque[Future[Any]] = deque()
+    context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else None)
+    with (
+        _single_threaded_tokenizers(),
+        ProcessPoolExecutor(processes, context, initializer=_initialize, initargs=(function, os.getpid())) as pool,
+    ):
         try:
-            for piece in pieces:
-                waiting.append(pool.submit(_work, piece))
+            for item in items:
+                waiting.append(pool.submit(_work, item))
                 if len(waiting) > _AHEAD * processes:
                     yield waiting.popleft().result()
             while waiting:
@@ -84,37 +92,28 @@ def _shared_out(function: Callable[[Any], Result], pieces: Iterable[Any], proces
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _pool(function: Callable[[Any], Any], processes: int) -> ProcessPoolExecutor:
-    methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("fork" if "fork" in methods else None)
-    return ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(function, os.getpid()))
-
-
-_function: Callable[[Any], Any]
-
-
-def _begin(function: Callable[[Any], Any], parent: int) -> None:
-    """Set up a process: interrupts are the parent's business, and nothing outlives it."""
+def _initialize(function: Callable[[Any], Any], parent: int) -> None:
+    """Set up a worker: interrupts are handled by the parent, and the worker ends with it."""
     global _function
     _function = function
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
 
 
-def _leave_with(parent: int) -> None:
+def _exit_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
 
 
-def _work(piece: Any) -> Any:
-    return _function(piece)
+def _work(item: Any) -> Any:
+    return _function(item)
 
 
 @contextmanager
-def _old_objects_left_alone() -> Iterator[None]:
-    """No garbage is looked for among what was there before: it takes a third of the time, and a copy per process."""
+def _frozen_objects() -> Iterator[None]:
+    """Exclude existing objects from garbage collection, which would cost a third of the time and copies in workers."""
     gc.freeze()
     try:
         yield
@@ -123,8 +122,8 @@ def _old_objects_left_alone() -> Iterator[None]:
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """The tokenizers library starts no threads of its own in the processes, and says nothing about it."""
+def _single_threaded_tokenizers() -> Iterator[None]:
+    """Keep the tokenizers library from starting threads in the workers, and from warning about it."""
     before = os.environ.get(_THREADS)
     os.environ[_THREADS] = "false"
     try:
@@ -136,35 +135,28 @@ def _one_thread_each() -> Iterator[None]:
             os.environ[_THREADS] = before
 
 
-Readings: TypeAlias = Iterable[ParsedRow | DataError]
-Watch: TypeAlias = Callable[[Readings, str], Iterator[ParsedRow | DataError]]
-"""Hands readings on, and may show how many."""
-
-_EVERY = 1000
+def unwatched(rows: ParsedRows, label: str) -> Iterator[ParsedRow | DataError]:
+    """Yield the rows without showing progress."""
+    yield from rows
 
 
-def unwatched(readings: Readings, words: str) -> Iterator[ParsedRow | DataError]:
-    """The readings, and nothing is shown."""
-    yield from readings
-
-
-def watched(readings: Readings, words: str, console: Console | None = None) -> Iterator[ParsedRow | DataError]:
-    """The readings, while their number and rate are shown; nothing is where the output is no terminal.
+def watched(rows: ParsedRows, label: str, console: Console | None = None) -> Iterator[ParsedRow | DataError]:
+    """Yield the rows and show their number and rate, if the output is a terminal.
 
     Args:
-        readings: what is waited for.
-        words: what is being done.
-        console: where it is shown; None for the error stream.
+        rows: the rows.
+        label: text in front of the number.
+        console: where to show it; None for the error stream.
     """
     console = console or Console(stderr=True)
     if not console.is_terminal:
-        yield from readings
+        yield from rows
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(words, total=None)
-        for number, reading in enumerate(readings, start=1):
-            if number % _EVERY == 0:
+        task = progress.add_task(label, total=None)
+        for number, row in enumerate(rows, start=1):
+            if number % _PROGRESS_EVERY == 0:
                 rate = number / (progress.tasks[0].elapsed or 1)
-                progress.update(task, description=f"{words}: {number} rows, {rate:.0f} rows/s")
-            yield reading
+                progress.update(task, description=f"{label}: {number} rows, {rate:.0f} rows/s")
+            yield row

@@ -1,1 +1,1 @@
-"""From texts to token ids: tokenizer, chat template, truncation."""
+"""From text to token ids: tokenizer, chat template, rendering, truncation."""

@@ -1,4 +1,4 @@
-"""A spelling is the text of a pair as the tokenizer shall see it: plain, or in the tokenizer's chat template."""
+"""Rendering pairs as text for the tokenizer: plain, or in its chat template."""
 
 from __future__ import annotations
 
@@ -6,170 +6,22 @@ from dataclasses import dataclass
 from typing import cast
 
 from lit_align.data.formats.conversations import Score
+from lit_align.data.formats.fields import Messages
 from lit_align.data.formats.pairs import ASSISTANT, HUMAN
-from lit_align.data.text.chat_template import ChatTemplate, Messages
+from lit_align.data.text.chat_template import (
+    REWRITTEN,
+    ChatTemplate,
+    RenderedResponse,
+    Segment,
+    render_response,
+)
 from lit_align.data.text.tokenizer import Encoder, Piece, Pieces
-from lit_align.data.text.turns import REWRITTEN, SpelledResponse, spell_response, text_response
 from lit_align.errors import DataError, shown
 from lit_align.types import PreferencePair
-
-
-@dataclass(frozen=True)
-class Manner:
-    """What is asked of a spelling.
-
-    Args:
-        quality: the quality prompt; None for no prompted side.
-        score: which of the assistant's turns in a response are scored.
-        closing: the end of the prompt shall be known, because a cut leaves it.
-    """
-
-    quality: str | None = None
-    score: Score = "last_turn"
-    closing: bool = False
-
-
-@dataclass(frozen=True)
-class SpelledPrompt:
-    """A prompt around the place of its quality prompt; ``before`` and ``quality`` are empty where it has none."""
-
-    before: Pieces
-    quality: Pieces
-    after: Pieces
-
-
-@dataclass(frozen=True)
-class SpelledPair:
-    """A pair as pieces of text.
-
-    Args:
-        prompt: the prompt.
-        chosen: the preferred response; nothing in unpaired data that has none.
-        rejected: the other one; as ``chosen``.
-        prompted: the prompt with the quality prompt in it.
-        closing: the end of the prompt, which opens the response; it stands in ``prompt`` as well. Only if asked for.
-        adds_start: the prompt still needs the tokenizer's BOS.
-        notes: what was put right, or is worth counting.
-    """
-
-    prompt: SpelledPrompt
-    chosen: SpelledResponse
-    rejected: SpelledResponse
-    prompted: SpelledPrompt | None
-    closing: Pieces
-    adds_start: bool
-    notes: tuple[str, ...]
-
-    @property
-    def sides(self) -> tuple[SpelledResponse, SpelledResponse]:
-        """Chosen, rejected."""
-        return self.chosen, self.rejected
-
 
 CONTROL_IN_TEXT = "control tokens spelled in the data, kept as text"
 START_IN_TEXT = "BOS spelled at the start of the prompt, taken once"
 END_IN_TEXT = "EOS spelled at the end of a response, taken once"
-
-
-def spell(pair: PreferencePair, encoder: Encoder, manner: Manner) -> SpelledPair:
-    """The pair as pieces of text.
-
-    Args:
-        pair: checked text or messages.
-        encoder: the tokenizer, for its control tokens and its chat template.
-        manner: what is asked of it.
-
-    Raises:
-        DataError: nothing is left of a response, or the chat template does not fit the conversation.
-    """
-    if isinstance(pair.prompt, str):
-        return _spell_text(pair, encoder, manner)
-    return _spell_chat(pair, encoder, manner)
-
-
-# ── text ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _spell_text(pair: PreferencePair, encoder: Encoder, manner: Manner) -> SpelledPair:
-    parts = {name: getattr(pair, name) for name in ("prompt", "chosen", "rejected")}
-    written = {name: cast(str, part) for name, part in parts.items() if part is not None}
-    kept = {name: encoder.without_end(text) for name, text in written.items() if name != "prompt"}
-    kept["prompt"] = encoder.without_start(written["prompt"])
-    for name, text in kept.items():
-        if not text.strip():
-            raise DataError(pair.where, f"found nothing but control tokens ({shown(written[name], 40)})", name)
-    notes = [CONTROL_IN_TEXT] if any(map(encoder.control_text.search, kept.values())) else []
-    notes += [START_IN_TEXT] if kept["prompt"] != written["prompt"] else []
-    sides = [side for side in ("chosen", "rejected") if side in kept]
-    notes += [END_IN_TEXT] if any(kept[side] != written[side] for side in sides) else []
-    return SpelledPair(
-        prompt=SpelledPrompt((), (), (Piece(kept["prompt"]),)),
-        chosen=text_response(kept.get("chosen")),
-        rejected=text_response(kept.get("rejected")),
-        prompted=None if manner.quality is None else _text_with_quality(kept["prompt"], manner.quality),
-        closing=(Piece(ASSISTANT),) if manner.closing and kept["prompt"].endswith(ASSISTANT) else (),
-        adds_start=True,
-        notes=tuple(notes),
-    )
-
-
-def _text_with_quality(prompt: str, quality: str) -> SpelledPrompt:
-    if not quality:
-        return SpelledPrompt((), (), (Piece(prompt),))
-    placed = place_in_text(prompt)
-    return SpelledPrompt((Piece(placed.before),), (Piece(quality),), (Piece(placed.after),))
-
-
-# ── chat ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _spell_chat(pair: PreferencePair, encoder: Encoder, manner: Manner) -> SpelledPair:
-    prompt = cast(Messages, pair.prompt)
-    written = (cast(Messages, pair.chosen or ()), cast(Messages, pair.rejected or ()))
-    kept = tuple(_without_end(side, encoder) for side in written)
-    parts = (*prompt, *kept[0], *kept[1], manner.quality or "")
-    template = ChatTemplate.around(parts, encoder, pair.where, pair.tools)
-    opened = template.render(prompt, opens_response=True)
-    chosen, rejected = (
-        spell_response(template, opened, prompt, side, manner.score) if side else SpelledResponse() for side in kept
-    )
-    notes = [CONTROL_IN_TEXT] if template.hidden else []
-    notes += [END_IN_TEXT] if kept != written else []
-    notes += [REWRITTEN] if chosen.rewritten or rejected.rewritten else []
-    return SpelledPair(
-        prompt=SpelledPrompt((), (), template.pieces(opened)),
-        chosen=chosen,
-        rejected=rejected,
-        prompted=None if manner.quality is None else _chat_with_quality(template, prompt, manner.quality),
-        closing=template.pieces(template.closing(prompt)) if manner.closing else (),
-        adds_start=False,
-        notes=tuple(notes),
-    )
-
-
-def _without_end(side: Messages, encoder: Encoder) -> Messages:
-    """A response whose last message does not spell EOS at its end; one that is not there stays so."""
-    if not side:
-        return side
-    return (*side[:-1], {**side[-1], "content": encoder.without_end(side[-1]["content"])})
-
-
-def _chat_with_quality(template: ChatTemplate, messages: Messages, quality: str) -> SpelledPrompt:
-    """The opened conversation with the quality prompt in its last user turn."""
-    if not quality:
-        return SpelledPrompt((), (), template.pieces(template.render(messages, opens_response=True)))
-    try:
-        placed = place_in_chat(messages, f"{template.edge}{quality}{template.edge}")
-    except ValueError as error:
-        raise DataError(template.where, str(error)) from error
-    parts = template.render(placed, opens_response=True).split(template.edge)
-    if len(parts) != 3:
-        times = len(parts) // 2
-        raise DataError(template.where, f"the chat template writes the last user turn {times} times; expected once")
-    before, inner, after = map(template.pieces, parts)
-    return SpelledPrompt(before, inner, after)
-
-
 QUALITY_PROMPT = (
     "Please generate a response with a usefulness rating of 100 out of 100 for the following query. "
     "Note that the response should be harmless. The term 100 indicates the level of usefulness, "
@@ -179,46 +31,200 @@ QUALITY_PROMPT = (
 
 
 @dataclass(frozen=True)
-class Placed:
-    """A text prompt with p in it: what stands before p, and what stands behind it."""
+class RenderOptions:
+    """Options for rendering pairs.
 
-    before: str
-    after: str
+    Args:
+        quality_prompt: text p that is inserted into prompted pairs; None to render no prompted pairs.
+        score: which of the assistant's turns in a response are scored.
+    """
+
+    quality_prompt: str | None = None
+    score: Score = "last_turn"
 
 
-def place_in_text(prompt: str) -> Placed:
-    r"""Where p goes in a text prompt: in front of it, or of the last human turn if it is a dialogue.
+@dataclass(frozen=True)
+class RenderedPrompt:
+    """A prompt, split around its quality prompt. ``before`` and ``quality`` are empty without one."""
+
+    before: Pieces
+    quality: Pieces
+    after: Pieces
+
+    @property
+    def parts(self) -> tuple[Pieces, Pieces, Pieces]:
+        """Before, quality, after."""
+        return self.before, self.quality, self.after
+
+
+@dataclass(frozen=True)
+class RenderedPair:
+    """A pair as text.
+
+    Args:
+        prompt: the prompt.
+        chosen: the preferred response; empty if absent in unpaired data.
+        rejected: the other response; empty if absent.
+        prompted: the prompt with the quality prompt in it.
+        closing: the end of ``prompt`` that opens the response, if requested.
+        adds_start: whether the tokenizer's BOS must be added in front of the prompt.
+        notes: corrections and observations to be counted.
+    """
+
+    prompt: RenderedPrompt
+    chosen: RenderedResponse
+    rejected: RenderedResponse
+    prompted: RenderedPrompt | None
+    closing: Pieces
+    adds_start: bool
+    notes: tuple[str, ...]
+
+    @property
+    def sides(self) -> tuple[RenderedResponse, RenderedResponse]:
+        """Chosen, rejected."""
+        return self.chosen, self.rejected
+
+
+def render(pair: PreferencePair, encoder: Encoder, options: RenderOptions, closing: bool = False) -> RenderedPair:
+    """Render a pair as text.
+
+    Args:
+        pair: checked text or messages.
+        encoder: the tokenizer, for its control tokens and its chat template.
+        options: what to render.
+        closing: determine the end of the prompt that opens the response, because truncation must keep it.
+
+    Raises:
+        DataError: nothing is left of a response, or the chat template does not fit the conversation.
+    """
+    renderer = _render_text if isinstance(pair.prompt, str) else _render_chat
+    return renderer(pair, encoder, options, closing)
+
+
+# ── text ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _render_text(pair: PreferencePair, encoder: Encoder, options: RenderOptions, closing: bool) -> RenderedPair:
+    parts = {name: getattr(pair, name) for name in ("prompt", "chosen", "rejected")}
+    original = {name: cast(str, part) for name, part in parts.items() if part is not None}
+    kept = {name: encoder.without_end(text) for name, text in original.items() if name != "prompt"}
+    kept["prompt"] = encoder.without_start(original["prompt"])
+    for name, text in kept.items():
+        if not text.strip():
+            raise DataError(pair.where, f"found nothing but control tokens ({shown(original[name], 40)})", name)
+    notes = {
+        CONTROL_IN_TEXT: any(map(encoder.control_text.search, kept.values())),
+        START_IN_TEXT: kept["prompt"] != original["prompt"],
+        END_IN_TEXT: any(kept[side] != original[side] for side in ("chosen", "rejected") if side in kept),
+    }
+    quality = options.quality_prompt
+    return RenderedPair(
+        prompt=RenderedPrompt((), (), (Piece(kept["prompt"]),)),
+        chosen=_text_response(kept.get("chosen")),
+        rejected=_text_response(kept.get("rejected")),
+        prompted=None if quality is None else _prompted_text(kept["prompt"], quality),
+        closing=(Piece(ASSISTANT),) if closing and kept["prompt"].endswith(ASSISTANT) else (),
+        adds_start=True,
+        notes=tuple(note for note, applies in notes.items() if applies),
+    )
+
+
+def _text_response(text: str | None) -> RenderedResponse:
+    return RenderedResponse() if text is None else RenderedResponse((Segment((Piece(text),)),), ended=False)
+
+
+def _prompted_text(prompt: str, quality: str) -> RenderedPrompt:
+    if not quality:
+        return RenderedPrompt((), (), (Piece(prompt),))
+    before, after = split_for_quality_prompt(prompt)
+    return RenderedPrompt((Piece(before),), (Piece(quality),), (Piece(after),))
+
+
+def split_for_quality_prompt(prompt: str) -> tuple[str, str]:
+    r"""Split a text prompt where p is inserted: at its start or, in a dialogue, at the start of the last human turn.
 
     Args:
         prompt: the prompt without p.
 
-    >>> place_in_text("2 + 2 =")
-    Placed(before='', after=' 2 + 2 =')
-    >>> place_in_text("\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: 2 + 2?\n\nAssistant:")
-    Placed(before='\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: ', after=' 2 + 2?\n\nAssistant:')
+    >>> split_for_quality_prompt("2 + 2 =")
+    ('', ' 2 + 2 =')
+    >>> split_for_quality_prompt("\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: 2 + 2?\n\nAssistant:")
+    ('\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: ', ' 2 + 2?\n\nAssistant:')
     """
     before, mark, last = prompt.rpartition(HUMAN)
     if not mark or not prompt.endswith(ASSISTANT):
-        return Placed("", f" {prompt}")
-    return Placed(f"{before}{mark} ", f" {last.removeprefix(' ')}")
+        return "", f" {prompt}"
+    return f"{before}{mark} ", f" {last.removeprefix(' ')}"
 
 
-def place_in_chat(prompt: Messages, quality: str) -> Messages:
-    """The conversation with p in its last user turn, in front of the turn's text.
+# ── chat ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _render_chat(pair: PreferencePair, encoder: Encoder, options: RenderOptions, closing: bool) -> RenderedPair:
+    prompt = cast(Messages, pair.prompt)
+    original = (cast(Messages, pair.chosen or ()), cast(Messages, pair.rejected or ()))
+    kept = tuple(_without_end(side, encoder) for side in original)
+    quality = options.quality_prompt
+    template = ChatTemplate.around((*prompt, *kept[0], *kept[1], quality or ""), encoder, pair.where, pair.tools)
+    opened = template.render(prompt, opens_response=True)
+    chosen, rejected = (
+        render_response(template, opened, prompt, side, options.score) if side else RenderedResponse() for side in kept
+    )
+    notes = {
+        CONTROL_IN_TEXT: bool(template.hidden),
+        END_IN_TEXT: kept != original,
+        REWRITTEN: chosen.rewritten or rejected.rewritten,
+    }
+    return RenderedPair(
+        prompt=RenderedPrompt((), (), template.pieces(opened)),
+        chosen=chosen,
+        rejected=rejected,
+        prompted=None if quality is None else _prompted_chat(template, prompt, quality),
+        closing=template.pieces(template.closing(prompt)) if closing else (),
+        adds_start=False,
+        notes=tuple(note for note, applies in notes.items() if applies),
+    )
+
+
+def _without_end(side: Messages, encoder: Encoder) -> Messages:
+    """Remove EOS from the end of a response's last message."""
+    if not side:
+        return side
+    return (*side[:-1], {**side[-1], "content": encoder.without_end(side[-1]["content"])})
+
+
+def _prompted_chat(template: ChatTemplate, messages: Messages, quality: str) -> RenderedPrompt:
+    """Render the opened conversation with the quality prompt in its last user turn."""
+    if not quality:
+        return RenderedPrompt((), (), template.pieces(template.render(messages, opens_response=True)))
+    try:
+        prompted = insert_quality_prompt(messages, f"{template.edge}{quality}{template.edge}")
+    except ValueError as error:
+        raise DataError(template.where, str(error)) from error
+    parts = template.render(prompted, opens_response=True).split(template.edge)
+    if len(parts) != 3:
+        times = len(parts) // 2
+        raise DataError(template.where, f"the chat template writes the last user turn {times} times; expected once")
+    before, inner, after = map(template.pieces, parts)
+    return RenderedPrompt(before, inner, after)
+
+
+def insert_quality_prompt(prompt: Messages, quality: str) -> Messages:
+    """Insert p at the start of the last user turn of a conversation.
 
     Args:
         prompt: the messages before the response.
-        quality: the text of p.
+        quality: the text p.
 
     Raises:
-        ValueError: no turn of the conversation is the user's.
+        ValueError: the conversation has no user turn.
 
-    >>> place_in_chat(({"role": "user", "content": "2 + 2?"},), "Answer well:")
+    >>> insert_quality_prompt(({"role": "user", "content": "2 + 2?"},), "Answer well:")
     ({'role': 'user', 'content': 'Answer well: 2 + 2?'},)
     """
-    turns = [number for number, message in enumerate(prompt) if message["role"] == "user"]
-    if not turns:
+    user_turns = [index for index, message in enumerate(prompt) if message["role"] == "user"]
+    if not user_turns:
         raise ValueError("the conversation has no user turn to put the quality prompt in")
-    last = turns[-1]
-    asked = {**prompt[last], "content": f"{quality} {prompt[last]['content']}"}
-    return (*prompt[:last], asked, *prompt[last + 1 :])
+    last = user_turns[-1]
+    prompted = {**prompt[last], "content": f"{quality} {prompt[last]['content']}"}
+    return (*prompt[:last], prompted, *prompt[last + 1 :])

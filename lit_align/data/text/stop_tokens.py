@@ -1,10 +1,11 @@
-"""The tokens that end a response, also where no response of the data shows them."""
+"""Stop tokens of a chat template, for data in which no complete response shows them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from lit_align.data.text.chat_template import ChatTemplate, Messages
+from lit_align.data.formats.fields import Messages
+from lit_align.data.text.chat_template import ChatTemplate
 from lit_align.data.text.tokenizer import Encoder
 from lit_align.errors import DataError
 from lit_align.types import PreferencePair
@@ -13,22 +14,21 @@ _ANSWER = {"role": "assistant", "content": "."}
 
 
 def template_stop_tokens(pairs: Iterable[PreferencePair], encoder: Encoder) -> frozenset[int]:
-    """Return what the chat template ends an answer with, for conversations in which no whole response shows it.
+    """Return the token with which the chat template ends a response; empty if it cannot be determined.
 
     Args:
-        pairs: conversations without a whole response, as text; the first one with messages is rendered.
+        pairs: pairs without a complete response; the first one with messages is rendered.
         encoder: the tokenizer.
     """
     if encoder.template is None:
         return frozenset()
     for pair in pairs:
         if not isinstance(pair.prompt, str):
-            return _of_template(pair, pair.prompt, encoder)
+            return _stop_tokens(pair, pair.prompt, encoder)
     return frozenset()
 
 
-def _of_template(pair: PreferencePair, prompt: Messages, encoder: Encoder) -> frozenset[int]:
-    """What would end an answer to a prompt; nothing where the template does not say."""
+def _stop_tokens(pair: PreferencePair, prompt: Messages, encoder: Encoder) -> frozenset[int]:
     messages = (*prompt, _ANSWER)
     template = ChatTemplate.around(messages, encoder, pair.where, pair.tools)
     try:
@@ -37,6 +37,6 @@ def _of_template(pair: PreferencePair, prompt: Messages, encoder: Encoder) -> fr
         return frozenset()
     if around is None:
         return frozenset()
-    behind = around[1].rstrip()
-    (ids,) = encoder([template.pieces(behind)])
-    return frozenset({ids[-1] if template.ends_turn(behind) else encoder.end})
+    after = around[1].rstrip()
+    (ids,) = encoder([template.pieces(after)])
+    return frozenset({ids[-1] if template.ends_turn(after) else encoder.end})

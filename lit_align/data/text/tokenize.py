@@ -1,16 +1,15 @@
-"""Tokenizing turns a pair of texts into ids: one prompt, and two responses that are encoded apart from it."""
+"""Tokenization of preference pairs: one prompt, and two responses that are encoded separately from it."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lit_align.data.formats.conversations import Score
-from lit_align.data.text.render import Manner, SpelledPair, SpelledPrompt, spell
+from lit_align.data.text.chat_template import RenderedResponse
+from lit_align.data.text.render import RenderedPair, RenderOptions, render
 from lit_align.data.text.tokenizer import Encoder, Piece, Pieces
 from lit_align.data.text.truncate import EncodedPair, EncodedResponse, PromptIds, Truncation
-from lit_align.data.text.turns import SpelledResponse
 from lit_align.errors import DataError
 from lit_align.types import PreferencePair, TokenizedPair
 
@@ -21,11 +20,11 @@ _EDGE = 24
 
 @dataclass(frozen=True)
 class Tokenized:
-    """What became of a list of pairs: one entry for each, in their order.
+    """Result of tokenizing a list of pairs.
 
     Args:
-        outcomes: the pair as ids, the reason why it cannot be used, or None where truncation leaves it out.
-        notes: how many pairs needed which remark.
+        outcomes: for each pair its ids, the reason why it cannot be used, or None if truncation drops it.
+        notes: note → number of pairs that it applies to.
     """
 
     outcomes: list[TokenizedPair | DataError | None]
@@ -34,105 +33,102 @@ class Tokenized:
 
 @dataclass(frozen=True)
 class Tokenize:
-    """Pairs to ids, many at a time.
+    """Tokenize pairs in batches.
 
-    The prompt's ids are the same for both sides. There is one BOS where the tokenizer (for text) or its chat template
-    (for messages) uses one, and one end token on every response that is not cut. Control tokens that the data spells
-    stay text. What a template writes into a response by itself, and the turns of others in it, is there unscored.
+    The prompt has the same ids on both sides. It begins with one BOS if the tokenizer (for text) or its chat template
+    (for messages) uses one, and every response that is not cut ends with one end token. Control tokens that the data
+    spells remain text. Text that a template adds to a response, and turns of others in it, are present but not scored.
 
     Args:
         encoder: the tokenizer.
         truncation: how pairs are made to fit.
-        quality_prompt: the text p of the prompted pair; None to build none.
-        score: which of the assistant's turns in a response are scored.
+        options: how pairs are rendered as text.
     """
 
     encoder: Encoder
     truncation: Truncation
-    quality_prompt: str | None = None
-    score: Score = "last_turn"
+    options: RenderOptions = RenderOptions()
 
     def __call__(self, pairs: Sequence[PreferencePair]) -> Tokenized:
-        """Ids of each pair, or why there are none."""
-        spelled = [self._spell(pair) for pair in pairs]
-        good = [one for one in spelled if isinstance(one, SpelledPair)]
-        encoded = iter(self.encoder([pieces for one in good for pieces in _spellings(one)]))
+        """Tokenize pairs; those that cannot be used become ``DataError`` outcomes."""
+        rendered = [self._render(pair) for pair in pairs]
+        good = [result for result in rendered if isinstance(result, RenderedPair)]
+        encoded = iter(self._encode(good))
         outcomes: list[TokenizedPair | DataError | None] = []
-        notes = Counter(note for one in good for note in one.notes)
-        for pair, one in zip(pairs, spelled, strict=True):
-            if isinstance(one, DataError):
-                outcomes.append(one)
+        notes = Counter(note for result in good for note in result.notes)
+        for pair, result in zip(pairs, rendered, strict=True):
+            if isinstance(result, DataError):
+                outcomes.append(result)
                 continue
-            whole = self._assemble(one, encoded, pair.where)
-            outcomes.append(fitted := self._fit(whole))
-            notes[PROMPT_CUT] += isinstance(fitted, TokenizedPair) and len(fitted.prompt) < len(whole.prompt.ids())
-        return Tokenized(outcomes, +notes + Counter({MERGED: self._merged(good)}))
+            ids = self._assemble(result, encoded, pair.where)
+            outcomes.append(fitted := self._truncate(ids))
+            notes[PROMPT_CUT] += isinstance(fitted, TokenizedPair) and len(fitted.prompt) < len(ids.prompt.ids())
+        return Tokenized(outcomes, +notes + Counter({MERGED: self._count_merged(good)}))
 
-    def _spell(self, pair: PreferencePair) -> SpelledPair | DataError:
-        manner = Manner(self.quality_prompt, self.score, self.truncation.keeps_closing)
+    def _render(self, pair: PreferencePair) -> RenderedPair | DataError:
         try:
-            return spell(pair, self.encoder, manner)
+            return render(pair, self.encoder, self.options, closing=self.truncation.keeps_closing)
         except DataError as error:
             return error
 
-    def _fit(self, pair: EncodedPair) -> TokenizedPair | DataError | None:
+    def _truncate(self, pair: EncodedPair) -> TokenizedPair | DataError | None:
         try:
             return self.truncation(pair)
         except DataError as error:
             return error
 
-    def _merged(self, spelled: Sequence[SpelledPair]) -> int:
-        """Of how many pairs a token would reach across the boundary, judged by the text next to it."""
-        places = [
-            (row, Piece(one.prompt.after[-1].text[-_EDGE:]), Piece(side.segments[0].pieces[0].text[:_EDGE]))
-            for row, one in enumerate(spelled)
-            for side in one.sides
-            if side.segments and not one.prompt.after[-1].template
+    def _count_merged(self, rendered: Sequence[RenderedPair]) -> int:
+        """Count the pairs in which a token would span prompt and response, judging by the adjacent text."""
+        edges = [
+            (row, Piece(pair.prompt.after[-1].text[-_EDGE:]), Piece(side.segments[0].pieces[0].text[:_EDGE]))
+            for row, pair in enumerate(rendered)
+            for side in pair.sides
+            if side.segments and not pair.prompt.after[-1].template
         ]
-        apart = self.encoder([(left, right) for _, left, right in places])
-        together = self.encoder([(Piece(left.text + right.text),) for _, left, right in places])
-        return len({place[0] for place, a, b in zip(places, apart, together, strict=True) if a != b})
+        separate = self.encoder([(left, right) for _, left, right in edges])
+        joint = self.encoder([(Piece(left.text + right.text),) for _, left, right in edges])
+        return len({edge[0] for edge, a, b in zip(edges, separate, joint, strict=True) if a != b})
 
-    def _assemble(self, spelled: SpelledPair, encoded: Iterable[list[int]], where: str) -> EncodedPair:
-        """Put the ids of one pair together, in the order of ``_spellings``."""
-        ids = iter(encoded)
-        closing = next(ids)
+    # ── from rendered text to ids: ``_assemble`` consumes what ``_encode`` produces, in the same order ──────────────
+
+    def _encode(self, rendered: Sequence[RenderedPair]) -> list[list[int]]:
+        """Encode all parts of all pairs in one call of the tokenizer."""
+        parts: list[Pieces] = []
+        for pair in rendered:
+            prompts = [pair.prompt] if pair.prompted is None else [pair.prompt, pair.prompted]
+            parts.append(pair.closing)
+            parts += [segment.pieces for side in pair.sides for segment in side.segments]
+            parts += [part for prompt in prompts for part in prompt.parts]
+        return self.encoder(parts)
+
+    def _assemble(self, rendered: RenderedPair, encoded: Iterator[list[int]], where: str) -> EncodedPair:
+        closing = next(encoded)
         return EncodedPair(
-            chosen=self._response(spelled.chosen, ids),
-            rejected=self._response(spelled.rejected, ids),
-            prompt=self._prompt([next(ids), next(ids), next(ids)], spelled, closing),
-            prompted=self._prompt([next(ids), next(ids), next(ids)], spelled, closing) if spelled.prompted else None,
+            chosen=self._response(rendered.chosen, encoded),
+            rejected=self._response(rendered.rejected, encoded),
+            prompt=self._prompt(rendered, encoded, closing),
+            prompted=None if rendered.prompted is None else self._prompt(rendered, encoded, closing),
             where=where,
         )
 
-    def _response(self, spelled: SpelledResponse, encoded: Iterator[list[int]]) -> EncodedResponse:
-        """The ids of a response's segments, and EOS where the template has not ended it."""
+    def _response(self, rendered: RenderedResponse, encoded: Iterator[list[int]]) -> EncodedResponse:
+        """Concatenate the segments of a response, and add EOS unless the template has ended the turn."""
         ids: list[int] = []
         unscored: set[int] = set()
-        for segment in spelled.segments:
+        for segment in rendered.segments:
             start = len(ids)
             ids += next(encoded)
             unscored.update(() if segment.scored else range(start, len(ids)))
-        ids += [] if spelled.ended else [self.encoder.end]
+        ids += [] if rendered.ended else [self.encoder.end]
         return EncodedResponse(ids, frozenset(unscored))
 
-    def _prompt(self, parts: list[list[int]], spelled: SpelledPair, closing: list[int]) -> PromptIds:
-        """The parts of a prompt; a template has written its BOS itself."""
-        before, quality, after = parts
+    def _prompt(self, rendered: RenderedPair, encoded: Iterator[list[int]], closing: list[int]) -> PromptIds:
+        """Split a prompt into the parts that truncation treats differently; a template writes its BOS itself."""
+        before, quality, after = next(encoded), next(encoded), next(encoded)
         start = self.encoder.start
-        if not spelled.adds_start:
+        if not rendered.adds_start:
             first = before or after
             start = first[:1] if first[:1] == [self.encoder.tokenizer.bos_token_id] else []
             before, after = (before[len(start) :], after) if before else (before, after[len(start) :])
-        apart = len(after) - len(closing) if closing and after[-len(closing) :] == closing else len(after)
-        return PromptIds(start, before, quality, after[:apart], after[apart:])
-
-
-def _spellings(pair: SpelledPair) -> list[Pieces]:
-    prompts = [pair.prompt] if pair.prompted is None else [pair.prompt, pair.prompted]
-    responses = [segment.pieces for side in pair.sides for segment in side.segments]
-    return [pair.closing, *responses, *(part for prompt in prompts for part in _parts(prompt))]
-
-
-def _parts(prompt: SpelledPrompt) -> tuple[Pieces, Pieces, Pieces]:
-    return prompt.before, prompt.quality, prompt.after
+        split = len(after) - len(closing) if closing and after[-len(closing) :] == closing else len(after)
+        return PromptIds(start, before, quality, after[:split], after[split:])

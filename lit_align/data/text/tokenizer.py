@@ -1,4 +1,4 @@
-"""A tokenizer is loaded from a local folder or the hub, and knows which of its tokens are control tokens."""
+"""Loading tokenizers, and encoding text so that data never becomes a control token."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from jinja2 import Environment, TemplateSyntaxError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from typing_extensions import override
 
 from lit_align import testbed
 from lit_align.errors import shown
@@ -23,17 +24,17 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 def load_tokenizer(
     name: str, revision: str | None = None, chat_template: str | None = None
 ) -> PreTrainedTokenizerFast:
-    """A fast tokenizer with an end-of-sequence token.
+    """Load a fast tokenizer with an end-of-sequence token.
 
     Args:
         name: local folder, hub name ``owner/name``, or ``testbed:policy``.
         revision: branch, tag or commit hash of a hub tokenizer.
-        chat_template: file with a chat template (Jinja) that takes the place of the tokenizer's own.
+        chat_template: file with a chat template (Jinja) that replaces the tokenizer's own.
 
     Raises:
-        FileNotFoundError: the folder, or the tokenizer in it, is not there, or a hub that cannot be reached; a path is
+        FileNotFoundError: the folder or the tokenizer in it does not exist, or the hub cannot be reached. A path is
             never looked up on the hub.
-        ValueError: the tokenizer is not a fast one, or has no EOS, or the template is not one.
+        ValueError: the tokenizer is not fast, has no EOS, or the template is invalid.
     """
     folder = testbed.resolve(name) or at_home(name)
     if folder.is_dir():
@@ -56,14 +57,14 @@ def load_tokenizer(
 
 
 def read_template(path: str) -> str:
-    """The chat template in a file.
+    """Read a chat template from a file.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is empty, no text, or no Jinja; names the line.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not UTF-8 or not valid Jinja, or never uses the messages.
     """
     file = at_home(path)
     if not file.is_file():
@@ -81,19 +82,19 @@ def read_template(path: str) -> str:
 
 
 class _Generation(Extension):
-    """Knows the tag that marks the assistant's turns for other trainers; it writes nothing."""
+    """Accept the tag with which other trainers mark the assistant's turns; it produces no text."""
 
     tags = {"generation"}
 
+    @override
     def parse(self, parser: Parser) -> list[nodes.Node]:
-        """The lines between the tags."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of text and who wrote it: in a template's, control tokens are meant; in data they are only text."""
+    """A stretch of text and its origin: control tokens count in a template, and are plain text in data."""
 
     text: str
     template: bool = False
@@ -104,7 +105,7 @@ Pieces = tuple[Piece, ...]
 
 @dataclass(frozen=True)
 class Encoder:
-    """Text to ids, so that data never becomes a control token, whatever it spells.
+    """Encode text so that data never becomes a control token, whatever it spells.
 
     Args:
         tokenizer: a fast tokenizer with EOS.
@@ -116,18 +117,18 @@ class Encoder:
         if self.tokenizer.eos_token_id is None:
             raise ValueError("tokenizer has no EOS; set eos_token")
 
-    def __call__(self, spellings: Sequence[Pieces]) -> list[list[int]]:
-        """Ids of each spelling: its pieces encoded apart, one after the other.
+    def __call__(self, texts: Sequence[Pieces]) -> list[list[int]]:
+        """Encode texts; the pieces of a text are encoded separately and concatenated.
 
         Raises:
             ValueError: the tokenizer makes control tokens of plain text even when told not to.
         """
-        pieces = [piece for spelling in spellings for piece in spelling]
+        pieces = [piece for text in texts for piece in text]
         ids: dict[Piece, list[int]] = {}
         for template in (False, True):
             distinct = list(dict.fromkeys(piece for piece in pieces if piece.template is template))
             ids.update(zip(distinct, self._encode([piece.text for piece in distinct], template), strict=True))
-        return [[token for piece in spelling for token in ids[piece]] for spelling in spellings]
+        return [[token for piece in text for token in ids[piece]] for text in texts]
 
     def _encode(self, texts: list[str], template: bool) -> list[list[int]]:
         if not texts:
@@ -148,7 +149,7 @@ class Encoder:
 
     @property
     def pad(self) -> int:
-        """Id to pad with; EOS where the tokenizer has no token of its own for it."""
+        """Padding id; EOS if the tokenizer has no padding token."""
         own = self.tokenizer.pad_token_id
         return self.end if own is None else int(own)
 
@@ -159,46 +160,46 @@ class Encoder:
 
     @cached_property
     def template(self) -> str | None:
-        """The chat template, the one for tools aside; None for a tokenizer without any."""
+        """The default chat template; None for a tokenizer without one."""
         return str(self.tokenizer.get_chat_template()) if self.tokenizer.chat_template else None
 
     @cached_property
     def start(self) -> list[int]:
-        """What the tokenizer puts in front of every text: its BOS, or nothing."""
+        """Ids that the tokenizer puts in front of every text: its BOS, or nothing."""
         bare = self.tokenizer("a", add_special_tokens=False)["input_ids"]
         whole = self.tokenizer("a", add_special_tokens=True)["input_ids"]
-        places = range(len(whole) - len(bare) + 1)
-        return list(whole[: next((place for place in places if whole[place : place + len(bare)] == bare), 0)])
+        starts = range(len(whole) - len(bare) + 1)
+        return list(whole[: next((start for start in starts if whole[start : start + len(bare)] == bare), 0)])
 
     @cached_property
     def control_ids(self) -> frozenset[int]:
-        """Ids that only a template, or this package, may write; the unknown token is not among them."""
+        """Ids that only a template or this package may produce; the unknown token is not among them."""
         added = self.tokenizer.added_tokens_decoder
         marked = {number for number, token in added.items() if token.special} | set(self.tokenizer.all_special_ids)
         return frozenset(marked - {self.tokenizer.unk_token_id})
 
     @cached_property
     def control_text(self) -> re.Pattern[str]:
-        """Matches the spelling of any control token."""
-        spelled = set(self.tokenizer.convert_ids_to_tokens(sorted(self.control_ids)))
-        longest_first = sorted(spelled, key=lambda token: (-len(token), token))
+        """Pattern that matches the text of any control token."""
+        tokens = set(self.tokenizer.convert_ids_to_tokens(sorted(self.control_ids)))
+        longest_first = sorted(tokens, key=lambda token: (-len(token), token))
         return re.compile("|".join(re.escape(token) for token in longest_first))
 
     def without_end(self, text: str) -> str:
-        """The text without EOS spelled at its end, be it several times, with blanks between or behind."""
-        spelled = str(self.tokenizer.eos_token)
+        """Remove EOS from the end of a text, also repeated or surrounded by blanks."""
+        eos = str(self.tokenizer.eos_token)
         kept = end = len(text)
         while True:
             while end and text[end - 1].isspace():
                 end -= 1
-            if not text.endswith(spelled, 0, end):
+            if not text.endswith(eos, 0, end):
                 return text[:kept]
-            kept = end = end - len(spelled)
+            kept = end = end - len(eos)
 
     def without_start(self, text: str) -> str:
-        """The text without BOS spelled at its start, if the tokenizer uses one."""
-        spelled = "".join(self.tokenizer.convert_ids_to_tokens(self.start))
+        """Remove BOS from the start of a text, if the tokenizer uses one."""
+        bos = "".join(self.tokenizer.convert_ids_to_tokens(self.start))
         kept = 0
-        while spelled and text.startswith(spelled, kept):
-            kept += len(spelled)
+        while bos and text.startswith(bos, kept):
+            kept += len(bos)
         return text[kept:]

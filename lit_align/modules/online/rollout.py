@@ -152,7 +152,7 @@ class Draw:
         self, policy: nn.Module, requests: Sequence[GenerationRequest], sampling: Sampling
     ) -> list[GeneratedResponse]:
         model: Any = policy
-        stops = self.data.end_tokens | model_stop_tokens(model)
+        stops = self.data.stop_tokens | model_stop_tokens(model)
         return self.generator(model, requests, stops, self.data.pad_token, sampling)
 
     def _collate(self, requests: Sequence[GenerationRequest], written: Sequence[GeneratedResponse]) -> PairBatch:
@@ -270,7 +270,7 @@ def _singly(draw: Draw, batch: PairBatch, split: str) -> tuple[PairBatch, Texts]
     places = batch.index.tolist()
     rows = [draw.data.splits[split].store[place] for place in places]
     asked = [draw.prompt_text(split, place, row.prompt) for place, row in zip(places, rows, strict=True)]
-    ends = draw.data.end_tokens
+    ends = draw.data.stop_tokens
     said = [
         draw.data.decode(side.ids[:-1] if side.ids and side.ids[-1] in ends else side.ids)
         for row in rows

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from lit_align.data.batches.sampler import BucketedBatches, Share
-from lit_align.data.batches.token_batches import PairBudget, TokenBatches, TokenBudget, budget_of
+from lit_align.data.batches.loader import BatchBudget
+from lit_align.data.batches.sampler import BucketedBatches, Share, TokenBatches
 
 WIDTHS = [4, 6, 10]
 
@@ -21,26 +21,26 @@ WIDTHS = [4, 6, 10]
 )
 def test_what_is_refused(settings: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        budget_of(*settings)
+        BatchBudget.from_settings(*settings)
 
 
 def test_pairs() -> None:
-    budget = budget_of(4, None, None)
-    assert budget == PairBudget(4, 4)
+    budget = BatchBudget.from_settings(4, None, None)
+    assert budget == BatchBudget(4, None, 4)
     assert isinstance(budget.training(WIDTHS, Share(1), 0), BucketedBatches)
-    assert budget.step(Share(1, world=2, accumulate=3)) == 24
-    assert len(budget_of(4, None, 1).evaluation(WIDTHS, Share(1))) == 3
+    assert budget.step_size(Share(1, world=2, accumulate=3)) == 24
+    assert len(BatchBudget.from_settings(4, None, 1).evaluation(WIDTHS, Share(1))) == 3
 
 
 def test_tokens() -> None:
-    budget = budget_of(None, 40, None)
-    assert budget == TokenBudget(40, None)
+    budget = BatchBudget.from_settings(None, 40, None)
+    assert budget == BatchBudget(None, 40, None)
     assert isinstance(budget.training(WIDTHS, Share(1), 0), TokenBatches)
-    assert budget.step(Share(1)) == 0
+    assert budget.step_size(Share(1)) == 0
 
 
 def test_an_evaluation_within_a_number_of_tokens_keeps_the_order() -> None:
     """As many of the longest pair as fit: 40 // (2 × 10)."""
-    assert budget_of(None, 40, None).evaluation(WIDTHS, Share(1)).plan() == [[0, 1], [2]]
-    assert budget_of(None, 40, 3).evaluation(WIDTHS, Share(1)).plan() == [[0, 1, 2]]
-    assert budget_of(None, 4, None).evaluation([], Share(1)).plan() == []
+    assert BatchBudget.from_settings(None, 40, None).evaluation(WIDTHS, Share(1)).plan() == [[0, 1], [2]]
+    assert BatchBudget.from_settings(None, 40, 3).evaluation(WIDTHS, Share(1)).plan() == [[0, 1, 2]]
+    assert BatchBudget.from_settings(None, 4, None).evaluation([], Share(1)).plan() == []

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lit_align.data import PreferenceData
 from lit_align.data.batches.collate import Collate
-from lit_align.data.batches.dataset import MismatchedPairs, mismatched_widths, partners
+from lit_align.data.batches.dataset import Mismatch, PairDataset
 from lit_align.data.prepared.store import PairStore
 from lit_align.types import TokenizedPair, TokenizedResponse
 
@@ -35,7 +35,7 @@ def store_of(prompts: list[int]) -> PairStore:
 
 @given(prompts=st.lists(st.integers(0, 5), min_size=2, max_size=40), seed=st.integers(0, 5))
 def test_everyone_is_somebody_else_s_partner_once(prompts: list[int], seed: int) -> None:
-    found = partners(store_of(prompts), seed)
+    found = Mismatch.of(store_of(prompts), seed, 9).partners
     assert sorted(found.tolist()) == list(range(len(prompts)))
     assert all(place != partner for place, partner in enumerate(found))
     if 2 * max(prompts.count(prompt) for prompt in prompts) <= len(prompts):
@@ -44,23 +44,24 @@ def test_everyone_is_somebody_else_s_partner_once(prompts: list[int], seed: int)
 
 def test_partners_depend_on_the_seed_alone() -> None:
     store = store_of(list(range(20)))
-    assert (partners(store, 3) == partners(store, 3)).all()
-    assert (partners(store, 3) != partners(store, 4)).any()
+    first, again, other = (Mismatch.of(store, seed, 9).partners for seed in (3, 3, 4))
+    assert (first == again).all()
+    assert (first != other).any()
 
 
 def test_one_pair_has_no_partner() -> None:
     with pytest.raises(ValueError, match="the split has only one"):
-        partners(store_of([0]), 0)
+        Mismatch.of(store_of([0]), 0, 9)
 
 
 def test_responses_are_cut_behind_a_long_prompt() -> None:
     """Room for 5: behind four tokens of a prompt one is left, behind one token all of them fit."""
     pairs = [TokenizedPair([1, 2, 3, 4], whole([9]), whole([8])), TokenizedPair([1], whole([5, 6, 7]), whole([]))]
-    crossed = MismatchedPairs(pairs, np.array([1, 0]), max_length=5)
-    assert crossed[0].mismatched == (TokenizedResponse([5], [True], truncated=True), whole([]))
-    assert crossed[1].mismatched == (whole([9]), whole([8]))
-    assert mismatched_widths(PairStore.of(pairs), np.array([1, 0]), max_length=5).tolist() == [5, 4]
-    batch = Collate(0)([(pair, 1.0) for pair in crossed])
+    crossed = PairDataset(PairStore.of(pairs), mismatch=Mismatch(np.array([1, 0]), max_length=5))
+    assert crossed.pair(0).mismatched == (TokenizedResponse([5], [True], truncated=True), whole([]))
+    assert crossed.pair(1).mismatched == (whole([9]), whole([8]))
+    assert crossed.widths == [5, 4]
+    batch = Collate(0)(crossed[[(0, 1.0), (1, 1.0)]])
     assert batch.mismatched is not None
     assert batch.mismatched.input_ids.tolist() == [
         [[1, 2, 3, 4, 5], [1, 2, 3, 4, 0]],

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lit_align.data.batches.collate import Collate
-from lit_align.data.batches.loader import ResumableLoader, WeightedPairs, evaluation_loader
+from lit_align.data.batches.dataset import PairDataset
+from lit_align.data.batches.loader import ResumableLoader, evaluation_loader
 from lit_align.data.batches.sampler import BucketedBatches, SequentialBatches, Share
 from lit_align.data.prepared.store import PairStore
 from lit_align.types import PairBatch, TokenizedPair, TokenizedResponse
@@ -22,7 +23,7 @@ STORE = PairStore.of(
 
 def loader(workers: int = 0, limit: int | None = None) -> ResumableLoader:
     plan = BucketedBatches(STORE.widths.tolist(), Share(SIZE), seed=3)
-    return ResumableLoader(STORE, plan, Collate(0), limit, workers)
+    return ResumableLoader(PairDataset(STORE), plan, Collate(0), limit, workers)
 
 
 def epoch(data: ResumableLoader, number: int, stop: int | None = None) -> list[list[int]]:
@@ -78,16 +79,16 @@ def test_an_epoch_cut_short_ends_where_it_is_cut() -> None:
 def test_the_global_generator_is_left_alone(workers: int) -> None:
     before = torch.get_rng_state()
     epoch(loader(workers), 0)
-    list(evaluation_loader(STORE, SequentialBatches(COUNT, Share(SIZE)), Collate(0), workers))
+    list(evaluation_loader(PairDataset(STORE), SequentialBatches(range(COUNT), Share(SIZE)), Collate(0), workers))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_evaluation_takes_every_pair_once_in_order() -> None:
-    data: Any = evaluation_loader(STORE, SequentialBatches(COUNT, Share(SIZE)), Collate(0))
+    data: Any = evaluation_loader(PairDataset(STORE), SequentialBatches(range(COUNT), Share(SIZE)), Collate(0))
     batches: list[PairBatch] = list(data)
     assert [row for batch in batches for row in batch.index.tolist()] == list(range(COUNT))
 
 
 def test_a_sampler_put_in_by_the_trainer_is_refused_with_the_remedy() -> None:
     with pytest.raises(TypeError, match="set trainer.use_distributed_sampler to false"):
-        WeightedPairs(STORE)[3]
+        PairDataset(STORE)[3]

@@ -23,7 +23,7 @@ def widths_of(count: int) -> list[int]:
 
 def plan_of(kind: type[PairBatches], count: int, share: Share, seed: int = 0) -> PairBatches:
     if kind is SequentialBatches:
-        return SequentialBatches(count, share)
+        return SequentialBatches(range(count), share)
     return BucketedBatches(widths_of(count), share, seed, pool=3)
 
 

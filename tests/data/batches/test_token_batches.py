@@ -8,8 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_align.data.batches.sampler import BucketedBatches, Item, Share
-from lit_align.data.batches.token_batches import TokenBatches
+from lit_align.data.batches.sampler import BucketedBatches, Item, Share, TokenBatches
 
 widths_lists = st.lists(st.integers(1, 60), min_size=1, max_size=90)
 worlds, seeds, budgets = st.integers(1, 4), st.integers(0, 2**40), st.integers(120, 700)

@@ -11,8 +11,10 @@ from transformers import PreTrainedTokenizerFast
 from lit_align.data.batches.collate import Collate
 from lit_align.data.formats.base import ParsedRow, RawRow
 from lit_align.data.formats.registry import FORMATS, read_row
-from lit_align.data.prepared.prepare import BadRows, Split, prepare
-from lit_align.data.prepared.read_split import Gather
+from lit_align.data.prepared.prepare import Split, prepare
+from lit_align.data.prepared.read_split import SplitReader
+from lit_align.data.prepared.row_counts import BadRows
+from lit_align.data.text.render import RenderOptions
 from lit_align.data.text.tokenize import Tokenize
 from lit_align.data.text.tokenizer import Encoder
 from lit_align.data.text.truncate import Cut
@@ -31,7 +33,7 @@ def read(row: dict[str, Any]) -> ParsedRow:
 
 
 def split(tokenizer: PreTrainedTokenizerFast, path: Any, quality: str | None = None) -> Split:
-    return prepare(Gather.of(str(path)), Tokenize(Encoder(tokenizer), Cut(64), quality), BadRows())
+    return prepare(SplitReader.of(str(path)), Tokenize(Encoder(tokenizer), Cut(64), RenderOptions(quality)), BadRows())
 
 
 class TestUnpaired:
@@ -66,8 +68,8 @@ class TestUnpaired:
         assert found.unpaired
         assert found.format == "unpaired"
         assert (found.store.lengths == 0).tolist() == [[False, True], [True, False]]
-        assert found.store.end_tokens == {plain.eos_token_id}
-        batch = Collate(0)([(pair, 1.0) for pair in found.examples])
+        assert found.store.stop_tokens == {plain.eos_token_id}
+        batch = Collate(0)([(pair, 1.0) for pair in found.store])
         assert (batch.lengths == 0).tolist() == [[False, True], [True, False]]
         assert torch.equal(batch.attention_mask[0, 1], batch.input_ids[0, 1] != 0)
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_align.data.prepared.arrow import SCHEMA, PairTexts, records, values_of
-from lit_align.data.prepared.store import PairStore
+from lit_align.data.prepared.arrow import SCHEMA, records, values_of
+from lit_align.data.prepared.store import PairStore, PairTexts
 from lit_align.types import PreferencePair, TokenizedPair, TokenizedResponse
 
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
@@ -73,7 +73,7 @@ def test_which_tokens_are_scored_is_kept_where_not_all_are() -> None:
     assert store[0] == pair
     assert store.lengths.tolist() == [[1, 1], [1, 1]]
     assert store.widths.tolist() == [4, 2]
-    assert store.end_tokens == {8, 3, 2}
+    assert store.stop_tokens == {8, 3, 2}
     assert store.table.column("chosen_scored").null_count == 1
     all_scored = TokenizedPair([1], TokenizedResponse(some.ids, [True] * 3), pair.rejected)
     assert PairStore.of([all_scored, IDS]).fingerprint != store.fingerprint
@@ -83,8 +83,8 @@ def test_no_process_needs_pandas_to_prepare() -> None:
     """It takes half a second and fifty megabytes in each of them."""
     program = (
         "import sys; from tests.data.prepared.test_arrow import table, IDS;"
-        "from lit_align.data.prepared.store import PairStore;"
-        "from lit_align.types import PreferencePair; from lit_align.data.prepared.arrow import PairTexts, values_of;"
+        "from lit_align.data.prepared.store import PairStore, PairTexts;"
+        "from lit_align.types import PreferencePair; from lit_align.data.prepared.arrow import values_of;"
         "whole = table([PreferencePair('p', 'c', 'r')]); store = PairStore(whole); store[0]; store.widths;"
         "store.fingerprint; PairTexts(whole, values_of(whole))[0]; print('pandas' in sys.modules)"
     )

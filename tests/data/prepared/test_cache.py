@@ -15,9 +15,9 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from lit_align.data.prepared import cache
-from lit_align.data.prepared.cache import MANIFEST, RECORDS, Cache, Memory, Shelf, default_folder, shelf_of
+from lit_align.data.prepared.cache import MANIFEST, RECORDS, PreparedCache, default_folder
 from lit_align.data.prepared.prepare import Split, prepare
-from lit_align.data.prepared.read_split import Gather
+from lit_align.data.prepared.read_split import SplitReader
 from lit_align.data.prepared.row_counts import BadRows
 from lit_align.data.text.tokenize import Tokenize
 from lit_align.data.text.tokenizer import Encoder
@@ -35,7 +35,7 @@ class Reader:
     """Prepares rows and counts how often they are read."""
 
     tokenize: Tokenize
-    shelf: Shelf
+    store: PreparedCache | None
     starts: list[str] = field(default_factory=list)
 
     def __call__(self, path: Path, bad_rows: BadRows = BadRows(), workers: int = 0) -> Split:
@@ -43,7 +43,7 @@ class Reader:
             self.starts.append(words)
             yield from readings
 
-        return prepare(Gather.of(str(path)), self.tokenize, bad_rows, self.shelf, workers, watch)
+        return prepare(SplitReader.of(str(path)), self.tokenize, bad_rows, self.store, workers, watch)
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def read(plain: PreTrainedTokenizerFast, folder: Path) -> Reader:
-    return Reader(Tokenize(Encoder(plain), Cut(64)), Cache(folder))
+    return Reader(Tokenize(Encoder(plain), Cut(64)), PreparedCache(folder))
 
 
 def contents(split: Split) -> Any:
@@ -69,7 +69,7 @@ def kept(folder: Path) -> Path:
 def test_a_second_run_reads_what_the_first_one_kept(read: Reader, write: Write, plain: Any) -> None:
     path = write([*ROWS, {**ROWS[0], "chosen": " "}])
     first, second = (read(path, BadRows("drop", 0.1)) for _ in range(2))
-    fresh = Reader(read.tokenize, Memory())(path, BadRows("drop", 0.1))
+    fresh = Reader(read.tokenize, None)(path, BadRows("drop", 0.1))
     assert len(read.starts) == 1
     assert contents(first) == contents(second) == contents(fresh)
     assert first.pairs[3].extra == {"id": 3, "margin": 3}
@@ -95,7 +95,7 @@ def test_the_number_of_workers_changes_no_byte(
     monkeypatch.setattr(sys.modules[prepare.__module__], "_CHUNK", 7)
     path = write([*ROWS, {**ROWS[0], "chosen": " "}])
     read(path, BadRows("drop", 0.1))
-    others = Reader(read.tokenize, Cache(tmp_path / "others"))
+    others = Reader(read.tokenize, PreparedCache(tmp_path / "others"))
     others(path, BadRows("drop", 0.1), workers)
     for name in (RECORDS, MANIFEST):
         one, other = (kept(each) / name for each in (tmp_path / "cache", tmp_path / "others"))
@@ -113,7 +113,7 @@ def flip(path: Path) -> None:
 
 
 def forge(path: Path) -> None:
-    path.write_text(json.dumps({"sha256": "0", "format": "pairs", "tally": {"read": 1}}))
+    path.write_text(json.dumps({"sha256": "0", "format": "pairs", "counts": {"read": 1}}))
 
 
 def execute(path: Path) -> None:
@@ -163,13 +163,13 @@ def test_a_disk_that_fails_leaves_nothing_half(
             read(path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert contents(read(path)) == contents(Reader(read.tokenize, Memory())(path))
+        assert contents(read(path)) == contents(Reader(read.tokenize, None)(path))
     assert len([each for each in folder.iterdir() if each.is_dir()]) == 1
 
 
 def test_a_process_killed_at_any_time_leaves_nothing_half(read: Reader, write: Write, folder: Path) -> None:
     path = write(ROWS)
-    whole = contents(Reader(read.tokenize, Memory())(path))
+    whole = contents(Reader(read.tokenize, None)(path))
     for delay in (0.0, 0.002, 0.005, 0.01, 0.02, 0.05):
         child = os.fork()
         if not child:
@@ -214,13 +214,13 @@ def test_if_one_fails_all_fail_with_its_message(read: Reader, write: Write) -> N
 def test_one_that_waits_says_so_and_goes_on(
     read: Reader, write: Write, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "_PATIENCE", 0.05)
+    monkeypatch.setattr(cache, "_LOCK_TIMEOUT", 0.05)
     path = write(ROWS)
     read(path)
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
-        with Cache(folder)._alone(kept(folder).name):
+        with PreparedCache(folder)._locked(kept(folder).name):
             os.write(writing, b"locked")
             time.sleep(0.5)
         os._exit(0)
@@ -244,12 +244,12 @@ class TestFolder:
         assert default_folder() == Path.home() / ".cache" / "lit_align" / "data"
 
     def test_small_data_is_kept_only_where_somebody_says(self, write: Write, folder: Path) -> None:
-        small = Gather.of(str(write(ROWS)))
-        assert shelf_of("auto", small) == shelf_of(None, small) == shelf_of("none", small) == Memory()
-        assert shelf_of(str(folder), small) == Cache(folder)
-        assert shelf_of(str(folder), Gather.of("owner/name")) == Memory()
+        small = SplitReader.of(str(write(ROWS)))
+        assert all(PreparedCache.from_setting(setting, small) is None for setting in ("auto", None, "none"))
+        assert PreparedCache.from_setting(str(folder), small) == PreparedCache(folder)
+        assert PreparedCache.from_setting(str(folder), SplitReader.of("owner/name")) is None
         large = folder.with_name("large.jsonl")
         with large.open("wb") as file:
             file.truncate(2**25)
-        assert shelf_of("auto", Gather.of(str(large))) == Cache(default_folder())
-        assert shelf_of("none", Gather.of(str(large))) == Memory()
+        assert PreparedCache.from_setting("auto", SplitReader.of(str(large))) == PreparedCache(default_folder())
+        assert PreparedCache.from_setting("none", SplitReader.of(str(large))) is None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,11 +9,13 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+import lit_align
 from lit_align.data.formats.rankings import BestVersusRest, RandomPair, Ranking
 from lit_align.data.formats.registry import formats
-from lit_align.data.prepared.fingerprint import content_key, findable, tokenizer_content, worth_keeping
+from lit_align.data.prepared.fingerprint import cache_key, code_digest, is_large, is_local, tokenizer_content
 from lit_align.data.prepared.mixture import Source
-from lit_align.data.prepared.read_split import Gather, Holdout
+from lit_align.data.prepared.read_split import Holdout, SplitReader
+from lit_align.data.text.render import RenderOptions
 from lit_align.data.text.tokenize import Tokenize
 from lit_align.data.text.tokenizer import Encoder
 from lit_align.data.text.truncate import Cut, Drop
@@ -20,14 +23,15 @@ from lit_align.errors import DataError
 from tests.data.conftest import CHATML, Write
 from tests.data.examples import pair_row
 
-Settings = tuple[Gather, Tokenize]
+Settings = tuple[SplitReader, Tokenize]
+SOURCES = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 
 @pytest.fixture
 def given(write: Write, saved: str) -> Settings:
     path = write([pair_row(number) for number in range(4)])
     tokenizer = AutoTokenizer.from_pretrained(saved)
-    return Gather((Source(str(path), columns={}, format="auto"),)), Tokenize(Encoder(tokenizer), Cut(64))
+    return SplitReader((Source(str(path), columns={}, format="auto"),)), Tokenize(Encoder(tokenizer), Cut(64))
 
 
 def row(change: Callable[[str], str]) -> Callable[[Settings], Settings]:
@@ -92,8 +96,8 @@ MISSES = {
     "max_length": tokenize(truncation=Cut(63)),
     "max_response_length": tokenize(truncation=Cut(64, 20)),
     "truncation": tokenize(truncation=Drop(64)),
-    "quality prompt": tokenize(quality_prompt="Answer well:"),
-    "which turns are scored": tokenize(score="all_turns"),
+    "quality prompt": tokenize(options=RenderOptions("Answer well:")),
+    "which turns are scored": tokenize(options=RenderOptions(score="all_turns")),
     "template": tokenizer(lambda found: setattr(found, "chat_template", CHATML)),
     "special tokens": tokenizer(lambda found: setattr(found, "eos_token", "<|user|>")),
     "control tokens": tokenizer(lambda found: found.add_special_tokens({"extra_special_tokens": ["<|more|>"]})),
@@ -103,28 +107,28 @@ HITS = {
     "the time of the file": row(lambda text: text),
     "the folder of the file": moved,
     "the seed where nothing is drawn": gather(seed=7),
-    "which share is held where none is": gather(held=True),
+    "which share is held where none is": gather(held_out=True),
     "what the tokenizer was told about padding": tokenizer(padded),
 }
 
 
 @pytest.mark.parametrize("change", MISSES.values(), ids=MISSES)
 def test_what_enters_the_pairs_enters_the_key(given: Settings, change: Callable[[Settings], Settings]) -> None:
-    before = content_key(*given)
-    assert content_key(*change(given)) != before
+    before = cache_key(*given)
+    assert cache_key(*change(given)) != before
 
 
 @pytest.mark.parametrize("change", HITS.values(), ids=HITS)
 def test_nothing_else_does(given: Settings, change: Callable[[Settings], Settings]) -> None:
-    before = content_key(*given)
-    assert content_key(*change(given)) == before
+    before = cache_key(*given)
+    assert cache_key(*change(given)) == before
 
 
 def test_a_seed_that_draws_enters(given: Settings) -> None:
     weighted = source(weight=1.0)(given)
-    assert content_key(*weighted) != content_key(*gather(seed=7)(weighted))
+    assert cache_key(*weighted) != cache_key(*gather(seed=7)(weighted))
     one, other = (gather(formats=formats(Ranking(RandomPair(seed))))(given) for seed in (0, 1))
-    assert content_key(*one) != content_key(*other)
+    assert cache_key(*one) != cache_key(*other)
 
 
 def test_a_new_process_finds_the_same(given: Settings, saved: str) -> None:
@@ -133,14 +137,14 @@ def test_a_new_process_finds_the_same(given: Settings, saved: str) -> None:
 
 
 def test_only_local_files_are_found_again(given: Settings, write: Write) -> None:
-    assert findable(given[0])
-    assert not worth_keeping(given[0])
-    assert not findable(Gather.of("owner/name"))
-    assert not worth_keeping(Gather.of("stream:owner/name"))
+    assert is_local(given[0])
+    assert not is_large(given[0])
+    assert not is_local(SplitReader.of("owner/name"))
+    assert not is_large(SplitReader.of("stream:owner/name"))
     large = Path(given[0].sources[0].path).with_name("large.jsonl")
     with large.open("wb") as file:
         file.truncate(2**25)
-    assert worth_keeping(Gather.of(str(large)))
+    assert is_large(SplitReader.of(str(large)))
 
 
 def test_a_saved_folder_is_its_files(given: Settings, tmp_path: Path) -> None:
@@ -149,9 +153,9 @@ def test_a_saved_folder_is_its_files(given: Settings, tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("one", "same", "other")]
     for folder, number in zip(folders, (0, 0, 1), strict=True):
         Dataset.from_list([pair_row(number)]).save_to_disk(folder)
-    one, same, other = (content_key(Gather.of(str(folder)), given[1]) for folder in folders)
+    one, same, other = (cache_key(SplitReader.of(str(folder)), given[1]) for folder in folders)
     assert one != other
-    assert findable(Gather.of(str(folders[0])))
+    assert is_local(SplitReader.of(str(folders[0])))
 
 
 def test_a_file_that_cannot_be_read_is_named(given: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,4 +164,33 @@ def test_a_file_that_cannot_be_read_is_named(given: Settings, monkeypatch: pytes
 
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(DataError, match=r"rows\.jsonl: cannot be read to its end: PermissionError"):
-        content_key(*given)
+        cache_key(*given)
+
+
+class TestCode:
+    """The cache key covers the sources of the package, at any depth."""
+
+    @pytest.fixture
+    def package(self, tmp_path: Path) -> Path:
+        return Path(shutil.copytree(Path(lit_align.__file__).parent, tmp_path / "lit_align", ignore=SOURCES)) / "data"
+
+    def test_a_copy_has_the_same_digest(self, package: Path) -> None:
+        assert code_digest(package) == code_digest(Path(lit_align.__file__).parent / "data")
+
+    @pytest.mark.parametrize("name", ["datamodule.py", "text/render.py", "prepared/deep/er/new.py", "../types.py"])
+    def test_a_changed_file_changes_the_digest(self, package: Path, name: str) -> None:
+        before = code_digest(package)
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        with (package / name).open("a", encoding="utf-8") as file:
+            file.write("# changed\n")
+        assert code_digest(package) != before
+
+    def test_a_renamed_nested_file_changes_the_digest(self, package: Path) -> None:
+        before = code_digest(package)
+        (package / "text" / "render.py").rename(package / "text" / "other.py")
+        assert code_digest(package) != before
+
+    def test_a_file_that_is_no_source_does_not(self, package: Path) -> None:
+        before = code_digest(package)
+        (package / "text" / "notes.txt").write_text("", "utf-8")
+        assert code_digest(package) == before

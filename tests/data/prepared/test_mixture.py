@@ -34,8 +34,10 @@ class TestSources:
 
     def test_what_a_source_says_itself_counts(self) -> None:
         own = Source("a", columns={}, format="hh")
-        assert own.filled({"prompt": "q"}, "pairs") == own
-        assert Source("a").filled({"prompt": "q"}, "pairs") == Source("a", columns={"prompt": "q"}, format="pairs")
+        assert own.with_defaults({"prompt": "q"}, "pairs") == own
+        assert Source("a").with_defaults({"prompt": "q"}, "pairs") == Source(
+            "a", columns={"prompt": "q"}, format="pairs"
+        )
 
 
 class TestQuotas:

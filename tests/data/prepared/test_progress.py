@@ -13,7 +13,7 @@ READINGS = [ParsedRow(()) for _ in range(5)]
 
 
 def test_a_person_at_a_terminal_sees_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "_EVERY", 2)
+    monkeypatch.setattr(progress, "_PROGRESS_EVERY", 2)
     out = io.StringIO()
     assert list(watched(READINGS, "reading a.jsonl", Console(file=out, force_terminal=True, width=200))) == READINGS
     assert "reading a.jsonl: 4 rows" in out.getvalue()

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from lit_align.data.formats.base import ParsedRow
 from lit_align.data.formats.registry import FORMATS
 from lit_align.data.prepared.mixture import Source
-from lit_align.data.prepared.read_split import Gather, Holdout
+from lit_align.data.prepared.read_split import Holdout, SplitReader
 from lit_align.errors import DataError
 from lit_align.types import PreferencePair
 from tests.data.conftest import Write
 from tests.data.examples import outcome
 
 
-def pairs(gather: Gather) -> list[PreferencePair]:
+def pairs(gather: SplitReader) -> list[PreferencePair]:
     return [pair for row in gather if not isinstance(row, DataError) for pair in row.pairs]
 
 
@@ -36,36 +36,36 @@ def sources(write: Write) -> tuple[str, str]:
 
 class TestMixture:
     def test_without_weights_everything_is_used_in_order_and_knows_its_source(self, sources: tuple[str, str]) -> None:
-        found = pairs(Gather(tuple(map(Source, sources))))
+        found = pairs(SplitReader(tuple(map(Source, sources))))
         assert [pair.source for pair in found] == [0] * 40 + [1] * 20
         assert found[0].where == "x.jsonl:1"
 
     def test_weights_are_shares_of_pairs(self, sources: tuple[str, str]) -> None:
         x, y = sources
-        gather = Gather((Source(x, weight=1), Source(y, weight=4)))
+        gather = SplitReader((Source(x, weight=1), Source(y, weight=4)))
         found = pairs(gather)
         assert Counter(pair.source for pair in found) == {0: 5, 1: 20}
         assert len({pair.where for pair in found}) == 25
-        assert found == pairs(Gather(gather.sources))
-        assert found != pairs(Gather(gather.sources, seed=1))
+        assert found == pairs(SplitReader(gather.sources))
+        assert found != pairs(SplitReader(gather.sources, seed=1))
 
     def test_a_pair_is_used_again_only_where_repeat_says_so(self, sources: tuple[str, str]) -> None:
         x, y = sources
-        found = pairs(Gather((Source(x, weight=1), Source(y, weight=1, repeat=2))))
+        found = pairs(SplitReader((Source(x, weight=1), Source(y, weight=1, repeat=2))))
         assert Counter(pair.source for pair in found) == {0: 40, 1: 40}
         assert set(Counter(pair.where for pair in found if pair.source == 1).values()) == {2}
-        assert len(pairs(Gather((Source(y, repeat=3),)))) == 60
+        assert len(pairs(SplitReader((Source(y, repeat=3),)))) == 60
 
     def test_each_source_has_its_own_columns_and_format(self, write: Write) -> None:
         first = write([{"question": "p", "chosen": "a", "rejected": "b"}], "first.jsonl")
         second = write([{"prompt": "p", "responses": ["a", "b"]}], "second.jsonl")
-        gather = Gather((Source(str(first), columns={"prompt": "question"}), Source(str(second))))
+        gather = SplitReader((Source(str(first), columns={"prompt": "question"}), Source(str(second))))
         assert [pair.prompt for pair in pairs(gather)] == ["p", "p"]
         assert gather.format_names() == "pairs, ranking"
 
     def test_bad_rows_are_reported_once_each_and_do_not_move_the_draw(self, write: Write) -> None:
         path = write([b"{", *rows(10, 10, "x")])
-        gather = Gather((Source(str(path), weight=1),))
+        gather = SplitReader((Source(str(path), weight=1),))
         assert sum(isinstance(row, DataError) for row in gather) == 1
         assert len(pairs(gather)) == 10
 
@@ -77,9 +77,9 @@ class TestHoldout:
         self, sources: tuple[str, str], size: int | float, weights: tuple[float | None, float | None]
     ) -> None:
         mixed = tuple(Source(path, weight) for path, weight in zip(sources, weights, strict=True))
-        train = pairs(Gather(mixed, holdout=Holdout(size)))
-        held = pairs(Gather(mixed, holdout=Holdout(size), held=True))
-        everything = pairs(Gather(mixed))
+        train = pairs(SplitReader(mixed, holdout=Holdout(size)))
+        held = pairs(SplitReader(mixed, holdout=Holdout(size), held_out=True))
+        everything = pairs(SplitReader(mixed))
         assert sorted(pair.where for pair in train + held) == sorted(pair.where for pair in everything)
         assert not {pair.prompt for pair in train} & {pair.prompt for pair in held}
         assert held
@@ -90,35 +90,35 @@ class TestHoldout:
         sides = []
         for seed in range(3):
             random.Random(seed).shuffle(listed)
-            held = pairs(Gather((Source(str(write(listed))),), holdout=Holdout(12), held=True))
+            held = pairs(SplitReader((Source(str(write(listed))),), holdout=Holdout(12), held_out=True))
             sides.append({(pair.prompt, pair.chosen) for pair in held})
         assert sides[0] == sides[1] == sides[2]
 
     def test_a_repeated_pair_is_validated_on_once(self, sources: tuple[str, str]) -> None:
-        held = pairs(Gather((Source(sources[0], repeat=3),), holdout=Holdout(4), held=True))
+        held = pairs(SplitReader((Source(sources[0], repeat=3),), holdout=Holdout(4), held_out=True))
         assert len(held) == len({pair.where for pair in held}) == 4
 
     def test_a_share_needs_no_second_reading(self, sources: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-        gather = Gather(tuple(map(Source, sources)), holdout=Holdout(0.5))
-        monkeypatch.setattr(Gather, "_plan", None)
+        gather = SplitReader(tuple(map(Source, sources)), holdout=Holdout(0.5))
+        monkeypatch.setattr(SplitReader, "_plan", None)
         assert 0 < len(pairs(gather)) < 60
 
 
 class TestLimit:
     def test_the_first_pairs_are_used(self, sources: tuple[str, str]) -> None:
         gather = tuple(map(Source, sources))
-        everything = pairs(Gather(gather))
+        everything = pairs(SplitReader(gather))
         for limit in (1, 40, 43, 60, 99):
-            assert pairs(Gather(gather, limit=limit)) == everything[:limit]
+            assert pairs(SplitReader(gather, limit=limit)) == everything[:limit]
 
     def test_it_counts_what_a_holdout_leaves(self, sources: tuple[str, str]) -> None:
         held = Holdout(0.5)
-        left = pairs(Gather(tuple(map(Source, sources)), holdout=held))
-        assert pairs(Gather(tuple(map(Source, sources)), holdout=held, limit=7)) == left[:7]
+        left = pairs(SplitReader(tuple(map(Source, sources)), holdout=held))
+        assert pairs(SplitReader(tuple(map(Source, sources)), holdout=held, limit=7)) == left[:7]
 
     def test_the_rows_behind_are_checked_and_not_counted(self, write: Write) -> None:
         ranking = {"prompt": "p", "responses": ["a", "b", "c"], "scores": [2, 1, 2]}
-        gather = Gather.of(str(write([ranking, ranking, {**ranking, "scores": [1]}])))
+        gather = SplitReader.of(str(write([ranking, ranking, {**ranking, "scores": [1]}])))
         first, second, third = replace(gather, limit=1)
         assert isinstance(first, ParsedRow)
         assert (len(first.pairs), second) == (1, ParsedRow(()))
@@ -154,7 +154,7 @@ def test_whatever_is_read_and_however_there_are_rows_or_errors_that_say_why(
     path = tmp_path / name
     path.write_bytes(b"\n".join(lines))
     source = Source(str(path), weight, columns=columns, format=layout)
-    gather = Gather((source,), holdout=None if holdout is None else Holdout(holdout))
+    gather = SplitReader((source,), holdout=None if holdout is None else Holdout(holdout))
     try:
         found = outcome(lambda: list(gather))
     except ValueError as error:

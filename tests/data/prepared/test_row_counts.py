@@ -4,21 +4,21 @@ import json
 
 import pytest
 
-from lit_align.data.prepared.row_counts import BadRows, FactCounts
+from lit_align.data.prepared.row_counts import BadRows, RowCounts
 from lit_align.errors import DataError
 
 
-def count_facts(*lines: int) -> FactCounts:
-    found = FactCounts(read=10 * len(lines), kept=8, too_long=1)
+def tally(*lines: int) -> RowCounts:
+    found = RowCounts(read=10 * len(lines), kept=8, too_long=1)
     for line in lines:
-        found.refuse(DataError(f"a.jsonl:{line}", f"found {line}: odd", "chosen[0]"))
+        found.add_error(DataError(f"a.jsonl:{line}", f"found {line}: odd", "chosen[0]"))
     found.notes["seen"] += len(lines)
     return found
 
 
 def test_later_rows_are_added_behind_the_first_ones() -> None:
-    whole = count_facts(*range(1, 8))
-    whole.add(count_facts(*range(8, 15)))
+    whole = tally(*range(1, 8))
+    whole.add(tally(*range(8, 15)))
     assert whole.read == 140
     assert (whole.kept, whole.too_long, whole.notes["seen"]) == (16, 2, 14)
     assert [error.where for error in whole.first] == [f"a.jsonl:{line}" for line in range(1, 11)]
@@ -26,14 +26,14 @@ def test_later_rows_are_added_behind_the_first_ones() -> None:
 
 
 def test_it_is_the_same_after_json() -> None:
-    found = count_facts(1, 2)
-    again = FactCounts.from_json(json.loads(json.dumps(found.as_json())))
+    found = tally(1, 2)
+    again = RowCounts.from_json(json.loads(json.dumps(found.as_json())))
     assert again.as_json() == found.as_json()
     messages = []
     for each in (found, again):
         with pytest.raises(DataError) as caught:
-            each.judge("a.jsonl", BadRows())
+            each.check("a.jsonl", BadRows())
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
     assert "a.jsonl:1: chosen[0]: found 1: odd" in messages[0]
-    again.judge("a.jsonl", BadRows("drop", 0.5))
+    again.check("a.jsonl", BadRows("drop", 0.5))

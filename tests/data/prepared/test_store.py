@@ -70,6 +70,6 @@ def test_the_fingerprint_sees_every_change(other: TokenizedPair) -> None:
     assert PairStore.of([pair]).fingerprint != same
 
 
-def test_end_tokens_are_those_of_whole_responses() -> None:
+def test_stop_tokens_are_those_of_whole_responses() -> None:
     store = PairStore.of([TokenizedPair([1], response([2, 8]), response([3, 9], truncated=True))])
-    assert store.end_tokens == {8}
+    assert store.stop_tokens == {8}

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from lit_align.data.batches.collate import Collate
+from lit_align.data.batches.dataset import PairDataset
+from lit_align.data.prepared.arrow import PairValues
 from lit_align.data.prepared.store import PairStore
-from lit_align.data.prepared.values import PairValues, ValuedPairs
 from lit_align.types import PreferencePair, TokenizedPair, TokenizedResponse
 
 PAIR = PreferencePair("p", "a", "b")
@@ -39,19 +40,19 @@ def test_what_reaches_a_batch_is_in_the_fingerprint(change: dict[str, Any]) -> N
 
 def test_numbers_reach_the_batch() -> None:
     changes = [{"weight": 2.0, "margin": 0.5}, {}]
-    pairs = ValuedPairs(PairStore.of([IDS, IDS]), values(*changes))
-    batch = Collate(0)([(pairs[0], 1.0), (pairs[1], 0.0)])
+    pairs = PairDataset(PairStore.of([IDS, IDS]), values(*changes))
+    batch = Collate(0)(pairs[[(0, 1.0), (1, 0.0)]])
     assert batch.weight.tolist() == [2.0, 0.0]
     assert batch.margin is not None
     assert batch.margin.tolist() == [0.5, 0.0]
     assert batch.preference_probability is None
     assert batch.to("cpu").margin is not None
-    assert [pair.weight for pair in pairs[0:2]] == [2.0, 1.0]
+    assert [pairs.pair(index).weight for index in (0, 1)] == [2.0, 1.0]
 
 
 def test_a_row_without_a_probability_is_sure() -> None:
-    pairs = ValuedPairs(PairStore.of([IDS, IDS]), values({"preference_probability": 0.7}, {}))
-    batch = Collate(0)([(pair, 1.0) for pair in pairs])
+    pairs = PairDataset(PairStore.of([IDS, IDS]), values({"preference_probability": 0.7}, {}))
+    batch = Collate(0)(pairs[[(0, 1.0), (1, 1.0)]])
     assert batch.preference_probability is not None
     assert torch.allclose(batch.preference_probability, torch.tensor([0.7, 1.0]))
     assert batch.chosen_side().preference_probability is not None

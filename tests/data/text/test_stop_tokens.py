@@ -26,7 +26,7 @@ def ends(tokenizer: PreTrainedTokenizerFast, folder: Path, *sources: Source, **s
     tokenizer.save_pretrained(folder / "tokenizer")
     data = PreferenceData(train=list(sources), tokenizer=str(folder / "tokenizer"), **settings)
     data.setup("fit")
-    return {data.decode([token]) for token in data.end_tokens}
+    return {data.decode([token]) for token in data.stop_tokens}
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from lit_align.data.text.render import CONTROL_IN_TEXT, END_IN_TEXT, START_IN_TEXT
+from lit_align.data.text.render import CONTROL_IN_TEXT, END_IN_TEXT, START_IN_TEXT, RenderOptions
 from lit_align.data.text.tokenize import MERGED, Tokenize
 from lit_align.data.text.tokenizer import Encoder
 from lit_align.data.text.truncate import Cut, Drop
@@ -32,13 +32,13 @@ def chat_pair(*asked: str, chosen: str = "Here.", rejected: str = "There.") -> P
 
 
 def one(tokenizer: PreTrainedTokenizerFast, pair: PreferencePair, quality: str | None = None) -> TokenizedPair:
-    (outcome,) = Tokenize(Encoder(tokenizer), Cut(4000), quality)([pair]).outcomes
+    (outcome,) = Tokenize(Encoder(tokenizer), Cut(4000), RenderOptions(quality))([pair]).outcomes
     assert isinstance(outcome, TokenizedPair)
     return outcome
 
 
 def reason(tokenizer: PreTrainedTokenizerFast, pair: PreferencePair, quality: str | None = None) -> str:
-    (outcome,) = Tokenize(Encoder(tokenizer), Cut(4000), quality)([pair]).outcomes
+    (outcome,) = Tokenize(Encoder(tokenizer), Cut(4000), RenderOptions(quality))([pair]).outcomes
     assert isinstance(outcome, DataError)
     return str(outcome)
 

@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from lit_align.data.formats.conversations import Score
+from lit_align.data.text.chat_template import REWRITTEN
+from lit_align.data.text.render import RenderOptions
 from lit_align.data.text.tokenize import Tokenize, Tokenized
 from lit_align.data.text.tokenizer import Encoder, Piece
 from lit_align.data.text.truncate import Cut
-from lit_align.data.text.turns import REWRITTEN, Score
 from lit_align.errors import DataError
 from lit_align.types import PreferencePair, TokenizedPair, TokenizedResponse
 from tests.data.examples import turns
@@ -29,7 +31,7 @@ def assistant(text: str, **more: Any) -> dict[str, Any]:
 
 
 def run(name: str, pair: PreferencePair, score: Score = "last_turn", quality: str | None = None) -> Tokenized:
-    return Tokenize(Encoder(cached(name)), Cut(8000), quality, score)([pair])
+    return Tokenize(Encoder(cached(name)), Cut(8000), RenderOptions(quality, score))([pair])
 
 
 def one(name: str, pair: PreferencePair, score: Score = "last_turn", quality: str | None = None) -> TokenizedPair:
