@@ -1,4 +1,4 @@
-"""A data error says which row cannot be used, and why."""
+"""The error for unusable rows, and helpers for safe and uniform error messages."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ _SECRET = re.compile(
     r"""(\b\w*(?:(?<![be]os_)(?<!pad_)(?<!unk_)token|secret|password|api_?key)['"]?\s*[:=]\s*)(['"])(?:\\.|(?!\2).)+\2""",
     re.IGNORECASE,
 )
-_STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 class DataError(ValueError):
-    """A row, or a whole file, that cannot be used.
+    """Raised for a row, or a whole file, that cannot be used.
 
     Args:
-        where: ``file:line``, counted from 1; the name alone where the whole file is meant.
+        where: ``file:line``, with lines counted from 1; only the name if the whole file is meant.
         reason: what was found and what was expected.
-        column: the column it is about, if it is about one.
+        column: the column in question, if any.
 
     >>> print(DataError("pairs.jsonl:3", "found null; expected text", column="chosen"))
     pairs.jsonl:3: chosen: found null; expected text
@@ -37,11 +37,11 @@ class DataError(ValueError):
 
 
 def shown(value: object, limit: int = _SHOWN) -> str:
-    r"""A value as it may stand in a message: by ``repr``, so that it cannot steer a terminal, and not too long.
+    r"""Format a value for a message: by ``repr``, so that it cannot control a terminal, without secrets, shortened.
 
     Args:
-        value: what was found.
-        limit: characters that are shown.
+        value: the value.
+        limit: maximum number of characters.
 
     >>> shown("\x1b[2Jgone")
     "'\\x1b[2Jgone'"
@@ -53,7 +53,7 @@ def shown(value: object, limit: int = _SHOWN) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """A text without access tokens and without what stands behind the name of a secret.
+    """Mask access tokens, and values that follow the name of a secret.
 
     >>> without_secrets("{'prompt': 'x', 'api_token': 'abc'}")
     "{'prompt': 'x', 'api_token': '…'}"
@@ -64,16 +64,16 @@ def without_secrets(text: str) -> str:
 
 
 def printable(message: str) -> str:
-    r"""A whole message as it may be printed: without secrets, and without what steers a terminal.
+    r"""Make a message safe to print: mask secrets, and escape characters that control a terminal.
 
     >>> print(printable("a file named \x1b[2J.jsonl"))
     a file named \x1b[2J.jsonl
     """
-    return _STEERS.sub(lambda found: repr(found[0])[1:-1], without_secrets(message))
+    return _CONTROL_CHARACTERS.sub(lambda match: repr(match[0])[1:-1], without_secrets(message))
 
 
 def kind(value: object) -> str:
-    """What a value is, in a reader's words.
+    """Describe the type of a value in plain words.
 
     >>> kind(None), kind([1]), kind("x")
     ('null', 'a list', 'text')
@@ -82,19 +82,22 @@ def kind(value: object) -> str:
     return "null" if value is None else words.get(type(value), type(value).__name__)
 
 
-def check_range(key: str, found: float | None, low: float, high: float = math.inf) -> None:
-    """Raise unless a number is finite and within its range; None is always fine.
+def check_range(key: str, value: float | None, low: float, high: float = math.inf) -> None:
+    """Raise unless a number is finite and within its range; None is always accepted.
 
     Args:
         key: the setting, as a user writes it.
-        found: its value.
-        low: the least that is accepted.
-        high: the most that is accepted.
+        value: its value.
+        low: smallest accepted value.
+        high: largest accepted value.
+
+    Raises:
+        ValueError: the number is out of range.
 
     >>> check_range("data.batch_size", 0, 1)
     Traceback (most recent call last):
     ValueError: data.batch_size is 0; expected 1 or more
     """
-    if found is not None and not (math.isfinite(found) and low <= found <= high):
+    if value is not None and not (math.isfinite(value) and low <= value <= high):
         expected = f"{low} or more" if math.isinf(high) else f"{low} to {high}"
-        raise ValueError(f"{key} is {found}; expected {expected}")
+        raise ValueError(f"{key} is {value}; expected {expected}")

@@ -1,4 +1,4 @@
-"""The disk: folders of the user's own, files that are whole or not there, and digests of what they hold."""
+"""Helpers for files: the user's folders, digests, and durable writes."""
 
 from __future__ import annotations
 
@@ -10,45 +10,45 @@ VARIABLE = "LIT_ALIGN_CACHE"
 
 
 def at_home(name: str | Path) -> Path:
-    """A path in which a leading ``~`` or ``~user`` is that user's folder, where there is such a user.
+    """Expand a leading ``~`` or ``~user`` to that user's folder, if the user exists.
 
     >>> at_home("~no-such-user/x")
     PosixPath('~no-such-user/x')
     """
-    return Path(os.path.expanduser(name))  # noqa: PTH111 (the one of Path raises for a user that is not there)
+    return Path(os.path.expanduser(name))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
 
 
 def user_cache() -> Path:
-    """Where things are kept for later runs unless told: ``LIT_ALIGN_CACHE``, or the user's own cache."""
-    given = os.environ.get(VARIABLE)
-    return at_home(given) if given else Path.home() / ".cache" / "lit_align"
+    """Return the default cache folder: ``LIT_ALIGN_CACHE``, or a folder in the user's cache."""
+    folder = os.environ.get(VARIABLE)
+    return at_home(folder) if folder else Path.home() / ".cache" / "lit_align"
 
 
 def own_folder(folder: Path, setting: str) -> None:
-    """Make a folder for its owner alone, or check that it is one.
+    """Create a folder that only its owner may use, or check that an existing one is not writable by others.
 
     Args:
         folder: the folder.
-        setting: that names it, for messages.
+        setting: the setting that names it, for error messages.
 
     Raises:
-        PermissionError: it is another user's, or others may write to it.
+        PermissionError: the folder belongs to another user, or others may write to it.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = folder.stat()
-    if found.st_uid != os.getuid() or found.st_mode & 0o022:
-        whose = "others may write to it" if found.st_uid == os.getuid() else "it is another user's"
-        raise PermissionError(f"{setting} {folder}: {whose}; expected a folder of your own that no other may write to")
+    status = folder.stat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o022:
+        problem = "others may write to it" if status.st_uid == os.getuid() else "it belongs to another user"
+        raise PermissionError(f"{setting} {folder}: {problem}; expected a folder that only you may write to")
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def to_disk(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Flush a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

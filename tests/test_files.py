@@ -25,7 +25,7 @@ def test_one_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
 def test_so_is_another_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own_folder(tmp_path, "data.cache")
     monkeypatch.setattr(os, "getuid", lambda: 12345)
-    with pytest.raises(PermissionError, match="it is another user's"):
+    with pytest.raises(PermissionError, match="it belongs to another user"):
         own_folder(tmp_path, "data.cache")
 
 

@@ -1,1 +1,1 @@
-"""Statistics of a data set: lengths, tables, figures."""
+"""Reports on prepared splits: lengths, tables, figures."""

@@ -1,4 +1,4 @@
-"""A figure shows the lengths of a split in a PNG file; blue is chosen and orange is rejected, wherever they stand."""
+"""Figures of the lengths of splits, as PNG files; blue is chosen and orange is rejected in all of them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from lit_align.data.report.lengths import LengthReport, PairLengths
 from lit_align.data.report.statistics import Distribution
 
 CHOSEN, REJECTED, GAP, GUIDE = "#0072b2", "#d55e00", "#5b5b5b", "#8c8c8c"
-"""Of the palette of Okabe and Ito, which readers with any kind of colour vision tell apart."""
+"""Colours of the palette of Okabe and Ito, which remain distinguishable with any colour vision."""
 
 _SHADES = ListedColormap(colormaps["Blues"](np.linspace(0.25, 1, 256)))
-_LOOK = {
+_STYLE = {
     "font.size": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -30,24 +30,24 @@ _LOOK = {
     "savefig.dpi": 150,
 }
 _SIZE = (7.2, 4.0)
-_MOST_POINTS = 1500
-_ROOM = 0.3
+_MAX_POINTS = 1500
+_MARGIN = 0.3
 _NAME_SHOWN = 28
 
 
 def draw(folder: Path, reports: Mapping[str, LengthReport], gaps: Mapping[str, NDArray[np.float64]]) -> list[Path]:
-    """Draw what there is to see and save it.
+    """Draw and save the figures of all splits.
 
     Args:
-        folder: where the files go; it exists.
+        folder: an existing folder for the files.
         reports: split → report.
         gaps: split → gap in tokens and gap in scores of each pair that has both, for the splits with scores.
 
     Returns:
-        The files, in the order in which they are looked at.
+        The files, in the order in which they should be viewed.
     """
     figures: dict[str, Figure] = {}
-    with rc_context(_LOOK):  # type: ignore[arg-type]
+    with rc_context(_STYLE):  # type: ignore[arg-type]
         for split, report in reports.items():
             if report.lengths.chosen.count or report.lengths.rejected.count:
                 figures[f"lengths_{split}"] = lengths_figure(split, report.lengths)
@@ -63,34 +63,34 @@ def draw(folder: Path, reports: Mapping[str, LengthReport], gaps: Mapping[str, N
 
 
 def lengths_figure(split: str, lengths: PairLengths) -> Figure:
-    """How long the responses of both sides are."""
+    """Draw the lengths of the responses of both sides."""
     figure, axes = _canvas(f"{split}: length of the responses", "", "responses")
     for name, side, colour in (("chosen", lengths.chosen, CHOSEN), ("rejected", lengths.rejected, REJECTED)):
         if side.count:
             _outline(axes, side, colour, f"{name}, mean {side.mean:.1f}")
             axes.axvline(side.mean, color=colour, linestyle="--", linewidth=1.3)
     sides = [side for side in (lengths.chosen, lengths.rejected) if side.count]
-    _show_most(axes, "scored tokens", (0, max(_far(side, 99) for side in sides)), sides)
+    _limit_axis(axes, "scored tokens", (0, max(_axis_end(side, 99) for side in sides)), sides)
     axes.legend()
     return figure
 
 
 def gap_figure(split: str, lengths: PairLengths) -> Figure:
-    """How much longer the chosen responses are than the rejected ones."""
+    """Draw how much longer the chosen responses are than the rejected ones."""
     figure, axes = _canvas(f"{split}: gap in length", "", "pairs")
     _outline(axes, lengths.gap, GAP, None)
     axes.axvline(0, color="black", linewidth=1.0)
     axes.axvline(
         lengths.gap.mean, color=CHOSEN, linestyle="--", linewidth=1.6, label=_signed("mean", lengths.gap.mean)
     )
-    end = max(_far(lengths.gap, 1), _far(lengths.gap, 99))
-    _show_most(axes, "scored tokens, chosen − rejected", (-end, end), [lengths.gap])
+    end = max(_axis_end(lengths.gap, 1), _axis_end(lengths.gap, 99))
+    _limit_axis(axes, "scored tokens, chosen − rejected", (-end, end), [lengths.gap])
     axes.legend()
     return figure
 
 
 def longer_wins_figure(reports: Mapping[str, LengthReport]) -> Figure:
-    """How often the longer response is the chosen one, in each split and each of its sources."""
+    """Draw how often the longer response is the chosen one, for each split and each of its sources."""
     rows = [row for split, report in reports.items() for row in _rows(split, report) if row[1].gap.count]
     figure, axes = _canvas("How often the longer response is the chosen one", "share of pairs, 95 % interval", "")
     figure.set_size_inches(_SIZE[0], 1.4 + 0.5 * len(rows))
@@ -118,11 +118,11 @@ def longer_wins_figure(reports: Mapping[str, LengthReport]) -> Figure:
 
 
 def scores_figure(split: str, lengths: PairLengths, gaps: NDArray[np.float64]) -> Figure:
-    """Whether what scores higher is also longer; as areas where single pairs would cover each other."""
+    """Draw scores against lengths, as density if there are too many pairs for single points."""
     known = lengths.score_correlation
     title = f"{split}: scores and lengths" if known is None else _signed(f"{split}: scores and lengths, r =", known, 2)
     figure, axes = _canvas(title, "scored tokens, chosen − rejected", "score, chosen − rejected")
-    if len(gaps) <= _MOST_POINTS:
+    if len(gaps) <= _MAX_POINTS:
         axes.scatter(gaps[:, 0], gaps[:, 1], s=9, color=CHOSEN, alpha=0.4, linewidths=0)
     else:
         cells = axes.hexbin(gaps[:, 0], gaps[:, 1], gridsize=36, mincnt=1, cmap=_SHADES, bins="log", linewidths=0.1)
@@ -132,38 +132,40 @@ def scores_figure(split: str, lengths: PairLengths, gaps: NDArray[np.float64]) -
     return figure
 
 
-def _canvas(title: str, across: str, up: str) -> tuple[Figure, Axes]:
+def _canvas(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=_SIZE)
     axes = figure.add_subplot()
     axes.set_title(title, loc="left")
-    axes.set_xlabel(across)
-    axes.set_ylabel(up)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
     return figure, axes
 
 
-def _outline(axes: Axes, found: Distribution, colour: str, label: str | None) -> None:
-    edges, counts = found.histogram.edges, found.histogram.counts
+def _outline(axes: Axes, lengths: Distribution, colour: str, label: str | None) -> None:
+    edges, counts = lengths.histogram.edges, lengths.histogram.counts
     axes.stairs(counts, edges, color=colour, fill=True, alpha=0.25)
     axes.stairs(counts, edges, color=colour, linewidth=1.5, label=label)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _show_most(axes: Axes, across: str, ends: tuple[float, float], found: Sequence[Distribution]) -> None:
-    """Limit the axis, and say how many values lie outside."""
+def _limit_axis(axes: Axes, label: str, ends: tuple[float, float], lengths: Sequence[Distribution]) -> None:
+    """Limit the axis, and state how many values lie beyond it."""
     axes.set_xlim(*ends)
-    outside = sum(_outside(one, *ends) for one in found)
-    axes.set_xlabel(f"{across}; {outside} lie beyond the axis" if outside else across)
+    outside = sum(_outside(distribution, *ends) for distribution in lengths)
+    axes.set_xlabel(f"{label}; {outside} lie beyond the axis" if outside else label)
 
 
-def _far(found: Distribution, percentile: int) -> float:
-    """How far from 0 the axis reaches on one side: to the last bin, or, if a few lie far out, past most of them."""
-    last = found.histogram.edges[0 if percentile < 50 else -1]
-    most = found.percentiles[percentile] + _ROOM * (found.percentiles[percentile] - found.percentiles[50])
-    return max(min(abs(last), abs(most)), found.histogram.width)
+def _axis_end(lengths: Distribution, percentile: int) -> float:
+    """Return how far the axis reaches: to the last bin or, with outliers, a little past the given percentile."""
+    last = lengths.histogram.edges[0 if percentile < 50 else -1]
+    value = lengths.percentiles[percentile]
+    most = value + _MARGIN * (value - lengths.percentiles[50])
+    return max(min(abs(last), abs(most)), lengths.histogram.width)
 
 
-def _outside(found: Distribution, low: float, high: float) -> int:
-    bins = zip(found.histogram.edges[:-1], found.histogram.edges[1:], found.histogram.counts, strict=True)
+def _outside(lengths: Distribution, low: float, high: float) -> int:
+    edges = lengths.histogram.edges
+    bins = zip(edges[:-1], edges[1:], lengths.histogram.counts, strict=True)
     return sum(count for start, end, count in bins if end <= low or start >= high)
 
 
@@ -179,7 +181,7 @@ def _short(name: str) -> str:
 
 
 def _around_half(rows: Sequence[PairLengths]) -> tuple[float, float]:
-    """Limits that hold 50 % and every interval, with room for the numbers."""
+    """Return axis limits that contain 50 % and every interval, with room for the labels."""
     low = min(0.45, *(lengths.longer_wins.low for lengths in rows))
     high = max(0.55, *(lengths.longer_wins.high for lengths in rows))
     return low - 0.15 * (high - low), high + 0.15 * (high - low)

@@ -1,4 +1,4 @@
-"""A statistic says in a few exact numbers how many lengths are distributed."""
+"""Exact summary statistics of lengths: histograms, percentiles, intervals, correlation."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ Integers = NDArray[np.integer[Any]]
 
 PERCENTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
 _BINS = 28
-_MOST_BINS = 400
-_Z = 1.959963984540054  # the standard normal's 97.5 % quantile
+_MAX_BINS = 400
+_Z = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 
 
 @final
 @dataclass(frozen=True)
 class Histogram:
-    """Counts of whole numbers in bins of equal width; bin k holds low + k·width ≤ value < low + (k + 1)·width.
+    """Counts of integers in bins of equal width; bin k holds low + k·width ≤ value < low + (k + 1)·width.
 
     Args:
-        low: where the first bin begins, a multiple of ``width``: histograms of one width lie on one grid.
-        width: of a bin: 1, 2 or 5 times a power of ten.
-        counts: values in each bin.
+        low: start of the first bin, a multiple of ``width``, so that histograms of one width share a grid.
+        width: width of a bin: 1, 2 or 5 times a power of ten.
+        counts: number of values in each bin.
 
     >>> Histogram.of(np.array([3, 4, 7]), width=5)
     Histogram(low=0, width=5, counts=(2, 1))
@@ -38,7 +38,7 @@ class Histogram:
 
     @classmethod
     def of(cls, values: Integers, width: int) -> Histogram:
-        """Count values in bins of a width."""
+        """Count values in bins of the given width."""
         if not len(values):
             return cls(0, width, ())
         bins = np.floor_divide(values, width)
@@ -47,7 +47,7 @@ class Histogram:
 
     @property
     def edges(self) -> list[int]:
-        """Where the bins begin, and where the last one ends.
+        """Start of each bin, and the end of the last one.
 
         >>> Histogram(-5, 5, (2, 1)).edges
         [-5, 0, 5]
@@ -58,14 +58,14 @@ class Histogram:
 @final
 @dataclass(frozen=True)
 class Distribution:
-    """Some whole numbers in short; without any, every number is 0.
+    """Summary of integers; every number is 0 if there are none.
 
     Args:
-        count: how many there are.
+        count: number of values.
         mean: mean.
-        std: standard deviation (of the population).
-        percentiles: percentile → value, between two values linearly.
-        histogram: how many lie where.
+        std: population standard deviation.
+        percentiles: percentile → value, with linear interpolation.
+        histogram: histogram.
     """
 
     count: int
@@ -76,16 +76,16 @@ class Distribution:
 
     @classmethod
     def of(cls, values: Integers, width: int) -> Distribution:
-        """The distribution of values, its histogram in bins of a width."""
+        """Summarize values, with a histogram in bins of the given width."""
         histogram = Histogram.of(values, width)
         if not len(values):
             return cls(0, 0.0, 0.0, dict.fromkeys(PERCENTILES, 0.0), histogram)
-        places = zip(PERCENTILES, np.percentile(values, PERCENTILES).tolist(), strict=True)
-        return cls(len(values), float(values.mean()), float(values.std()), dict(places), histogram)
+        percentiles = dict(zip(PERCENTILES, np.percentile(values, PERCENTILES).tolist(), strict=True))
+        return cls(len(values), float(values.mean()), float(values.std()), percentiles, histogram)
 
 
 def bin_width(values: Integers) -> int:
-    """A round width that shows where most values lie: about 28 bins from the 1st to the 99th percentile.
+    """Return a round bin width that gives about 28 bins from the 1st to the 99th percentile.
 
     >>> bin_width(np.arange(100)), bin_width(np.arange(1000)), bin_width(np.array([7]))
     (5, 50, 1)
@@ -93,7 +93,7 @@ def bin_width(values: Integers) -> int:
     if not len(values):
         return 1
     low, high = np.percentile(values, (1, 99))
-    least = max((high - low) / _BINS, (int(values.max()) - int(values.min())) / _MOST_BINS, 1)
+    least = max((high - low) / _BINS, (int(values.max()) - int(values.min())) / _MAX_BINS, 1)
     power = 10 ** math.floor(math.log10(least))
     return int(next(step * power for step in (1, 2, 5, 10) if step * power >= least))
 
@@ -101,7 +101,7 @@ def bin_width(values: Integers) -> int:
 @final
 @dataclass(frozen=True)
 class Interval:
-    """A share and its 95 % interval."""
+    """A share and its 95 % confidence interval."""
 
     share: float
     low: float
@@ -109,14 +109,14 @@ class Interval:
 
 
 def wilson(wins: float, count: int) -> Interval:
-    """The share of wins and Wilson's score interval, which stays inside 0 and 1 also for few pairs.
+    """Return the share of wins and Wilson's score interval, which stays within 0 and 1 even for few trials.
 
-    The interval's ends are the shares p that a test at 5 % would not reject: |wins / n − p| = z √(p (1 − p) / n).
-    Ties may count one half. Without any trial nothing is known.
+    Its ends are the shares p at which a test at 5 % just does not reject: |wins / n − p| = z √(p (1 − p) / n).
+    Ties may count one half. Without trials the interval is 0 to 1.
 
     Args:
-        wins: how many were won.
-        count: out of how many, n.
+        wins: number of wins.
+        count: number of trials, n.
 
     >>> interval = wilson(8, 10)
     >>> round(interval.low, 4), round(interval.high, 4)
@@ -132,21 +132,21 @@ def wilson(wins: float, count: int) -> Interval:
     return Interval(share, max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half)))
 
 
-def pearson(one: NDArray[Any], other: NDArray[Any]) -> float | None:
-    """Pearson's correlation; None where there is none: fewer than two values, or one side always the same.
+def pearson(first: NDArray[Any], second: NDArray[Any]) -> float | None:
+    """Return the Pearson correlation; None for fewer than two values, or if one side is constant.
 
     >>> pearson(np.array([1, 2, 3]), np.array([2.0, 4.0, 6.0]))
     1.0
     """
-    if len(one) < 2 or np.ptp(one) == 0 or np.ptp(other) == 0:
+    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return None
-    a, b = _centred(one), _centred(other)
-    found = float(a @ b) / math.sqrt(float(a @ a) * float(b @ b))
-    return min(1.0, max(-1.0, found))
+    a, b = _centred(first), _centred(second)
+    correlation = float(a @ b) / math.sqrt(float(a @ a) * float(b @ b))
+    return min(1.0, max(-1.0, correlation))
 
 
 def _centred(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Less their mean, and scaled so that nothing overflows or vanishes."""
+    """Subtract the mean, and scale the values so that nothing overflows or underflows."""
     scaled: NDArray[np.float64] = values / float(np.abs(values).max())
     centred: NDArray[np.float64] = scaled - scaled.mean()
     return centred / float(np.abs(centred).max())

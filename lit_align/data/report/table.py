@@ -1,4 +1,4 @@
-"""The length table shows the reports of some splits side by side, and says what in them a person should look at."""
+"""The table of length reports, and warnings about what should be looked at before training."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from rich.table import Table
 from lit_align.data.report.lengths import SUMMED_BETA, LengthReport, PairLengths
 from lit_align.data.report.statistics import Distribution
 
-SIDE, GAP = (5, 50, 95, 100), (0, 5, 50, 95, 100)
-"""Percentiles that are shown."""
+SIDE_PERCENTILES, GAP_PERCENTILES = (5, 50, 95, 100), (0, 5, 50, 95, 100)
 _NAME_SHOWN = 28
 
 Cells = dict[tuple[str, str], str]
-"""(section, label) → what stands there; rows of equal key stand side by side."""
+"""(section, label) → text of the cell; cells with the same key share a row."""
 
 
 def table(reports: Mapping[str, LengthReport]) -> Table:
-    """The reports side by side, one column for each split; below, in short, each source of a split of several.
+    """Build a table with one column per split, followed by a short section for each source of a mixture.
 
     Args:
         reports: split → report.
@@ -33,10 +32,10 @@ def table(reports: Mapping[str, LengthReport]) -> Table:
     result.add_section()
     _add(result, [_counts(report) for report in reports.values()])
     for name in dict.fromkeys(name for report in reports.values() for name in report.sources):
-        found = [report.sources.get(name) for report in reports.values()]
+        columns = [report.sources.get(name) for report in reports.values()]
         result.add_section()
         result.add_row(f"[bold]{escape(_short(name))}[/]")
-        _add(result, [_in_short(lengths) if lengths else {} for lengths in found])
+        _add(result, [_source_cells(lengths) if lengths else {} for lengths in columns])
     return result
 
 
@@ -45,26 +44,28 @@ def show(reports: Mapping[str, LengthReport]) -> None:
     Console().print(table(reports))
 
 
-def warnings(report: LengthReport, step: int = 0) -> list[str]:
-    """What a person should look at before training, in sentences.
+def warnings(report: LengthReport, step_size: int = 0) -> list[str]:
+    """Return sentences about what should be looked at before training.
 
     Args:
         report: the numbers of a split.
-        step: pairs that an optimizer step asks for; 0 for evaluation.
+        step_size: pairs of an optimizer step; 0 for evaluation.
     """
     counts = {
         "rows were left out": sum(report.dropped.values()),
-        "pairs stand there the other way round as well": report.contradictions,
+        "pairs also occur with chosen and rejected swapped": report.contradictions,
         "pairs are copies of an earlier one": report.duplicates,
         "pairs are in the training data as well": report.seen_pairs,
         **{f"pairs: {note}": count for note, count in report.notes.items()},
     }
-    few = [f"all {report.pairs} pairs are fewer than one optimizer step's {step}"] if report.pairs < step else []
-    return [f"{count} {words}; {report.pairs} pairs are used" for words, count in counts.items() if count] + few
+    sentences = [f"{count} {words}; {report.pairs} pairs are used" for words, count in counts.items() if count]
+    if report.pairs < step_size:
+        sentences.append(f"all {report.pairs} pairs are fewer than one optimizer step's {step_size}")
+    return sentences
 
 
 def _add(result: Table, columns: Sequence[Cells]) -> None:
-    """Add the rows of all columns, in their order; a column without a row's key stays empty there."""
+    """Add the rows of all columns in order; a column without a row's key is empty there."""
     for key in dict.fromkeys(key for column in columns for key in column):
         result.add_row(escape(key[1]), *(escape(column.get(key, "")) for column in columns))
 
@@ -78,13 +79,13 @@ def _lengths(lengths: PairLengths) -> Cells:
         if side.count:
             cells |= {
                 (name, name): _spread(side),
-                (name, _heading(SIDE)): _percentiles(side, SIDE),
+                (name, _heading(SIDE_PERCENTILES)): _percentiles(side, SIDE_PERCENTILES),
                 (name, "  truncated"): _share(cut, side.count),
             }
     if lengths.gap.count:
         cells |= {
             ("gap", "chosen − rejected"): f"{lengths.gap.mean:+.1f} ± {lengths.gap.std:.1f}",
-            ("gap", _heading(GAP)): _percentiles(lengths.gap, GAP),
+            ("gap", _heading(GAP_PERCENTILES)): _percentiles(lengths.gap, GAP_PERCENTILES),
             ("gap", "chosen is longer"): f"{lengths.chosen_longer:.1%}",
             ("gap", "longer wins (95 %)"): _wins(lengths),
         }
@@ -95,15 +96,13 @@ def _lengths(lengths: PairLengths) -> Cells:
     return cells
 
 
-def _in_short(lengths: PairLengths) -> Cells:
-    """The rows of a source."""
-    whole = _lengths(lengths)
-    short = ("pairs", "chosen", "rejected", "chosen − rejected", "longer wins (95 %)")
-    return {key: cell for key, cell in whole.items() if key[1] in short}
+def _source_cells(lengths: PairLengths) -> Cells:
+    shown = ("pairs", "chosen", "rejected", "chosen − rejected", "longer wins (95 %)")
+    return {key: cell for key, cell in _lengths(lengths).items() if key[1] in shown}
 
 
 def _counts(report: LengthReport) -> Cells:
-    """What was cut, left out, or stands there more than once; rows of nothing are left away."""
+    """Return the counts that are not 0: duplicates, overlap with the training data, notes, and rows left out."""
     pairs = {
         "duplicates": report.duplicates,
         "contradictions": report.contradictions,
@@ -112,23 +111,20 @@ def _counts(report: LengthReport) -> Cells:
         **report.notes,
     }
     rows = {f"left out: {reason}": count for reason, count in report.dropped.items()}
-    shares = {label: _share(count, report.pairs) for label, count in pairs.items() if count}
-    return {
-        ("counts", label): cell
-        for label, cell in {**shares, **{label: _share(n, report.rows) for label, n in rows.items() if n}}.items()
-    }
+    shares = {("counts", label): _share(count, report.pairs) for label, count in pairs.items() if count}
+    return shares | {("counts", label): _share(count, report.rows) for label, count in rows.items() if count}
 
 
-def _spread(found: Distribution) -> str:
-    return f"{found.mean:.1f} ± {found.std:.1f}"
+def _spread(lengths: Distribution) -> str:
+    return f"{lengths.mean:.1f} ± {lengths.std:.1f}"
 
 
 def _heading(percentiles: Sequence[int]) -> str:
     return f"  {'/'.join(map(str, percentiles))} %"
 
 
-def _percentiles(found: Distribution, percentiles: Sequence[int]) -> str:
-    return " ".join(f"{found.percentiles[p]:.0f}" for p in percentiles)
+def _percentiles(lengths: Distribution, percentiles: Sequence[int]) -> str:
+    return " ".join(f"{lengths.percentiles[p]:.0f}" for p in percentiles)
 
 
 def _wins(lengths: PairLengths) -> str:
