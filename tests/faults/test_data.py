@@ -249,7 +249,7 @@ def test_a21_a25_what_is_odd_but_legal_is_said_with_its_count(tmp_path: Path) ->
     path = file(tmp_path, scored)
     text = said(path, validation=str(path))
     assert "2 pairs are copies of an earlier one; 4 pairs are used" in text
-    assert "4 pairs stand there the other way round as well" in text
+    assert "4 pairs also occur with chosen and rejected swapped" in text
     assert re.search(r"data\.validation .*4 pairs are in the training data as well", text)
     assert f"2 pairs: {SCORES_DISAGREE}" in text
     assert f"4 pairs: {MERGED}" in text
