@@ -12,12 +12,12 @@ from lit_align.data.datamodule import PreferenceData
 from lit_align.data.formats.base import Format, ParsedRow
 from lit_align.data.formats.registry import FORMATS, read_row
 from lit_align.data.prepared.mixture import Source
-from lit_align.data.prepared.prepare import Split, prepare
+from lit_align.data.prepared.prepare import Split, prepare_split
 from lit_align.data.prepared.read_split import SplitReader
 from lit_align.data.prepared.row_counts import BadRows
 from lit_align.data.prepared.store import PairStore
 from lit_align.data.report.lengths import LengthReport, length_report
-from lit_align.data.sources.base import read_rows
+from lit_align.data.sources.base import read_source
 from lit_align.data.text.render import QUALITY_PROMPT, RenderOptions
 from lit_align.data.text.tokenize import Tokenize
 from lit_align.data.text.tokenizer import Encoder, load_tokenizer
@@ -52,7 +52,7 @@ __all__ = [
     "Truncation",
     "length_report",
     "load_tokenizer",
-    "prepare",
+    "prepare_split",
     "read_row",
-    "read_rows",
+    "read_source",
 ]

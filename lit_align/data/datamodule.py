@@ -22,10 +22,10 @@ from lit_align.data.formats.rankings import PairingName, Ranking
 from lit_align.data.formats.registry import FormatName, formats
 from lit_align.data.prepared.cache import PreparedCache
 from lit_align.data.prepared.mixture import Sources, as_sources
-from lit_align.data.prepared.prepare import Split, check_ranking_settings, prepare
+from lit_align.data.prepared.prepare import Split, check_ranking_settings, prepare_split
 from lit_align.data.prepared.read_split import Holdout, SplitReader
 from lit_align.data.prepared.row_counts import BadRows, OnBadRow
-from lit_align.data.prepared.workers import unwatched, watched
+from lit_align.data.prepared.workers import with_progress, without_progress
 from lit_align.data.report.lengths import LengthReport, split_report
 from lit_align.data.report.table import show, warnings
 from lit_align.data.text.render import QUALITY_PROMPT, RenderOptions
@@ -229,10 +229,10 @@ class PreferenceData(LightningDataModule):
         tokenize = Tokenize(Encoder(self.tokenizer), self.truncation, self.render_options)
         reader = self.readers[name]
         shows_progress = self.trainer is None or self.trainer.progress_bar_callback is not None
-        watch = watched if shows_progress else unwatched
+        watch = with_progress if shows_progress else without_progress
         try:
             cache = PreparedCache.from_setting(self.cache, reader)
-            return prepare(reader, tokenize, self.bad_rows, cache, self.tokenize_workers, watch)
+            return prepare_split(reader, tokenize, self.bad_rows, cache, self.tokenize_workers, watch)
         except DataError as error:
             raise DataError(f"data.{name}: {error.where}", error.reason, error.column) from error.__cause__
         except FileNotFoundError as error:

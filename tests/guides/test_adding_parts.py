@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from lit_align.data.formats.registry import FORMATS, read_row
-from lit_align.data.sources.base import read_rows
+from lit_align.data.sources.base import read_source
 from lit_align.models import Loading, load_causal_lm
 from lit_align.objectives import dpo
 from lit_align.objectives.examples import worked_pair
@@ -192,7 +192,7 @@ def test_converted_rows_are_pairs(parts: Path, tmp_path: Path) -> None:
     votes = [{"a": 3, "b": 1}, {"a": 2, "b": 2}]
     source.write_text("\n".join(json.dumps({"question": "Q?", "a": "yes", "b": "no", "votes": v}) for v in votes))
     importlib.import_module("convert").convert(source, target)
-    (pair,) = (pair for row in read_rows(str(target)) for pair in read_row(row, FORMATS["pairs"]).pairs)
+    (pair,) = (pair for row in read_source(str(target)) for pair in read_row(row, FORMATS["pairs"]).pairs)
     assert (pair.prompt, pair.chosen, pair.rejected, pair.weight) == ("Q?", "yes", "no", 2.0)
 
 

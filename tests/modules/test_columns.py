@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lit_align.data.prepared.prepare import Split, prepare
+from lit_align.data.prepared.prepare import Split, prepare_split
 from lit_align.data.prepared.read_split import SplitReader
 from lit_align.data.prepared.row_counts import BadRows
 from lit_align.data.text.tokenize import Tokenize
@@ -43,7 +43,7 @@ def split(folder: Path, row: dict[str, Any]) -> dict[str, Split]:
     path = folder / "rows.jsonl"
     path.write_text(json.dumps(row))
     tokenize = Tokenize(Encoder(load_tokenizer("testbed:policy")), Cut(64))
-    return {"train": prepare(SplitReader.of(str(path)), tokenize, BadRows())}
+    return {"train": prepare_split(SplitReader.of(str(path)), tokenize, BadRows())}
 
 
 @pytest.mark.parametrize(

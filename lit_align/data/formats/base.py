@@ -26,8 +26,8 @@ class RawRow:
     where: str
 
 
-Rows: TypeAlias = Iterator[RawRow | DataError]
-"""Rows in the order of the source. A line that cannot be parsed is yielded as a ``DataError``."""
+RawRows: TypeAlias = Iterator[RawRow | DataError]
+"""RawRows in the order of the source. A line that cannot be parsed is yielded as a ``DataError``."""
 
 
 @final

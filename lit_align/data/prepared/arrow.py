@@ -17,17 +17,16 @@ from lit_align.types import PreferencePair, TokenizedPair, TokenizedResponse
 
 Arrow: TypeAlias = Any
 """A table, record batch, column or type of ``pyarrow``, which has no type annotations."""
-Values: TypeAlias = NDArray[np.float64]
 
-PARTS = ("prompt", "chosen", "rejected", "prompted")
-SIDES = ("chosen", "rejected")
+PAIR_PARTS = ("prompt", "chosen", "rejected", "prompted")
+_SIDES = ("chosen", "rejected")
 TOKENS = {
-    **{part: pa.list_(pa.int32()) for part in PARTS},
-    **{f"{side}_scored": pa.list_(pa.uint8()) for side in SIDES},
+    **{part: pa.list_(pa.int32()) for part in PAIR_PARTS},
+    **{f"{side}_scored": pa.list_(pa.uint8()) for side in _SIDES},
     "scored_tokens": pa.list_(pa.int32(), 2),
     "truncated": pa.list_(pa.uint8(), 2),
     "last": pa.list_(pa.int32(), 2),
-    "digests": pa.list_(pa.uint64(), len(PARTS)),
+    "digests": pa.list_(pa.uint64(), len(PAIR_PARTS)),
 }
 """Columns of token ids: the parts, the masks of responses that are not scored completely, and summaries of each."""
 ROWS = {"where": pa.large_string(), "row": pa.large_binary()}
@@ -54,10 +53,10 @@ class PairValues:
     """
 
     source: NDArray[np.int32]
-    scores: Values
-    weight: Values
-    margin: Values
-    preference_probability: Values
+    scores: NDArray[np.float64]
+    weight: NDArray[np.float64]
+    margin: NDArray[np.float64]
+    preference_probability: NDArray[np.float64]
 
     @classmethod
     def of(cls, pairs: Sequence[PreferencePair]) -> PairValues:
@@ -98,9 +97,9 @@ def token_records(pairs: Sequence[TokenizedPair]) -> Arrow:
     """Build a record batch of token ids."""
     sides = [pair.sides for pair in pairs]
     lists: dict[str, Sequence[Sequence[int] | None]] = {
-        **{part: [getattr(pair, part).ids for pair in pairs] for part in SIDES},
+        **{part: [getattr(pair, part).ids for pair in pairs] for part in _SIDES},
         **{part: [getattr(pair, part) for pair in pairs] for part in ("prompt", "prompted")},
-        **{f"{name}_scored": [_mask(pair[side]) for pair in sides] for side, name in enumerate(SIDES)},
+        **{f"{name}_scored": [_mask(pair[side]) for pair in sides] for side, name in enumerate(_SIDES)},
     }
     numbers: dict[str, list[int]] = {
         "scored_tokens": [side.length for pair in sides for side in pair],

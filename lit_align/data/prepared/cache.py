@@ -24,7 +24,7 @@ from lit_align.data.prepared.row_counts import RowCounts
 from lit_align.files import VARIABLE, at_home, digest, own_folder, to_disk, user_cache
 
 RECORDS, MANIFEST = "pairs.arrow", "manifest.json"
-AUTO = "auto"
+
 _LOCK_TIMEOUT = 5.0
 
 
@@ -87,9 +87,9 @@ class PreparedCache:
                 None or ``none`` for no cache.
             reader: reads the split; only splits in local files are cached here.
         """
-        if setting in (None, "none") or not is_local(reader) or (setting == AUTO and not is_large(reader)):
+        if setting in (None, "none") or not is_local(reader) or (setting == "auto" and not is_large(reader)):
             return None
-        return cls(default_folder() if setting == AUTO else at_home(setting))
+        return cls(default_folder() if setting == "auto" else at_home(setting))
 
     def get(self, key: str, build: Build) -> tuple[Arrow, Manifest]:
         """Return the records of a split, and build them first if they are missing or damaged.

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 import lit_align
 from lit_align.data.prepared.read_split import SplitReader
-from lit_align.data.sources.base import Files, Saved, locate
+from lit_align.data.sources.base import Files, Saved, locate_source
 from lit_align.data.sources.hub import SAVED, SAVED_SPLITS
 from lit_align.data.sources.local import LocalFile
 from lit_align.data.text.tokenize import Tokenize
@@ -36,7 +36,7 @@ def is_local(reader: SplitReader) -> bool:
 
     Only ``datasets`` knows the content behind the name of a hub data set, and it has its own cache.
     """
-    return all(isinstance(locate(source.path), Files | Saved) for source in reader.sources)
+    return all(isinstance(locate_source(source.path), Files | Saved) for source in reader.sources)
 
 
 def cache_key(reader: SplitReader, tokenize: Tokenize) -> str:
@@ -82,7 +82,7 @@ def tokenizer_content(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
 
 def _file_digests(source: str) -> list[tuple[str, str]]:
     """Return name and digest of each file of a source, in the order in which they are read."""
-    place = locate(source)
+    place = locate_source(source)
     digests = [("split", str(place.split))] if isinstance(place, Saved) else []
     for file in _local_files(source):
         try:
@@ -94,7 +94,7 @@ def _file_digests(source: str) -> list[tuple[str, str]]:
 
 
 def _local_files(source: str) -> list[LocalFile]:
-    place = locate(source)
+    place = locate_source(source)
     if isinstance(place, Files):
         return list(place.files)
     if isinstance(place, Saved):

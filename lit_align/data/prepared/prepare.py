@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from lit_align.data.formats.base import ParsedRow
 from lit_align.data.formats.rankings import TIES, AllPairs, Ranking
-from lit_align.data.prepared.arrow import Arrow, PairValues, Values, records, values_of
+from lit_align.data.prepared.arrow import Arrow, PairValues, records, values_of
 from lit_align.data.prepared.cache import Manifest, PreparedCache, Write, build_in_memory
 from lit_align.data.prepared.fingerprint import cache_key
 from lit_align.data.prepared.read_split import SplitReader
 from lit_align.data.prepared.row_counts import BadRows, RowCounts
 from lit_align.data.prepared.store import PairStore, PairTexts
-from lit_align.data.prepared.workers import Watch, ordered_map, unwatched
+from lit_align.data.prepared.workers import ShowProgress, ordered_map, without_progress
 from lit_align.data.text.stop_tokens import template_stop_tokens
 from lit_align.data.text.tokenize import Tokenize
 from lit_align.data.text.tokenizer import Encoder
@@ -76,7 +76,7 @@ class Split:
         return self.values.source
 
     @property
-    def scores(self) -> Values:
+    def scores(self) -> NDArray[np.float64]:
         """Scores of the sides of each pair, ``[pair, side]``; NaN where the row has none."""
         return self.values.scores
 
@@ -102,13 +102,13 @@ class Split:
         return bool((self.store.lengths == 0).any())
 
 
-def prepare(
+def prepare_split(
     reader: SplitReader,
     tokenize: Tokenize,
     bad_rows: BadRows,
     cache: PreparedCache | None = None,
     workers: int | None = 0,
-    watch: Watch = unwatched,
+    watch: ShowProgress = without_progress,
 ) -> Split:
     """Read, check and tokenize the pairs of a split, or load them from the cache.
 

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_align.data.formats.base import Format, ParsedRow, Rows
+from lit_align.data.formats.base import Format, ParsedRow, RawRows
 from lit_align.data.formats.columns import Columns
 from lit_align.data.formats.registry import FORMATS, FormatName, detect, read_row
 from lit_align.data.prepared.mixture import Source, copies, quotas
-from lit_align.data.sources.base import read_rows
+from lit_align.data.sources.base import read_source
 from lit_align.errors import DataError
 from lit_align.types import PreferencePair, Text
 
@@ -141,16 +141,16 @@ def _pairs(rows: Iterator[ParsedRow | DataError]) -> Iterator[PreferencePair]:
             yield from row.pairs
 
 
-def _renamed(source: Source) -> Rows:
+def _renamed(source: Source) -> RawRows:
     columns = Columns(source.columns or {})
-    for row in read_rows(source.path):
+    for row in read_source(source.path):
         try:
             yield row if isinstance(row, DataError) else columns(row)
         except DataError as error:
             yield error
 
 
-def _with_format(rows: Rows, format_name: FormatName | None) -> tuple[str, Rows]:
+def _with_format(rows: RawRows, format_name: FormatName | None) -> tuple[str, RawRows]:
     """Return the name of the format, detected from the first valid row unless configured, and all rows."""
     if format_name not in (None, "auto"):
         return str(format_name), rows

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from lit_align.data.prepared.arrow import (
     NO_END,
-    PARTS,
+    PAIR_PARTS,
     Arrow,
     PairValues,
     as_array,
@@ -101,7 +101,7 @@ class PairStore(_Records[TokenizedPair]):
     @property
     def part_lengths(self) -> NDArray[np.int64]:
         """Number of tokens of prompt, chosen, rejected and prompted prompt, ``[pair, 4]``."""
-        return np.stack([list_lengths(self.table, part) for part in PARTS], axis=1)
+        return np.stack([list_lengths(self.table, part) for part in PAIR_PARTS], axis=1)
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
@@ -140,7 +140,7 @@ class PairStore(_Records[TokenizedPair]):
         digests = numbers(self.table, "digests")
         mixed = np.zeros(len(self), dtype=np.uint64)
         for part in parts:
-            mixed = (mixed ^ digests[:, PARTS.index(part)]) * _ODD
+            mixed = (mixed ^ digests[:, PAIR_PARTS.index(part)]) * _ODD
             mixed ^= mixed >> np.uint64(32)
         return mixed
 

@@ -25,7 +25,7 @@ from lit_align.errors import DataError
 Work = TypeVar("Work")
 Result = TypeVar("Result")
 ParsedRows: TypeAlias = Iterable[ParsedRow | DataError]
-Watch: TypeAlias = Callable[[ParsedRows, str], Iterator[ParsedRow | DataError]]
+ShowProgress: TypeAlias = Callable[[ParsedRows, str], Iterator[ParsedRow | DataError]]
 """Passes rows on, and may show their number."""
 
 SMALL = 20
@@ -135,12 +135,12 @@ def _single_threaded_tokenizers() -> Iterator[None]:
             os.environ[_THREADS] = before
 
 
-def unwatched(rows: ParsedRows, label: str) -> Iterator[ParsedRow | DataError]:
+def without_progress(rows: ParsedRows, label: str) -> Iterator[ParsedRow | DataError]:
     """Yield the rows without showing progress."""
     yield from rows
 
 
-def watched(rows: ParsedRows, label: str, console: Console | None = None) -> Iterator[ParsedRow | DataError]:
+def with_progress(rows: ParsedRows, label: str, console: Console | None = None) -> Iterator[ParsedRow | DataError]:
     """Yield the rows and show their number and rate, if the output is a terminal.
 
     Args:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lit_align.data.prepared.prepare import Split
 from lit_align.data.prepared.store import PairStore
-from lit_align.data.report.statistics import Distribution, Interval, bin_width, pearson, wilson
+from lit_align.data.report.statistics import Distribution, Interval, bin_width, pearson_correlation, wilson
 
 SUMMED_BETA = 0.1
 
@@ -102,7 +102,7 @@ class LengthReport:
 
     @property
     def rows(self) -> int:
-        """Rows read or, if unknown, the pairs and the rows left out."""
+        """RawRows read or, if unknown, the pairs and the rows left out."""
         return self.pairs + sum(self.dropped.values()) if self.read is None else self.read
 
     def as_dict(self) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def _lengths(store: PairStore, scores: NDArray[np.floating[Any]] | None, which: 
         chosen_truncated=truncated[0],
         rejected_truncated=truncated[1],
         scored=int(scored.sum()),
-        score_correlation=None if score_gap is None else pearson(gap[scored], score_gap[scored]),
+        score_correlation=None if score_gap is None else pearson_correlation(gap[scored], score_gap[scored]),
         matched_beta=matched_beta(tokens),
     )
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 Integers = NDArray[np.integer[Any]]
 
-PERCENTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
+REPORTED_PERCENTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
 _BINS = 28
 _MAX_BINS = 400
 _Z = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
@@ -79,8 +79,10 @@ class Distribution:
         """Summarize values, with a histogram in bins of the given width."""
         histogram = Histogram.of(values, width)
         if not len(values):
-            return cls(0, 0.0, 0.0, dict.fromkeys(PERCENTILES, 0.0), histogram)
-        percentiles = dict(zip(PERCENTILES, np.percentile(values, PERCENTILES).tolist(), strict=True))
+            return cls(0, 0.0, 0.0, dict.fromkeys(REPORTED_PERCENTILES, 0.0), histogram)
+        percentiles = dict(
+            zip(REPORTED_PERCENTILES, np.percentile(values, REPORTED_PERCENTILES).tolist(), strict=True)
+        )
         return cls(len(values), float(values.mean()), float(values.std()), percentiles, histogram)
 
 
@@ -132,10 +134,10 @@ def wilson(wins: float, count: int) -> Interval:
     return Interval(share, max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half)))
 
 
-def pearson(first: NDArray[Any], second: NDArray[Any]) -> float | None:
+def pearson_correlation(first: NDArray[Any], second: NDArray[Any]) -> float | None:
     """Return the Pearson correlation; None for fewer than two values, or if one side is constant.
 
-    >>> pearson(np.array([1, 2, 3]), np.array([2.0, 4.0, 6.0]))
+    >>> pearson_correlation(np.array([1, 2, 3]), np.array([2.0, 4.0, 6.0]))
     1.0
     """
     if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:

@@ -13,13 +13,13 @@ from typing import final
 from typing_extensions import override
 
 from lit_align import testbed
-from lit_align.data.formats.base import Rows
+from lit_align.data.formats.base import RawRows
 from lit_align.data.sources.hub import STREAM, HubName, is_saved, read_hub, read_saved, read_stream
 from lit_align.data.sources.local import OPENERS, LocalFile, read_array, read_comma, read_lines, read_parquet, read_tab
 from lit_align.errors import DataError
 from lit_align.files import at_home
 
-READERS: Mapping[str, Callable[[LocalFile], Rows]] = {
+READERS: Mapping[str, Callable[[LocalFile], RawRows]] = {
     ".jsonl": read_lines,
     ".json": read_array,
     ".csv": read_comma,
@@ -28,7 +28,7 @@ READERS: Mapping[str, Callable[[LocalFile], Rows]] = {
 }
 
 
-def read_rows(source: str) -> Rows:
+def read_source(source: str) -> RawRows:
     """Read the rows of a source in order; lines are counted from 1.
 
     =============================================  ====================================================================
@@ -52,7 +52,7 @@ def read_rows(source: str) -> Rows:
         DataError: the source as a whole cannot be read, or has no rows.
     """
     empty = True
-    for row in locate(source).rows():
+    for row in locate_source(source).rows():
         empty = False
         yield row
     if empty:
@@ -63,7 +63,7 @@ class Place(ABC):
     """Interface of a resolved source."""
 
     @abstractmethod
-    def rows(self) -> Rows:
+    def rows(self) -> RawRows:
         """Read the rows from the first one on."""
 
 
@@ -75,7 +75,7 @@ class Files(Place):
     files: tuple[LocalFile, ...]
 
     @override
-    def rows(self) -> Rows:
+    def rows(self) -> RawRows:
         for file in self.files:
             yield from _read_file(file)
 
@@ -90,7 +90,7 @@ class Saved(Place):
     split: str | None = None
 
     @override
-    def rows(self) -> Rows:
+    def rows(self) -> RawRows:
         return read_saved(self.source, self.folder, self.split)
 
 
@@ -104,18 +104,18 @@ class Hub(Place):
     stream: bool = False
 
     @override
-    def rows(self) -> Rows:
+    def rows(self) -> RawRows:
         return (read_stream if self.stream else read_hub)(self.source, self.name)
 
 
-def locate(source: str) -> Place:
+def locate_source(source: str) -> Place:
     """Resolve the name of a source.
 
     Raises:
         FileNotFoundError: the file, folder or data set does not exist.
         DataError: the source is a folder without a saved data set.
 
-    >>> locate("Anthropic/hh-rlhf@v1:test").name.split
+    >>> locate_source("Anthropic/hh-rlhf@v1:test").name.split
     'test'
     """
     if source.startswith(STREAM):
@@ -157,7 +157,7 @@ def _hub_name(source: str) -> HubName:
     return hub
 
 
-def _read_file(file: LocalFile) -> Rows:
+def _read_file(file: LocalFile) -> RawRows:
     if file.suffix not in READERS:
         known = ", ".join(f"*{suffix}" for suffix in READERS)
         raise DataError(str(file.path), f"unknown kind of file; expected {known}, also with {', '.join(OPENERS)}")

@@ -1,4 +1,4 @@
-"""Rows of data sets of the ``datasets`` library: folders written by ``save_to_disk``, and data sets on the hub."""
+"""RawRows of data sets of the ``datasets`` library: folders written by ``save_to_disk``, and data sets on the hub."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lit_align.data.formats.base import RawRow, Rows
+from lit_align.data.formats.base import RawRow, RawRows
 from lit_align.errors import DataError, shown
 
 STREAM = "stream:"
@@ -48,12 +48,12 @@ class HubName:
         return cls(**{key: part for key, part in match.groupdict().items() if part}) if match else None
 
 
-def read_hub(source: str, hub: HubName) -> Rows:
+def read_hub(source: str, hub: HubName) -> RawRows:
     """Read a data set that ``datasets`` downloads and caches as a whole."""
     yield from _numbered(_load(source, hub, split=hub.split), source)
 
 
-def read_stream(source: str, hub: HubName) -> Rows:
+def read_stream(source: str, hub: HubName) -> RawRows:
     """Read a data set during its download, without storing it.
 
     Raises:
@@ -87,7 +87,7 @@ def is_saved(folder: Path) -> bool:
     return (folder / SAVED).is_file() or (folder / SAVED_SPLITS).is_file()
 
 
-def read_saved(source: str, folder: Path, split: str | None) -> Rows:
+def read_saved(source: str, folder: Path, split: str | None) -> RawRows:
     """Read a folder written by ``save_to_disk``, mapped into memory.
 
     Args:
@@ -114,7 +114,7 @@ def read_saved(source: str, folder: Path, split: str | None) -> Rows:
     yield from _numbered(data[split] if splits else data, source)
 
 
-def _numbered(rows: Iterable[Any], source: str, first: int = 1) -> Rows:
+def _numbered(rows: Iterable[Any], source: str, first: int = 1) -> RawRows:
     for number, row in enumerate(_with_source(rows, source), start=first):
         yield RawRow(row, f"{source}:{number}")
 

@@ -1,4 +1,4 @@
-"""Rows of local files: JSON, JSON lines, separated values, and Parquet, optionally compressed."""
+"""RawRows of local files: JSON, JSON lines, separated values, and Parquet, optionally compressed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any, final
 
 from typing_extensions import override
 
-from lit_align.data.formats.base import RawRow, Rows
+from lit_align.data.formats.base import RawRow, RawRows
 from lit_align.errors import DataError, kind, shown
 
 _BOM = b"\xef\xbb\xbf"
@@ -71,7 +71,7 @@ class LocalFile:
 # ── JSON ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def read_lines(file: LocalFile) -> Rows:
+def read_lines(file: LocalFile) -> RawRows:
     """Read a file with one JSON object per line."""
     with file.open() as opened:
         for number, line in enumerate(opened, start=1):
@@ -91,7 +91,7 @@ def _parse_line(line: bytes, where: str) -> RawRow | DataError:
         return error
 
 
-def read_array(file: LocalFile) -> Rows:
+def read_array(file: LocalFile) -> RawRows:
     """Read a file with an array of JSON objects; a file that does not begin with ``[`` is read line by line."""
     with file.open() as opened:
         start = opened.read(64).removeprefix(_BOM).lstrip()
@@ -103,7 +103,7 @@ def read_array(file: LocalFile) -> Rows:
     yield from _parse_array(text, file.name)
 
 
-def _parse_array(text: str, name: str) -> Rows:
+def _parse_array(text: str, name: str) -> RawRows:
     start = _skip_blanks(text, text.index("[") + 1)
     line = 1 + text.count("\n", 0, start)
     at_end = text[start : start + 1] == "]"
@@ -188,17 +188,17 @@ class _Lines(Iterator[str]):
         return _decode(line.removeprefix(_BOM) if self.number == 1 else line, f"{self.name}:{self.number}")
 
 
-def read_comma(file: LocalFile) -> Rows:
+def read_comma(file: LocalFile) -> RawRows:
     """Read a ``.csv`` file. Every value is text, even if it looks like a number."""
     return _read_separated(file, ",")
 
 
-def read_tab(file: LocalFile) -> Rows:
+def read_tab(file: LocalFile) -> RawRows:
     """Read a ``.tsv`` file. Every value is text."""
     return _read_separated(file, "\t")
 
 
-def _read_separated(file: LocalFile, delimiter: str) -> Rows:
+def _read_separated(file: LocalFile, delimiter: str) -> RawRows:
     """Read a header with the column names, then rows; a quoted value may span several lines."""
     csv.field_size_limit(_LONGEST_FIELD)
     with file.open() as opened:
@@ -238,7 +238,7 @@ def _header(names: list[str], where: str) -> list[str]:
 # ── Parquet ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def read_parquet(file: LocalFile) -> Rows:
+def read_parquet(file: LocalFile) -> RawRows:
     """Read a Parquet file; rows are numbered from 1."""
     import pyarrow
     from pyarrow import parquet

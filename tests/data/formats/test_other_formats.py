@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from lit_align.data.batches.collate import Collate
 from lit_align.data.formats.base import ParsedRow, RawRow
 from lit_align.data.formats.registry import FORMATS, read_row
-from lit_align.data.prepared.prepare import Split, prepare
+from lit_align.data.prepared.prepare import Split, prepare_split
 from lit_align.data.prepared.read_split import SplitReader
 from lit_align.data.prepared.row_counts import BadRows
 from lit_align.data.text.render import RenderOptions
@@ -33,7 +33,9 @@ def read(row: dict[str, Any]) -> ParsedRow:
 
 
 def split(tokenizer: PreTrainedTokenizerFast, path: Any, quality: str | None = None) -> Split:
-    return prepare(SplitReader.of(str(path)), Tokenize(Encoder(tokenizer), Cut(64), RenderOptions(quality)), BadRows())
+    return prepare_split(
+        SplitReader.of(str(path)), Tokenize(Encoder(tokenizer), Cut(64), RenderOptions(quality)), BadRows()
+    )
 
 
 class TestUnpaired:

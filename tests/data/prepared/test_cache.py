@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lit_align.data.prepared import cache
 from lit_align.data.prepared.cache import MANIFEST, RECORDS, PreparedCache, default_folder
-from lit_align.data.prepared.prepare import Split, prepare
+from lit_align.data.prepared.prepare import Split, prepare_split
 from lit_align.data.prepared.read_split import SplitReader
 from lit_align.data.prepared.row_counts import BadRows
 from lit_align.data.text.tokenize import Tokenize
@@ -43,7 +43,7 @@ class Reader:
             self.starts.append(words)
             yield from readings
 
-        return prepare(SplitReader.of(str(path)), self.tokenize, bad_rows, self.store, workers, watch)
+        return prepare_split(SplitReader.of(str(path)), self.tokenize, bad_rows, self.store, workers, watch)
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_what_becomes_of_bad_rows_is_asked_anew(read: Reader, write: Write) -> N
 def test_the_number_of_workers_changes_no_byte(
     read: Reader, write: Write, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules[prepare.__module__], "_CHUNK", 7)
+    monkeypatch.setattr(sys.modules[prepare_split.__module__], "_CHUNK", 7)
     path = write([*ROWS, {**ROWS[0], "chosen": " "}])
     read(path, BadRows("drop", 0.1))
     others = Reader(read.tokenize, PreparedCache(tmp_path / "others"))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from lit_align.data.formats.registry import FormatName
-from lit_align.data.prepared.prepare import SCORES_DISAGREE, Split, prepare
+from lit_align.data.prepared.prepare import SCORES_DISAGREE, Split, prepare_split
 from lit_align.data.prepared.read_split import SplitReader
 from lit_align.data.prepared.row_counts import BadRows
 from lit_align.data.text.tokenize import Tokenize
@@ -28,7 +28,7 @@ def read(plain: PreTrainedTokenizerFast) -> Any:
     def run(
         path: Any, bad_rows: BadRows = BadRows(), layout: FormatName = "auto", truncation: Truncation = Cut(200)
     ) -> Split:
-        return prepare(SplitReader.of(str(path), layout), Tokenize(Encoder(plain), truncation), bad_rows)
+        return prepare_split(SplitReader.of(str(path), layout), Tokenize(Encoder(plain), truncation), bad_rows)
 
     return run
 

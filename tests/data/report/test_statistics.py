@@ -8,7 +8,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lit_align.data.report.statistics import PERCENTILES, Distribution, Histogram, bin_width, pearson, wilson
+from lit_align.data.report.statistics import (
+    REPORTED_PERCENTILES,
+    Distribution,
+    Histogram,
+    bin_width,
+    pearson_correlation,
+    wilson,
+)
 
 whole = st.integers(-5000, 5000)
 values = st.lists(whole, min_size=1, max_size=60)
@@ -35,7 +42,7 @@ def test_a_distribution_by_plain_loops(numbers: list[int], width: int) -> None:
     assert found.count == len(numbers)
     assert found.mean == pytest.approx(float(mean))
     assert found.std == pytest.approx(math.sqrt(sum((n - mean) ** 2 for n in numbers) / len(numbers)), abs=1e-9)
-    for p in PERCENTILES:
+    for p in REPORTED_PERCENTILES:
         assert found.percentiles[p] == pytest.approx(percentile(numbers, p))
 
 
@@ -114,7 +121,7 @@ def test_pearson_by_plain_loops(rows: list[tuple[int, int]]) -> None:
     a, b = (Fraction(sum(row[k] for row in rows), count) for k in (0, 1))
     both = sum((x - a) * (y - b) for x, y in rows)
     one, other = sum((x - a) ** 2 for x, _ in rows), sum((y - b) ** 2 for _, y in rows)
-    found = pearson(*np.array(rows).T)
+    found = pearson_correlation(*np.array(rows).T)
     if one == 0 or other == 0:
         assert found is None
     else:
@@ -124,5 +131,5 @@ def test_pearson_by_plain_loops(rows: list[tuple[int, int]]) -> None:
 @given(pairs, st.floats(1e-300, 1e300))
 def test_pearson_knows_no_unit(rows: list[tuple[int, int]], unit: float) -> None:
     one, other = np.array(rows, dtype=float).T
-    assert pearson(one * unit, other) == pytest.approx(pearson(one, other), abs=1e-9)
-    assert pearson(other, one) == pytest.approx(pearson(one, other), abs=1e-9)
+    assert pearson_correlation(one * unit, other) == pytest.approx(pearson_correlation(one, other), abs=1e-9)
+    assert pearson_correlation(other, one) == pytest.approx(pearson_correlation(one, other), abs=1e-9)

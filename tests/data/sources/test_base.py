@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lit_align.data.formats.base import RawRow
-from lit_align.data.sources.base import read_rows
+from lit_align.data.sources.base import read_source
 from lit_align.errors import DataError
 from tests.data.conftest import Write
 from tests.data.examples import pair_row
@@ -24,12 +24,12 @@ LINES = b"".join(json.dumps(row).encode() + b"\n" for row in ROWS)
 
 
 def columns(source: Path | str) -> list[Any]:
-    return [row.columns if isinstance(row, RawRow) else row for row in read_rows(str(source))]
+    return [row.columns if isinstance(row, RawRow) else row for row in read_source(str(source))]
 
 
 def only_error(source: Path) -> str:
     """The text of the only line that holds no row."""
-    (error,) = (row for row in read_rows(str(source)) if isinstance(row, DataError))
+    (error,) = (row for row in read_source(str(source)) if isinstance(row, DataError))
     return str(error)
 
 
@@ -52,7 +52,7 @@ class TestGoodFiles:
 
     def test_bom_crlf_and_blank_lines_are_fine_and_lines_are_counted_as_an_editor_does(self, write: Write) -> None:
         path = write([b"\xef\xbb\xbf" + json.dumps(ROWS[0]).encode() + b"\r", b"\r", json.dumps(ROWS[1]).encode()])
-        rows = list(read_rows(str(path)))
+        rows = list(read_source(str(path)))
         assert [row.where for row in rows] == ["rows.jsonl:1", "rows.jsonl:3"]
         assert columns(path) == ROWS[:2]
 
@@ -65,7 +65,7 @@ class TestGoodFiles:
     def test_a_json_array_keeps_the_lines_of_its_rows(self, tmp_path: Path) -> None:
         path = tmp_path / "rows.json"
         path.write_text("\n[\n" + ",\n".join(json.dumps(row, indent=1) for row in ROWS) + "\n]\n")
-        rows = list(read_rows(str(path)))
+        rows = list(read_source(str(path)))
         assert [row.columns for row in rows if isinstance(row, RawRow)] == ROWS
         assert [row.where for row in rows] == ["rows.json:3", "rows.json:8", "rows.json:13"]
 
@@ -179,7 +179,7 @@ class TestHub:
     def test_a_hub_name_has_a_revision_and_a_split(
         self, asked: list[tuple[Any, ...]], source: str, call: tuple[Any, ...]
     ) -> None:
-        rows = list(read_rows(source))
+        rows = list(read_source(source))
         assert asked == [call]
         assert rows[2] == RawRow(ROWS[2], f"{source}:3")
 
@@ -229,7 +229,7 @@ def test_whatever_the_bytes_there_are_rows_or_data_errors(tmp_path: Path, name: 
     path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
     found: list[RawRow | DataError] = []
     try:
-        found += read_rows(str(path))
+        found += read_source(str(path))
     except DataError as error:
         found.append(error)
     assert found

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lit_align.data.formats.base import RawRow
-from lit_align.data.sources.base import locate, read_rows
+from lit_align.data.sources.base import locate_source, read_source
 from lit_align.data.sources.hub import HubName
 from lit_align.errors import DataError
 from tests.data.examples import outcome, pair_row
@@ -22,7 +22,7 @@ load_really = datasets.load_dataset
 
 
 def columns(source: str) -> list[Any]:
-    return [row.columns if isinstance(row, RawRow) else row for row in read_rows(source)]
+    return [row.columns if isinstance(row, RawRow) else row for row in read_source(source)]
 
 
 class TestHubName:
@@ -67,7 +67,7 @@ class TestHub:
             raise ConnectionError("gone")
 
         monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: rows())
-        found = read_rows("stream:owner/name")
+        found = read_source("stream:owner/name")
         assert next(found) == RawRow(ROWS[0], "stream:owner/name:1")
         with pytest.raises(DataError, match="cannot be read: ConnectionError: 'gone'"):
             next(found)
@@ -101,7 +101,7 @@ class TestStream:
         assert columns(f"stream:owner/name:train{part}") == rows
 
     def test_rows_keep_their_numbers(self, asked: list[Any]) -> None:
-        assert next(read_rows("stream:owner/name:train[2:]")).where.endswith(":3")
+        assert next(read_source("stream:owner/name:train[2:]")).where.endswith(":3")
 
     def test_no_more_rows_are_asked_for_than_are_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def rows() -> Iterator[dict[str, str]]:
@@ -137,7 +137,7 @@ class TestSaved:
 
     def test_a_data_set(self, one: Path) -> None:
         assert columns(str(one)) == ROWS
-        assert [row.where for row in read_rows(str(one))][1] == f"{one}:2"
+        assert [row.where for row in read_source(str(one))][1] == f"{one}:2"
 
     def test_a_split(self, several: Path) -> None:
         assert columns(f"{several}:test") == ROWS[3:]
@@ -178,7 +178,7 @@ class TestPattern:
     def test_shards_are_read_in_the_order_of_their_names(self, tmp_path: Path) -> None:
         for number in (1, 0):
             datasets.Dataset.from_list(ROWS[number * 2 : number * 2 + 2]).to_parquet(tmp_path / f"{number:04}.parquet")
-        rows = list(read_rows(f"{tmp_path}/*.parquet"))
+        rows = list(read_source(f"{tmp_path}/*.parquet"))
         assert [row.columns for row in rows if isinstance(row, RawRow)] == ROWS[:4]
         assert rows[2].where == f"{tmp_path}/0001.parquet:1"
 
@@ -197,4 +197,4 @@ class TestPattern:
 @given(source=st.text(max_size=40) | st.from_regex(r"(stream:)?\w+/\w+[@#:\[\]%*?\w]*", fullmatch=True))
 def test_whatever_the_name_it_is_a_place_or_not_found(source: str) -> None:
     with contextlib.suppress(FileNotFoundError):
-        assert str(outcome(lambda: locate(source)))
+        assert str(outcome(lambda: locate_source(source)))

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lit_align.data.formats.base import RawRow
-from lit_align.data.sources.base import read_rows
+from lit_align.data.sources.base import read_source
 from lit_align.errors import DataError
 
 
@@ -19,7 +19,7 @@ def table(folder: Path, text: str | bytes, name: str = "rows.csv") -> str:
 
 
 def read(source: str) -> list[RawRow | DataError]:
-    return list(read_rows(source))
+    return list(read_source(source))
 
 
 def errors(source: str) -> list[str]:

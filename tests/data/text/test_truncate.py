@@ -39,8 +39,8 @@ def encoded_pairs(draw: st.DrawFn) -> EncodedPair:
     return EncodedPair(prompt, said(*chosen), said(*rejected), prompted, "rows.jsonl:7")
 
 
-SIDES = st.sampled_from(["left", "right"])
-cuts = st.builds(Cut, st.integers(9, 60), st.none() | st.integers(2, 4), prompt=SIDES)
+_SIDES = st.sampled_from(["left", "right"])
+cuts = st.builds(Cut, st.integers(9, 60), st.none() | st.integers(2, 4), prompt=_SIDES)
 
 
 def said(*ids: int) -> EncodedResponse:
