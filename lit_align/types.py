@@ -17,8 +17,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -44,6 +44,43 @@ RolloutScores: TypeAlias = Float[Tensor, " rollout"]
 Message: TypeAlias = Mapping[str, Any]
 Text: TypeAlias = str | tuple[Message, ...]
 """Plain text, or the messages of a conversation."""
+
+
+RecordT = TypeVar("RecordT")
+
+
+def map_tensors(record: RecordT, function: Callable[[Tensor], Any]) -> RecordT:
+    """Apply a function to every tensor of a record, including those of nested records and mappings.
+
+    Args:
+        record: a tensor, a mapping, or a dataclass of these; anything else is returned as it is.
+        function: from tensor to tensor.
+    """
+    mapped: Any = record
+    if isinstance(record, Tensor):
+        mapped = function(record)
+    elif isinstance(record, Mapping):
+        mapped = {name: map_tensors(value, function) for name, value in record.items()}
+    elif is_dataclass(record) and not isinstance(record, type):
+        mapped = replace(record, **{f.name: map_tensors(getattr(record, f.name), function) for f in fields(record)})
+    return cast(RecordT, mapped)
+
+
+def concatenate(records: Sequence[RecordT]) -> RecordT:
+    """Concatenate records along the axis of pairs.
+
+    Args:
+        records: dataclasses or mappings of tensors with the same members, or tensors; at least one.
+    """
+    first: Any = records[0]
+    joined: Any = first
+    if isinstance(first, Tensor):
+        joined = torch.cat(cast(list[Tensor], list(records)))
+    elif isinstance(first, Mapping):
+        joined = {name: concatenate([cast(Any, record)[name] for record in records]) for name in first}
+    elif is_dataclass(first) and not isinstance(first, type):
+        joined = replace(first, **{f.name: concatenate([getattr(r, f.name) for r in records]) for f in fields(first)})
+    return cast(RecordT, joined)
 
 
 @dataclass(frozen=True)
@@ -154,20 +191,15 @@ class PairBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PairBatch:
         """The same batch on another device."""
-        return self._map(lambda part: part.to(device, non_blocking=non_blocking))
+        return map_tensors(self, lambda part: part.to(device, non_blocking=non_blocking))
 
     def copied(self) -> PairBatch:
         """The same batch in memory of its own."""
-        return self._map(lambda part: part.copied() if isinstance(part, PairBatch) else part.clone())
+        return map_tensors(self, torch.clone)
 
     def pin_memory(self) -> PairBatch:
         """The same batch in page-locked memory."""
-        return self._map(lambda part: part.pin_memory())
-
-    def _map(self, change: Callable[[Any], Any]) -> PairBatch:
-        parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved: dict[str, Any] = {name: part if part is None else change(part) for name, part in parts.items()}
-        return PairBatch(**moved)
+        return map_tensors(self, lambda part: part.pin_memory())
 
     def rows(self, which: slice | Tensor) -> PairBatch:
         """Some of the rows, without the columns that are padding in all of them.
@@ -175,17 +207,14 @@ class PairBatch:
         Args:
             which: a slice, or the places of the rows.
         """
-
-        def pick(part: Any) -> Any:
-            return part.rows(which) if isinstance(part, PairBatch) else part[which]
-
-        found = self._map(pick)
-        used = found.attention_mask.flatten(0, 1).any(0).nonzero()
-        if not len(used) or int(used[-1]) + 1 == found.input_ids.shape[-1]:
-            return found
+        nested = {name: part.rows(which) for name in ("prompted", "mismatched") if (part := getattr(self, name))}
+        rows = replace(map_tensors(replace(self, prompted=None, mismatched=None), lambda part: part[which]), **nested)
+        used = rows.attention_mask.flatten(0, 1).any(0).nonzero()
+        if not len(used) or int(used[-1]) + 1 == rows.input_ids.shape[-1]:
+            return rows
         end = int(used[-1]) + 1
         wide = ("input_ids", "attention_mask", "mask")
-        return replace(found, **{name: getattr(found, name)[..., :end] for name in wide})
+        return replace(rows, **{name: getattr(rows, name)[..., :end] for name in wide})
 
     def chosen_side(self) -> PairBatch:
         """The batch without its rejected side, for objectives that never look at it."""
@@ -234,14 +263,8 @@ class PairLogProbs:
     running: Mapping[str, Tensor] = field(default_factory=dict, hash=False)
 
     def rows(self, pairs: slice) -> PairLogProbs:
-        """Some of the pairs."""
-
-        def pick(part: Any) -> Any:
-            if isinstance(part, Tensor):
-                return part[pairs]
-            return part.rows(pairs) if isinstance(part, PairLogProbs) else part
-
-        return PairLogProbs(**{part.name: pick(getattr(self, part.name)) for part in fields(self)})
+        """Return some of the pairs."""
+        return replace(map_tensors(replace(self, running={}), lambda part: part[pairs]), running=self.running)
 
     @property
     def lengths(self) -> Float[Tensor, "pair side"]:
@@ -275,6 +298,23 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class LossOutput:
+    """The loss of a batch, and what its metrics are computed from.
+
+    Args:
+        loss: the weighted sum of the losses of all pairs, with its graph.
+        logps: the log-probabilities that it was computed from, detached.
+        grad_logps: gradient of ``loss`` with respect to ``logps.policy``.
+        outcome: what the objective returned for all pairs, detached; None from a loss that is not an objective's.
+    """
+
+    loss: Tensor
+    logps: PairLogProbs
+    grad_logps: PairTokens
+    outcome: Outcome | None = None
+
+
+@dataclass(frozen=True)
 class Rollout:
     """Responses that the policy drew, and all that was known of them before the policy was changed; no gradients.
 
@@ -304,9 +344,7 @@ class Rollout:
         Args:
             which: their places.
         """
-        parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        picked: dict[str, Any] = {name: part if part is None else part[which] for name, part in parts.items()}
-        return Rollout(**picked)
+        return map_tensors(self, lambda part: part[which])
 
 
 class ResponseScore(ABC):

@@ -247,7 +247,7 @@ class OwnMean(LitPreference):
     """Divides by the pairs of its own process, and leaves the mean over processes to DDP."""
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        own = self.ledger.weight
+        own = self.step_totals.weight
         everyone = total_over_ranks(own, self.trainer.strategy)
         for parameter in self.parameters():
             if parameter.grad is not None:

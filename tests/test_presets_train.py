@@ -13,7 +13,7 @@ import torch
 from lit_align import objectives, testbed
 from lit_align.data import PreferenceData
 from lit_align.models import Loading, SecondModel, load_causal_lm
-from lit_align.modules.log_probs import Scoring
+from lit_align.modules.log_probs import LogProbs
 from lit_align.objectives import Objective, PreferenceObjective, ResponseObjective, WeightedSum
 from lit_align.objectives.pair_seed import draw_in_training
 from lit_align.types import PairBatch, PairLogProbs
@@ -57,10 +57,10 @@ def equal_models(made: Objective, train: Path) -> PairLogProbs:
     model, reference = load_causal_lm("testbed:policy", Loading()), SecondModel()
     reference.attach(model)
     running = {name: torch.tensor(first, dtype=torch.float64) for name, first in made.running.items()}
-    scoring = Scoring(made, model, reference)
-    reference.read_with(scoring.sources.read)
+    log_probs = LogProbs(made, model, reference)
+    reference.read_with(log_probs.readers.read)
     with torch.no_grad():
-        return scoring(batch, draw_in_training(batch.index, step=0, seed=0), running)
+        return log_probs(batch, draw_in_training(batch.index, step=0, seed=0), running)
 
 
 def neutral_loss(objective: PreferenceObjective) -> float:

@@ -39,7 +39,7 @@ class Precompute(Callback):
         if reference is not None:
             reference.release()
             if isinstance(pl_module, LitPreference):
-                pl_module.sources.keep_only(pl_module.policy)
+                pl_module.readers.keep_only(pl_module.policy)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute what is missing, unless a fit has done so."""

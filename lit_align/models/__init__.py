@@ -1,21 +1,19 @@
 """The models: the policy, the frozen reference, and the log-probabilities they give."""
 
-from lit_align.models.lm_head.fused_loss import HeadSum
-from lit_align.models.lm_head.projection import Extras
+from lit_align.models.lm_head.fused_loss import HeadGradientAccumulator
 from lit_align.models.loading import Loading, LoRA, load_causal_lm
 from lit_align.models.logps.check import choose_layout
-from lit_align.models.logps.log_probs import TokenLogProbs
+from lit_align.models.logps.log_probs import LogProbReader
 from lit_align.models.logps.plain import response_log_probs
 from lit_align.models.logps.reader import ForwardPass
-from lit_align.models.logps.scores import TokenScores
+from lit_align.models.logps.scores import ScoreReader
 from lit_align.models.reference.base import AdapterOff, LiveReference, MovingReference, Reference, SecondModel
 from lit_align.models.reference.precomputed import Precomputed
 
 __all__ = [
     "AdapterOff",
-    "Extras",
     "ForwardPass",
-    "HeadSum",
+    "HeadGradientAccumulator",
     "LiveReference",
     "LoRA",
     "Loading",
@@ -23,8 +21,8 @@ __all__ = [
     "Precomputed",
     "Reference",
     "SecondModel",
-    "TokenLogProbs",
-    "TokenScores",
+    "LogProbReader",
+    "ScoreReader",
     "choose_layout",
     "load_causal_lm",
     "response_log_probs",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lit_align.models.loading import Loading
-from lit_align.models.logps.scores import ReadScores, TokenScores
+from lit_align.models.logps.scores import ReadScores, ScoreReader
 from lit_align.models.score_model import ScoreModel, load_score_model
 from lit_align.models.sharding import unsharded
 from lit_align.types import PairBatch, PairScores, ResponseScore, RolloutScores
@@ -43,7 +43,7 @@ def _build_whole(source: Callable[[], ScoreModel]) -> ScoreModel:
 
 
 def _read_padded(model: nn.Module, batch: PairBatch) -> PairScores:
-    return TokenScores(model).scores(batch)
+    return ScoreReader(model).scores(batch)
 
 
 class Scorer(ABC):

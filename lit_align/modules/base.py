@@ -1,4 +1,4 @@
-"""Stepping: what modules share whose optimizer steps are means over all pairs of the step, however it is split."""
+"""The common base of modules whose optimizer steps are means over all pairs of the step, however it is split."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
+from typing_extensions import override
 
-from lit_align.models import LoRA
-from lit_align.modules.build import check_kept, kept
+from lit_align.models import ForwardPass, LoRA
+from lit_align.modules.build import check_state_dict, trainable_state_dict
+from lit_align.modules.grad_cache import split_into_chunks
+from lit_align.modules.log_probs import LogProbReaders
 from lit_align.modules.reports import report
 from lit_align.modules.schedule import Schedule
 from lit_align.modules.step_totals import (
     NonFiniteError,
-    StepLedger,
+    StepTotals,
     optimizer_steps,
     run_data,
     total_norm,
@@ -30,54 +33,76 @@ from lit_align.modules.step_totals import (
 from lit_align.types import PairBatch
 
 
-class Stepping(LightningModule):
-    """Sums gradients of weighted losses over the micro-batches of a step, and divides once, by the weight of all.
+class LitBase(LightningModule):
+    """Accumulates gradients of weighted losses over an optimizer step, and divides once by the total weight.
 
-    A module of this kind returns the sum of its weighted losses from ``training_step``, times the number of
-    processes and of accumulated batches, by which Lightning divides; and enters each batch into the ledger.
+    A subclass returns the weighted sum of its losses from ``training_step``, multiplied by the number of processes and
+    of accumulated batches, by which Lightning divides; and adds each batch to ``step_totals``.
 
     Args:
-        metrics: of training; computes name to number, its states are sums.
+        metrics: of training; their states are sums.
         lora: adapter; None where all weights train.
-        optimizer: of the parameters that train.
-        schedule: how the learning rate moves.
+        optimizer: of the trainable parameters.
+        schedule: of the learning rate.
+        forward_pass: how models are read.
     """
 
-    def __init__(self, metrics: Metric, lora: LoRA | None, optimizer: OptimizerCallable, schedule: Schedule) -> None:
+    def __init__(
+        self,
+        metrics: Metric,
+        lora: LoRA | None,
+        optimizer: OptimizerCallable,
+        schedule: Schedule,
+        forward_pass: ForwardPass,
+    ) -> None:
         super().__init__()
         self.train_metrics: Any = metrics
         self.lora = lora
         self.optimizer = optimizer
         self.schedule = schedule
-        self.ledger = StepLedger()
+        self.readers = LogProbReaders(forward_pass)
+        self.step_totals = StepTotals()
         self.strict_loading = lora is None
         self._gradient_norm = torch.zeros(())
         self._step_weight = 0.0
         self._last_step = 0
         self._loaded_step = 0
 
+    def chunks(self, batch: PairBatch, batch_level: bool = False) -> list[PairBatch]:
+        """Split a batch into chunks that go through the model one at a time; see `ForwardPass.tokens_at_once`.
+
+        Args:
+            batch: the pairs.
+            batch_level: whether a pair's loss depends on other pairs.
+        """
+        return split_into_chunks(batch, self.readers.how.chunk_tokens(self.device.type, batch_level), self.trainer)
+
+    @override
     def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
-        """Start an optimizer step: its clock, and without any gradient."""
-        if not self.ledger.under_way:
+        if not self.step_totals.under_way:
             for optimizer in self.trainer.optimizers:
                 optimizer.zero_grad()
-        self.ledger.start()
+        self.step_totals.start()
 
+    @override
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
-        """Nothing: Lightning calls it behind the training step, in which gradients may have been added already."""
+        # Lightning calls this after the training step, which may have accumulated gradients already.
+        pass
 
+    @override
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Turn summed gradients into the mean over the step's pairs on all ranks; refuse what is not finite."""
-        weight = self._step_weight = float(total_over_ranks(self.ledger.weight, self.trainer.strategy))
+        # Turns the accumulated gradients into the mean over the step's pairs on all ranks.
+        weight = self._step_weight = float(total_over_ranks(self.step_totals.weight, self.trainer.strategy))
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         torch._foreach_div_(gradients, weight)
         norm = total_norm(gradients)
         try:
-            self.ledger.close(norm, self.global_step, self.global_rank)
+            self.step_totals.finish(norm, self.global_step, self.global_rank)
         except NonFiniteError as error:
             raise with_names(error, run_data(self.trainer)) from None
         self._gradient_norm = norm
 
+    @override
     def optimizer_step(
         self,
         epoch: int,
@@ -85,11 +110,8 @@ class Stepping(LightningModule):
         optimizer: torch.optim.Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Take the step, let what follows it advance, and report every ``log_every_n_steps``, and behind the last.
-
-        The report is made here, before any callback that ends a batch: a checkpoint then holds sums that have been
-        reported and reset, and a resumed run reports what the uninterrupted one does.
-        """
+        # Reports before any callback that ends a batch: a checkpoint then holds sums that have been reported and
+        # reset, and a resumed run reports what the uninterrupted one does.
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         trainer: Any = self.trainer
         step = self.global_step + 1
@@ -99,43 +121,40 @@ class Stepping(LightningModule):
             report(self, "train", self.training_values(optimizer.param_groups[0]["lr"]), step)
 
     def after_step(self, step: int) -> None:
-        """Let advance what follows the policy.
+        """Advance what follows the policy.
 
         Args:
-            step: optimizer steps that were taken.
+            step: number of optimizer steps taken.
         """
 
     def training_values(self, learning_rate: float) -> dict[str, Tensor]:
-        """Everything over all pairs since the last report; equal on all ranks, but for the clock's.
+        """Compute the metrics over all pairs since the last report; equal on all ranks, except for throughput.
 
         Args:
             learning_rate: of the step.
         """
         values: dict[str, Tensor] = self.train_metrics.compute()
         self.train_metrics.reset()
-        tokens = total_over_ranks(self.ledger.tokens, self.trainer.strategy)
+        tokens = total_over_ranks(self.step_totals.tokens, self.trainer.strategy)
         values["grad_norm"] = self._gradient_norm
         values["learning_rate"] = torch.tensor(learning_rate)
         values["tokens_seen"] = tokens
-        values["throughput/tokens_per_second"] = torch.tensor(self.ledger.rate(int(tokens)))
+        values["throughput/tokens_per_second"] = torch.tensor(self.step_totals.rate(int(tokens)))
         return values
 
+    @override
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """The optimizer over what trains, and its schedule per optimizer step."""
         optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)
         total = self._last_step = optimizer_steps(self.trainer)
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what trains alone where there is an adapter."""
-        checkpoint["state_dict"] = kept(self, self.lora, checkpoint["state_dict"])
+        checkpoint["state_dict"] = trainable_state_dict(self, self.lora, checkpoint["state_dict"])
 
+    @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from a checkpoint.
-
-        Raises:
-            ValueError: the checkpoint's weights are not those of an adapter like this one.
-        """
-        check_kept(self, self.lora, checkpoint["state_dict"])
+        # Raises a ValueError if the weights are not those of an adapter like this one.
+        check_state_dict(self, self.lora, checkpoint["state_dict"])
         self._loaded_step = int(checkpoint["global_step"])

@@ -130,7 +130,7 @@ def _agree(reference: Precomputed) -> None:
     reference.identity = told[0]
 
 
-def kept(module: nn.Module, lora: LoRA | None, state: Mapping[str, Any]) -> dict[str, Any]:
+def trainable_state_dict(module: nn.Module, lora: LoRA | None, state: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a state dict that a checkpoint keeps.
 
     Args:
@@ -141,7 +141,7 @@ def kept(module: nn.Module, lora: LoRA | None, state: Mapping[str, Any]) -> dict
     return dict(state) if lora is None else {name: state[name] for name in trained(module)}
 
 
-def check_kept(module: nn.Module, lora: LoRA | None, state: Mapping[str, Any]) -> None:
+def check_state_dict(module: nn.Module, lora: LoRA | None, state: Mapping[str, Any]) -> None:
     """Raise if weights are not those of an adapter like the module's.
 
     Args:

@@ -1,11 +1,12 @@
-"""A union is the pairs of several batches and of all ranks as one record, for objectives that look across pairs."""
+"""Objectives whose loss of a pair depends on other pairs: the pairs of several batches and all ranks as one batch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import fields, replace
+from functools import partial
 from itertools import accumulate
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -14,133 +15,83 @@ from torch.nn import functional as F
 
 from lit_align.metrics import PairMetrics
 from lit_align.objectives.base import Objective
-from lit_align.types import Margin, Outcome, PairBatch, PairLogProbs, PairTokens
-
-Kind = TypeVar("Kind")
+from lit_align.types import LossOutput, PairBatch, PairLogProbs, RecordT, map_tensors
 
 INDEX = "index"
 POLICY = "policy"
 
 
-@dataclass(frozen=True)
-class Judged:
-    """What an objective made of one batch among all the others.
-
-    Args:
-        outcome: of the batch's own pairs.
-        pull: gradient of the weighted sum of all losses with regard to the batch's own ``logps.policy``; None where no
-            gradient was asked for.
-    """
-
-    outcome: Outcome
-    pull: PairTokens | None
-
-
-def judge(
+def evaluate_globally(
     objective: Objective,
     logps: Sequence[PairLogProbs],
     batches: Sequence[PairBatch],
     trainer: Trainer,
-    pulls: bool = True,
-) -> list[Judged]:
-    """Call the objective once with the pairs of all batches and ranks; every rank must come here with its own.
+    with_grad: bool = True,
+) -> list[LossOutput]:
+    r"""Call the objective once with the pairs of all batches and ranks.
 
-    The pairs stand in the order of their index, whatever batch or rank they are from; copies of weight 0 are left out.
+    Every rank must call this with its own batches. Pairs are ordered by their index, whatever batch or rank they come
+    from; copies of weight 0 are left out.
 
     Args:
-        objective: what is optimised.
+        objective: the objective.
         logps: log-probabilities of each of this rank's batches.
-        batches: the batches; at least one.
+        batches: this rank's batches; at least one.
         trainer: of the run.
-        pulls: also differentiate.
+        with_grad: also compute the gradient with respect to the policy's log-probabilities; zeros otherwise.
+
+    Returns:
+        The output of each batch. ``loss`` is $\sum_t g_t\log\pi_t$ with the gradient g held constant: a surrogate
+        whose gradient is that of the loss of all pairs with respect to this batch.
     """
-    own = _joined([_tensors(one) for one in logps])
+    own = _concatenate([_tensors(record) for record in logps])
     weight = torch.cat([batch.weight for batch in batches])
     counted = weight > 0
     own |= {INDEX: torch.cat([batch.index for batch in batches]), "weight": weight}
-    union, first = _over_ranks({name: value[counted].detach() for name, value in own.items()}, trainer)
-    order = union.pop(INDEX).argsort(stable=True)
+    pairs, first = _gather_over_ranks({name: value[counted].detach() for name, value in own.items()}, trainer)
+    order = pairs.pop(INDEX).argsort(stable=True)
     places = order.argsort()[first : first + int(counted.sum())]
-    with torch.inference_mode(False), torch.set_grad_enabled(pulls):
-        leaf = own[POLICY].detach().clone().requires_grad_(pulls)
-        everyone = {name: value[order].clone() for name, value in union.items()}
-        weights = everyone.pop("weight")
-        if pulls:
-            mine = F.pad(leaf[counted], (0, everyone[POLICY].shape[-1] - leaf.shape[-1]))
-            everyone[POLICY] = everyone[POLICY].index_copy(0, places, mine)
-        outcome = objective(_record(everyone, logps[0].running))
-        pull = torch.autograd.grad((outcome.loss * weights).sum(), leaf)[0] if pulls else None
-    back = torch.zeros_like(weight, dtype=torch.long).masked_scatter(counted, places)
+    with torch.inference_mode(False), torch.set_grad_enabled(with_grad):
+        leaf = own[POLICY].detach().clone().requires_grad_(with_grad)
+        pairs = {name: value[order].clone() for name, value in pairs.items()}
+        weights = pairs.pop("weight")
+        if with_grad:
+            padded = F.pad(leaf[counted], (0, pairs[POLICY].shape[-1] - leaf.shape[-1]))
+            pairs[POLICY] = pairs[POLICY].index_copy(0, places, padded)
+        outcome = objective(_record(pairs, logps[0].running))
+        grad = torch.autograd.grad((outcome.loss * weights).sum(), leaf)[0] if with_grad else torch.zeros_like(leaf)
+    rows = torch.zeros_like(weight, dtype=torch.long).masked_scatter(counted, places)
     ends = [0, *accumulate(len(batch.index) for batch in batches)]
-    found = []
-    for start, end, one in zip(ends, ends[1:], logps, strict=False):
-        width = one.policy.shape[-1]
-        found.append(
-            Judged(_rows(outcome, back[start:end]), None if pull is None else pull[start:end, :, :width].contiguous())
-        )
-    return found
+    outputs = []
+    for start, end, record in zip(ends, ends[1:], logps, strict=False):
+        own_grad = grad[start:end, :, : record.policy.shape[-1]].contiguous()
+        own_outcome = map_tensors(outcome, partial(_select, rows=rows[start:end]))
+        loss = (record.policy * own_grad).sum()
+        outputs.append(LossOutput(loss, map_tensors(record, torch.detach), own_grad, own_outcome))
+    return outputs
 
 
-def judge_alone(objective: Objective, logps: PairLogProbs, weight: Margin) -> Judged:
-    """What an objective makes of pairs that do not depend on others.
-
-    Args:
-        objective: what is optimised.
-        logps: of the pairs; not differentiated further than to them.
-        weight: of the pairs.
-    """
-    leaf = logps.policy.detach().requires_grad_()
-    outcome = objective(replace(logps, policy=leaf))
-    total = (outcome.loss * weight).sum()
-    pull = torch.autograd.grad(total, leaf)[0] if total.requires_grad else torch.zeros_like(leaf)
-    return Judged(replace(outcome, loss=outcome.loss.detach()), pull)
-
-
-def moved(part: Kind, device: torch.device | str) -> Kind:
-    """A tensor, or a record with everything in it, without gradient on another device.
-
-    Args:
-        part: a tensor, a mapping, or a dataclass of these.
-        device: where to.
-    """
-    found: Any = part
-    if isinstance(part, Tensor):
-        found = part.detach().to(device)
-    elif isinstance(part, Mapping):
-        found = {name: moved(value, device) for name, value in part.items()}
-    elif is_dataclass(part) and not isinstance(part, type):
-        found = replace(part, **{field.name: moved(getattr(part, field.name), device) for field in fields(part)})
-    return cast(Kind, found)
-
-
-def _rows(outcome: Outcome, rows: Tensor) -> Outcome:
-    """Some pairs of an outcome, detached."""
-
-    def of(part: Any) -> Any:
-        if isinstance(part, Mapping):
-            return {name: of(value) for name, value in part.items()}
-        return None if part is None else part.detach()[rows]
-
-    return Outcome(**{field.name: of(getattr(outcome, field.name)) for field in fields(Outcome)})
+def _select(tensor: Tensor, rows: Tensor) -> Tensor:
+    return tensor.detach()[rows]
 
 
 # ── records as named tensors ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _tensors(logps: PairLogProbs) -> dict[str, Tensor]:
-    """Every tensor of a record by its dotted name."""
-    found: dict[str, Tensor] = {}
+    """Return every tensor of a record by its dotted name."""
+    tensors: dict[str, Tensor] = {}
     for field in fields(logps):
         value = getattr(logps, field.name)
         if isinstance(value, Tensor):
-            found[field.name] = value
+            tensors[field.name] = value
         elif isinstance(value, PairLogProbs):
-            found |= {f"{field.name}.{name}": inner for name, inner in _tensors(value).items()}
-    return found
+            tensors |= {f"{field.name}.{name}": inner for name, inner in _tensors(value).items()}
+    return tensors
 
 
 def _record(tensors: Mapping[str, Tensor], running: Mapping[str, Tensor]) -> PairLogProbs:
-    """The record that ``_tensors`` took apart."""
+    """Rebuild the record that ``_tensors`` took apart."""
     plain = {name: value for name, value in tensors.items() if "." not in name}
     outer = dict.fromkeys(name.split(".")[0] for name in tensors if "." in name)
     inner = {
@@ -153,20 +104,20 @@ def _record(tensors: Mapping[str, Tensor], running: Mapping[str, Tensor]) -> Pai
     return PairLogProbs(**parts, running=running)
 
 
-def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The pairs of several records, one behind the other; those with fewer tokens get padding."""
-    return {name: torch.cat(_level([part[name] for part in parts])) for name in parts[0]}
+def _concatenate(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Concatenate the pairs of several records, padding those with fewer tokens."""
+    return {name: torch.cat(_pad_to_widest([part[name] for part in parts])) for name in parts[0]}
 
 
-def _level(tensors: Sequence[Tensor]) -> list[Tensor]:
+def _pad_to_widest(tensors: Sequence[Tensor]) -> list[Tensor]:
     if tensors[0].dim() < 3:
         return list(tensors)
     width = max(tensor.shape[-1] for tensor in tensors)
     return [F.pad(tensor, (0, width - tensor.shape[-1])) for tensor in tensors]
 
 
-def _over_ranks(own: Mapping[str, Tensor], trainer: Trainer) -> tuple[dict[str, Tensor], int]:
-    """The pairs of all ranks, those of rank 0 first, and the position of the first of this rank's."""
+def _gather_over_ranks(own: Mapping[str, Tensor], trainer: Trainer) -> tuple[dict[str, Tensor], int]:
+    """Return the pairs of all ranks, those of rank 0 first, and the position of this rank's first pair."""
     if trainer.world_size == 1:
         return dict(own), 0
     strategy, device = trainer.strategy, trainer.strategy.root_device
@@ -181,7 +132,7 @@ def _over_ranks(own: Mapping[str, Tensor], trainer: Trainer) -> tuple[dict[str, 
         for rank, sizes_of in enumerate(everyone):
             gathered[rank][name] = shares[rank][: sizes_of[number][0]]
     first = sum(sizes_of[0][0] for sizes_of in everyone[: trainer.global_rank])
-    return _joined(gathered), first
+    return _concatenate(gathered), first
 
 
 def _sendable(tensor: Tensor) -> Tensor:
@@ -189,14 +140,14 @@ def _sendable(tensor: Tensor) -> Tensor:
 
 
 class Evaluation:
-    """The pairs of an evaluation, batch after batch.
+    """Accumulates the metrics of an objective over all pairs of a split.
 
-    Where a pair's loss depends on the others, the log-probabilities of all pairs are kept in the processor's memory
-    and judged together at the end, so the numbers do not depend on the batches either.
+    Where a pair's loss depends on other pairs, the log-probabilities of all pairs are kept in CPU memory and evaluated
+    together at the end, so that the result does not depend on the batches.
 
     Args:
-        objective: what is evaluated.
-        metrics: what sums it up.
+        objective: the objective.
+        metrics: accumulates what it returns.
     """
 
     def __init__(self, objective: Objective, metrics: PairMetrics) -> None:
@@ -204,36 +155,42 @@ class Evaluation:
         self.metrics = metrics
         self._kept: list[tuple[PairLogProbs, PairBatch]] = []
 
-    def begin(self) -> None:
-        """Forget what an evaluation that broke off has left."""
+    def reset(self) -> None:
+        """Discard what an interrupted evaluation has left."""
         self._kept = []
         self.metrics.reset()
 
-    def add(self, logps: PairLogProbs, batch: PairBatch) -> None:
-        """Take a batch in."""
+    def update(self, logps: PairLogProbs, batch: PairBatch) -> None:
+        """Add the pairs of a batch."""
         if self.objective.needs.batch_level:
             self._kept.append((moved(logps, "cpu"), moved(_without_ids(batch), "cpu")))
         else:
             self.metrics.update(self.objective(logps), logps, batch)
 
-    def close(self, trainer: Trainer, device: torch.device) -> dict[str, Tensor]:
-        """The means over the pairs of all ranks.
+    def compute(self, trainer: Trainer, device: torch.device) -> dict[str, Tensor]:
+        """Return the means over the pairs of all ranks, and reset.
 
         Args:
             trainer: of the run.
             device: where the metrics are.
         """
         if self._kept:
-            logps, batches = [one for one, _ in self._kept], [batch for _, batch in self._kept]
-            judged = judge(self.objective, logps, batches, trainer, pulls=False)
-            for found, one, its in zip(judged, logps, batches, strict=True):
-                self.metrics.update(moved(found.outcome, device), moved(one, device), moved(its, device))
+            logps, batches = [logps for logps, _ in self._kept], [batch for _, batch in self._kept]
+            outputs = evaluate_globally(self.objective, logps, batches, trainer, with_grad=False)
+            for output, batch in zip(outputs, batches, strict=True):
+                assert output.outcome is not None
+                self.metrics.update(moved(output.outcome, device), moved(output.logps, device), moved(batch, device))
         values: dict[str, Tensor] = self.metrics.compute()
-        self.begin()
+        self.reset()
         return values
 
 
+def moved(record: RecordT, device: torch.device | str) -> RecordT:
+    """Detach all tensors of a record and move them to a device."""
+    return map_tensors(record, lambda part: part.detach().to(device))
+
+
 def _without_ids(batch: PairBatch) -> PairBatch:
-    """What the metrics and the order of the pairs are made of."""
-    nothing = {name: getattr(batch, name)[..., :0].clone() for name in ("input_ids", "attention_mask", "mask")}
-    return replace(batch, **nothing, prompted=None, mismatched=None)
+    """Return the parts of a batch that metrics and the order of pairs depend on."""
+    empty = {name: getattr(batch, name)[..., :0].clone() for name in ("input_ids", "attention_mask", "mask")}
+    return replace(batch, **empty, prompted=None, mismatched=None)

@@ -1,4 +1,4 @@
-"""A window is the micro-batches of an optimizer step whose pairs depend on each other."""
+"""Splitting an optimizer step: chunks of a batch, and cached gradients of losses that need all pairs of a step."""
 
 from __future__ import annotations
 
@@ -12,108 +12,98 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lit_align.modules.global_batch import Judged, judge
+from lit_align.modules.global_batch import evaluate_globally
 from lit_align.objectives.base import Objective
-from lit_align.types import PairBatch, PairLogProbs, PairTokens
+from lit_align.types import LossOutput, PairBatch, PairLogProbs, PairTokens
 
 
 @dataclass(frozen=True)
-class Window:
-    """How the micro-batches of a step are judged together and pulled one by one.
+class GradCache:
+    """Backpropagates a batch-level loss through the micro-batches of an optimizer step, one at a time.
 
-    A step of one micro-batch goes through the policy once. Otherwise all go through it without gradient, the objective
-    says how hard it pulls at each log-probability, and each goes through it again and is pulled. The memory is that of
-    one micro-batch, the time that of one more forward pass.
+    A step of one micro-batch goes through the policy once. Otherwise all micro-batches first go through it without
+    gradient, the objective gives the gradient with respect to every log-probability, and each micro-batch goes through
+    the policy again and is backpropagated with it. This takes the memory of one micro-batch and the time of one more
+    forward pass (gradient caching, arXiv:2101.06983).
 
     Args:
-        score: everything of a micro-batch.
-        again: the policy's log-probs alone.
-        seed: of the dropout of an adapter: another one in each step and rank.
-        device: where the model is.
+        log_probs: computes everything the objective needs of a micro-batch.
+        policy_alone: computes the policy's log-probabilities alone.
+        seed: of an adapter's dropout; differs between steps and ranks.
+        device: of the model.
     """
 
-    score: Callable[[PairBatch], PairLogProbs]
-    again: Callable[[PairBatch], PairTokens]
+    log_probs: Callable[[PairBatch], PairLogProbs]
+    policy_alone: Callable[[PairBatch], PairTokens]
     seed: int
     device: torch.device
 
-    def judge(
-        self, objective: Objective, batches: Sequence[PairBatch], trainer: Trainer
-    ) -> tuple[list[Judged], list[PairLogProbs]]:
-        """What the objective makes of each micro-batch among the others, and their log-probabilities.
+    def evaluate(self, objective: Objective, batches: Sequence[PairBatch], trainer: Trainer) -> list[LossOutput]:
+        """Evaluate the objective on all pairs of the step; see `evaluate_globally`.
 
         Args:
-            objective: what is optimised.
-            batches: this rank's, all of the step.
+            objective: the objective.
+            batches: all of this rank's micro-batches of the step.
             trainer: of the run.
         """
         logps = []
-        for place, batch in enumerate(batches):
-            with torch.set_grad_enabled(len(batches) == 1), self._noise(place):
-                logps.append(self.score(batch))
-        return judge(objective, logps, batches, trainer), logps
+        for number, batch in enumerate(batches):
+            with torch.set_grad_enabled(len(batches) == 1), self._dropout(number):
+                logps.append(self.log_probs(batch))
+        return evaluate_globally(objective, logps, batches, trainer)
 
-    def pull(
-        self, batches: Sequence[PairBatch], judged: Sequence[Judged], logps: Sequence[PairLogProbs], world: int
-    ) -> Tensor:
-        """The scalar whose gradient is that of the last micro-batch; those of the others are in the weights already.
+    def backward(self, batches: Sequence[PairBatch], outputs: Sequence[LossOutput], world_size: int) -> Tensor:
+        """Backpropagate all micro-batches but the last, and return the loss of the last.
 
-        The backward passes in here come before DDP prepares its reduction, so they only add up; the last one, behind
-        which it reduces, is the caller's.
+        DDP prepares its reduction after ``training_step``, so the backward passes in here only accumulate.
 
         Args:
-            batches: as in ``judge``.
-            judged: what it gave.
-            logps: what else it gave.
-            world: number of ranks, over which DDP takes the mean.
+            batches: as in ``evaluate``.
+            outputs: its result.
+            world_size: number of ranks, over which DDP averages.
         """
-        policy = logps[0].policy
-        for place, (batch, found) in enumerate(zip(batches, judged, strict=True)):
-            if len(batches) > 1:
-                with self._noise(place):
-                    policy = self.again(batch)
-            assert found.pull is not None
-            total = (policy * found.pull).sum() * world
-            if place < len(batches) - 1:
-                pull_now(total)
-        return total
+        if len(batches) == 1:
+            return outputs[0].loss * world_size
+        for number, (batch, output) in enumerate(zip(batches, outputs, strict=True)):
+            with self._dropout(number):
+                policy = self.policy_alone(batch)
+            loss = (policy * output.grad_logps).sum() * world_size
+            if number < len(batches) - 1:
+                backward_now(loss)
+        return loss
 
     @contextmanager
-    def _noise(self, place: int) -> Iterator[None]:
-        """Dropout that is the same whenever the micro-batch at a place is scored; no generator is left changed."""
+    def _dropout(self, number: int) -> Iterator[None]:
+        """Use the same dropout each time a micro-batch is read, and leave the global generators as they were."""
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed((self.seed * 4099 + place) % 2**63)
+            torch.manual_seed((self.seed * 4099 + number) % 2**63)
             yield
 
 
-def pull_now(total: Tensor) -> None:
-    """Add a gradient to those of the weights inside of a training step, before DDP prepares its reduction.
-
-    Args:
-        total: what to differentiate.
-    """
-    with torch.autocast(total.device.type, enabled=False):
-        total.backward()
+def backward_now(loss: Tensor) -> None:
+    """Accumulate gradients inside a training step, before DDP prepares its reduction."""
+    with torch.autocast(loss.device.type, enabled=False):
+        loss.backward()
 
 
-def portions(batch: PairBatch, tokens: int, trainer: Trainer) -> list[PairBatch]:
-    """The batch in parts of about the same number of tokens; on all ranks in as many.
+def split_into_chunks(batch: PairBatch, tokens: int, trainer: Trainer) -> list[PairBatch]:
+    """Split a batch into chunks of about equally many tokens; into equally many on all ranks.
 
     Args:
         batch: the pairs.
-        tokens: what a part may have, in tokens of both sides; a longer pair stands alone. 0 for one part.
+        tokens: most tokens of a chunk, of both sides; a longer pair is a chunk by itself. 0 does not split.
         trainer: of the run.
     """
     if tokens == 0:
         return [batch]
     sizes = batch.attention_mask.sum((1, 2)).tolist()
-    count = _over_ranks(math.ceil(sum(sizes) / tokens), "max", trainer)
-    ends = even_ends(sizes, min(count, _over_ranks(len(sizes), "min", trainer)))
+    count = _reduce(math.ceil(sum(sizes) / tokens), "max", trainer)
+    ends = even_ends(sizes, min(count, _reduce(len(sizes), "min", trainer)))
     return [batch.rows(slice(start, end)) for start, end in pairwise((0, *ends))]
 
 
 def even_ends(sizes: list[int], count: int) -> list[int]:
-    """Where to cut a row of sizes into ``count`` parts, none of them empty, whose sums are about the same.
+    """Return where to cut a list of sizes into ``count`` non-empty parts with about the same sums.
 
     >>> even_ends([5, 1, 1, 1, 4, 4], count=3)
     [2, 5, 6]
@@ -129,7 +119,7 @@ def even_ends(sizes: list[int], count: int) -> list[int]:
     return [*ends, len(sizes)]
 
 
-def _over_ranks(number: int, operation: str, trainer: Trainer) -> int:
+def _reduce(number: int, operation: str, trainer: Trainer) -> int:
     if trainer.world_size == 1:
         return number
     value = torch.tensor(number, device=trainer.strategy.root_device)

@@ -1,4 +1,4 @@
-"""Running numbers are what an objective carries from one optimizer step to the next."""
+"""The state that an objective carries from one optimizer step to the next."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from lit_align.objectives.base import Objective
 from lit_align.types import Outcome, PairBatch
 
 
-class RunningNumbers:
-    """The running numbers of an objective, and what the pairs of the step under way say of them.
+class ObjectiveState:
+    """Holds an objective's state and accumulates what the pairs of the current step observe of it.
 
     Args:
-        objective: names the numbers and their first values, and says how they advance.
+        objective: names the numbers of its state, their initial values, and how they advance.
     """
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
-        self.values = {name: torch.tensor(first, dtype=torch.float64) for name, first in objective.running.items()}
+        self.values = {name: torch.tensor(value, dtype=torch.float64) for name, value in objective.running.items()}
         self._sums: dict[str, Tensor] = {}
 
-    def begin(self) -> None:
-        """Forget what a step that broke off has left."""
+    def reset(self) -> None:
+        """Discard what an interrupted step has left."""
         self._sums = {}
 
     def add(self, outcome: Outcome, batch: PairBatch) -> None:
-        """Enter the pairs of a micro-batch."""
+        """Accumulate the observations of a micro-batch."""
         weight = batch.weight.double()
         for name, observed in outcome.observed.items():
-            said = (torch.where(weight > 0, observed.detach().double(), 0.0) * weight).sum()
-            self._sums[name] = self._sums[name] + said if name in self._sums else said
+            total = (torch.where(weight > 0, observed.detach().double(), 0.0) * weight).sum()
+            self._sums[name] = self._sums[name] + total if name in self._sums else total
 
     def advance(self, weight: float, strategy: Strategy) -> None:
-        """End the step.
+        """Advance the state at the end of an optimizer step.
 
         Args:
             weight: of all pairs of the step, on all ranks.
@@ -46,10 +46,10 @@ class RunningNumbers:
         observed = {name: total_over_ranks(total, strategy) / weight for name, total in self._sums.items()}
         self._sums = {}
         if self.values:
-            after = self.objective.advance(self.values, {name: mean.cpu() for name, mean in observed.items()})
-            self.values = {name: after[name].detach().to("cpu", torch.float64) for name in self.values}
+            state = self.objective.advance(self.values, {name: mean.cpu() for name, mean in observed.items()})
+            self.values = {name: state[name].detach().to("cpu", torch.float64) for name in self.values}
 
-    def resume(self, values: Mapping[str, Tensor]) -> None:
-        """Go on from the numbers of a checkpoint, unless they are those of another objective."""
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        """Load the state of a checkpoint, unless it is that of another objective."""
         if values.keys() == self.values.keys():
             self.values = {name: value.to("cpu", torch.float64) for name, value in values.items()}

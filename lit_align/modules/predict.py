@@ -1,4 +1,4 @@
-"""What ``predict`` says about each pair."""
+"""Records that ``predict`` writes for each pair."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ SIDES = ("chosen", "rejected")
 
 
 def pair_records(logps: PairLogProbs, batch: PairBatch, objective: Objective) -> list[dict[str, Any]]:
-    """One plain record per pair, for JSON.
+    """Build one JSON-serialisable record per pair.
 
     ``log_ratio`` is log π − log π_ref in nats (log π alone without a reference), as the sum over the response and as
-    the mean per token; ``rewards`` and ``margin`` are what the objective makes of it. A row with one side has no
-    numbers of the other and none that compare the two. Where a pair's loss depends on other pairs, ``loss``,
-    ``margin`` and ``offset`` are left out: they would depend on the batch.
+    the mean per token; ``rewards`` and ``margin`` are computed by the objective. A row with one side has no numbers of
+    the other side and none that compare the two. Where a pair's loss depends on other pairs, ``loss``,
+    ``margin`` and ``offset`` are left out, since they would depend on the batch.
 
     Args:
         logps: log-probabilities of both sides.
         batch: the pairs; copies of weight 0 are left out.
-        objective: what the rewards are read from.
+        objective: computes rewards, margins and losses.
     """
     outcome = objective(logps)
     values = logps.policy if logps.reference is None else logps.policy - logps.reference
@@ -35,24 +35,24 @@ def pair_records(logps: PairLogProbs, batch: PairBatch, objective: Objective) ->
         "lengths": lengths,
         "truncated": batch.truncated,
     }
-    of_one_pair = () if objective.needs.batch_level else ("margin", "offset", "prompted_margin")
+    comparisons = () if objective.needs.batch_level else ("margin", "offset", "prompted_margin")
     numbers: dict[str, Tensor | None] = {
         "reward_margin": outcome.rewards[:, 0] - outcome.rewards[:, -1] if outcome.rewards.shape[1] == 2 else None,
-        **{name: getattr(outcome, name) for name in of_one_pair},
+        **{name: getattr(outcome, name) for name in comparisons},
     }
     records = []
     for row in range(len(batch.index)):
         if float(batch.weight[row]) == 0:
             continue
-        there = logps.mask[row].any(-1).tolist()
+        present = logps.mask[row].any(-1).tolist()
         record: dict[str, Any] = {"index": int(batch.index[row])}
         if not objective.needs.batch_level:
             record["loss"] = float(outcome.loss[row])
         for name, column in columns.items():
             record[name] = {
-                side: value for side, value, own in zip(SIDES, column[row].tolist(), there, strict=False) if own
+                side: value for side, value, own in zip(SIDES, column[row].tolist(), present, strict=False) if own
             }
-        if all(there):
+        if all(present):
             record |= {name: float(value[row]) for name, value in numbers.items() if value is not None}
         records.append(record)
     return records

@@ -1,4 +1,4 @@
-"""What modules share: how numbers are reported, and how sums that are under way pass through a checkpoint."""
+"""Reporting of metrics, and the sums that pass through a checkpoint so that a resumed run reports the same."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lit_align.models import Loading, LoRA
-from lit_align.modules.step_totals import StepLedger, total_over_ranks
+from lit_align.modules.step_totals import StepTotals, total_over_ranks
 
 REFUSED_PRECISIONS = ("16-mixed", "16-true", "bf16-true")
 
 
 def check_precision(precision: Any, loading: Loading, lora: LoRA | None) -> None:
-    """Raise for a precision in which losses are not exact enough; warn where small steps are rounded away.
+    """Raise for a precision in which losses are not exact enough; warn where small updates are rounded away.
 
     Args:
         precision: of the trainer.
-        loading: of what is trained.
-        lora: its adapter, whose weights are float32 whatever those below are.
+        loading: of the trained model.
+        lora: its adapter, whose weights are float32 in any case.
 
     Raises:
-        ValueError: it is one of ``REFUSED_PRECISIONS``.
+        ValueError: the precision is one of ``REFUSED_PRECISIONS``.
     """
     if precision in REFUSED_PRECISIONS:
         raise ValueError(
@@ -39,11 +39,11 @@ def check_precision(precision: Any, loading: Loading, lora: LoRA | None) -> None
 
 
 def warn_of_rounding(key: str, loading: Loading) -> None:
-    """Warn if weights are in 16 bits that train as a whole.
+    """Warn if all weights are trained in 16 bits.
 
     Args:
-        key: where ``loading`` stands.
-        loading: of what is trained.
+        key: configuration key of ``loading``.
+        loading: of the trained model.
     """
     if loading.dtype == "bfloat16":
         rank_zero_warn(
@@ -53,17 +53,17 @@ def warn_of_rounding(key: str, loading: Loading) -> None:
 
 
 def report(module: LightningModule, stage: str, values: Mapping[str, Tensor], step: int) -> None:
-    """Keep values that are equal on all ranks, and write them to the loggers of rank zero.
+    """Make values available to callbacks, and write them to the loggers of rank zero. They must be equal on all ranks.
 
     Args:
-        module: whose run it is.
+        module: of the run.
         stage: prefix of the names.
         values: name to number.
         step: optimizer steps so far.
     """
     named = {f"{stage}/{name}": value for name, value in values.items()}
     shown = {name: value.float() for name, value in named.items()}
-    if stage == "train":  # what `log_dict` comes to, without its accounting for means over an epoch
+    if stage == "train":  # equivalent to `log_dict`, without its bookkeeping of epoch means
         module.trainer.callback_metrics.update(shown)
     else:
         module.log_dict(shown, logger=False)
@@ -73,42 +73,42 @@ def report(module: LightningModule, stage: str, values: Mapping[str, Tensor], st
 
 
 def prefixed(prefix: str, metric: Metric) -> dict[str, Tensor]:
-    """The values of a metric under names that begin with a prefix.
+    """Compute a metric and prefix the names of its values.
 
     Args:
-        prefix: without the stroke behind it.
+        prefix: without the trailing slash.
         metric: computes name to number.
     """
     return {f"{prefix}/{name}": value for name, value in metric.compute().items()}
 
 
-def sums_of(metric: Metric, ledger: StepLedger, strategy: Strategy) -> dict[str, Tensor]:
-    """Sums over all ranks that a resumed run goes on from; every rank must ask.
+def sums_of(metric: Metric, step_totals: StepTotals, strategy: Strategy) -> dict[str, Tensor]:
+    """Return the sums over all ranks that a resumed run continues from. Every rank must call this.
 
     Args:
         metric: its states are sums.
-        ledger: its tokens are a sum.
+        step_totals: its tokens are a sum.
         strategy: of the run.
     """
-    parts: dict[str, Any] = {"tokens": ledger.tokens, **metric.metric_state}
+    parts: dict[str, Any] = {"tokens": step_totals.tokens, **metric.metric_state}
     return {name: total_over_ranks(value, strategy) for name, value in parts.items()}
 
 
 def restore_sums(
-    sums: Mapping[str, Tensor] | None, metric: Metric, ledger: StepLedger, module: LightningModule
+    sums: Mapping[str, Tensor] | None, metric: Metric, step_totals: StepTotals, module: LightningModule
 ) -> None:
-    """Rank zero takes the sums of a checkpoint over; the others go on from nothing, so the totals are right.
+    """Load the sums of a checkpoint on rank zero; other ranks start from zero, so that the totals are right.
 
     Args:
-        sums: what ``sums_of`` gave; None for a checkpoint without them.
-        metric: takes its states.
-        ledger: takes its tokens.
-        module: says on which rank and device this is.
+        sums: returned by ``sums_of``; None for a checkpoint without them.
+        metric: its states are loaded.
+        step_totals: its tokens are loaded.
+        module: gives rank and device.
     """
     if sums is None:
         return
     first = module.global_rank == 0
-    ledger.resume(sums["tokens"] if first else torch.zeros_like(sums["tokens"]), int(sums["tokens"]))
+    step_totals.resume(sums["tokens"] if first else torch.zeros_like(sums["tokens"]), int(sums["tokens"]))
     if first:
         for name in metric.metric_state:
             setattr(metric, name, sums[name].to(module.device))

@@ -10,12 +10,11 @@ from torch.optim import AdamW
 
 from lit_align.metrics.reward import RewardMetrics
 from lit_align.models import ForwardPass, Loading, LoRA
-from lit_align.models.lm_head.patch import rows_added
+from lit_align.models.lm_head.patch import sparse_embedding_grad
 from lit_align.models.score_model import ScoreModel, load_score_model
-from lit_align.modules.base import Stepping
+from lit_align.modules.base import LitBase
 from lit_align.modules.build import Builder
-from lit_align.modules.grad_cache import portions, pull_now
-from lit_align.modules.log_probs import Sources
+from lit_align.modules.grad_cache import backward_now
 from lit_align.modules.reports import check_precision, report, restore_sums, sums_of
 from lit_align.modules.schedule import Cosine, Schedule
 from lit_align.modules.setup_checks import TokenSizes, check_fit
@@ -26,7 +25,7 @@ from lit_align.types import Outcome, PairBatch, PairScores
 SIDES = ("chosen", "rejected")
 
 
-class LitReward(Stepping):
+class LitReward(LitBase):
     """Trains a reward model on preference pairs.
 
     The gradient of an optimizer step is the weighted mean over all its pairs, whatever the micro-batches or the number
@@ -62,16 +61,15 @@ class LitReward(Stepping):
             raise ValueError(
                 f"model.forward_pass.tile_mb is {forward_pass.tile_mb}; a reward model has no logits: leave it out"
             )
-        super().__init__(RewardMetrics(objective.contrast.beta), lora, optimizer, schedule)
+        super().__init__(RewardMetrics(objective.contrast.beta), lora, optimizer, schedule, forward_pass)
         self.policy_name = policy
         self.objective = objective
         self.loading = loading
-        self.sources = Sources(forward_pass)
         self.eval_metrics = RewardMetrics(objective.contrast.beta)
 
     def setup(self, stage: str) -> None:
         """Check that model and data fit, before any weight is read."""
-        self.ledger.begin()
+        self.step_totals.reset()
         check_precision(self.trainer.precision, self.loading, self.lora)
         data = run_data(self.trainer)
         if data is None:
@@ -104,24 +102,24 @@ class LitReward(Stepping):
 
     def forward(self, batch: PairBatch) -> PairScores:
         """The scores of both sides, in one forward pass."""
-        return self.sources.scores(self.model, batch)
+        return self.readers.scores(self.model, batch)
 
     def _outcome(self, batch: PairBatch) -> Outcome:
         return self.objective(self(batch), batch.margin)
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         """Sum of the weighted losses; ``on_before_optimizer_step`` divides by the weight of the whole step."""
-        parts = portions(batch, self.sources.how.portion(self.device.type, across_pairs=False), self.trainer)
-        for part in parts[:-1]:
-            pull_now(self._charged(part) * self.trainer.world_size)
-        return self._charged(parts[-1]) * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        *chunks, last = self.chunks(batch)
+        for chunk in chunks:
+            backward_now(self._loss(chunk) * self.trainer.world_size)
+        return self._loss(last) * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
-    def _charged(self, batch: PairBatch) -> Tensor:
-        """The weighted losses of some pairs, summed, which are entered into the books."""
-        with rows_added(self.model):
+    def _loss(self, batch: PairBatch) -> Tensor:
+        """Compute the weighted sum of the losses of a chunk, and add it to metrics and totals."""
+        with sparse_embedding_grad(self.model):
             outcome = self._outcome(batch)
         self.train_metrics.update(outcome, batch)
-        self.ledger.add(outcome, batch)
+        self.step_totals.add(outcome, batch)
         return (outcome.loss * batch.weight).sum()
 
     def dry_run_loss(self, batch: PairBatch, is_part: bool) -> Tensor:
@@ -184,9 +182,9 @@ class LitReward(Stepping):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep, beside the weights, the sums that a resumed run goes on from."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["sums"] = sums_of(self.train_metrics, self.ledger, self.trainer.strategy)
+        checkpoint["sums"] = sums_of(self.train_metrics, self.step_totals, self.trainer.strategy)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on from a checkpoint; see the base class."""
         super().on_load_checkpoint(checkpoint)
-        restore_sums(checkpoint.get("sums"), self.train_metrics, self.ledger, self)
+        restore_sums(checkpoint.get("sums"), self.train_metrics, self.step_totals, self)

@@ -1,4 +1,4 @@
-"""Book-keeping of optimizer steps: what went into each, whether it is finite, and how many there will be."""
+"""Totals of an optimizer step, checks that it is finite, and the number of steps of a run."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from lit_align.types import Outcome, PairBatch
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or gradient was not finite; raised before the optimizer step, so the weights are still good.
+    """A loss or gradient is not finite. Raised before the optimizer step, so the weights are unchanged.
 
     Args:
         step: the optimizer step that was not taken.
-        rank: the process that says so.
-        norm: the norm of its gradient.
-        rows: positions in the training data of the pairs of this process whose loss is not finite.
-        names: what to call these rows; their positions if empty.
+        rank: the process that raises.
+        norm: the gradient norm.
+        rows: positions in the training data of this process's pairs whose loss is not finite.
+        names: file and line of these rows; their positions are shown if empty.
     """
 
     def __init__(self, step: int, rank: int, norm: float, rows: list[int], names: Sequence[str] = ()) -> None:
@@ -38,12 +38,12 @@ class NonFiniteError(RuntimeError):
 
 
 class NonFiniteWeightsError(RuntimeError):
-    """A weight is not finite behind an optimizer step; raised before anything is saved of it.
+    """A weight is not finite after an optimizer step. Raised before anything is saved.
 
     Args:
-        step: optimizer steps that were taken.
-        rank: the process that says so.
-        name: of the first such weight of this process, if it has one.
+        step: number of optimizer steps taken.
+        rank: the process that raises.
+        name: of this process's first non-finite weight, if it has one.
     """
 
     def __init__(self, step: int, rank: int, name: str | None) -> None:
@@ -53,64 +53,64 @@ class NonFiniteWeightsError(RuntimeError):
     def __str__(self) -> str:
         found = "every weight of this process is finite" if self.name is None else f"weight {self.name} is not finite"
         return (
-            f"step {self.step}, rank {self.rank}: {found} behind the optimizer step. Nothing is saved of it, and the "
-            "checkpoints that are there are good: lower the learning rate, or clip (trainer.gradient_clip_val)"
+            f"step {self.step}, rank {self.rank}: {found} after the optimizer step. Nothing was saved after it, "
+            "and the existing checkpoints are good: lower the learning rate, or clip (trainer.gradient_clip_val)"
         )
 
 
-class StepLedger:
-    """What has gone into the optimizer step that is being accumulated, and the tokens of all steps so far."""
+class StepTotals:
+    """Accumulates the weight, losses and time of the current optimizer step, and the tokens of all steps."""
 
     def __init__(self) -> None:
         self.weight = torch.zeros((), dtype=torch.float64)
         self.tokens = torch.zeros((), dtype=torch.int64)
         self._rows: list[tuple[Tensor, Tensor]] = []
-        self._running = False
+        self._under_way = False
         self._started = 0.0
         self._seconds = 0.0
         self._rated = 0
 
-    def begin(self) -> None:
-        """Forget what a step that broke off has left; its gradient is gone as well."""
+    def reset(self) -> None:
+        """Discard what an interrupted step has left."""
         self.weight = torch.zeros_like(self.weight)
         self._rows = []
-        self._running = False
+        self._under_way = False
 
     def start(self) -> None:
         """Start the clock, unless the step is already under way."""
-        if not self._running:
-            self._running = True
+        if not self._under_way:
+            self._under_way = True
             self._started = time.monotonic()
 
     def resume(self, tokens: Tensor, total: int) -> None:
-        """Go on from ``tokens`` of this process and ``total`` of all."""
+        """Continue from ``tokens`` of this process and ``total`` of all."""
         self.tokens, self._rated = tokens, total
 
     @property
     def under_way(self) -> bool:
-        """Whether a step was started and has not ended."""
-        return self._running
+        """Whether a step has started and not finished."""
+        return self._under_way
 
     def rate(self, tokens: int) -> float:
-        """Tokens per second of optimizer steps since the last call; validation and sampling do not count."""
+        """Return tokens per second of optimizer steps since the last call, without validation and sampling."""
         new, seconds = tokens - self._rated, self._seconds
         self._rated, self._seconds = tokens, 0.0
         return new / seconds if seconds > 0 else 0.0
 
     def add(self, outcome: Outcome, batch: PairBatch) -> None:
-        """Enter one micro-batch."""
+        """Add a chunk."""
         self.weight = self.weight.to(batch.weight.device) + batch.weight.sum()
         real = (batch.attention_mask.sum((1, 2)) * (batch.weight > 0)).sum()
         self.tokens = self.tokens.to(real.device) + real
         self._rows.append((batch.index, outcome.loss.detach()))
 
     @property
-    def entered(self) -> int:
-        """Micro-batches of the step under way."""
+    def batches(self) -> int:
+        """Number of chunks added to the current step."""
         return len(self._rows)
 
-    def close(self, norm: Tensor, step: int, rank: int) -> None:
-        """End the step; the gradient norm says whether it may be taken.
+    def finish(self, norm: Tensor, step: int, rank: int) -> None:
+        """Finish the step, checking that its gradient is finite.
 
         Raises:
             NonFiniteError: the norm is not finite; names step, rank and the rows whose loss is not.
@@ -118,15 +118,15 @@ class StepLedger:
         if not math.isfinite(float(norm)):
             bad = [int(i) for index, loss in self._rows for i in index[~loss.isfinite()]]
             raise NonFiniteError(step, rank, float(norm), bad)
-        self.begin()
+        self.reset()
         self._seconds += time.monotonic() - self._started
 
 
 def with_names(error: NonFiniteError, data: Any) -> NonFiniteError:
-    """The same error with file and line of each row, where the data know them.
+    """Return the same error with file and line of each row, where the data module knows them.
 
     Args:
-        error: names positions in the training data.
+        error: has positions in the training data.
         data: the data module, or None.
     """
     if data is None:
@@ -136,21 +136,21 @@ def with_names(error: NonFiniteError, data: Any) -> NonFiniteError:
 
 
 def total_over_ranks(value: Tensor, strategy: Strategy) -> Tensor:
-    """Sum of a tensor over all ranks."""
+    """Sum a tensor over all ranks."""
     summed = strategy.reduce(value.clone(), reduce_op="sum")
     return torch.as_tensor(summed)
 
 
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """Euclidean norm of all gradients, also of such as are cut among processes."""
+    """Compute the Euclidean norm of all gradients, including sharded ones."""
     norm = nn.utils.get_total_norm(gradients)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def check_weights(trainer: Trainer) -> None:
-    """Raise in every process if a weight that trains is not finite in any.
+    """Raise in every process if a trainable weight is not finite in any.
 
-    The gradient norm tells what a step has destroyed only at the next one, and the last step has none.
+    The gradient norm reveals non-finite weights only at the next step, and after the last step there is none.
 
     Args:
         trainer: of the run.
@@ -170,16 +170,16 @@ def check_weights(trainer: Trainer) -> None:
 
 
 def run_data(trainer: Trainer) -> Any:
-    """The run's data module, or None; Lightning sets the attribute without declaring it."""
+    """Return the run's data module, or None. Lightning sets the attribute without declaring it."""
     host: Any = trainer
     return host.datamodule
 
 
 def optimizer_steps(trainer: Trainer) -> int:
-    """How many optimizer steps a fit will take.
+    """Return the number of optimizer steps of a fit.
 
-    Asks the data module for its number of batches instead of ``trainer.estimated_stepping_batches``, which builds the
-    loader too early and makes Lightning forget the position a checkpoint has restored.
+    The number of batches comes from the data module. ``trainer.estimated_stepping_batches`` would build the loader too
+    early, and Lightning would lose the position that a checkpoint has restored.
     """
     if trainer.max_epochs is None or trainer.max_epochs < 0:
         return trainer.max_steps if trainer.max_steps > 0 else _unknown()

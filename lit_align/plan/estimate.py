@@ -157,7 +157,7 @@ class Rehearsal:
             return {}
         models = [*self.models, *fill]
         with module.reference.active() as model:
-            read = partial(module.sources.read, model, part)
+            read = partial(module.readers.read, model, part)
             peak, _ = self._in_a_layout(
                 module, partial(rehearse_reading, self.mode, models, read, self.settings), model
             )
@@ -166,10 +166,10 @@ class Rehearsal:
 
     def _in_a_layout(self, module: Module, run: Callable[[], Any], *others: nn.Module) -> Any:
         """In the first layout that the model can be read in; a run tries the same ones, on real weights."""
-        asked = module.sources.how.layout
+        asked = module.readers.how.layout
         for layout in LADDER if asked == "auto" else (asked,):
             for model in (*own_models(module), *self.frozen, *others):
-                module.sources.assume(model, layout)
+                module.readers.assume(model, layout)
             try:
                 return run()
             except Exception as error:  # noqa: BLE001 (whatever a model does with inputs that it was not made for)
@@ -209,7 +209,7 @@ class Rehearsal:
 def _portion(module: Module, batch: PairBatch, spread: Spread) -> PairBatch:
     """What goes through the policy at once: the batch, or the largest of the portions that it is taken in."""
     across = isinstance(module, LitPreference) and module.objective.needs.batch_level
-    most = module.sources.how.portion(spread.device, across)
+    most = module.readers.how.chunk_tokens(spread.device, across)
     sizes = batch.attention_mask.sum((1, 2)).tolist()
     if not 0 < most < sum(sizes) or len(sizes) == 1:
         return batch
@@ -218,10 +218,10 @@ def _portion(module: Module, batch: PairBatch, spread: Spread) -> PairBatch:
 
 
 def _summed_apart(module: LitPreference | LitReward) -> int:
-    """Bytes of an output head's gradient that portions sum up before it is the weight's; see ``HeadSum``."""
+    """Bytes of an output head's gradient in a ``HeadGradientAccumulator``."""
     if isinstance(module, LitReward) or module.objective.needs.batch_level:
         return 0
-    if module.sources.layout(module.policy) == "plain":
+    if module.readers.layout(module.policy) == "plain":
         return 0
     head = output_head(module.policy)
     if head is None or not is_linear(head):

@@ -77,8 +77,8 @@ def _portions(case: Case) -> Case | None:
     longest = int(case.batch.attention_mask.sum((1, 2)).max())
     if isinstance(case.module, LitOnline) or _across(case.module) or len(case.batch.index) == 1:
         return None
-    sources = case.module.sources
-    if 0 < sources.how.portion(case.spread.device, across_pairs=False) <= longest:
+    sources = case.module.readers
+    if 0 < sources.how.chunk_tokens(case.spread.device, batch_level=False) <= longest:
         return None
     sources.how = replace(sources.how, tokens_at_once=longest)
     return case

@@ -146,11 +146,11 @@ def rehearse_scoring(
 def _readings(module: LitOnline) -> Iterator[tuple[Any, int]]:
     """What is read of a rollout, and how many responses at once."""
     at_once = module.settings.micro_batch
-    yield partial(module.sources.read, module.policy), at_once
+    yield partial(module.readers.read, module.policy), at_once
     if module.reference is not None:
         yield module.reference.log_probs, at_once
     if module.value_model is not None:
-        yield partial(module.sources.values, module.value_model), at_once
+        yield partial(module.readers.values, module.value_model), at_once
     scorer = module.score.model
     if scorer is not None:
-        yield partial(module.sources.scores, scorer), getattr(module.score, "batch_size", at_once)
+        yield partial(module.readers.scores, scorer), getattr(module.score, "batch_size", at_once)

@@ -17,7 +17,7 @@ from transformers import (
     OPTForCausalLM,
 )
 
-from lit_align.models import ForwardPass, Loading, TokenScores, choose_layout
+from lit_align.models import ForwardPass, Loading, ScoreReader, choose_layout
 from lit_align.models import score_model as reward
 from lit_align.models.score_model import ScoreModel, Value, load_score_model, save_score_model
 from lit_align.types import PairBatch
@@ -57,7 +57,7 @@ LAYOUTS: tuple[Layout, ...] = ("shared", "packed", "padded")
 @pytest.mark.parametrize("pad", [0, 2], ids=["pad", "pad is eos"])
 @pytest.mark.fault("F06")
 def test_the_score_is_that_of_the_sequence_alone(model: ScoreModel, layout: Layout, pad: int) -> None:
-    source = TokenScores(model, ForwardPass(layout=layout))
+    source = ScoreReader(model, ForwardPass(layout=layout))
     assert torch.allclose(source.scores(pair_batch(PROMPTS, RESPONSES, pad)), torch.tensor(expected(model)), atol=1e-6)
 
 
@@ -69,7 +69,7 @@ def test_a_response_that_the_other_begins_with(model: ScoreModel) -> None:
         [by_hand(model, [1, 7, 11, 2])] * 2,
     ]
     for layout in LAYOUTS:
-        found = TokenScores(model, ForwardPass(layout=layout)).scores(batch)
+        found = ScoreReader(model, ForwardPass(layout=layout)).scores(batch)
         assert torch.allclose(found, torch.tensor(wanted), atol=1e-6), layout
 
 
@@ -77,7 +77,7 @@ def test_gradients_are_those_of_padded_rows(model: ScoreModel) -> None:
     batch, gradients = pair_batch(PROMPTS, RESPONSES), []
     for layout in LAYOUTS:
         model.zero_grad()
-        (TokenScores(model, ForwardPass(layout=layout)).scores(batch) * torch.tensor([1.0, -2.0])).sum().backward()
+        (ScoreReader(model, ForwardPass(layout=layout)).scores(batch) * torch.tensor([1.0, -2.0])).sum().backward()
         gradients.append([weight.grad.clone() for weight in model.parameters() if weight.grad is not None])
     for others in gradients[:-1]:
         assert len(others) == len(gradients[-1]) > 10
@@ -94,7 +94,7 @@ def test_padding_on_the_left(model: ScoreModel, layout: Layout, pad: int) -> Non
     order = (torch.arange(width) - (width - lengths)) % width
     moved = {name: getattr(batch, name).gather(-1, order) for name in ("input_ids", "attention_mask", "mask")}
     assert not bool(moved["attention_mask"][..., 0].all())
-    found = TokenScores(model, ForwardPass(layout=layout)).scores(replace(batch, **moved))
+    found = ScoreReader(model, ForwardPass(layout=layout)).scores(replace(batch, **moved))
     assert torch.allclose(found, torch.tensor(expected(model)), atol=1e-5)
 
 
@@ -102,7 +102,7 @@ def test_tokens_behind_the_response_do_not_matter(model: ScoreModel) -> None:
     """What a template writes behind the end of a turn is there, unscored."""
     longer = pair_batch([[1, 5]], [([6, 2, 9, 9], [7, 2, 9, 9])])
     mask = longer.mask & (torch.arange(6) < 4)
-    found = TokenScores(model).scores(replace(longer, mask=mask))
+    found = ScoreReader(model).scores(replace(longer, mask=mask))
     assert torch.allclose(
         found, torch.tensor([[by_hand(model, [1, 5, 6, 2]), by_hand(model, [1, 5, 7, 2])]]), atol=1e-6
     )
@@ -113,9 +113,9 @@ def test_a_saved_one_is_a_sequence_classification_model(model: ScoreModel, tmp_p
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm").eval()
     batch = pair_batch(PROMPTS, RESPONSES)
     flat = theirs(batch.input_ids.flatten(0, 1), attention_mask=batch.attention_mask.flatten(0, 1)).logits
-    assert torch.allclose(flat.view(3, 2), TokenScores(model).scores(batch), atol=1e-6)
+    assert torch.allclose(flat.view(3, 2), ScoreReader(model).scores(batch), atol=1e-6)
     again = load_score_model(str(tmp_path / "rm"), Loading())
-    assert torch.equal(TokenScores(again).scores(batch), TokenScores(model).scores(batch))
+    assert torch.equal(ScoreReader(again).scores(batch), ScoreReader(model).scores(batch))
 
 
 def test_a_language_model_is_no_reward_model(folder: Path) -> None:
@@ -159,7 +159,7 @@ def test_another_architecture(tmp_path: Path) -> None:
     torch.manual_seed(0)
     OPTForCausalLM(config).save_pretrained(tmp_path / "opt")
     model = load_score_model(str(tmp_path / "opt"), Loading(), head="fresh")
-    batch, source = pair_batch(PROMPTS, RESPONSES), TokenScores(model)
+    batch, source = pair_batch(PROMPTS, RESPONSES), ScoreReader(model)
     assert torch.allclose(source.scores(batch), torch.tensor(expected(model)), atol=1e-5)
     choice = choose_layout(source, batch)
     assert torch.allclose(source.scores(batch), torch.tensor(expected(model)), atol=1e-5), choice
@@ -171,7 +171,7 @@ def test_a_model_whose_attention_has_no_such_form(tmp_path: Path) -> None:
     torch.manual_seed(0)
     BloomForCausalLM(config).save_pretrained(tmp_path / "bloom")
     model = load_score_model(str(tmp_path / "bloom"), Loading(), head="fresh")
-    batch, source = pair_batch(PROMPTS, RESPONSES), TokenScores(model)
+    batch, source = pair_batch(PROMPTS, RESPONSES), ScoreReader(model)
     choice = choose_layout(source, batch)
     assert choice.layout == source.layout == "padded"
     assert [line.split()[1] for line in choice.refused] == ["shared", "packed"]
@@ -184,7 +184,7 @@ def test_a_value_is_read_before_its_token(folder: Path) -> None:
     """The value of token t depends on what stands before it, and not on the token itself."""
     model = load_score_model(str(folder), Loading(), head="fresh")
     batch = pair_batch(PROMPTS, RESPONSES).chosen_side()
-    found = TokenScores(model)(batch)[:, 0]
+    found = ScoreReader(model)(batch)[:, 0]
     assert found.shape == (3, 5)
     for row, (prompt, (chosen, _)) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
         for place in range(len(chosen)):
@@ -193,12 +193,12 @@ def test_a_value_is_read_before_its_token(folder: Path) -> None:
 
 
 def test_values_start_at_zero(folder: Path, batch: PairBatch) -> None:
-    assert not TokenScores(Value().load(str(folder), Loading()))(batch.chosen_side()).any()
+    assert not ScoreReader(Value().load(str(folder), Loading()))(batch.chosen_side()).any()
 
 
 def test_a_value_model_may_start_from_a_reward_model(model: ScoreModel, tmp_path: Path, batch: PairBatch) -> None:
     save_score_model(model, tmp_path / "rm", pad=0)
-    assert TokenScores(Value(str(tmp_path / "rm")).load("nowhere", Loading()))(batch.chosen_side()).any()
+    assert ScoreReader(Value(str(tmp_path / "rm")).load("nowhere", Loading()))(batch.chosen_side()).any()
 
 
 def test_a_value_model_starts_from_the_same_policy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +229,7 @@ def test_kernels_are_those_asked_for(folder: Path) -> None:
 
 def test_scores_are_float32_under_autocast(model: ScoreModel) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = TokenScores(model).scores(pair_batch(PROMPTS, RESPONSES))
+        found = ScoreReader(model).scores(pair_batch(PROMPTS, RESPONSES))
     assert found.dtype == torch.float32
     assert not found.equal(found.bfloat16().float())
     assert torch.allclose(found, torch.tensor(expected(model)), atol=0.05)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from lit_align.models import Loading, TokenScores
+from lit_align.models import Loading, ScoreReader
 from lit_align.models.score_model import load_score_model, save_score_model
 from lit_align.models.scorer import FunctionScore, KnownScore, RewardModel, ScoreError, Texts, check_scores
 from lit_align.testbed.truth import TestbedScore
@@ -74,7 +74,7 @@ def test_a_reward_model_reads_the_ids(tmp_path: Path) -> None:
     scorer.load("policy")
     one_side = batch.chosen_side()
     found = scorer(one_side, Texts([], []))
-    assert torch.allclose(found, TokenScores(model).scores(one_side)[:, 0], atol=1e-6)
+    assert torch.allclose(found, ScoreReader(model).scores(one_side)[:, 0], atol=1e-6)
     assert not found.requires_grad
 
 

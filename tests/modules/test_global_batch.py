@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from lit_align.modules.global_batch import judge, moved
+from lit_align.modules.global_batch import evaluate_globally, moved
 from lit_align.objectives.base import Needs, Objective
 from lit_align.types import Outcome, PairBatch, PairLogProbs
 
@@ -49,7 +49,7 @@ def trainer(tmp_path: Path) -> Trainer:
 def test_batches_of_other_widths_and_orders(trainer: Trainer) -> None:
     """Against one record that was put together by hand, in the order of the data."""
     parts = [made(2, 3, first=3, seed=1), made(3, 5, first=0, seed=2)]
-    judged = judge(Ranks(), [one for one, _ in parts], [batch for _, batch in parts], trainer)
+    judged = evaluate_globally(Ranks(), [one for one, _ in parts], [batch for _, batch in parts], trainer)
     wide = torch.zeros(5, 2, 5)
     crossed, mask, weight = wide.clone(), wide.bool(), torch.zeros(5)
     for logps, batch in parts:
@@ -66,15 +66,14 @@ def test_batches_of_other_widths_and_orders(trainer: Trainer) -> None:
         torch.testing.assert_close(found.outcome.terms["place"], whole.terms["place"][batch.index])
         assert found.outcome.margin is not None
         assert not found.outcome.observed["m"].requires_grad
-        assert found.pull is not None
-        torch.testing.assert_close(found.pull, pull[batch.index, :, : logps.policy.shape[-1]])
+        torch.testing.assert_close(found.grad_logps, pull[batch.index, :, : logps.policy.shape[-1]])
 
 
 def test_a_batch_alone_is_judged_otherwise(trainer: Trainer) -> None:
     """The wrong variant: what a call per micro-batch would give."""
     parts = [made(2, 3, first=3, seed=1), made(3, 5, first=0, seed=2)]
-    together = judge(Ranks(), [one for one, _ in parts], [batch for _, batch in parts], trainer)
-    alone = judge(Ranks(), [parts[0][0]], [parts[0][1]], trainer)
+    together = evaluate_globally(Ranks(), [one for one, _ in parts], [batch for _, batch in parts], trainer)
+    alone = evaluate_globally(Ranks(), [parts[0][0]], [parts[0][1]], trainer)
     assert not torch.allclose(together[0].outcome.loss, alone[0].outcome.loss)
 
 
@@ -82,21 +81,19 @@ def test_copies_of_weight_zero_are_not_there(trainer: Trainer) -> None:
     logps, batch = made(3, 4, first=0)
     copy, its = made(1, 6, first=1, seed=9)
     its = replace(its, weight=torch.zeros(1))
-    with_copy = judge(Ranks(), [logps, copy], [batch, its], trainer)
-    without = judge(Ranks(), [logps], [batch], trainer)
+    with_copy = evaluate_globally(Ranks(), [logps, copy], [batch, its], trainer)
+    without = evaluate_globally(Ranks(), [logps], [batch], trainer)
     torch.testing.assert_close(with_copy[0].outcome.loss, without[0].outcome.loss)
-    assert with_copy[0].pull is not None
-    assert without[0].pull is not None
-    torch.testing.assert_close(with_copy[0].pull, without[0].pull)
-    assert with_copy[1].pull is not None
-    assert not with_copy[1].pull.any()
+    torch.testing.assert_close(with_copy[0].grad_logps, without[0].grad_logps)
+    assert not with_copy[1].grad_logps.any()
 
 
 def test_nothing_is_differentiated_in_an_evaluation(trainer: Trainer) -> None:
     with torch.inference_mode():
         logps, batch = moved(made(3, 4, first=0)[0], "cpu"), made(3, 4, first=0)[1]
-        (found,) = judge(Ranks(), [logps], [batch], trainer, pulls=False)
-    assert found.pull is None
+        (found,) = evaluate_globally(Ranks(), [logps], [batch], trainer, with_grad=False)
+    assert not found.grad_logps.any()
+    assert not found.loss.requires_grad
     assert found.outcome.loss.isfinite().all()
 
 

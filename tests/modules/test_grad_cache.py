@@ -1,4 +1,4 @@
-"""A window of several micro-batches gives the gradient of one batch, an adapter's dropout included."""
+"""A cache of several micro-batches gives the gradient of one batch, an adapter's dropout included."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from lightning.pytorch import Trainer
 
 from lit_align.models import LoRA, SecondModel
-from lit_align.modules.grad_cache import Window
-from lit_align.modules.log_probs import Scoring
+from lit_align.modules.grad_cache import GradCache
+from lit_align.modules.log_probs import LogProbs
 from lit_align.objectives.pair_seed import draw_in_evaluation
-from lit_align.types import PairBatch
+from lit_align.types import PairBatch, PairLogProbs
 from tests.conftest import pair_batch, tiny_llama
 from tests.modules.test_global_batch import Ranks
 
@@ -37,22 +37,31 @@ def trainer(tmp_path: Path) -> Trainer:
     return Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
 
 
-def scored(model: torch.nn.Module) -> Scoring:
-    return Scoring(Crossless(), model, None)
+def grad_cache(log_probs: LogProbs, seed: int = 0) -> GradCache:
+    def everything(batch: PairBatch) -> PairLogProbs:
+        return log_probs(batch, draw_in_evaluation(batch.index), {})
+
+    return GradCache(everything, log_probs.policy_alone, seed, torch.device("cpu"))
+
+
+def scored(model: torch.nn.Module) -> LogProbs:
+    return LogProbs(Crossless(), model, None)
 
 
 def test_the_gradient_is_that_of_all_micro_batches_at_once(trainer: Trainer) -> None:
     model, batches = tiny_llama().double(), parts()
-    scoring = scored(model)
-    window = Window(
-        lambda batch: scoring(batch, draw_in_evaluation(batch.index), {}), scoring.again, 0, torch.device("cpu")
+    log_probs = scored(model)
+    cache = GradCache(
+        lambda batch: log_probs(batch, draw_in_evaluation(batch.index), {}),
+        log_probs.policy_alone,
+        0,
+        torch.device("cpu"),
     )
-    judged, logps = window.judge(Crossless(), batches, trainer)
-    assert not any(one.policy.requires_grad for one in logps)
-    window.pull(batches, judged, logps, world=1).backward()
+    outputs = cache.evaluate(Crossless(), batches, trainer)
+    cache.backward(batches, outputs, world_size=1).backward()
     found = gradients(model)
     model.zero_grad()
-    whole = [scoring(batch, draw_in_evaluation(batch.index), {}) for batch in batches]
+    whole = [log_probs(batch, draw_in_evaluation(batch.index), {}) for batch in batches]
     margins = torch.cat([(one.policy.sum(-1)[:, 0] - one.policy.sum(-1)[:, 1]) for one in whole])
     (margins * torch.tensor([1.0, 2.0, 3.0]) + margins.mean() ** 2).sum().backward()
     for name, expected in gradients(model).items():
@@ -61,37 +70,43 @@ def test_the_gradient_is_that_of_all_micro_batches_at_once(trainer: Trainer) -> 
 
 def test_one_micro_batch_goes_through_once(trainer: Trainer) -> None:
     model, (batch, _) = tiny_llama(), parts()
-    scoring, passes = scored(model), []
-    scoring.sources.of(model, batch)
+    log_probs, passes = scored(model), []
+    log_probs.readers.of(model, batch)
     model.register_forward_pre_hook(lambda *_: passes.append(1))
-    window = Window(
-        lambda batch: scoring(batch, draw_in_evaluation(batch.index), {}), scoring.again, 0, torch.device("cpu")
+    cache = GradCache(
+        lambda batch: log_probs(batch, draw_in_evaluation(batch.index), {}),
+        log_probs.policy_alone,
+        0,
+        torch.device("cpu"),
     )
-    judged, logps = window.judge(Crossless(), [batch], trainer)
-    window.pull([batch], judged, logps, world=1).backward()
+    outputs = cache.evaluate(Crossless(), [batch], trainer)
+    cache.backward([batch], outputs, world_size=1).backward()
     assert passes == [1]
     assert gradients(model)
 
 
 @pytest.mark.parametrize("same", [True, False])
 def test_both_passes_have_the_same_dropout(trainer: Trainer, same: bool) -> None:
-    """The wrong variant: another window, of another step, has another dropout."""
+    """The wrong variant: another cache, of another step, has another dropout."""
     model = LoRA(rank=4, dropout=0.5).wrap(tiny_llama()).train()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(generator=torch.Generator().manual_seed(0))
-    scoring, batches = scored(model), parts()
-    windows = [
-        Window(
-            lambda batch: scoring(batch, draw_in_evaluation(batch.index), {}), scoring.again, seed, torch.device("cpu")
+    log_probs, batches = scored(model), parts()
+    caches = [
+        GradCache(
+            lambda batch: log_probs(batch, draw_in_evaluation(batch.index), {}),
+            log_probs.policy_alone,
+            seed,
+            torch.device("cpu"),
         )
         for seed in (3, 3 if same else 4)
     ]
     state = torch.get_rng_state()
-    found = [windows[0].judge(Crossless(), batches, trainer)[1][1].policy]
-    with torch.no_grad(), windows[1]._noise(1):
-        found.append(scoring.again(batches[1]))
+    found = [caches[0].evaluate(Crossless(), batches, trainer)[1].logps.policy]
+    with torch.no_grad(), caches[1]._dropout(1):
+        found.append(log_probs.policy_alone(batches[1]))
     assert torch.equal(found[0], found[1]) == same
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -100,9 +115,9 @@ def test_the_reference_and_what_is_not_needed_stay_out() -> None:
     model, reference = tiny_llama(), SecondModel()
     reference.attach(model)
     (batch, _) = parts()
-    scoring = Scoring(Crossless(), model, reference)
-    reference.read_with(scoring.sources.read)
-    logps = scoring(batch, draw_in_evaluation(batch.index), {})
+    log_probs = LogProbs(Crossless(), model, reference)
+    reference.read_with(log_probs.readers.read)
+    logps = log_probs(batch, draw_in_evaluation(batch.index), {})
     assert logps.reference is not None
     assert logps.reference.equal(logps.policy.detach())
     assert logps.prompted is logps.mismatched is logps.collision is None

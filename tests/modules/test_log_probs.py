@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from lit_align.data import PreferenceData
 from lit_align.models import ForwardPass, Loading, LoRA
-from lit_align.models.logps.plain import ResponseLogProbs, packed_mask
 from lit_align.modules import LitPreference
 from lit_align.objectives import SFT, NoRefinement, Objective, averaged_dpo, dpo, kto, sr_dpo, wpo
 from lit_align.objectives.pair_seed import draw_in_training
@@ -84,17 +83,16 @@ def trained(rows: Path, folder: Path, objective: Objective, **settings: Any) -> 
 
 def record(policy: nn.Module, reference: nn.Module | None, batch: PairBatch, draw: PairDraw) -> PairLogProbs:
     """Everything of a batch that any objective may ask for, one sequence at a time."""
-    ours: ResponseLogProbs = one_by_one(policy, batch)
     theirs = None if reference is None else with_adapter_off(reference, batch)
-    return PairLogProbs(ours.values, theirs, packed_mask(batch), collision=ours.collision, draw=draw)
+    return replace(one_by_one(policy, batch), reference=theirs, draw=draw)
 
 
 @torch.no_grad()
 def with_adapter_off(model: nn.Module, batch: PairBatch) -> Tensor:
     if not isinstance(model, PeftModel):
-        return one_by_one(model, batch).values
+        return one_by_one(model, batch).policy
     with model.disable_adapter():
-        return one_by_one(model, batch).values
+        return one_by_one(model, batch).policy
 
 
 def by_hand(watched: Watched, objective: Objective) -> tuple[Tensor, dict[str, Tensor]]:
@@ -141,7 +139,7 @@ def test_loss_and_gradient_are_those_of_a_loop(rows: Path, tmp_path: Path, name:
     objective = OBJECTIVES[name]
     how = ForwardPass(tokens_at_once=tokens_at_once, tile_mb=0.01)
     watched, host, module = trained(rows, tmp_path, objective, forward_pass=how)
-    assert module.sources.layout(module.policy) in ("shared", "packed")
+    assert module.readers.layout(module.policy) in ("shared", "packed")
     loss, gradients = by_hand(watched, objective)
     assert float(host.callback_metrics["train/loss"]) == pytest.approx(float(loss), rel=1e-6)
     assert apart(watched.gradients, gradients) < 1e-5
@@ -165,7 +163,7 @@ def test_an_adapter_and_its_absence(rows: Path, tmp_path: Path, layout: Any, rec
         loading=Loading(gradient_checkpointing=recompute),
         forward_pass=ForwardPass(layout=layout),
     )
-    assert module.sources.layout(module.policy) == layout
+    assert module.readers.layout(module.policy) == layout
     assert all("lora_" in name for name in watched.gradients)
     loss, gradients = by_hand(watched, dpo())
     assert float(host.callback_metrics["train/loss"]) == pytest.approx(float(loss), rel=1e-6)
@@ -183,7 +181,7 @@ def test_recomputed_activations(rows: Path, tmp_path: Path, layout: Any) -> None
 def test_sixteen_bits_stay_close(rows: Path, tmp_path: Path) -> None:
     """Products in bfloat16 have three digits."""
     watched, host, module = trained(rows, tmp_path, dpo(), precision="bf16-mixed")
-    assert module.sources.layout(module.policy) in ("shared", "packed")
+    assert module.readers.layout(module.policy) in ("shared", "packed")
     loss, gradients = by_hand(watched, dpo())
     assert {part.dtype for part in watched.gradients.values()} == {torch.float32}
     assert float(host.callback_metrics["train/loss"]) == pytest.approx(float(loss), abs=2e-2)

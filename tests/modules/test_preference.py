@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lit_align.data import PreferenceData
-from lit_align.models import ForwardPass, HeadSum, LoRA, SecondModel, response_log_probs
+from lit_align.models import ForwardPass, HeadGradientAccumulator, LoRA, SecondModel, response_log_probs
 from lit_align.models.logps.plain import packed_mask
 from lit_align.modules import LitPreference
 from lit_align.modules.step_totals import NonFiniteError, optimizer_steps
@@ -217,7 +217,7 @@ def test_a_run_without_an_end_is_refused(rows: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("objective", "sides"), [(SFT(), 1), (dpo(), 2)], ids=["sft", "dpo"])
 def test_only_the_sides_that_are_needed_run(rows: Path, tmp_path: Path, objective: Objective, sides: int) -> None:
     module, watch = loaded(objective), Watch()
-    module.sources.how = ForwardPass(layout="padded", tokens_at_once=0)
+    module.readers.how = ForwardPass(layout="padded", tokens_at_once=0)
     ran: list[int] = []
     module.policy.register_forward_pre_hook(
         lambda _, __, inputs: ran.append(inputs["input_ids"].shape[0]), with_kwargs=True
@@ -264,7 +264,7 @@ def test_portions_of_a_batch_add_up_to_its_gradient(
     ends = []
     for most in (0, 1):
         module, ran = loaded(objective), []
-        module.sources.how = ForwardPass(layout="padded", tokens_at_once=most)
+        module.readers.how = ForwardPass(layout="padded", tokens_at_once=most)
         module.policy.register_forward_pre_hook(
             lambda _, __, inputs, ran=ran: ran.append(len(inputs["input_ids"])), with_kwargs=True
         )
@@ -281,9 +281,9 @@ def test_portions_form_one_gradient_of_head_and_embedding(
 ) -> None:
     """Three portions a step: the head's sum goes out with the last, the embedding's rows join those of the first."""
     module, given, by_row = loaded(dpo()), [], []
-    module.sources.how = ForwardPass(tokens_at_once=1)
-    close = HeadSum.close
-    monkeypatch.setattr(HeadSum, "close", lambda self: given.append(close(self)) or given[-1])
+    module.readers.how = ForwardPass(tokens_at_once=1)
+    finish = HeadGradientAccumulator.finish_chunk
+    monkeypatch.setattr(HeadGradientAccumulator, "finish_chunk", lambda self: given.append(finish(self)) or given[-1])
 
     class Watch(Callback):
         def on_train_batch_start(self, *_: Any) -> None:
@@ -319,7 +319,7 @@ def test_a_run_that_broke_off_leaves_nothing_to_the_next(rows: Path, tmp_path: P
     for module in (broken, fresh):
         host = trainer(tmp_path, max_steps=1, accumulate_grad_batches=2, log_every_n_steps=1)
         host.fit(module, datamodule=data())
-    assert broken.running.values == fresh.running.values
+    assert broken.objective_state.values == fresh.objective_state.values
     for ours, theirs in zip(broken.parameters(), fresh.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0.0, atol=0.0)
 

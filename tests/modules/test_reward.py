@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lit_align.callbacks.export import Export
 from lit_align.data import PreferenceData
-from lit_align.models import ForwardPass, Loading, LoRA, TokenScores
+from lit_align.models import ForwardPass, Loading, LoRA, ScoreReader
 from lit_align.models.score_model import ScoreModel, load_score_model
 from lit_align.modules import Constant, LitReward
 from tests.modules.test_preference import Watch, sgd, trainer
@@ -36,7 +36,7 @@ def test_a_step_is_the_gradient_of_the_mean_over_its_pairs(rows: Path, tmp_path:
     """Eleven pairs in one step, in micro-batches of three: W - dL/dW with a learning rate of 1."""
     module, watch = run(rows, tmp_path, 3, accumulate_grad_batches=4)
     model = load_score_model(POLICY, Loading(), head="fresh")
-    scores = torch.cat([TokenScores(model).scores(batch) for batch in watch.batches])
+    scores = torch.cat([ScoreReader(model).scores(batch) for batch in watch.batches])
     assert len(scores) == 11
     (-F.logsigmoid(scores[:, 0] - scores[:, 1])).mean().backward()
     after = dict(module.model.named_parameters())
@@ -61,7 +61,7 @@ def test_how_the_model_is_read_does_not_matter(rows: Path, tmp_path: Path) -> No
         host = trainer(tmp_path, max_epochs=1, log_every_n_steps=1)
         host.fit(module, pairs(rows, 11))
         seen.append({name: float(value) for name, value in host.callback_metrics.items() if "throughput" not in name})
-    assert [module.sources.layout(module.model) for module in (one, two)] == ["shared", "padded"]
+    assert [module.readers.layout(module.model) for module in (one, two)] == ["shared", "padded"]
     assert seen[0] == pytest.approx(seen[1], rel=1e-4, abs=1e-5)
     assert len(seen[0]) > 5
     for (name, a), b in zip(one.named_parameters(), two.parameters(), strict=True):
@@ -156,5 +156,5 @@ def test_an_exported_adapter_is_the_model(rows: Path, tmp_path: Path) -> None:
             found = load_score_model(str(export.folder), Loading())
         with torch.no_grad():
             torch.testing.assert_close(
-                TokenScores(found).scores(batch), expected, rtol=1e-3, atol=1e-3
+                ScoreReader(found).scores(batch), expected, rtol=1e-3, atol=1e-3
             )  # merging rounds

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lit_align.models import ForwardPass, LoRA, TokenLogProbs, choose_layout
+from lit_align.models import ForwardPass, LogProbReader, LoRA, choose_layout
 from lit_align.models.logps.check import Choice
 from lit_align.models.logps.reader import Reader
 from lit_align.modules import log_probs as sources
@@ -84,7 +84,7 @@ def test_models_take_turns_in_the_memory_of_a_tile() -> None:
     tiles: set[int] = set()
     for model in models * 2:
         source = read.of(model, batch)
-        assert source(batch).values.equal(TokenLogProbs(model, ForwardPass(layout=read.layout(model)))(batch).values)
+        assert source(batch).values.equal(LogProbReader(model, ForwardPass(layout=read.layout(model)))(batch).values)
         tiles |= {memory.data_ptr() for memory in source._workspace._memory.values()}
     assert len(tiles) == 2
 

@@ -1,226 +1,193 @@
-"""One pass over the logits: losses that are sums over pairs get their gradient while the tile is there."""
+"""The loss of a batch fused with the output projection: each tile of logits is computed once and never kept."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
-from lit_align.models.lm_head.projection import (
-    Extras,
-    HeadGradient,
-    Hidden,
-    PerToken,
-    Projection,
-    Targets,
-    TokenValues,
-)
-from lit_align.models.lm_head.recompute import Head, as_parameters
+from lit_align.models.lm_head.projection import HeadGradient, Hidden, PerToken, TokenValues
+from lit_align.models.lm_head.recompute import LinearHead
+from lit_align.types import PairLogProbs, PairMask
 
-LossOf: TypeAlias = Callable[[slice, TokenValues], Tensor]
-"""The summed loss of some pairs, from the values of their tokens; differentiable in the log-probs."""
+LossFn: TypeAlias = Callable[[slice, PairLogProbs], Tensor]
+"""From some pairs of a batch and their log-probabilities to their summed loss."""
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """The scored tokens of a batch, one pair behind the other.
+class ScoredTokens:
+    """The scored tokens of a batch, concatenated pair by pair.
 
     Args:
         targets: their ids.
-        ends: for each pair, how many tokens there are up to its last one.
+        ends: for each pair, the number of tokens up to and including its last one.
+        row: row of each token in the flattened ``[pair, side]`` axes.
+        column: position of each token among the scored tokens of its response.
+        mask: where tokens go in ``[pair, side, token]``, left-aligned.
     """
 
-    targets: Targets
+    targets: Int[Tensor, " scored"]
     ends: Sequence[int]
+    row: Int[Tensor, " scored"]
+    column: Int[Tensor, " scored"]
+    mask: PairMask
+
+    @property
+    def pairs(self) -> slice:
+        """All pairs."""
+        return slice(0, len(self.ends))
 
     def groups(self, rows: int) -> list[slice]:
-        """Neighbouring pairs whose tokens fit into ``rows`` rows; a pair that does not fit stands alone.
+        """Group neighbouring pairs so that each group has at most ``rows`` tokens; a longer pair is a group by itself.
 
-        >>> Tokens(torch.zeros(20, dtype=torch.long), [4, 8, 19, 20]).groups(rows=8)
+        >>> nothing = torch.zeros(0, dtype=torch.long)
+        >>> ScoredTokens(nothing, [4, 8, 19, 20], nothing, nothing, torch.ones(4, 1, 1).bool()).groups(rows=8)
         [slice(0, 2, None), slice(2, 3, None), slice(3, 4, None)]
         """
-        found, first = [], 0
+        groups, first = [], 0
         for pair in range(1, len(self.ends) + 1):
             start = self.ends[first - 1] if first else 0
             if pair == len(self.ends) or self.ends[pair] - start > rows:
-                found.append(slice(first, pair))
+                groups.append(slice(first, pair))
                 first = pair
-        return found
+        return groups
 
-    def of(self, pairs: slice) -> slice:
-        """Where the tokens of some pairs stand."""
+    def span(self, pairs: slice) -> slice:
+        """Return the positions of the tokens of some pairs."""
         return slice(self.ends[pairs.start - 1] if pairs.start else 0, self.ends[pairs.stop - 1])
 
+    def unpack(self, values: PerToken, pairs: slice) -> Tensor:
+        """Arrange the values of some pairs as ``[pair, side, token]``, left-aligned and zero elsewhere.
 
-@dataclass(frozen=True)
-class Charged:
-    """A loss with its graph, and the values that it was formed from, without.
+        >>> index = torch.tensor([0, 0, 1])
+        >>> tokens = ScoredTokens(index, [3], index, torch.tensor([0, 1, 0]), torch.ones(1, 2, 2).bool())
+        >>> tokens.unpack(torch.tensor([-1.0, -2.0, -3.0]), tokens.pairs).tolist()
+        [[[-1.0, -2.0], [-3.0, 0.0]]]
+        """
+        _, sides, width = self.mask.shape
+        span = self.span(pairs)
+        places = (self.row[span] - pairs.start * sides, self.column[span])
+        count = pairs.stop - pairs.start
+        return values.new_zeros(count * sides, width).index_put(places, values).view(count, sides, width)
+
+    def log_probs(self, values: TokenValues, pairs: slice) -> PairLogProbs:
+        """Arrange the log-probabilities of some pairs as a record with no reference."""
+        collision = None if values.collision is None else self.unpack(values.collision, pairs)
+        return PairLogProbs(self.unpack(values.log_probs, pairs), None, self.mask[pairs], collision=collision)
+
+
+class HeadGradientAccumulator:
+    """Accumulates the output head's gradient over the chunks of a batch and passes it to autograd with the last chunk.
+
+    The gradient is as large as the head. Without this, autograd would allocate, zero and add one for each chunk. The
+    loss of every chunk must be scaled by the same factor.
 
     Args:
-        loss: the sum over all pairs; its backward pass only scales gradients that are already there.
-        values: what every token's log-probability was.
+        chunks: number of chunks.
     """
 
-    loss: Tensor
-    values: TokenValues
-
-
-class HeadSum:
-    """The head's gradient over the portions of a batch: summed in one place, and given to autograd with the last.
-
-    A head's gradient is as large as the head. One for each portion would be a second one in memory, to be filled with
-    zeros and added up each time.
-
-    Args:
-        portions: how many there are. Their losses are scaled alike, by what the last one's is.
-    """
-
-    def __init__(self, portions: int = 1) -> None:
-        self._left = portions
+    def __init__(self, chunks: int = 1) -> None:
+        self._remaining = chunks
         self._sum: HeadGradient | None = None
 
-    def so_far(self, zeros: Callable[[], HeadGradient]) -> HeadGradient:
-        """To what a portion adds.
+    def buffers(self, zeros: Callable[[], HeadGradient]) -> HeadGradient:
+        """Return the buffers that a chunk adds to.
 
         Args:
-            zeros: where the sum begins.
+            zeros: allocates them for the first chunk.
         """
         if self._sum is None:
             self._sum = zeros()
         return self._sum
 
-    def close(self) -> HeadGradient:
-        """End a portion: the sum behind the last one, nothing before."""
-        self._left -= 1
-        if self._left or self._sum is None:
+    def finish_chunk(self) -> HeadGradient:
+        """Return the accumulated gradient after the last chunk, and nothing before."""
+        self._remaining -= 1
+        if self._remaining or self._sum is None:
             return HeadGradient(None, None)
-        found, self._sum = self._sum, None
-        return found
+        total, self._sum = self._sum, None
+        return total
 
 
 @dataclass(frozen=True)
-class Job:
-    """What is done with the hidden states of a batch.
-
-    Args:
-        tokens: the scored tokens.
-        loss_of: gives the loss of some pairs.
-        extras: what else ``loss_of`` is to be told.
-        head_sum: of all portions of one step; its own for a batch that is no portion.
-    """
-
-    tokens: Tokens
-    loss_of: LossOf
-    extras: Extras = Extras()
-    head_sum: HeadSum = field(default_factory=HeadSum)
-
-
-def charge(head: Head, hidden: Hidden, job: Job) -> Charged:
-    """The loss of a batch, each pair's gradient formed while its tile is hot.
-
-    It is right for losses that are sums over pairs, and only for these. The gradient can be asked for once.
+class FusedInputs:
+    """What the fused loss needs beside differentiable tensors.
 
     Args:
         head: the output head.
-        hidden: hidden states in the order of the tokens.
-        job: what is done with them.
+        tokens: the scored tokens.
+        loss_fn: called for a few neighbouring pairs at a time; must be differentiable in ``policy``.
+        collision: whether ``loss_fn`` needs the collision log-probabilities.
+        accumulator: shared by all chunks of an optimizer step's micro-batch.
     """
-    applied: Any = OnePass.apply
-    loss, log_probs, collision, entropy = applied(hidden, head.weight, head.bias, head, job)
-    return Charged(loss, TokenValues(log_probs, collision, entropy))
+
+    head: LinearHead
+    tokens: ScoredTokens
+    loss_fn: LossFn
+    collision: bool
+    accumulator: HeadGradientAccumulator
 
 
-class OnePass(torch.autograd.Function):
-    """The summed loss of a batch whose gradients are formed in the forward pass."""
+class FusedLoss(torch.autograd.Function):
+    r"""A loss $\sum_i L_i(\log\pi_i)$ over pairs with its gradient, forming each tile of logits once.
+
+    The gradient of each group of pairs is computed in the forward pass, while the group's logits are in memory; the
+    backward pass only scales it and can run once. This is exact only if no pair's loss depends on another's.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Hidden, weight: Tensor, bias: Tensor | None, head: Head, job: Job
-    ) -> tuple[Tensor, PerToken, PerToken | None, PerToken | None]:
-        """Go through the pairs group by group; keep gradients, not logits."""
-        projection = head.cast()
+        ctx: Any, hidden: Hidden, weight: Tensor, bias: Tensor | None, inputs: FusedInputs
+    ) -> tuple[Tensor, PerToken, PerToken, PerToken | None]:
+        """Compute the loss, log-probabilities, their gradient and collisions, group by group."""
+        projection, tokens, device = inputs.head.cast(), inputs.tokens, hidden.device.type
         narrow = hidden.detach().to(projection.weight.dtype)
-        into = job.head_sum.so_far(lambda: projection.empty_gradient(*ctx.needs_input_grad[1:3]))
-        gradient = torch.empty_like(hidden, requires_grad=False)
-        losses, found = [], []
-        for pairs in job.tokens.groups(projection.rows):
-            part = job.tokens.of(pairs)
-            step = _Group(projection, narrow[part], job.tokens.targets[part], job.extras)
-            values = step.values()
-            loss, slopes = _slopes(job.loss_of, pairs, values)
-            step.push(slopes, gradient[part], into)
-            losses.append(loss)
-            found.append(values)
-        ctx.gradients = (gradient, *as_parameters(job.head_sum.close(), head))
-        values = _joined(found)
-        ctx.mark_non_differentiable(
-            values.log_probs, *(extra for extra in (values.collision, values.entropy) if extra is not None)
+        into = inputs.accumulator.buffers(lambda: projection.empty_gradient(*ctx.needs_input_grad[1:3]))
+        grad_hidden = torch.empty_like(hidden, requires_grad=False)
+        losses, grads, parts = [], [], []
+        for pairs in tokens.groups(projection.rows):
+            span = tokens.span(pairs)
+            rows, targets = narrow[span], tokens.targets[span]
+            with torch.autocast(device, enabled=False):
+                tile = projection.tile(rows, targets) if len(targets) <= projection.rows else None
+                if tile is None:
+                    values = projection.values(rows, targets, inputs.collision)
+                else:
+                    values = TokenValues(tile.log_probs, tile.collision() if inputs.collision else None)
+            with torch.enable_grad():
+                leaf = values.log_probs.detach().requires_grad_()
+                loss = inputs.loss_fn(pairs, tokens.log_probs(TokenValues(leaf, values.collision), pairs))
+            grad = torch.autograd.grad(loss, leaf)[0] if loss.requires_grad else torch.zeros_like(leaf)
+            with torch.autocast(device, enabled=False):
+                if tile is not None:
+                    grad_hidden[span] = projection.backward(tile, grad, rows, into)
+                else:  # more tokens than a tile has rows: compute each tile again
+                    for part in projection.parts(len(targets)):
+                        tile = projection.tile(rows[part], targets[part])
+                        grad_hidden[span][part] = projection.backward(tile, grad[part], rows[part], into)
+            losses.append(loss.detach())
+            grads.append(grad)
+            parts.append(values)
+        ctx.grads = (grad_hidden, *inputs.head.as_parameters(inputs.accumulator.finish_chunk()))
+        log_probs, grad = torch.cat([part.log_probs for part in parts]), torch.cat(grads)
+        collision = (
+            torch.cat([part.collision for part in parts if part.collision is not None]) if inputs.collision else None
         )
-        return torch.stack(losses).sum(), values.log_probs, values.collision, values.entropy
+        ctx.mark_non_differentiable(log_probs, grad, *(() if collision is None else (collision,)))
+        return torch.stack(losses).sum(), log_probs, grad, collision
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, scale: Tensor, *values: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Scale the gradients that the forward pass has left."""
-        if ctx.gradients is None:
-            raise RuntimeError("the gradient of a one-pass loss can be asked for once; it has been")
-        gradients, ctx.gradients = ctx.gradients, None
-        for gradient in gradients:
-            if gradient is not None and (scale.is_cuda or float(scale) != 1):
-                gradient.mul_(scale)
-        return *gradients, None, None
-
-
-class _Group:
-    """Some pairs' tokens: one tile that is formed once, or, if they do not fit, several that are formed twice."""
-
-    def __init__(self, projection: Projection, hidden: Hidden, targets: Targets, extras: Extras) -> None:
-        self.projection, self.hidden, self.targets, self.extras = projection, hidden, targets, extras
-        with torch.autocast(hidden.device.type, enabled=False):
-            self.tile = projection.tile(hidden, targets) if len(targets) <= projection.rows else None
-
-    def values(self) -> TokenValues:
-        tile = self.tile
-        with torch.autocast(self.hidden.device.type, enabled=False):
-            if tile is None:
-                return self.projection.values(self.hidden, self.targets, self.extras)
-            return TokenValues(
-                tile.log_probs,
-                tile.collision() if self.extras.collision else None,
-                tile.entropy() if self.extras.entropy else None,
-            )
-
-    def push(self, slopes: PerToken, out: Hidden, into: HeadGradient) -> None:
-        with torch.autocast(self.hidden.device.type, enabled=False):
-            if self.tile is not None:
-                out.copy_(self.projection.push(self.tile, slopes, self.hidden, into))
-                return
-            for part in self.projection.parts(0, len(self.targets)):
-                tile = self.projection.tile(self.hidden[part], self.targets[part])
-                out[part] = self.projection.push(tile, slopes[part], self.hidden[part], into)
-
-
-def _slopes(loss_of: LossOf, pairs: slice, values: TokenValues) -> tuple[Tensor, PerToken]:
-    """The loss of some pairs, and its derivative with respect to each token's log-probability."""
-    with torch.enable_grad():
-        leaf = values.log_probs.detach().requires_grad_()
-        loss = loss_of(pairs, TokenValues(leaf, values.collision, values.entropy))
-        if not loss.requires_grad:  # no token of these pairs is charged
-            return loss.detach(), torch.zeros_like(leaf)
-        (slopes,) = torch.autograd.grad(loss, leaf)
-    return loss.detach(), slopes
-
-
-def _joined(parts: list[TokenValues]) -> TokenValues:
-    def join(found: list[Tensor | None]) -> Tensor | None:
-        there = [value for value in found if value is not None]
-        return torch.cat(there) if there else None
-
-    return TokenValues(
-        torch.cat([part.log_probs for part in parts]),
-        join([part.collision for part in parts]),
-        join([part.entropy for part in parts]),
-    )
+        """Scale the gradients that the forward pass computed."""
+        if ctx.grads is None:
+            raise RuntimeError("the gradient of a fused loss can be computed once, and it has been")
+        grads, ctx.grads = ctx.grads, None
+        for grad in grads:
+            if grad is not None and (scale.is_cuda or float(scale) != 1):
+                grad.mul_(scale)
+        return *grads, None

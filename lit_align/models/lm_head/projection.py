@@ -1,4 +1,4 @@
-"""The vocabulary projection: hidden states become log-probabilities of tokens, one tile of logits at a time."""
+"""The output projection from hidden states to log-probabilities of tokens, one tile of logits at a time."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 Hidden: TypeAlias = Float[Tensor, "token hidden"]
-"""A hidden state per scored token: that of the place before it."""
+"""The hidden state that predicts each scored token, i.e. that of the token before it."""
 Targets: TypeAlias = Int[Tensor, " token"]
-"""The scored tokens' ids."""
+"""Ids of the scored tokens."""
 PerToken: TypeAlias = Float[Tensor, " token"]
-"""A value per scored token, one response behind the other."""
+"""A value per scored token, responses concatenated."""
 
 LEAST_ROWS = 16
-"""Rows of a tile at the least: fewer waste the weights that are read for them."""
+"""Minimum rows of a tile. With fewer, reading the weights dominates."""
 
 
 @dataclass(frozen=True)
 class LogitRule:
-    r"""What a model does to $u = Wh + b$ before the softmax: $z = s u$, or with a soft cap $z = c \tanh(s u / c)$.
+    r"""Map $u = Wh + b$ to logits: $z = s u$, or with a soft cap $z = c \tanh(s u / c)$.
 
     Args:
         scale: s; ``logit_scale`` of Cohere, one over ``logits_scaling`` of Granite.
@@ -33,7 +33,7 @@ class LogitRule:
     cap: float | None = None
 
     def __call__(self, raw: Tensor) -> Tensor:
-        """The logits, out of place and differentiable.
+        """Return the logits, out of place and differentiable.
 
         >>> LogitRule(scale=2.0)(torch.tensor([1.5])).item(), LogitRule(cap=1.0)(torch.tensor([0.0])).item()
         (3.0, 0.0)
@@ -43,34 +43,25 @@ class LogitRule:
 
 
 @dataclass(frozen=True)
-class Extras:
-    """What else is wanted of each scored token's distribution, without gradient.
+class TokenValues:
+    """Values of each scored token's distribution.
 
     Args:
-        collision: log Σ_v π(v)².
-        entropy: −Σ_v π(v) log π(v), in nats.
+        log_probs: log π(y).
+        collision: log Σ_v π(v)², without gradient; None unless requested.
     """
-
-    collision: bool = False
-    entropy: bool = False
-
-
-@dataclass(frozen=True)
-class TokenValues:
-    """What the projection says of each scored token."""
 
     log_probs: PerToken
     collision: PerToken | None = None
-    entropy: PerToken | None = None
 
 
 class Workspace:
-    """The memory of one tile, kept from call to call: allocating it anew costs a quarter of the product.
+    """The memory of one tile of logits, reused between calls: allocating it anew costs a quarter of the matmul.
 
-    Models that take turns can have one between them: nothing in it is needed behind a call.
+    Nothing in it outlives a call, so several models can share one workspace.
 
     Args:
-        megabytes: size of a tile of logits in the dtype of the softmax.
+        megabytes: size of a tile in the dtype of the softmax.
     """
 
     def __init__(self, megabytes: float = 64.0) -> None:
@@ -78,7 +69,7 @@ class Workspace:
         self._memory: dict[torch.dtype, Tensor] = {}
 
     def rows(self, vocabulary: int, dtype: torch.dtype) -> int:
-        """How many rows of logits a tile has.
+        """Return the number of rows of logits in a tile.
 
         >>> Workspace(megabytes=1.0).rows(vocabulary=1024, dtype=torch.float32)
         256
@@ -87,17 +78,17 @@ class Workspace:
         return max(LEAST_ROWS, int(self.megabytes * 2**20 / wide.itemsize / vocabulary))
 
     def tile(self, rows: int, weight: Tensor) -> Tensor:
-        """Room for ``rows`` rows of logits, with whatever stands in it."""
+        """Return uninitialised memory for ``rows`` rows of logits."""
         size, memory = rows * weight.shape[0], self._memory.get(weight.dtype)
         if memory is None or memory.device != weight.device or memory.numel() < size:
-            with torch.inference_mode(False):  # what is born in inference mode could not be written in training
+            with torch.inference_mode(False):  # inference tensors could not be written to in training
                 memory = self._memory[weight.dtype] = torch.empty(size, dtype=weight.dtype, device=weight.device)
         return memory[:size].view(rows, weight.shape[0])
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Some rows of logits after the exponential.
+    """A few rows of logits after exponentiation.
 
     Args:
         exponentials: e^(z − max z), in float32 or wider.
@@ -114,20 +105,14 @@ class Tile:
     slope: Float[Tensor, "token vocabulary"] | None
 
     def collision(self) -> PerToken:
-        """Log Σ π²; at least −log V, so nothing underflows."""
+        """Return log Σ π². It is at least −log V, so nothing underflows."""
         length: Tensor = torch.linalg.vector_norm(self.exponentials, dim=-1)
         return 2 * (length.log() - self.total.log())
-
-    def entropy(self) -> PerToken:
-        """−Σ π log π, a few rows at a time because it needs a second copy of them."""
-        parts = self.exponentials.split(LEAST_ROWS)
-        charged = torch.cat([torch.special.entr(part).sum(-1) for part in parts])
-        return charged / self.total + self.total.log()
 
 
 @dataclass(frozen=True)
 class HeadGradient:
-    """Where the gradients of weight and bias are summed up over all tiles, in float32 or wider."""
+    """Buffers that accumulate the gradients of weight and bias over tiles, in float32 or wider."""
 
     weight: Float[Tensor, "vocabulary hidden"] | None
     bias: Float[Tensor, " vocabulary"] | None
@@ -135,7 +120,7 @@ class HeadGradient:
 
 @dataclass(frozen=True)
 class Projection:
-    """A linear output head with its rule, in the dtype in which it is multiplied.
+    """A linear output head in the dtype of its matmul, with the rule that follows it.
 
     Args:
         weight: of the head.
@@ -151,11 +136,11 @@ class Projection:
 
     @property
     def rows(self) -> int:
-        """Rows of a tile."""
+        """Number of rows of a tile."""
         return self.workspace.rows(self.weight.shape[0], self.weight.dtype)
 
     def tile(self, hidden: Hidden, targets: Targets) -> Tile:
-        """The softmax of a few rows; overwrites the tile before it."""
+        """Compute the softmax of a few rows. This overwrites the previous tile."""
         logits = self.workspace.tile(len(targets), self.weight)
         torch.mm(hidden, self.weight.t(), out=logits)
         if self.bias is not None:
@@ -174,38 +159,36 @@ class Projection:
         total = exponentials.sum(-1)
         return Tile(exponentials, total, targets, picked - top - total.log(), slope)
 
-    def values(self, hidden: Hidden, targets: Targets, extras: Extras) -> TokenValues:
-        """What is wanted of every token, tile by tile."""
+    def values(self, hidden: Hidden, targets: Targets, collision: bool) -> TokenValues:
+        """Compute the values of all tokens, tile by tile."""
         wide = torch.promote_types(hidden.dtype, torch.float32)
         log_probs = hidden.new_empty(len(targets), dtype=wide)
-        collision = torch.empty_like(log_probs) if extras.collision else None
-        entropy = torch.empty_like(log_probs) if extras.entropy else None
-        for part in self.parts(0, len(targets)):
+        collisions = torch.empty_like(log_probs) if collision else None
+        for part in self.parts(len(targets)):
             tile = self.tile(hidden[part], targets[part])
             log_probs[part] = tile.log_probs
-            if collision is not None:
-                collision[part] = tile.collision()
-            if entropy is not None:
-                entropy[part] = tile.entropy()
-        return TokenValues(log_probs, collision, entropy)
+            if collisions is not None:
+                collisions[part] = tile.collision()
+        return TokenValues(log_probs, collisions)
 
-    def parts(self, first: int, last: int) -> list[slice]:
-        """The tokens from ``first`` to before ``last`` in tiles."""
-        return [slice(start, min(start + self.rows, last)) for start in range(first, last, self.rows)]
+    def parts(self, tokens: int) -> list[slice]:
+        """Split a number of tokens into tiles."""
+        return [slice(start, min(start + self.rows, tokens)) for start in range(0, tokens, self.rows)]
 
-    def push(self, tile: Tile, slopes: PerToken, hidden: Hidden, into: HeadGradient) -> Hidden:
-        r"""The gradient of the hidden states, from $\partial L / \partial \log\pi$ of each token; uses the tile up.
+    def backward(self, tile: Tile, grad: PerToken, hidden: Hidden, into: HeadGradient) -> Hidden:
+        r"""Return the gradient of the hidden states and accumulate those of weight and bias.
 
-        $\partial L / \partial z_v = g\,(1[v = y] - \pi_v)$.
+        With $g = \partial L / \partial \log\pi(y)$, $\partial L / \partial z_v = g\,(1[v = y] - \pi_v)$. The tile is
+        overwritten.
 
         Args:
             tile: the softmax of the same rows.
-            slopes: g.
-            hidden: these rows' hidden states.
-            into: to what the gradients of weight and bias are added.
+            grad: g.
+            hidden: the hidden states of these rows.
+            into: accumulates the gradients of weight and bias.
         """
-        gradient = tile.exponentials.mul_((-slopes / tile.total).unsqueeze(1))
-        gradient.scatter_add_(1, tile.targets.unsqueeze(1), slopes.to(gradient.dtype).unsqueeze(1))
+        gradient = tile.exponentials.mul_((-grad / tile.total).unsqueeze(1))
+        gradient.scatter_add_(1, tile.targets.unsqueeze(1), grad.to(gradient.dtype).unsqueeze(1))
         if tile.slope is not None:
             gradient.mul_(tile.slope)
         elif self.rule.scale != 1:
@@ -220,7 +203,7 @@ class Projection:
         return torch.mm(narrow, self.weight)
 
     def empty_gradient(self, weight: bool, bias: bool) -> HeadGradient:
-        """Zeros to sum gradients up in, for what needs one."""
+        """Return zeros to accumulate the requested gradients in."""
         wide = torch.promote_types(self.weight.dtype, torch.float32)
         return HeadGradient(
             torch.zeros_like(self.weight, dtype=wide) if weight else None,

@@ -1,4 +1,4 @@
-"""Two passes over the logits: log-probabilities of any use, whose tiles the backward pass forms again."""
+"""Log-probabilities for losses of any form: logits are computed again, tile by tile, in the backward pass."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lit_align.models.lm_head.projection import (
-    Extras,
     HeadGradient,
     Hidden,
     LogitRule,
@@ -23,8 +22,8 @@ from lit_align.models.lm_head.projection import (
 
 
 @dataclass(frozen=True)
-class Head:
-    """A linear output head as it is trained; ``cast`` gives it as it is multiplied.
+class LinearHead:
+    """A linear output head as a trainable layer.
 
     Args:
         weight: the parameter.
@@ -39,67 +38,67 @@ class Head:
     workspace: Workspace
 
     def cast(self) -> Projection:
-        """The head without gradient, in autocast's dtype where autocast is on."""
-        dtype = multiplied_in(self.weight)
+        """Return the detached head, in the autocast dtype where autocast is enabled."""
+        kind = self.weight.device.type
+        narrow = torch.is_autocast_enabled(kind) and self.weight.dtype != torch.float64
+        dtype = torch.get_autocast_dtype(kind) if narrow else self.weight.dtype
         bias = None if self.bias is None else self.bias.detach().to(dtype)
         return Projection(self.weight.detach().to(dtype), bias, self.rule, self.workspace)
 
-    def values(self, hidden: Hidden, targets: Targets, extras: Extras = Extras()) -> TokenValues:
-        """Log-probabilities with gradient, of any use; the backward pass forms each tile a second time."""
-        asked: Any = TwoPass.apply
-        log_probs, collision, entropy = asked(hidden, self.weight, self.bias, targets, self, extras)
-        return TokenValues(log_probs, collision, entropy)
+    def values(self, hidden: Hidden, targets: Targets, collision: bool = False) -> TokenValues:
+        """Return differentiable log-probabilities for any use; the backward pass computes each tile a second time.
+
+        Args:
+            hidden: hidden states in the order of the targets.
+            targets: ids of the scored tokens.
+            collision: also return the collision log-probabilities.
+        """
+        recomputed: Any = Recompute.apply
+        return TokenValues(*recomputed(hidden, self.weight, self.bias, targets, (self, collision)))
+
+    def as_parameters(self, gradient: HeadGradient) -> tuple[Tensor | None, Tensor | None]:
+        """Return the gradients in the dtypes of weight and bias."""
+        weight, bias = gradient.weight, gradient.bias
+        return (
+            None if weight is None else weight.to(self.weight.dtype),
+            None if bias is None or self.bias is None else bias.to(self.bias.dtype),
+        )
 
 
-class TwoPass(torch.autograd.Function):
-    """Log-probabilities of tokens whose tiles are formed again in the backward pass."""
+class Recompute(torch.autograd.Function):
+    """Log-probabilities of tokens, keeping hidden states and weights but no logits for the backward pass."""
 
     @staticmethod
-    def forward(  # noqa: PLR0913
+    def forward(
         ctx: Any,
         hidden: Hidden,
         weight: Tensor,
         bias: Tensor | None,
         targets: Targets,
-        head: Head,
-        extras: Extras,
-    ) -> tuple[PerToken, PerToken | None, PerToken | None]:
-        """Everything that is wanted; hidden states and weights are kept, logits are not."""
+        settings: tuple[LinearHead, bool],
+    ) -> tuple[PerToken, PerToken | None]:
+        """Compute the values tile by tile."""
+        head, collision = settings
         projection = head.cast()
         with torch.autocast(hidden.device.type, enabled=False):
-            values = projection.values(hidden.detach().to(projection.weight.dtype), targets, extras)
+            values = projection.values(hidden.detach().to(projection.weight.dtype), targets, collision)
         ctx.save_for_backward(hidden, projection.weight, projection.bias, targets)
         ctx.head = head
-        ctx.mark_non_differentiable(*(extra for extra in (values.collision, values.entropy) if extra is not None))
-        return values.log_probs, values.collision, values.entropy
+        if values.collision is not None:
+            ctx.mark_non_differentiable(values.collision)
+        return values.log_probs, values.collision
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, slopes: PerToken, *extras: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Gradients of hidden states, weight and bias."""
+    def backward(ctx: Any, grad: PerToken, collision: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Compute the gradients of hidden states, weight and bias, tile by tile."""
         hidden, weight, bias, targets = ctx.saved_tensors
         projection = Projection(weight, bias, ctx.head.rule, ctx.head.workspace)
         into = projection.empty_gradient(*ctx.needs_input_grad[1:3])
         out = torch.empty_like(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
             narrow = hidden.to(weight.dtype)
-            for part in projection.parts(0, len(targets)):
+            for part in projection.parts(len(targets)):
                 tile = projection.tile(narrow[part], targets[part])
-                out[part] = projection.push(tile, slopes[part], narrow[part], into)
-        return out, *as_parameters(into, ctx.head), None, None, None
-
-
-def as_parameters(gradient: HeadGradient, head: Head) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients in the dtypes of weight and bias."""
-    weight, bias = gradient.weight, gradient.bias
-    return (
-        None if weight is None else weight.to(head.weight.dtype),
-        None if bias is None or head.bias is None else bias.to(head.bias.dtype),
-    )
-
-
-def multiplied_in(weight: Tensor) -> torch.dtype:
-    """The dtype in which a product with ``weight`` is taken here: autocast's, or its own."""
-    kind = weight.device.type
-    narrowed = torch.is_autocast_enabled(kind) and weight.dtype != torch.float64
-    return torch.get_autocast_dtype(kind) if narrowed else weight.dtype
+                out[part] = projection.backward(tile, grad[part], narrow[part], into)
+        return out, *ctx.head.as_parameters(into), None, None

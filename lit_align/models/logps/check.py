@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from lit_align.models.lm_head.patch import base_of
 from lit_align.models.logps.inputs import PACKED_ATTENTION, VARLEN
 from lit_align.models.logps.packing import LayoutName, needed, shared_tokens
-from lit_align.models.logps.reader import Reader
+from lit_align.models.logps.reader import ModelReader
 from lit_align.types import PairBatch, PairTokens
 
 LADDER: tuple[LayoutName, ...] = ("shared", "packed", "padded")
@@ -67,7 +67,7 @@ class Choice:
     refused: tuple[str, ...] = ()
 
 
-def choose_layout(source: Reader, batch: PairBatch) -> Choice:
+def choose_layout(source: ModelReader, batch: PairBatch) -> Choice:
     """Try layouts on real pairs, fastest first, and take the first one whose numbers are the model's own.
 
     Log-probabilities and a gradient are compared with those of padded rows and whole logits, without autocast, in
@@ -101,7 +101,7 @@ def choose_layout(source: Reader, batch: PairBatch) -> Choice:
     return Choice("plain", tuple(refused))
 
 
-def _wrong(source: Reader, layout: LayoutName, pairs: PairBatch, by: tuple[Probe, Distance]) -> str | None:
+def _wrong(source: ModelReader, layout: LayoutName, pairs: PairBatch, by: tuple[Probe, Distance]) -> str | None:
     """Why a layout cannot be used, on any process; None if it can."""
     truth, allowed = by
     try:
@@ -121,9 +121,9 @@ def _wrong(source: Reader, layout: LayoutName, pairs: PairBatch, by: tuple[Probe
     return _anywhere(reason, pairs.input_ids.device)
 
 
-def _unfit(source: Reader, layout: LayoutName) -> str | None:
-    if source.lacks is not None:
-        return source.lacks
+def _unfit(source: ModelReader, layout: LayoutName) -> str | None:
+    if source.obstacle is not None:
+        return source.obstacle
     attention = base_of(source.model).config._attn_implementation
     if layout != "padded" and attention not in PACKED_ATTENTION:
         return f"attention {attention} cannot be told which tokens see which"
@@ -141,7 +141,7 @@ def distance(found: Probe, truth: Probe) -> Distance:
     return Distance(apart, float((found.gradient - truth.gradient).norm()) / max(length, 1e-30))
 
 
-def _rounding(source: Reader, pairs: PairBatch, truth: Probe) -> Distance:
+def _rounding(source: ModelReader, pairs: PairBatch, truth: Probe) -> Distance:
     """What may pass for rounding: a few times what plain rows differ by, read one pair at a time; never nothing."""
     width = truth.log_probs.shape[-1]
     alone = [_probe(source, _alone(pairs, row), pairs) for row in range(len(pairs.index))]
@@ -155,7 +155,7 @@ def _rounding(source: Reader, pairs: PairBatch, truth: Probe) -> Distance:
     return Distance(max(ROUNDINGS * noise.log_probs, unit * size), ROUNDINGS * max(noise.gradient, unit))
 
 
-def _probe(source: Reader, pairs: PairBatch, of: PairBatch | None = None) -> Probe:
+def _probe(source: ModelReader, pairs: PairBatch, of: PairBatch | None = None) -> Probe:
     """Log-probs of some pairs, and the gradient of a sum of them by embedded id.
 
     Args:
@@ -165,7 +165,7 @@ def _probe(source: Reader, pairs: PairBatch, of: PairBatch | None = None) -> Pro
     """
     if any(isinstance(module, FSDPModule) for module in source.model.modules()):
         with torch.no_grad():
-            return Probe(source.probed(pairs), None)
+            return Probe(source.probe(pairs), None)
     ids = (pairs if of is None else of).input_ids.unique()
     seen: list[tuple[Tensor, Tensor]] = []
 
@@ -176,7 +176,7 @@ def _probe(source: Reader, pairs: PairBatch, of: PairBatch | None = None) -> Pro
     handle = base_of(source.model).get_input_embeddings().register_forward_hook(leaf)
     try:
         with torch.enable_grad():
-            values = source.probed(pairs)
+            values = source.probe(pairs)
             read, embedded = seen[-1]
             (gradient,) = torch.autograd.grad((values * _weights(values, pairs)).sum(), embedded)
     finally:
@@ -264,7 +264,7 @@ def _alone(pairs: PairBatch, row: int) -> PairBatch:
     return _take(pairs, pairs.index.new_tensor([row]), int(pairs.attention_mask[row].sum(-1).max()))
 
 
-def _reach(source: Reader, pairs: PairBatch) -> int | None:
+def _reach(source: ModelReader, pairs: PairBatch) -> int | None:
     """The longest sequence that the check speaks for: the model's window, unless the pairs went beyond it."""
     window = smallest_window(vars(base_of(source.model).config.get_text_config()))
     return None if window is None or int(needed(pairs).max()) > window else window

@@ -1,4 +1,4 @@
-"""What a model is given of a batch in one forward pass, and where its scored tokens stand in it."""
+"""The inputs of a model for a batch: padded or packed rows, and the positions of the scored tokens in them."""
 
 from __future__ import annotations
 
@@ -10,35 +10,45 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
-from lit_align.models.lm_head.fused_loss import Tokens
+from lit_align.models.lm_head.fused_loss import ScoredTokens
+from lit_align.models.lm_head.projection import Hidden
 from lit_align.models.logps.attention import FLEX_BLOCK, NAME, additive, block_mask, plan_of, visible
 from lit_align.models.logps.packing import Packing, common_prefix, pack, rows_of, scored, shared_tokens
+from lit_align.models.logps.plain import packed_mask
 from lit_align.types import PairBatch
 
 VARLEN = "flash_attention_2"
-"""An implementation that is told where sequences of one row end, and nothing else."""
+"""The implementation that takes the boundaries of sequences in a row instead of a mask."""
 PACKED_ATTENTION = (NAME, "sdpa", "eager", "flex_attention", VARLEN)
-"""Implementations of attention that can be told which packed tokens see which."""
+"""Attention implementations that can restrict which packed tokens attend to which."""
 
 
 @dataclass(frozen=True)
-class Reading:
-    """One forward pass.
+class ModelInputs:
+    """The inputs of one forward pass.
 
     Args:
-        inputs: the model's arguments.
-        places: for each scored token, where the token before it stands in the flattened rows.
-        tokens: the scored tokens, pair by pair.
+        arguments: of the model.
+        positions: for each scored token, the position of the token before it in the flattened rows.
+        tokens: the scored tokens.
     """
 
-    inputs: dict[str, Any]
-    places: Int[Tensor, " token"]
-    tokens: Tokens
+    arguments: dict[str, Any]
+    positions: Int[Tensor, " token"]
+    tokens: ScoredTokens
+
+    def select(self, hidden: Tensor) -> Hidden:
+        """Select the hidden states that predict the scored tokens.
+
+        Args:
+            hidden: all hidden states, ``[row, token, hidden]``.
+        """
+        return hidden.flatten(0, 1).index_select(0, self.positions)
 
 
 @dataclass(frozen=True)
 class Attention:
-    """How a model attends, as far as the form of a mask depends on it.
+    """The attention of a model, as far as the form of its mask depends on it.
 
     Args:
         name: implementation in transformers.
@@ -51,24 +61,24 @@ class Attention:
     row_tokens: int = 0
 
 
-def padded(batch: PairBatch) -> Reading:
-    """One padded row for each sequence; a side that is absent has none."""
+def padded(batch: PairBatch) -> ModelInputs:
+    """Build one padded row per sequence, leaving out absent sides."""
     mask, width = scored(batch).flatten(0, 1), batch.input_ids.shape[-1]
     there = mask.any(-1).nonzero().squeeze(-1)
     there = there if len(there) else there.new_zeros(1)
     row, token = mask[there].nonzero(as_tuple=True)
     parts = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     inputs = {name: part.flatten(0, 1)[there] for name, part in parts.items()}
-    return Reading(inputs, row * width + token - 1, _tokens(batch))
+    return ModelInputs(inputs, row * width + token - 1, _tokens(batch))
 
 
-def packed(batch: PairBatch, attention: Attention, share: bool) -> Reading:
-    """No padding but what the form of the mask asks for.
+def packed(batch: PairBatch, attention: Attention, share: bool) -> ModelInputs:
+    """Build packed rows, without padding except where the form of the mask requires it.
 
     Args:
-        batch: the pairs; there is something to read in one of them.
-        attention: decides the form of the mask.
-        share: whether what the sides of a pair, or all of one row, begin with stands there once.
+        batch: the pairs, at least one of which has a scored token.
+        attention: determines the form of the mask.
+        share: include the common prefix of a pair's sides, or of all sequences of a row, only once.
     """
     segments = attention.name == NAME and batch.input_ids.device.type == "cpu"
     one_row = segments or attention.name == "flex_attention"
@@ -77,7 +87,7 @@ def packed(batch: PairBatch, attention: Attention, share: bool) -> Reading:
     if segments:
         inputs = {"input_ids": packing.ids, "position_ids": packing.positions}
         row = {name: value.unsqueeze(0) for name, value in inputs.items()}
-        return Reading(row | {"attention_mask": plan_of(packing)}, packing.places, _tokens(batch))
+        return ModelInputs(row | {"attention_mask": plan_of(packing)}, packing.places, _tokens(batch))
     if attention.name == "flex_attention":
         return _blocks(packing, _tokens(batch))
     if attention.name == VARLEN and not share:
@@ -85,7 +95,7 @@ def packed(batch: PairBatch, attention: Attention, share: bool) -> Reading:
     return _dense(packing, _tokens(batch), attention)
 
 
-def _dense(packing: Packing, tokens: Tokens, attention: Attention) -> Reading:
+def _dense(packing: Packing, tokens: ScoredTokens, attention: Attention) -> ModelInputs:
     rows = rows_of(packing, attention.row_tokens)
     mask: Tensor = visible(packing, rows)
     if attention.name == "eager":
@@ -95,10 +105,10 @@ def _dense(packing: Packing, tokens: Tokens, attention: Attention) -> Reading:
         "position_ids": rows.spread(packing.positions, 0),
         "attention_mask": mask,
     }
-    return Reading(inputs, (rows.row * rows.width + rows.column)[packing.places], tokens)
+    return ModelInputs(inputs, (rows.row * rows.width + rows.column)[packing.places], tokens)
 
 
-def _ends(packing: Packing, tokens: Tokens) -> Reading:
+def _ends(packing: Packing, tokens: ScoredTokens) -> ModelInputs:
     sizes = packing.segments[:, :2].flatten()
     sizes = sizes[sizes > 0]
     ends, longest = F.pad(sizes.cumsum(0), (1, 0)).to(torch.int32), int(sizes.max())
@@ -110,10 +120,10 @@ def _ends(packing: Packing, tokens: Tokens) -> Reading:
         "max_length_q": longest,
         "max_length_k": longest,
     }
-    return Reading(inputs, packing.places, tokens)
+    return ModelInputs(inputs, packing.places, tokens)
 
 
-def _blocks(packing: Packing, tokens: Tokens) -> Reading:
+def _blocks(packing: Packing, tokens: ScoredTokens) -> ModelInputs:
     width = -(-len(packing.ids) // FLEX_BLOCK) * FLEX_BLOCK
     room = (0, width - len(packing.ids))
     inputs = {
@@ -121,9 +131,12 @@ def _blocks(packing: Packing, tokens: Tokens) -> Reading:
         "position_ids": F.pad(packing.positions, room).unsqueeze(0),
         "attention_mask": block_mask(packing, width),
     }
-    return Reading(inputs, packing.places, tokens)
+    return ModelInputs(inputs, packing.places, tokens)
 
 
-def _tokens(batch: PairBatch) -> Tokens:
+def _tokens(batch: PairBatch) -> ScoredTokens:
     mask = scored(batch)
-    return Tokens(batch.input_ids[mask], mask.sum((1, 2)).cumsum(0).tolist())
+    rows = mask.flatten(0, 1)
+    row, token = rows.nonzero(as_tuple=True)
+    column = rows.cumsum(-1)[row, token] - 1
+    return ScoredTokens(batch.input_ids[mask], mask.sum((1, 2)).cumsum(0).tolist(), row, column, packed_mask(batch))

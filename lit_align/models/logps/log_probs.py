@@ -1,16 +1,15 @@
-"""The log-probabilities of a batch under one model, without padding, repeated prompts or whole logits."""
+"""Log-probabilities of batches under one language model, without padding, repeated prompts or whole logits."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TypeAlias, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
-from lit_align.models.lm_head.fused_loss import HeadSum, Job, Tokens, charge
+from lit_align.models.lm_head.fused_loss import FusedInputs, FusedLoss, HeadGradientAccumulator, LossFn
 from lit_align.models.lm_head.patch import (
     GRADED,
     base_of,
@@ -20,41 +19,23 @@ from lit_align.models.lm_head.patch import (
     replaced_head,
     values_through,
 )
-from lit_align.models.lm_head.projection import Extras, Hidden, LogitRule, TokenValues, Workspace
-from lit_align.models.lm_head.recompute import Head
-from lit_align.models.logps.inputs import Reading
-from lit_align.models.logps.packing import scored
-from lit_align.models.logps.plain import ResponseLogProbs
-from lit_align.models.logps.reader import ForwardPass, Reader
-from lit_align.types import PairBatch, PairMask, PairTokens
-
-LossOfPairs: TypeAlias = Callable[[slice, ResponseLogProbs], Tensor]
-"""The summed, weighted loss of some pairs of a batch, from their log-probabilities."""
-
-
-@dataclass(frozen=True)
-class ChargedBatch:
-    """The loss of a batch with its graph, and the log-probabilities that it was formed from, without.
-
-    Args:
-        loss: the sum over all pairs.
-        log_probs: detached.
-    """
-
-    loss: Tensor
-    log_probs: ResponseLogProbs
+from lit_align.models.lm_head.projection import LogitRule, TokenValues, Workspace
+from lit_align.models.lm_head.recompute import LinearHead
+from lit_align.models.logps.inputs import ModelInputs
+from lit_align.models.logps.reader import ForwardPass, ModelReader
+from lit_align.types import LossOutput, PairBatch, PairLogProbs, PairTokens
 
 
 @final
-class TokenLogProbs(Reader):
-    """Gives the log-probabilities of batches of pairs under one model.
+class LogProbReader(ModelReader):
+    """Reads batches of pairs with a causal language model, as per-token log-probabilities.
 
-    The model is called through its own forward, so what hangs on it (sharding, adapters, hooks) works as ever.
+    The model is called through its own forward pass, so sharding, adapters and hooks keep working.
 
     Args:
         model: a causal language model of transformers, with or without an adapter.
-        how: see the base class.
-        workspace: the memory of a tile; None for its own.
+        how: layout and sizes.
+        workspace: the memory of a tile; None allocates one.
     """
 
     def __init__(self, model: nn.Module, how: ForwardPass = ForwardPass(), workspace: Workspace | None = None) -> None:
@@ -62,134 +43,105 @@ class TokenLogProbs(Reader):
         self._workspace = Workspace(how.tile_mb) if workspace is None else workspace
 
     @property
-    def lacks(self) -> str | None:
-        """See the base class."""
+    @override
+    def obstacle(self) -> str | None:
         return None if output_head(self.model) is not None else "the model does not say which layer gives its logits"
 
-    def probed(self, batch: PairBatch) -> PairTokens:
-        """The log-probabilities."""
-        return self(batch).values
+    @override
+    def probe(self, batch: PairBatch) -> PairTokens:
+        return self(batch).policy
 
-    def __call__(self, batch: PairBatch, extras: Extras = Extras()) -> ResponseLogProbs:
-        """Log-probabilities of the scored tokens with gradient, for a loss of any kind.
+    def __call__(self, batch: PairBatch, collision: bool = False) -> PairLogProbs:
+        r"""Compute $\log\pi(y_t \mid x, y_{<t})$ of the scored tokens, differentiable for a loss of any form.
 
         Args:
             batch: the pairs; one side or both.
-            extras: what else is wanted.
+            collision: also compute $\log\sum_v\pi(v \mid x, y_{<t})^2$, without gradient.
+
+        Returns:
+            A record without reference, in float32 or wider.
         """
-        reading = self._read(batch)
-        head = None if self.layout == "plain" else output_head(self.model)
-        if head is None:
-            asked = (self._own_logits(reading), reading.tokens.targets, extras)
-            return self._responses(batch, values_through(nn.Identity(), LogitRule(), self._workspace, asked))
-        values = self._by_head(head)
+        inputs = self._inputs(batch)
+        tokens, head = inputs.tokens, output_head(self.model)
+        if self.layout == "plain" or head is None:
+            logits, targets = self._logits(inputs), tokens.targets
+            values = values_through(nn.Identity(), LogitRule(), self._workspace, (logits, targets), collision)
+            return tokens.log_probs(values, tokens.pairs)
+        forward, rule, linear, collisions = head.forward, logit_rule(self.model), is_linear(head), None
 
-        def compute(hidden: Tensor) -> dict[str, Tensor]:
-            found = _named(values(_at(hidden, reading), reading.tokens, extras))
-            return {GRADED: found.pop("log_probs"), **found}
+        def lm_head(hidden: Tensor) -> Tensor:
+            nonlocal collisions
+            rows = inputs.select(hidden)
+            if linear:
+                values = self._linear(head).values(rows, tokens.targets, collision)
+            else:
+                values = values_through(forward, rule, self._workspace, (rows, tokens.targets), collision)
+            collisions = values.collision
+            return values.log_probs
 
-        given = self._call(head, reading, compute)
-        return self._responses(batch, TokenValues(given.pop(GRADED).flatten(), **given))
+        with replaced_head(self.model, head, lm_head):
+            log_probs = self.model(**inputs.arguments, use_cache=False)[GRADED].flatten()
+        return tokens.log_probs(TokenValues(log_probs, collisions), tokens.pairs)
 
-    def charge(
-        self, batch: PairBatch, loss_of: LossOfPairs, extras: Extras = Extras(), head_sum: HeadSum | None = None
-    ) -> ChargedBatch:
-        """A loss that is a sum over pairs, its logits formed once; its gradient can be asked for once.
+    @property
+    def fuses(self) -> bool:
+        """Whether `fused_loss` is available: the layout has no whole logits, and the head is linear."""
+        head = output_head(self.model)
+        return self.layout != "plain" and head is not None and is_linear(head) and torch.is_grad_enabled()
+
+    def fused_loss(
+        self,
+        batch: PairBatch,
+        loss_fn: LossFn,
+        collision: bool = False,
+        accumulator: HeadGradientAccumulator | None = None,
+    ) -> LossOutput:
+        """Compute a loss that is a sum over pairs, and its gradient, forming each tile of logits once.
 
         Args:
             batch: the pairs.
-            loss_of: the loss of some of them; called with a few neighbouring pairs at a time, inside the model's
-                forward pass, so that what it compares with must be known before.
-            extras: what else ``loss_of`` is to be told.
-            head_sum: of all portions of one step; None for a batch that is no portion.
+            loss_fn: called with a few neighbouring pairs at a time, inside the model's forward pass. What the policy
+                is compared with must have been computed before.
+            collision: whether ``loss_fn`` needs the collision log-probabilities.
+            accumulator: shared by the chunks of a micro-batch; None for a batch in one piece.
+
+        Returns:
+            The loss, whose gradient can be computed once; detached log-probabilities; and the gradient of the loss
+            with respect to them.
         """
         head = output_head(self.model)
-        if self.layout == "plain" or head is None or not is_linear(head) or not torch.is_grad_enabled():
-            found = self(batch, extras)
-            return ChargedBatch(
-                loss_of(slice(0, len(batch.index)), found), replace(found, values=found.values.detach())
-            )
-        reading, mask, width = self._read(batch), scored(batch), int(batch.lengths.max())
-        linear, head_sum = self._linear(head), head_sum or HeadSum()
+        assert head is not None
+        inputs = self._inputs(batch)
+        values: list[Any] = []
+        accumulator = HeadGradientAccumulator() if accumulator is None else accumulator
 
-        def loss_of_tokens(pairs: slice, found: TokenValues) -> Tensor:
-            return loss_of(pairs, _to_the_left(found, mask[pairs], width))
+        def lm_head(hidden: Tensor) -> Tensor:
+            linear = self._linear(head)
+            fused = FusedInputs(linear, inputs.tokens, loss_fn, collision, accumulator)
+            apply: Any = FusedLoss.apply
+            loss, *values[:] = apply(inputs.select(hidden), linear.weight, linear.bias, fused)
+            graded: Tensor = loss
+            return graded
 
-        def compute(hidden: Tensor) -> dict[str, Tensor]:
-            job = Job(reading.tokens, loss_of_tokens, extras, head_sum)
-            charged = charge(linear(), _at(hidden, reading), job)
-            return {GRADED: charged.loss, **_named(charged.values)}
+        with replaced_head(self.model, head, lm_head):
+            loss = self.model(**inputs.arguments, use_cache=False)[GRADED].sum()
+        log_probs, grad, collisions = values
+        tokens = inputs.tokens
+        logps = tokens.log_probs(TokenValues(log_probs, collisions), tokens.pairs)
+        return LossOutput(loss, logps, tokens.unpack(grad, tokens.pairs))
 
-        given = self._call(head, reading, compute)
-        loss = given.pop(GRADED).sum()
-        return ChargedBatch(loss, self._responses(batch, TokenValues(**given)))
-
-    def _call(
-        self, head: nn.Module, reading: Reading, compute: Callable[[Tensor], dict[str, Tensor]]
-    ) -> dict[str, Tensor]:
-        with replaced_head(self.model, head, compute):
-            found: dict[str, Tensor] = self.model(**reading.inputs, use_cache=False)
-        return found
-
-    def _own_logits(self, reading: Reading) -> Tensor:
-        """The model's own logits at the scored tokens of padded rows; it forms none of what all rows begin with."""
-        width = reading.inputs["input_ids"].shape[-1]
-        row, column = reading.places // width, reading.places % width
-        behind = width - int(column.min()) if len(column) else 1
+    def _logits(self, inputs: ModelInputs) -> Tensor:
+        """Return the model's own logits at the scored tokens of padded rows."""
+        width = inputs.arguments["input_ids"].shape[-1]
+        row, column = inputs.positions // width, inputs.positions % width
+        keep = width - int(column.min()) if len(column) else 1
         omits = "logits_to_keep" in inspect.signature(base_of(self.model).forward).parameters
-        kept = {"logits_to_keep": behind} if omits else {}
-        logits: Tensor = self.model(**reading.inputs, use_cache=False, **kept).logits
+        options = {"logits_to_keep": keep} if omits else {}
+        logits: Tensor = self.model(**inputs.arguments, use_cache=False, **options).logits
         return logits[row, column - (width - logits.shape[1])]
 
-    def _by_head(self, head: nn.Module) -> Callable[[Hidden, Tokens, Extras], TokenValues]:
-        """Log-probabilities by a head, which is looked at inside the forward pass only."""
-        if is_linear(head):
-            linear = self._linear(head)
-            return lambda hidden, tokens, extras: linear().values(hidden, tokens.targets, extras)
-        forward, rule = head.forward, logit_rule(self.model)
-
-        def values(hidden: Hidden, tokens: Tokens, extras: Extras) -> TokenValues:
-            return values_through(forward, rule, self._workspace, (hidden, tokens.targets, extras))
-
-        return values
-
-    def _linear(self, head: nn.Module) -> Callable[[], Head]:
-        """The head's weights as they are when they are asked for: sharded ones are whole in the forward pass only."""
-        rule = logit_rule(self.model)
-
-        def linear() -> Head:
-            weight, bias = head.get_parameter("weight"), head._parameters["bias"]
-            return Head(weight, bias, rule, self._workspace)
-
-        return linear
-
-    @staticmethod
-    def _responses(batch: PairBatch, found: TokenValues) -> ResponseLogProbs:
-        return _to_the_left(found, scored(batch), int(batch.lengths.max()))
-
-
-def _at(hidden: Tensor, reading: Reading) -> Tensor:
-    return hidden.flatten(0, 1).index_select(0, reading.places)
-
-
-def _named(values: TokenValues) -> dict[str, Tensor]:
-    return {name: value for name, value in vars(values).items() if value is not None}
-
-
-def _to_the_left(found: TokenValues, mask: PairMask, width: int) -> ResponseLogProbs:
-    """Values of tokens as ``[pair, side, token]``, packed to the left.
-
-    >>> mask = torch.tensor([[[False, True, False, True], [False, True, False, False]]])
-    >>> _to_the_left(TokenValues(torch.tensor([-1.0, -2.0, -3.0])), mask, 2).values.tolist()
-    [[[-1.0, -2.0], [-3.0, 0.0]]]
-    """
-    rows = mask.flatten(0, 1)
-    row, _ = place = rows.nonzero(as_tuple=True)
-    column = rows.cumsum(-1)[place] - 1
-
-    def spread(values: Tensor) -> Tensor:
-        out = values.new_zeros(len(rows), width).index_put((row, column), values)
-        return out.view(*mask.shape[:2], width)
-
-    extras = {name: spread(value) for name, value in _named(found).items()}
-    return ResponseLogProbs(extras.pop("log_probs"), **extras)
+    def _linear(self, head: nn.Module) -> LinearHead:
+        """Describe a linear head. Called inside the forward pass only, where sharded weights are whole."""
+        return LinearHead(
+            head.get_parameter("weight"), head._parameters["bias"], logit_rule(self.model), self._workspace
+        )

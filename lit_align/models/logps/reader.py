@@ -1,4 +1,4 @@
-"""A reader gives a batch to one model in the layout that is in use; what it makes of the result is its own affair."""
+"""Reading batches with one model in the layout that is in use."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from torch import nn
 
 from lit_align.models.lm_head.patch import base_of
 from lit_align.models.logps.attention import NAME, original_attention, stands_in_for
-from lit_align.models.logps.inputs import PACKED_ATTENTION, Attention, Reading, packed, padded
+from lit_align.models.logps.inputs import PACKED_ATTENTION, Attention, ModelInputs, packed, padded
 from lit_align.models.logps.packing import LayoutName, needed
 from lit_align.types import PairBatch, PairTokens
 
 CPU_TOKENS = 512
-"""Tokens at once on a CPU: enough to fill its cores, few enough to keep what backward needs in its caches."""
+"""Tokens of a chunk on a CPU: enough to use its cores, few enough to keep activations in its caches."""
 
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """How log-probabilities are computed; nothing here changes them beyond rounding.
+    """How log-probabilities are computed. Nothing here changes them beyond rounding.
 
     Args:
-        layout: ``shared`` reads a prompt once for both responses, ``packed`` each sequence by itself, both without
-            padding; ``padded`` reads padded rows. ``auto`` takes the first of these that gives the model's own
-            log-probabilities, which is tried on the first batch.
+        layout: ``shared`` reads a prompt once for both responses and ``packed`` reads each sequence by itself, both
+            without padding; ``padded`` reads padded rows. ``auto`` takes the first of these that reproduces the
+            model's own log-probabilities, which is checked on the first batch.
         tile_mb: megabytes of logits that are held at once.
-        row_tokens: tokens of a row where packed rows need a dense mask, which grows with their square; 0 takes
-            rows as long as the longest pair.
-        tokens_at_once: tokens, of both sides, that go through the policy at once in training; a batch with more is
-            taken in portions whose gradients add up, so that its size does not set the memory. 0 for no limit; None
-            for 512 on a CPU, where more at once is hardly faster, and for no limit on other devices, nor where the
-            objective would have to read its pairs twice for it.
-        compile: compile the layers of every model that is read (``torch.compile``). The first steps then take a
-            minute or more; it pays on a GPU, in long runs.
+        row_tokens: tokens of a row where packed rows need a dense mask, which grows with their square; 0 uses the
+            length of the longest pair.
+        tokens_at_once: tokens of both sides that go through the policy at once in training. A larger batch is split
+            into chunks whose gradients are accumulated, so that memory does not depend on the batch size. 0 sets no
+            limit; None uses 512 on a CPU, where larger chunks are hardly faster, and no limit on other devices or
+            where the objective would have to read its pairs twice.
+        compile: compile the layers of every model with ``torch.compile``. The first steps then take a minute or
+            more; this pays off in long runs on a GPU.
     """
 
     layout: Literal["auto", "shared", "packed", "padded"] = "auto"
@@ -50,27 +50,27 @@ class ForwardPass:
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"ForwardPass: {name} is {getattr(self, name)}; expected 0 or more")
 
-    def portion(self, device: str, across_pairs: bool) -> int:
-        """Tokens that go through the policy at once in training; 0 for no limit.
+    def chunk_tokens(self, device: str, batch_level: bool) -> int:
+        """Return the number of tokens that go through the policy at once in training; 0 for no limit.
 
         Args:
             device: type of the device.
-            across_pairs: whether pairs depend on each other.
+            batch_level: whether a pair's loss depends on other pairs.
 
-        >>> ForwardPass().portion("cpu", across_pairs=False)
+        >>> ForwardPass().chunk_tokens("cpu", batch_level=False)
         512
         """
         if self.tokens_at_once is not None:
             return self.tokens_at_once
-        return CPU_TOKENS if device == "cpu" and not across_pairs else 0
+        return CPU_TOKENS if device == "cpu" and not batch_level else 0
 
 
-class Reader(ABC):
-    """Reads batches with one model, which is called as ever: sharding, adapters and hooks work as they do elsewhere.
+class ModelReader(ABC):
+    """Reads batches with one model, in a layout that can be changed.
 
     Args:
-        model: of transformers, with or without an adapter or a score head.
-        how: layout and sizes. ``auto`` stays with padded rows until ``choose_layout`` has found a faster layout.
+        model: a transformers model, with or without an adapter or a score head.
+        how: layout and sizes. With ``auto``, rows are padded until ``choose_layout`` finds a faster layout.
     """
 
     def __init__(self, model: nn.Module, how: ForwardPass = ForwardPass()) -> None:
@@ -84,23 +84,23 @@ class Reader(ABC):
 
     @property
     @abstractmethod
-    def lacks(self) -> str | None:
-        """What keeps the model from any layout but ``plain``; None if nothing does."""
+    def obstacle(self) -> str | None:
+        """Why the model can only be read in the ``plain`` layout; None if nothing prevents the others."""
 
     @abstractmethod
-    def probed(self, batch: PairBatch) -> PairTokens:
-        """A number for each scored token, by which layouts are compared; carries the gradient if one is recorded.
+    def probe(self, batch: PairBatch) -> PairTokens:
+        """Return a differentiable number for each scored token, by which layouts are compared.
 
         Args:
             batch: the pairs.
         """
 
     def use(self, layout: LayoutName, reach: int | None = None) -> None:
-        """Take a layout from here on.
+        """Use a layout from now on.
 
         Args:
-            layout: which.
-            reach: a batch with a longer sequence is padded; None for no such limit.
+            layout: the layout.
+            reach: batches with longer sequences are padded; None sets no limit.
         """
         if layout in ("shared", "packed") and stands_in_for(self.model, self._attention):
             base_of(self.model).set_attn_implementation(NAME)
@@ -108,8 +108,8 @@ class Reader(ABC):
             base_of(self.model).set_attn_implementation(self._attention)
         self.layout, self.reach = layout, reach
 
-    def _read(self, batch: PairBatch) -> Reading:
-        """The batch in the layout that is in use, or padded where that layout does not reach."""
+    def _inputs(self, batch: PairBatch) -> ModelInputs:
+        """Build the model's inputs in the layout in use, padded where a sequence is longer than its reach."""
         longest = int(needed(batch).max())
         packs = self.layout in ("shared", "packed") and longest > 0
         name = base_of(self.model).config._attn_implementation

@@ -22,8 +22,8 @@ from lit_align.models import ForwardPass, Loading, LoRA, Reference, load_causal_
 from lit_align.models.generation import CachedGenerator, Generator, Sampling, mix_seed
 from lit_align.models.score_model import ScoreModel, Value
 from lit_align.models.scorer import Scorer
-from lit_align.modules.build import Builder, build_models, check_kept, frozen_reference, kept
-from lit_align.modules.log_probs import Sources
+from lit_align.modules.build import Builder, build_models, check_state_dict, frozen_reference, trainable_state_dict
+from lit_align.modules.log_probs import LogProbReaders
 from lit_align.modules.online.checks import Settings, check_run, check_value, checked_forward_pass
 from lit_align.modules.online.rollout import Draw, Drawn, Models, given_pairs, rollout_records
 from lit_align.modules.online.update import Minibatches, Sums, Update, batches_of_a_run, tokens_of_rank, weight_groups
@@ -106,7 +106,7 @@ class LitOnline(LightningModule):
         self.optimizer = optimizer
         self.schedule = schedule
         self.reference = reference_of(objective, reference, lora)
-        self.sources = Sources(checked_forward_pass(forward_pass))
+        self.readers = LogProbReaders(checked_forward_pass(forward_pass))
         self.train_metrics = RolloutMetrics()
         self.train_matching = MatchingDivergence()
         self.eval_metrics = RolloutMetrics()
@@ -137,11 +137,11 @@ class LitOnline(LightningModule):
         build = Builder(self)
         self.policy: PreTrainedModel | PeftModel = build_models(self, self.build_policy, self.reference)
         if self.reference is not None:
-            self.reference.read_with(self.sources.read)
+            self.reference.read_with(self.readers.read)
         self.value_model: ScoreModel | None = None
         if self.objective.needs.values:
             self.value_model = build(lambda: self.value.load(self.policy_name, self.loading))
-        self.score.load(self.policy_name, build, self.sources.scores)
+        self.score.load(self.policy_name, build, self.readers.scores)
         self.policy.train()
 
     def build_policy(self) -> PreTrainedModel | PeftModel:
@@ -164,7 +164,7 @@ class LitOnline(LightningModule):
         at_once = self.settings.micro_batch
         greedy = self.objective.needs.greedy
         data = run_data(self.trainer)
-        return Draw(data, self.generator, self.settings.sampling, self.score, at_once, greedy, self.sources)
+        return Draw(data, self.generator, self.settings.sampling, self.score, at_once, greedy, self.readers)
 
     def draw(self, batch: PairBatch, split: str, each: int, salt: int) -> Drawn:
         """Responses to the prompts of a batch, the policy being in evaluation mode meanwhile.
@@ -205,7 +205,7 @@ class LitOnline(LightningModule):
 
     def forward(self, batch: PairBatch) -> Tensor:
         """Log-probabilities of responses under the policy as it is now, ``[rollout, token]``."""
-        return self.sources.read(self.policy, batch)[:, 0]
+        return self.readers.read(self.policy, batch)[:, 0]
 
     def dry_run_loss(self, batch: PairBatch) -> Tensor:
         """Compute a loss that takes the memory of an update's, for ``plan``.
@@ -215,9 +215,9 @@ class LitOnline(LightningModule):
         Args:
             batch: responses of any content, side axis of 1.
         """
-        loss = self.sources.of(self.policy, batch).charge(batch, lambda rows, found: found.values.sum()).loss
+        loss = self.readers.of(self.policy, batch).fused_loss(batch, lambda responses, logps: logps.policy.sum()).loss
         if self.value_model is not None:
-            loss = loss + self.sources.values(self.value_model, batch).sum()
+            loss = loss + self.readers.values(self.value_model, batch).sum()
         return loss
 
     def frozen_models(self) -> list[nn.Module]:
@@ -303,7 +303,7 @@ class LitOnline(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the adapter alone where there is one, and the sums that a resumed run goes on from."""
-        checkpoint["state_dict"] = kept(self, self.lora, checkpoint["state_dict"])
+        checkpoint["state_dict"] = trainable_state_dict(self, self.lora, checkpoint["state_dict"])
         checkpoint["reference"] = {} if self.reference is None else self.reference.state_dict()
         checkpoint["sums"] = self._sums.state(self.trainer.strategy)
 
@@ -313,7 +313,7 @@ class LitOnline(LightningModule):
         Raises:
             ValueError: the checkpoint's weights are not those of an adapter like this one.
         """
-        check_kept(self, self.lora, checkpoint["state_dict"])
+        check_state_dict(self, self.lora, checkpoint["state_dict"])
         if self.reference is not None and checkpoint.get("reference"):
             self.reference.load_state_dict(checkpoint["reference"])
         self._loaded_step = int(checkpoint["global_step"])

@@ -25,7 +25,7 @@ from lit_align.models.generation import (
 from lit_align.models.logps.plain import packed_mask
 from lit_align.models.scorer import Scorer, Texts, check_scores
 from lit_align.models.sharding import unsharded
-from lit_align.modules.log_probs import Sources
+from lit_align.modules.log_probs import LogProbReaders
 from lit_align.online.matching import PairedPreferences
 from lit_align.types import PairBatch, Rollout, RolloutTokens, TokenizedPair, TokenizedResponse
 
@@ -87,7 +87,7 @@ class Draw:
     score: Scorer
     passes: int
     needs_greedy: bool
-    sources: Sources
+    readers: LogProbReaders
 
     @torch.no_grad()
     def __call__(self, models: Models, batch: PairBatch, split: str, each: int, salt: int) -> Drawn:
@@ -120,7 +120,7 @@ class Draw:
                 index=batch.index.cpu().repeat_interleave(each),
                 weight=(batch.weight.cpu() > 0).float().repeat_interleave(each),
             ).to(device)
-            log_probs = self._log_probs(lambda part: self.sources.read(models.policy, part), drawn)
+            log_probs = self._log_probs(lambda part: self.readers.read(models.policy, part), drawn)
         texts = Texts([text for text in asked for _ in range(each)], self._responses(written))
         with self.score.ready():
             score = self.scores(drawn, texts)
@@ -200,7 +200,7 @@ class Draw:
 
     def _values(self, model: nn.Module, batch: PairBatch) -> RolloutTokens:
         with unsharded(model):
-            return self._in_parts(lambda part: self.sources.values(model, part), batch)
+            return self._in_parts(lambda part: self.readers.values(model, part), batch)
 
     def _in_parts(self, of: Callable[[PairBatch], Tensor], batch: PairBatch) -> RolloutTokens:
         """Values per token of all responses, a few at a time, padded to the longest."""
@@ -258,7 +258,7 @@ def given_pairs(draw: Draw, policy: nn.Module, batch: PairBatch, split: str) -> 
     with draw.score.ready():
         score = draw.scores(*_singly(draw, pairs, split)).double().view(-1, 2) if len(rows) else None
     with unsharded(policy):
-        log_prob = draw.sources.read(policy, pairs).double().sum(-1) if len(rows) else None
+        log_prob = draw.readers.read(policy, pairs).double().sum(-1) if len(rows) else None
     if score is None or log_prob is None:
         return None
     gaps = PairedPreferences(score[:, 0] - score[:, 1], log_prob[:, 0] - log_prob[:, 1])

@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from lit_align.models.lm_head.patch import rows_added
-from lit_align.models.logps.plain import ResponseLogProbs
+from lit_align.models.lm_head.patch import sparse_embedding_grad
 from lit_align.modules.online.checks import Settings
 from lit_align.modules.online.rollout import Drawn
 from lit_align.modules.step_totals import NonFiniteError, run_data, total_norm, total_over_ranks
 from lit_align.online.objective import Lesson, OnlineOutcome
-from lit_align.types import PairBatch, RolloutTokens
+from lit_align.types import PairBatch, PairLogProbs, RolloutTokens
 
 if TYPE_CHECKING:
     from lit_align.modules.online.module import LitOnline
@@ -79,16 +78,22 @@ class Update:
         lesson = _narrowed(self.lesson.rows(which), int(batch.lengths.max()))
         weight = torch.zeros_like(lesson.rollout.weight) if filler else lesson.rollout.weight
 
-        def loss_of(some: slice, found: ResponseLogProbs) -> Tensor:
-            return (module.objective(lesson.rows(some), found.values[:, 0]).policy * weight[some]).sum()
+        def loss_fn(responses: slice, logps: PairLogProbs) -> Tensor:
+            return (module.objective(lesson.rows(responses), logps.policy[:, 0]).policy * weight[responses]).sum()
 
-        with rows_added(module.policy):
-            charged = module.sources.of(module.policy, batch).charge(batch, loss_of)
-        now = charged.log_probs.values[:, 0]
-        values = None if module.value_model is None else module.sources.values(module.value_model, batch)
+        reader = module.readers.of(module.policy, batch)
+        with sparse_embedding_grad(module.policy):
+            if reader.fuses:
+                output = reader.fused_loss(batch, loss_fn)
+                policy_loss, logps = output.loss, output.logps
+            else:
+                logps = reader(batch)
+                policy_loss = loss_fn(slice(0, len(rows)), logps)
+        now = logps.policy[:, 0].detach()
+        values = None if module.value_model is None else module.readers.values(module.value_model, batch)
         outcome = module.objective(lesson, now, values)
         self._watch(lesson, now, outcome, weight, batch)
-        loss = charged.loss if outcome.value is None else charged.loss + (outcome.value * weight).sum()
+        loss = policy_loss if outcome.value is None else policy_loss + (outcome.value * weight).sum()
         return loss, (outcome.units.double() * weight).sum()
 
     def _watch(

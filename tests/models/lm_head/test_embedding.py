@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lit_align.models.lm_head.patch import rows_added
+from lit_align.models.lm_head.patch import sparse_embedding_grad
 from tests.models.architectures import CONFIGS, build
 
 IDS = torch.tensor([[3, 5, 3, 7], [5, 5, 9, 2]])
@@ -30,7 +30,7 @@ def pulled(model: nn.Module, rows: list[Tensor], by_row: bool) -> tuple[dict[str
     with Formed() as formed:
         for ids in rows:
             if by_row:
-                with rows_added(model):
+                with sparse_embedding_grad(model):
                     loss = model(input_ids=ids).logits.square().mean()
             else:
                 loss = model(input_ids=ids).logits.square().mean()
@@ -56,16 +56,16 @@ def test_the_embedding_is_left_as_it_was() -> None:
     """Also behind an error, and where there is nothing to add to."""
     model = build(CONFIGS["llama"]())
     embedding = model.get_input_embeddings()
-    with rows_added(model):
+    with sparse_embedding_grad(model):
         assert not embedding.sparse
     embedding.weight.grad = torch.zeros_like(embedding.weight)
     narrow = build(CONFIGS["llama"](), torch.bfloat16)
     narrow.get_input_embeddings().weight.grad = torch.zeros_like(narrow.get_input_embeddings().weight)
-    with rows_added(narrow):
+    with sparse_embedding_grad(narrow):
         assert not narrow.get_input_embeddings().sparse
     seen = []
     handle = embedding.register_forward_pre_hook(lambda *_: seen.append(embedding.sparse))
-    with pytest.raises(IndexError), rows_added(model):
+    with pytest.raises(IndexError), sparse_embedding_grad(model):
         model(input_ids=torch.tensor([[10_000]]))
     handle.remove()
     assert (seen, embedding.sparse) == ([True], False)

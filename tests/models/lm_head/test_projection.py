@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lit_align.models.lm_head.projection import Extras, LogitRule, Workspace
-from lit_align.models.lm_head.recompute import Head
+from lit_align.models.lm_head.projection import LogitRule, Workspace
+from lit_align.models.lm_head.recompute import LinearHead
 
 TINY = 1e-6
 """Megabytes that hold no row, so that a tile has the least rows that it can have."""
@@ -64,12 +64,11 @@ def test_values_and_gradients_are_those_of_whole_logits(rule: LogitRule, biased:
     hidden, weight, bias, targets = sizes(37, 23)
     inputs = [hidden, weight, bias] if biased else [hidden, weight]
     slopes = torch.linspace(-1, 2, 37, dtype=torch.float64)
-    head = Head(weight, bias if biased else None, rule, Workspace(megabytes))
-    values = head.values(hidden, targets, Extras(collision=True, entropy=True))
+    head = LinearHead(weight, bias if biased else None, rule, Workspace(megabytes))
+    values = head.values(hidden, targets, collision=True)
     logs = whole(hidden, weight, bias if biased else None, rule)
     torch.testing.assert_close(values.log_probs, logs.gather(1, targets[:, None])[:, 0], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(values.collision, (2 * logs).logsumexp(-1), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(values.entropy, -(logs.exp() * logs).sum(-1), rtol=1e-12, atol=1e-12)
     found = torch.autograd.grad((values.log_probs * slopes).sum(), inputs)
     truth = torch.autograd.grad((logs.gather(1, targets[:, None])[:, 0] * slopes).sum(), inputs)
     for ours, theirs in zip(found, truth, strict=True):
@@ -77,18 +76,18 @@ def test_values_and_gradients_are_those_of_whole_logits(rule: LogitRule, biased:
 
 
 def test_numbers_by_hand() -> None:
-    """Equal logits: each of V tokens has 1/V, so log Σ π² = −log V and the entropy is log V.
+    """Equal logits: each of V tokens has 1/V, so log Σ π² = −log V.
 
     With logits (log 3, 0): π = (3/4, 1/4), Σ π² = 10/16.
     """
-    extras = Extras(collision=True, entropy=True)
-    even = Head(torch.zeros(5, 2), None, LogitRule(), Workspace()).values(torch.ones(1, 2), torch.tensor([3]), extras)
+    even = LinearHead(torch.zeros(5, 2), None, LogitRule(), Workspace()).values(
+        torch.ones(1, 2), torch.tensor([3]), True
+    )
     assert even.collision is not None
-    assert even.entropy is not None
-    expected = pytest.approx([-math.log(5), -math.log(5), math.log(5)], abs=1e-6)
-    assert [even.log_probs.item(), even.collision.item(), even.entropy.item()] == expected
+    expected = pytest.approx([-math.log(5), -math.log(5)], abs=1e-6)
+    assert [even.log_probs.item(), even.collision.item()] == expected
     weight = torch.tensor([[math.log(3)], [0.0]])
-    uneven = Head(weight, None, LogitRule(), Workspace()).values(torch.ones(2, 1), torch.tensor([0, 1]), extras)
+    uneven = LinearHead(weight, None, LogitRule(), Workspace()).values(torch.ones(2, 1), torch.tensor([0, 1]), True)
     assert uneven.log_probs.tolist() == pytest.approx([math.log(3 / 4), math.log(1 / 4)], abs=1e-6)
     assert uneven.collision is not None
     assert uneven.collision.tolist() == pytest.approx([math.log(10 / 16)] * 2, abs=1e-6)
@@ -97,11 +96,10 @@ def test_numbers_by_hand() -> None:
 @pytest.mark.parametrize("scale", [1e4, -1e4])
 def test_huge_logits_stay_finite(scale: float) -> None:
     hidden, weight, _, targets = sizes(9, 50, dtype=torch.float32)
-    head = Head(weight, None, LogitRule(scale=scale), Workspace())
-    values = head.values(hidden, targets, Extras(collision=True, entropy=True))
+    head = LinearHead(weight, None, LogitRule(scale=scale), Workspace())
+    values = head.values(hidden, targets, collision=True)
     assert values.collision is not None
-    assert values.entropy is not None
-    assert all(bool(part.isfinite().all()) for part in (values.log_probs, values.collision, values.entropy))
+    assert all(bool(part.isfinite().all()) for part in (values.log_probs, values.collision))
     (gradient,) = torch.autograd.grad(values.log_probs.sum(), hidden)
     assert bool(gradient.isfinite().all())
 
@@ -110,9 +108,9 @@ def test_huge_logits_stay_finite(scale: float) -> None:
 def test_no_more_than_a_tile_of_logits_is_held(vocabulary: int) -> None:
     """64 tokens would be 64 · V logits; the least tile has 16 rows. Whole logits would be seen."""
     hidden, weight, _, targets = sizes(64, vocabulary, dtype=torch.float32)
-    head = Head(weight, None, LogitRule(), Workspace(TINY))
+    head = LinearHead(weight, None, LogitRule(), Workspace(TINY))
     with Largest(vocabulary) as seen:
-        head.values(hidden, targets, Extras(entropy=True)).log_probs.sum().backward()
+        head.values(hidden, targets, collision=True).log_probs.sum().backward()
     assert seen.numel == 16 * vocabulary
     with Largest(vocabulary) as wrong:
         whole(hidden, weight, None, LogitRule()).sum().backward()
@@ -121,7 +119,7 @@ def test_no_more_than_a_tile_of_logits_is_held(vocabulary: int) -> None:
 
 def test_frozen_weights_get_no_gradient_and_no_memory() -> None:
     hidden, weight, _, targets = sizes(5, 4_000)
-    head = Head(weight.detach(), None, LogitRule(), Workspace(TINY))
+    head = LinearHead(weight.detach(), None, LogitRule(), Workspace(TINY))
     values = head.values(hidden, targets).log_probs
     with Largest(4_000) as seen:
         values.sum().backward()
@@ -132,13 +130,13 @@ def test_frozen_weights_get_no_gradient_and_no_memory() -> None:
 def test_nothing_is_kept_without_gradient() -> None:
     hidden, weight, _, targets = sizes(5, 11)
     with torch.no_grad():
-        assert Head(weight, None, LogitRule(), Workspace()).values(hidden, targets).log_probs.grad_fn is None
+        assert LinearHead(weight, None, LogitRule(), Workspace()).values(hidden, targets).log_probs.grad_fn is None
 
 
 def test_the_tile_is_used_again_and_may_be_born_in_inference_mode() -> None:
     hidden, weight, _, targets = sizes(5, 11)
     workspace = Workspace()
-    head = Head(weight, None, LogitRule(), workspace)
+    head = LinearHead(weight, None, LogitRule(), workspace)
     with torch.inference_mode():
         head.values(hidden, targets)
     first = workspace.tile(5, weight).data_ptr()
@@ -153,7 +151,7 @@ def test_autocast_multiplies_in_bfloat16_and_sums_in_float32() -> None:
     exact = whole(hidden, weight, bias, LogitRule()).gather(1, targets[:, None])[:, 0]
     truth = torch.autograd.grad(exact.sum(), [hidden, weight, bias])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        values = Head(weight, bias, LogitRule(), Workspace(TINY)).values(hidden, targets).log_probs
+        values = LinearHead(weight, bias, LogitRule(), Workspace(TINY)).values(hidden, targets).log_probs
     found = torch.autograd.grad(values.sum(), [hidden, weight, bias])
     assert values.dtype == torch.float32
     assert 1e-5 < float((values - exact).detach().abs().max()) < 0.1  # rounded, but no more than that
@@ -164,7 +162,7 @@ def test_autocast_multiplies_in_bfloat16_and_sums_in_float32() -> None:
 
 def test_bfloat16_weights_give_float32_values_and_bfloat16_gradients() -> None:
     hidden, weight, _, targets = sizes(40, 30, dtype=torch.bfloat16)
-    values = Head(weight, None, LogitRule(), Workspace()).values(hidden, targets).log_probs
+    values = LinearHead(weight, None, LogitRule(), Workspace()).values(hidden, targets).log_probs
     assert values.dtype == torch.float32
     values.sum().backward()
     assert weight.grad is not None

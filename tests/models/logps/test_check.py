@@ -20,7 +20,7 @@ from lit_align.models.logps import inputs as reading
 from lit_align.models.logps import log_probs as token_log_probs
 from lit_align.models.logps.attention import NAME, plan_of
 from lit_align.models.logps.check import Choice, Distance, Probe, choose_layout, distance, smallest_window
-from lit_align.models.logps.log_probs import ForwardPass, TokenLogProbs
+from lit_align.models.logps.log_probs import ForwardPass, LogProbReader
 from lit_align.models.logps.packing import Packing
 from lit_align.types import PairBatch
 from tests.conftest import pair_batch
@@ -29,7 +29,7 @@ from tests.models.architectures import CONFIGS, UNFIT, build, named, telling_bat
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_models_that_can_share_prompts(name: str) -> None:
-    source = TokenLogProbs(named(name))
+    source = LogProbReader(named(name))
     assert choose_layout(source, telling_batch()) == Choice("shared")
     assert source.layout == "shared"
 
@@ -37,7 +37,7 @@ def test_models_that_can_share_prompts(name: str) -> None:
 @pytest.mark.parametrize("name", UNFIT)
 def test_models_that_cannot_are_found_out(name: str) -> None:
     """Position biases, states that run through a row, sinks, windows in the model's own code."""
-    source = TokenLogProbs(named(name))
+    source = LogProbReader(named(name))
     choice = choose_layout(source, telling_batch())
     assert choice.layout == source.layout == UNFIT[name][1]
     assert choice.refused[0].startswith("layout shared is not used: ")
@@ -45,7 +45,7 @@ def test_models_that_cannot_are_found_out(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rounding_is_no_mistake(dtype: torch.dtype) -> None:
-    assert choose_layout(TokenLogProbs(build(CONFIGS["llama"](), dtype)), telling_batch()).layout == "shared"
+    assert choose_layout(LogProbReader(build(CONFIGS["llama"](), dtype)), telling_batch()).layout == "shared"
 
 
 def without_mask(packing: Packing) -> Tensor:
@@ -71,7 +71,7 @@ def second_sees_nothing(packing: Packing) -> Tensor:
 )
 def test_wrong_masks_are_seen(wrong: Callable[[Packing], Tensor], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "plan_of", wrong)
-    choice = choose_layout(TokenLogProbs(named(name)), telling_batch())
+    choice = choose_layout(LogProbReader(named(name)), telling_batch())
     assert choice.layout != "shared"
     assert "log-probs differ by" in choice.refused[0]
 
@@ -86,7 +86,7 @@ def test_wrong_positions_are_seen(name: str, monkeypatch: pytest.MonkeyPatch) ->
         return replace(packing, positions=torch.arange(len(packing.ids)))
 
     monkeypatch.setattr(reading, "pack", counted)
-    choice = choose_layout(TokenLogProbs(named(name)), telling_batch())
+    choice = choose_layout(LogProbReader(named(name)), telling_batch())
     assert choice.layout == ("packed" if name == "llama" else "padded")  # rotary positions are relative
     assert "log-probs differ by" in choice.refused[0]
 
@@ -94,7 +94,7 @@ def test_wrong_positions_are_seen(name: str, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_wrong_logit_rule_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that does something else to its logits gets whole logits."""
     monkeypatch.setattr(token_log_probs, "logit_rule", lambda model: LogitRule(scale=1.1))
-    source = TokenLogProbs(named("llama"))
+    source = LogProbReader(named("llama"))
     choice = choose_layout(source, telling_batch())
     assert (choice.layout, len(choice.refused)) == ("plain", 3)
     assert source.model.config._attn_implementation == "sdpa"
@@ -104,41 +104,41 @@ def test_a_wrong_gradient_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Log-probs that are right, with a hundredth of their gradient lost in the head."""
     right = Projection.push
     monkeypatch.setattr(Projection, "push", lambda self, *given: 0.99 * right(self, *given))
-    choice = choose_layout(TokenLogProbs(named("gpt2")), telling_batch())
+    choice = choose_layout(LogProbReader(named("gpt2")), telling_batch())
     assert choice.layout == "plain"
     assert all("gradients by 1.0e-02" in line for line in choice.refused)
 
 
 def test_a_layout_that_was_asked_for_must_be_exact() -> None:
-    source = TokenLogProbs(named("gpt_neo_local"), ForwardPass(layout="shared"))
+    source = LogProbReader(named("gpt_neo_local"), ForwardPass(layout="shared"))
     with pytest.raises(ValueError, match="layout shared: log-probs differ by .*; take auto"):
         choose_layout(source, telling_batch())
     assert (
-        choose_layout(TokenLogProbs(named("llama"), ForwardPass(layout="packed")), telling_batch()).layout == "packed"
+        choose_layout(LogProbReader(named("llama"), ForwardPass(layout="packed")), telling_batch()).layout == "packed"
     )
 
 
 def test_pairs_that_never_part_are_no_proof() -> None:
     """With nothing of its own in any rejected side, sharing would pass unseen in a model with a position bias."""
     batch = pair_batch([[3, 4, 5], [6, 7]], [([8, 9, 10, 11], [8, 9]), ([9, 11, 13, 8], [9])])
-    assert choose_layout(TokenLogProbs(named("mpt_alibi")), batch).layout == "packed"
-    assert choose_layout(TokenLogProbs(named("mpt_alibi")), batch.chosen_side()).layout == "packed"
+    assert choose_layout(LogProbReader(named("mpt_alibi")), batch).layout == "packed"
+    assert choose_layout(LogProbReader(named("mpt_alibi")), batch.chosen_side()).layout == "packed"
 
 
 @pytest.mark.parametrize("sides", [([], [7, 9, 2]), ([7, 9, 2], [])], ids=["rejected alone", "chosen alone"])
 def test_rows_with_one_response(sides: tuple[list[int], list[int]]) -> None:
     """Whichever side is there is read."""
-    assert choose_layout(TokenLogProbs(named("llama")), pair_batch([[1, 5, 6]], [sides])) == Choice("shared")
+    assert choose_layout(LogProbReader(named("llama")), pair_batch([[1, 5, 6]], [sides])) == Choice("shared")
 
 
 def test_windows_bound_what_the_check_speaks_for() -> None:
     """A window of 6 that the pairs went beyond is proved; one of 64 is not, and longer batches are padded."""
-    proved = TokenLogProbs(named("mistral_window"))
+    proved = LogProbReader(named("mistral_window"))
     choose_layout(proved, telling_batch())
     assert proved.reach is None
     config = CONFIGS["mistral_window"]()
     config.sliding_window = 64
-    open_ = TokenLogProbs(build(config))
+    open_ = LogProbReader(build(config))
     choose_layout(open_, telling_batch())
     assert (open_.layout, open_.reach) == ("shared", 64)
 
@@ -154,11 +154,11 @@ def test_modes_and_weights_are_left_alone() -> None:
     model = named("llama").train()
     model.model.norm.eval()
     modes = [module.training for module in model.modules()]
-    choose_layout(TokenLogProbs(model), telling_batch())
+    choose_layout(LogProbReader(model), telling_batch())
     assert [module.training for module in model.modules()] == modes
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
     frozen = named("llama").requires_grad_(False)
-    assert choose_layout(TokenLogProbs(frozen), telling_batch()).layout == "shared"
+    assert choose_layout(LogProbReader(frozen), telling_batch()).layout == "shared"
 
 
 def test_autocast_is_off_while_it_looks() -> None:
@@ -166,7 +166,7 @@ def test_autocast_is_off_while_it_looks() -> None:
     model = build(CONFIGS["llama"](), torch.float32)
     model.model.layers[0].mlp.register_forward_hook(lambda module, given, output: seen.append(output.dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        choose_layout(TokenLogProbs(model), telling_batch())
+        choose_layout(LogProbReader(model), telling_batch())
     assert set(seen) == {torch.float32}
 
 
@@ -233,7 +233,7 @@ def test_sharded_models_are_compared_by_log_probs(tmp_path: Path, monkeypatch: p
     try:
         model = build(CONFIGS["llama"](), torch.float32)
         fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
-        source = TokenLogProbs(model)
+        source = LogProbReader(model)
         assert choose_layout(source, telling_batch()) == Choice("shared")
         monkeypatch.setattr(dist, "all_reduce", lambda bad, op: bad.fill_(1.0))
         others = choose_layout(source, telling_batch())

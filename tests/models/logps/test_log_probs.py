@@ -23,13 +23,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lit_align.models import response_log_probs
 from lit_align.models.generation import Sampling, sample_responses
-from lit_align.models.lm_head.projection import Extras
 from lit_align.models.logps.attention import NAME
 from lit_align.models.logps.check import choose_layout
-from lit_align.models.logps.log_probs import ForwardPass, TokenLogProbs
+from lit_align.models.logps.log_probs import ForwardPass, LogProbReader
 from lit_align.models.logps.packing import LayoutName
-from lit_align.models.logps.plain import ResponseLogProbs, packed_mask
-from lit_align.types import PairBatch
+from lit_align.models.logps.plain import packed_mask
+from lit_align.types import PairBatch, PairLogProbs
 from tests.conftest import pair_batch
 from tests.models.architectures import (
     CONFIGS,
@@ -47,20 +46,20 @@ from tests.models.lm_head.test_projection import TINY, Largest
 LAYOUTS: list[LayoutName] = ["shared", "packed", "padded", "plain"]
 
 
-def one_by_one(model: nn.Module, batch: PairBatch) -> ResponseLogProbs:
+def one_by_one(model: nn.Module, batch: PairBatch) -> PairLogProbs:
     """A sequence at a time, without padding, its softmax whole and in float64; with graph."""
     shape = (*batch.lengths.shape, int(batch.lengths.max()))
-    found: list[list[Tensor]] = [[], [], []]
+    found: list[list[Tensor]] = [[], []]
     for ids, attention, mask in zip(
         batch.input_ids.flatten(0, 1), batch.attention_mask.flatten(0, 1), batch.mask.flatten(0, 1), strict=True
     ):
         row, at = ids[attention].unsqueeze(0), mask[attention].nonzero().flatten()
         logs = model(input_ids=row).logits[0].double().log_softmax(-1)[at - 1]
-        values = (logs.gather(1, row[0, at, None])[:, 0], (2 * logs).logsumexp(-1), -(logs.exp() * logs).sum(-1))
+        values = (logs.gather(1, row[0, at, None])[:, 0], (2 * logs).logsumexp(-1))
         for column, value in zip(found, values, strict=True):
             column.append(torch.cat([value, value.new_zeros(shape[-1] - len(at))]))
     stacked = [torch.stack(column).view(shape) for column in found]
-    return ResponseLogProbs(stacked[0], stacked[1].detach(), stacked[2].detach())
+    return PairLogProbs(stacked[0], None, packed_mask(batch), collision=stacked[1].detach())
 
 
 def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
@@ -79,21 +78,25 @@ def assert_same(
 ) -> None:
     """Values, extras and gradients, of the two-pass and of the one-pass form."""
     truth = one_by_one(model, batch)
-    weights = slopes(truth.values)
-    expected = gradients(model, (truth.values * weights).sum())
-    source = TokenLogProbs(model, ForwardPass(tile_mb=TINY, row_tokens=row_tokens))
+    weights = slopes(truth.policy)
+    expected = gradients(model, (truth.policy * weights).sum())
+    source = LogProbReader(model, ForwardPass(tile_mb=TINY, row_tokens=row_tokens))
     source.use(layout)
-    extras = Extras(collision=True, entropy=True)
-    found = source(batch, extras)
-    charged = source.charge(batch, lambda pairs, some: (some.values * weights[pairs]).sum(), extras)
-    assert not charged.log_probs.values.requires_grad
-    for one in (found, charged.log_probs):
-        for name, value in vars(truth).items():
-            ours = getattr(one, name)
+    found = source(batch, collision=True)
+    records, losses = [found], [(found.policy * weights.to(found.policy.dtype)).sum()]
+    if source.fuses:
+        output = source.fused_loss(batch, lambda pairs, some: (some.policy * weights[pairs]).sum(), collision=True)
+        assert not output.logps.policy.requires_grad
+        wide = output.grad_logps.to(weights.dtype)
+        torch.testing.assert_close(wide, torch.where(packed_mask(batch), weights, 0.0), rtol=1e-6, atol=1e-7)
+        records, losses = [*records, output.logps], [*losses, output.loss]
+    for one in records:
+        for name in ("policy", "collision", "mask"):
+            ours, value = getattr(one, name), getattr(truth, name)
             assert ours.shape == value.shape
             assert ours[~packed_mask(batch)].eq(0).all()
             torch.testing.assert_close(ours.double(), value.double(), rtol=rounding[0], atol=rounding[0])
-    for loss in ((found.values * weights.to(found.values.dtype)).sum(), charged.loss):
+    for loss in losses:
         ours = gradients(model, loss)
         assert ours.keys() == expected.keys()
         whole = max(float(gradient.norm()) for gradient in expected.values())
@@ -151,12 +154,12 @@ def by_ends(
 @pytest.mark.parametrize("batch", [telling_batch(), telling_batch().chosen_side()], ids=["pairs", "one side"])
 def test_flash_attention_is_told_where_sequences_end(batch: PairBatch, monkeypatch: pytest.MonkeyPatch) -> None:
     model = named("qwen2")
-    truth = one_by_one(model, batch).values
+    truth = one_by_one(model, batch).policy
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "flash_attention_2", by_ends)
     model.config._attn_implementation = "flash_attention_2"
-    source = TokenLogProbs(model)
+    source = LogProbReader(model)
     source.use("packed")
-    torch.testing.assert_close(source(batch).values, truth, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(source(batch).policy, truth, rtol=1e-6, atol=1e-6)
 
 
 LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
@@ -172,10 +175,10 @@ def test_adapters(name: str, config: LoraConfig, layout: LayoutName) -> None:
     model = get_peft_model(named(name), copy.deepcopy(config)).double().eval()
     assert_same(model, layout, telling_batch(), (1e-6, 1e-5))
     with model.disable_adapter():
-        source = TokenLogProbs(model)
+        source = LogProbReader(model)
         source.use(layout)
-        off = source(telling_batch()).values
-        torch.testing.assert_close(off, one_by_one(model, telling_batch()).values, rtol=1e-6, atol=1e-6)
+        off = source(telling_batch()).policy
+        torch.testing.assert_close(off, one_by_one(model, telling_batch()).policy, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -187,16 +190,16 @@ def test_float32(layout: LayoutName) -> None:
 def test_autocast(layout: LayoutName) -> None:
     """As near to float32 as the plain path under autocast is."""
     model, batch = build(CONFIGS["llama"](), torch.float32), telling_batch()
-    exact = one_by_one(model, batch).values
-    source = TokenLogProbs(model)
+    exact = one_by_one(model, batch).policy
+    source = LogProbReader(model)
     source.use(layout)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        plain, found = response_log_probs(model, batch), source(batch).values
-        charged = source.charge(batch, lambda pairs, some: some.values.sum())
+        plain, found = response_log_probs(model, batch), source(batch).policy
+        charged = source.fused_loss(batch, lambda pairs, some: some.policy.sum())
     assert found.dtype == torch.float32
     noise = float((plain - exact).detach().abs().max())
     assert 1e-4 < float((found - exact).detach().abs().max()) < 4 * noise
-    torch.testing.assert_close(charged.log_probs.values, found.detach())
+    torch.testing.assert_close(charged.logps.policy, found.detach())
     ours, truth = gradients(model, charged.loss), gradients(model, plain.sum())
     for name, gradient in truth.items():
         assert float((ours[name] - gradient).norm() / gradient.norm()) < 0.1
@@ -206,12 +209,12 @@ def test_autocast(layout: LayoutName) -> None:
 def test_gradient_checkpointing(layout: LayoutName) -> None:
     """A layer runs again in the backward pass, after other batches have been read."""
     model, batch = named("llama"), telling_batch()
-    truth = gradients(model, one_by_one(model, batch).values.sum())
+    truth = gradients(model, one_by_one(model, batch).policy.sum())
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
-    source = TokenLogProbs(model)
+    source = LogProbReader(model)
     source.use(layout)
-    loss = source(batch).values.sum()
+    loss = source(batch).policy.sum()
     with torch.no_grad():
         source(pair_batch([[3, 4]], [([5], [6, 7])]))
     for name, gradient in gradients(model, loss).items():
@@ -245,9 +248,9 @@ def test_batches_of_all_kinds(change: Callable[[PairBatch], PairBatch], layout: 
 def test_absent_sides_are_zero(layout: LayoutName, whole: PairBatch) -> None:
     """The others are what they are with their other side there."""
     model, batch = named("gpt2"), absent_sides(whole)
-    source = TokenLogProbs(model)
+    source = LogProbReader(model)
     source.use(layout)
-    found, truth = source(batch).values, one_by_one(model, whole).values
+    found, truth = source(batch).policy, one_by_one(model, whole).policy
     mask = packed_mask(batch)
     width = mask.shape[-1]
     torch.testing.assert_close(found[mask], truth[..., :width][mask])
@@ -257,11 +260,11 @@ def test_absent_sides_are_zero(layout: LayoutName, whole: PairBatch) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_batch_without_scored_tokens(layout: LayoutName) -> None:
     model, batch = named("llama"), telling_batch()
-    source = TokenLogProbs(model)
+    source = LogProbReader(model)
     source.use(layout)
     empty = replace(batch, mask=torch.zeros_like(batch.mask))
-    assert source(empty).values.shape == (5, 2, 0)
-    charged = source.charge(empty, lambda pairs, some: some.values.sum())
+    assert source(empty).policy.shape == (5, 2, 0)
+    charged = source.fused_loss(empty, lambda pairs, some: some.policy.sum())
     charged.loss.backward()
     assert float(charged.loss.detach()) == 0
 
@@ -271,10 +274,10 @@ def test_memory_does_not_grow_with_the_vocabulary_beyond_a_tile() -> None:
     for vocabulary in (3_000, 12_000):
         config = hf.LlamaConfig(**GROUPED | {"vocab_size": vocabulary, "hidden_size": 8})
         model, batch = build(config, torch.float32), telling_batch()
-        source = TokenLogProbs(model, ForwardPass(tile_mb=TINY))
+        source = LogProbReader(model, ForwardPass(tile_mb=TINY))
         source.use("shared")
         with Largest(vocabulary) as seen:
-            source.charge(batch, lambda pairs, some: some.values.sum()).loss.backward()
+            source.fused_loss(batch, lambda pairs, some: some.policy.sum()).loss.backward()
         assert seen.numel == 16 * vocabulary
         with Largest(vocabulary) as plain:
             response_log_probs(model, batch).sum().backward()
@@ -287,7 +290,7 @@ def test_a_shared_prompt_is_read_once() -> None:
     model = named("llama")
     seen: list[int] = []
     model.get_input_embeddings().register_forward_hook(lambda module, given, output: seen.append(given[0].numel()))
-    source = TokenLogProbs(model)
+    source = LogProbReader(model)
     for layout in ("shared", "packed", "padded"):
         source.use(layout)
         source(batch)
@@ -296,7 +299,7 @@ def test_a_shared_prompt_is_read_once() -> None:
 
 def test_long_sequences_are_padded_beyond_the_reach() -> None:
     model, batch = named("llama"), telling_batch()
-    source = TokenLogProbs(model)
+    source = LogProbReader(model)
     rows: list[int] = []
     model.get_input_embeddings().register_forward_hook(lambda module, given, output: rows.append(len(given[0])))
     source.use("shared", reach=15)
@@ -309,7 +312,7 @@ def test_long_sequences_are_padded_beyond_the_reach() -> None:
 def test_the_model_is_left_as_it_was() -> None:
     """Whole logits, sampled responses and saved settings are those of a model that nothing was done to."""
     model, untouched = named("llama"), named("llama")
-    source = TokenLogProbs(model, ForwardPass(layout="shared"))
+    source = LogProbReader(model, ForwardPass(layout="shared"))
     source(telling_batch())
     ids = torch.tensor([[3, 4, 5, 6], [7, 8, 0, 0]])
     there = ids > 0
@@ -330,13 +333,13 @@ def test_the_model_is_left_as_it_was() -> None:
 
 def test_the_head_comes_back_after_an_error() -> None:
     model = named("llama")
-    source = TokenLogProbs(model)
+    source = LogProbReader(model)
 
-    def fail(pairs: slice, some: ResponseLogProbs) -> Tensor:
+    def fail(pairs: slice, some: PairLogProbs) -> Tensor:
         raise RuntimeError("no loss")
 
     with pytest.raises(RuntimeError, match="no loss"):
-        source.charge(telling_batch(), fail)
+        source.fused_loss(telling_batch(), fail)
     assert model(input_ids=torch.tensor([[3, 4]])).logits.shape == (1, 2, VOCABULARY)
     assert not model._forward_hooks
 
@@ -344,9 +347,9 @@ def test_the_head_comes_back_after_an_error() -> None:
 def test_a_copy_keeps_its_layout() -> None:
     """A reference that is copied from a policy in use reads plans as well, and goes back to what was loaded."""
     model = named("llama")
-    TokenLogProbs(model, ForwardPass(layout="shared"))
-    copied = TokenLogProbs(copy.deepcopy(model), ForwardPass(layout="shared"))
-    torch.testing.assert_close(copied(telling_batch()).values, one_by_one(model, telling_batch()).values)
+    LogProbReader(model, ForwardPass(layout="shared"))
+    copied = LogProbReader(copy.deepcopy(model), ForwardPass(layout="shared"))
+    torch.testing.assert_close(copied(telling_batch()).policy, one_by_one(model, telling_batch()).policy)
     copied.use("padded")
     assert copied.model.config._attn_implementation == "sdpa"
 
@@ -370,18 +373,18 @@ def one_process(tmp_path: Path) -> Iterator[None]:
 def test_sharded_models(layout: LayoutName, head_apart: bool) -> None:
     """Weights are whole inside the model's forward only, and their gradients go back through its hooks."""
     model, batch = build(CONFIGS["llama"](), torch.float32), telling_batch()
-    truth = one_by_one(model, batch).values
+    truth = one_by_one(model, batch).policy
     expected = gradients(model, truth.sum())
     mesh = init_device_mesh("cpu", (1,))
     parts = [*model.get_decoder().layers, *([model.lm_head] if head_apart else [])]
     for part in parts:
         fully_shard(part, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    source = TokenLogProbs(model)
+    source = LogProbReader(model)
     source.use(layout)
     losses = (
-        lambda: source(batch).values.sum(),
-        lambda: source.charge(batch, lambda pairs, some: some.values.sum()).loss,
+        lambda: source(batch).policy.sum(),
+        lambda: source.fused_loss(batch, lambda pairs, some: some.policy.sum()).loss,
     )
     for loss in losses * 2:
         model.zero_grad()  # before the forward pass, behind which the weights are whole
@@ -401,13 +404,13 @@ def test_flash_attention_on_cuda() -> None:
     """Every sequence by itself, in bfloat16, which is all it reads."""
     config = CONFIGS["llama"]()
     config.head_dim = 16
-    truth = one_by_one(build(config, torch.float32).cuda(), telling_batch().to("cuda")).values
+    truth = one_by_one(build(config, torch.float32).cuda(), telling_batch().to("cuda")).policy
     model = build(config, torch.float32).cuda().bfloat16()
     model.set_attn_implementation("flash_attention_2")
-    source = TokenLogProbs(model)
+    source = LogProbReader(model)
     choose_layout(source, telling_batch().to("cuda"))
     assert source.layout == "packed"
-    torch.testing.assert_close(source(telling_batch().to("cuda")).values.double(), truth, rtol=5e-2, atol=5e-2)
+    torch.testing.assert_close(source(telling_batch().to("cuda")).policy.double(), truth, rtol=5e-2, atol=5e-2)
 
 
 @pytest.mark.gpu
@@ -418,11 +421,11 @@ def test_on_cuda(layout: LayoutName, attention: str) -> None:
     """Heads of 16 channels, which is what FlexAttention's kernels need at the least."""
     config = CONFIGS["llama"]()
     config.head_dim = 16
-    truth = one_by_one(build(config, torch.float32).cuda(), telling_batch().to("cuda")).values
+    truth = one_by_one(build(config, torch.float32).cuda(), telling_batch().to("cuda")).policy
     model = build(config, torch.float32).cuda()
     model.set_attn_implementation(attention)
-    source = TokenLogProbs(model)
+    source = LogProbReader(model)
     source.use(layout)
-    found = source(telling_batch().to("cuda")).values
+    found = source(telling_batch().to("cuda")).policy
     torch.testing.assert_close(found.double(), truth, rtol=1e-3, atol=1e-3)
     found.sum().backward()

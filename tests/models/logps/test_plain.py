@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from lit_align.models import response_log_probs
-from lit_align.models.logps.plain import packed_mask, score_responses
+from lit_align.models.logps.plain import packed_mask
 from lit_align.types import PairBatch
 from tests.conftest import pair_batch, tiny_llama
 
@@ -95,21 +95,6 @@ def test_bfloat16_models_give_float32(batch: PairBatch) -> None:
 def test_gradient_reaches_every_weight(policy: torch.nn.Module, batch: PairBatch) -> None:
     response_log_probs(policy, batch).sum().backward()
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in policy.parameters())
-
-
-def test_collision_is_the_log_probability_of_drawing_a_token_twice(policy: LlamaForCausalLM, batch: PairBatch) -> None:
-    found = score_responses(policy, batch, collision=True)
-    assert found.collision is not None
-    assert not found.collision.requires_grad
-    assert found.values.equal(response_log_probs(policy, batch))
-    for pair, side in ((0, 0), (1, 1), (2, 1)):
-        row = batch.input_ids[pair, side]
-        logits = policy(row[batch.attention_mask[pair, side]].unsqueeze(0)).logits[0].double()
-        places = batch.mask[pair, side].nonzero().squeeze(-1)
-        expected = torch.softmax(logits[places - 1], -1).square().sum(-1).log()
-        count = len(places)
-        torch.testing.assert_close(found.collision[pair, side, :count].double(), expected, rtol=1e-5, atol=1e-6)
-        assert not found.collision[pair, side, count:].any()
 
 
 def test_an_absent_side_does_not_run(policy: LlamaForCausalLM, batch: PairBatch) -> None:

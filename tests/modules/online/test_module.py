@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 
 from lit_align.data import PreferenceData
-from lit_align.models import ForwardPass, LoRA, MovingReference, TokenScores, load_causal_lm, response_log_probs
+from lit_align.models import ForwardPass, LoRA, MovingReference, ScoreReader, load_causal_lm, response_log_probs
 from lit_align.models.generation import Sampling
 from lit_align.models.loading import Loading
 from lit_align.models.score_model import Value
@@ -153,7 +153,7 @@ def test_rows_without_padding_change_nothing(
     for module in (one, two):
         torch.manual_seed(0)  # of the adapter
         drawn.append(fit(rows, tmp_path, module, limit_train_batches=2).drawn)
-    assert [module.sources.layout(module.policy) for module in (one, two)] == ["shared", "padded"]
+    assert [module.readers.layout(module.policy) for module in (one, two)] == ["shared", "padded"]
     for mine, other in zip(*drawn, strict=True):
         assert mine.batch.input_ids.equal(other.batch.input_ids)
         assert torch.allclose(mine.rollout.policy, other.rollout.policy, atol=2e-5)
@@ -168,7 +168,7 @@ def test_the_reference_and_given_pairs_are_read_like_the_policy(rows: Path, tmp_
     trainer(tmp_path, **limits).fit(module, data)
     assert module.reference is not None
     with module.reference.active() as model:
-        assert module.sources.layout(model) == module.sources.layout(module.policy) == "shared"
+        assert module.readers.layout(model) == module.readers.layout(module.policy) == "shared"
     assert set(module.eval_given.compute()) == {"d1", "d2"}
 
 
@@ -253,7 +253,7 @@ def test_the_value_model_learns_the_returns(rows: Path, tmp_path: Path) -> None:
     assert drawn.rollout.values is not None
     assert not drawn.rollout.values.any()
     with torch.no_grad():
-        after = TokenScores(module.value_model)(drawn.batch)[:, 0]
+        after = ScoreReader(module.value_model)(drawn.batch)[:, 0]
     before = float((returns[mask] ** 2).mean())
     assert 0.2 * before < float(((after - returns)[mask] ** 2).mean()) < 0.95 * before
 

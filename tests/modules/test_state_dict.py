@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from lit_align.models import LoRA
-from lit_align.modules.build import check_kept, kept
+from lit_align.modules.build import check_state_dict, trainable_state_dict
 
 
 @pytest.fixture
@@ -18,17 +18,17 @@ def half() -> nn.Module:
 
 
 def test_all_without_an_adapter(half: nn.Module) -> None:
-    assert kept(half, None, half.state_dict()).keys() == {"0.weight", "1.weight"}
-    check_kept(half, None, {})
+    assert trainable_state_dict(half, None, half.state_dict()).keys() == {"0.weight", "1.weight"}
+    check_state_dict(half, None, {})
 
 
 def test_what_trains_with_one(half: nn.Module) -> None:
-    found = kept(half, LoRA(), half.state_dict())
+    found = trainable_state_dict(half, LoRA(), half.state_dict())
     assert found.keys() == {"1.weight"}
-    check_kept(half, LoRA(), found)
+    check_state_dict(half, LoRA(), found)
 
 
 @pytest.mark.parametrize("names", [[], ["0.weight", "1.weight"]])
 def test_weights_of_another_adapter_are_refused(half: nn.Module, names: list[str]) -> None:
     with pytest.raises(ValueError, match="not those of this run's adapter"):
-        check_kept(half, LoRA(), dict.fromkeys(names))
+        check_state_dict(half, LoRA(), dict.fromkeys(names))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lightning.pytorch import Trainer
 
 from lit_align.data.batches.collate import Collate
-from lit_align.modules.grad_cache import even_ends, portions
+from lit_align.modules.grad_cache import even_ends, split_into_chunks
 from lit_align.types import TokenizedPair, TokenizedResponse
 
 ALONE = Trainer(accelerator="cpu", devices=1, barebones=True)
@@ -33,12 +33,12 @@ def test_every_part_has_something_and_all_of_it_is_there(sizes: list[int], count
 
 def test_a_long_pair_stands_alone_and_no_part_is_padded_to_it() -> None:
     batch = batch_of([2, 2, 40, 2])  # 8, 8, 84, 8 tokens
-    parts = portions(batch, 30, ALONE)
+    parts = split_into_chunks(batch, 30, ALONE)
     assert [part.index.tolist() for part in parts] == [[0], [1], [2], [3]]
     assert [part.input_ids.shape[-1] for part in parts] == [4, 4, 42, 4]
 
 
 @pytest.mark.parametrize("tokens", [0, 10_000])
 def test_one_portion_where_there_is_no_limit_or_it_is_not_reached(tokens: int) -> None:
-    (part,) = portions(batch_of([2, 3]), tokens, ALONE)
+    (part,) = split_into_chunks(batch_of([2, 3]), tokens, ALONE)
     assert part.index.tolist() == [0, 1]
