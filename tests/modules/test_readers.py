@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from lit_align.models import ForwardPass, LogProbReader, LoRA, choose_layout
 from lit_align.models.logps.check import Choice
-from lit_align.models.logps.reader import Reader
-from lit_align.modules import log_probs as sources
-from lit_align.modules.log_probs import Sources
+from lit_align.models.logps.reader import ModelReader
+from lit_align.modules import log_probs as readers
+from lit_align.modules.log_probs import LogProbReaders
 from lit_align.types import PairBatch
 from tests.models.architectures import CONFIGS, build, named, telling_batch
 from tests.runner import BASE, QUIET, distance, distributed, lit_align, metrics, ok
@@ -61,16 +61,16 @@ def test_one_check_for_each_architecture(monkeypatch: pytest.MonkeyPatch) -> Non
     """A copy with other weights is read as the model is; one with an adapter, or of another shape, is looked at."""
     checked: list[torch.nn.Module] = []
 
-    def choose(source: Reader, batch: PairBatch) -> Choice:
+    def choose(source: ModelReader, batch: PairBatch) -> Choice:
         checked.append(source.model)
         return choose_layout(source, batch)
 
-    monkeypatch.setattr(sources, "choose_layout", choose)
+    monkeypatch.setattr(readers, "choose_layout", choose)
     policy, wider = named("llama"), build(CONFIGS["llama_tied"]())
     reference = copy.deepcopy(policy)
     with torch.no_grad():
         reference.lm_head.weight.add_(1.0)
-    adapted, read = LoRA(rank=2).wrap(copy.deepcopy(policy)), Sources()
+    adapted, read = LoRA(rank=2).wrap(copy.deepcopy(policy)), LogProbReaders()
     for model in (policy, reference, wider, adapted, policy):
         read.of(model, telling_batch())
         assert read.layout(model) == "shared"
@@ -79,7 +79,7 @@ def test_one_check_for_each_architecture(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_models_take_turns_in_the_memory_of_a_tile() -> None:
     """One for each dtype; the numbers are those of a reader of its own."""
-    read, batch = Sources(), telling_batch()
+    read, batch = LogProbReaders(), telling_batch()
     models = [named("llama"), build(CONFIGS["qwen2"](), torch.bfloat16), named("llama_tied")]
     tiles: set[int] = set()
     for model in models * 2:
