@@ -84,7 +84,7 @@ def test_models_take_turns_in_the_memory_of_a_tile() -> None:
     tiles: set[int] = set()
     for model in models * 2:
         source = read.of(model, batch)
-        assert source(batch).values.equal(LogProbReader(model, ForwardPass(layout=read.layout(model)))(batch).values)
+        assert source(batch).policy.equal(LogProbReader(model, ForwardPass(layout=read.layout(model)))(batch).policy)
         tiles |= {memory.data_ptr() for memory in source._workspace._memory.values()}
     assert len(tiles) == 2
 

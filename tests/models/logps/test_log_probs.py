@@ -76,7 +76,7 @@ def slopes(values: Tensor) -> Tensor:
 def assert_same(
     model: nn.Module, layout: LayoutName, batch: PairBatch, rounding: tuple[float, float], row_tokens: int = 0
 ) -> None:
-    """Values, extras and gradients, of the two-pass and of the one-pass form."""
+    """Values, collisions and gradients, recomputed and fused."""
     truth = one_by_one(model, batch)
     weights = slopes(truth.policy)
     expected = gradients(model, (truth.policy * weights).sum())
