@@ -125,7 +125,7 @@ def test_the_gradient_can_be_asked_for_once() -> None:
     head = LinearHead(weight, None, LogitRule(), Workspace())
     loss = fused_loss(head, hidden, scored_tokens(targets, [6]), summed).loss
     loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="can be asked for once"):
+    with pytest.raises(RuntimeError, match="can be computed once"):
         loss.backward()
 
 
