@@ -5,7 +5,7 @@ Axes, always in this order:
 ===========  ========================================================================================
 ``pair``     one prompt with its two responses; any slice of this axis is itself a batch
 ``2``        the side: 0 is chosen, 1 is rejected
-``rollout``  one response that the policy drew
+``rollout``  one response that the policy sampled
 ``token``    scored response tokens, packed to the left (end-of-sequence included); in a ``PairBatch``,
              whole sequences (prompt and response), padded on the right
 ===========  ========================================================================================
@@ -32,14 +32,14 @@ PairScores: TypeAlias = Float[Tensor, "pair side"]
 """A value per response."""
 Margin: TypeAlias = Float[Tensor, " pair"]
 """A value per pair: margins and offsets in nats, or losses."""
-PairDraw: TypeAlias = Int[Tensor, " pair"]
+PairSeed: TypeAlias = Int[Tensor, " pair"]
 """A number per pair that random choices are made from, so that they do not depend on the batch."""
 RolloutTokens: TypeAlias = Float[Tensor, "rollout token"]
-"""A value per token of each response that the policy drew."""
+"""A value per token of each response that the policy sampled."""
 RolloutMask: TypeAlias = Bool[Tensor, "rollout token"]
 """True on the tokens of each response, its end token included."""
 RolloutScores: TypeAlias = Float[Tensor, " rollout"]
-"""A value per response that the policy drew."""
+"""A value per response that the policy sampled."""
 
 Message: TypeAlias = Mapping[str, Any]
 Text: TypeAlias = str | tuple[Message, ...]
@@ -190,19 +190,19 @@ class PairBatch:
     preference_probability: Float[Tensor, " pair"] | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PairBatch:
-        """The same batch on another device."""
+        """Move the batch to another device."""
         return map_tensors(self, lambda part: part.to(device, non_blocking=non_blocking))
 
     def copied(self) -> PairBatch:
-        """The same batch in memory of its own."""
+        """Copy the batch."""
         return map_tensors(self, torch.clone)
 
     def pin_memory(self) -> PairBatch:
-        """The same batch in page-locked memory."""
+        """Copy the batch into page-locked memory."""
         return map_tensors(self, lambda part: part.pin_memory())
 
     def rows(self, which: slice | Tensor) -> PairBatch:
-        """Some of the rows, without the columns that are padding in all of them.
+        """Select rows, without the columns that are padding in all of them.
 
         Args:
             which: a slice, or the places of the rows.
@@ -217,7 +217,7 @@ class PairBatch:
         return replace(rows, **{name: getattr(rows, name)[..., :end] for name in wide})
 
     def chosen_side(self) -> PairBatch:
-        """The batch without its rejected side, for objectives that never look at it."""
+        """Return the batch without its rejected side, for objectives that never look at it."""
         return replace(
             self,
             input_ids=self.input_ids[:, :1],
@@ -245,10 +245,10 @@ class PairLogProbs:
         prompted: the same responses under p ⊕ x, without gradient, for self-refinement.
         mismatched: other rows' responses to the same prompts, without gradient; None unless the objective needs them.
         collision: log Σ_v π(v | x, y_<t)² of the policy at each scored token, without gradient; None unless needed.
-        draw: a number per pair that is another one each time the pair is seen, for averagings that draw tokens.
-        margin: as in ``PairBatch``, for objectives that honour it.
-        preference_probability: as in ``PairBatch``, for objectives that honour it.
-        running: numbers that the objective carries from step to step, by name.
+        pair_seed: a number per pair that changes each time the pair is seen, for averagings that sample tokens.
+        margin: as in ``PairBatch``, for objectives whose loss it changes.
+        preference_probability: as in ``PairBatch``, for objectives whose loss it changes.
+        state: the objective state, numbers that it carries from step to step, by name.
     """
 
     policy: PairTokens
@@ -257,14 +257,14 @@ class PairLogProbs:
     prompted: PairLogProbs | None = None
     mismatched: PairLogProbs | None = None
     collision: PairTokens | None = None
-    draw: PairDraw | None = None
+    pair_seed: PairSeed | None = None
     margin: Margin | None = None
     preference_probability: Margin | None = None
-    running: Mapping[str, Tensor] = field(default_factory=dict, hash=False)
+    state: Mapping[str, Tensor] = field(default_factory=dict, hash=False)
 
     def rows(self, pairs: slice) -> PairLogProbs:
-        """Return some of the pairs."""
-        return replace(map_tensors(replace(self, running={}), lambda part: part[pairs]), running=self.running)
+        """Select pairs."""
+        return replace(map_tensors(replace(self, state={}), lambda part: part[pairs]), state=self.state)
 
     @property
     def lengths(self) -> Float[Tensor, "pair side"]:
@@ -282,9 +282,8 @@ class Outcome:
         margin: chosen minus rejected log-ratio in nats, detached; None where no margin is formed.
         offset: what the refinement subtracted from the margin, in nats, detached.
         prompted_margin: the margin under the quality prompt, detached; None without self-refinement.
-        slope: |d loss / d margin| at the margin that the contrast saw, per nat, detached: what a pair still teaches.
         terms: where the loss is a weighted sum, the loss of each term by its name, before its weight, detached.
-        observed: what each pair says of the objective's running numbers, by name, detached.
+        observed: what each pair says of the objective state, by name, detached.
     """
 
     loss: Margin
@@ -292,7 +291,6 @@ class Outcome:
     margin: Margin | None = None
     offset: Margin | None = None
     prompted_margin: Margin | None = None
-    slope: Margin | None = None
     terms: Mapping[str, Margin] = field(default_factory=dict)
     observed: Mapping[str, Margin] = field(default_factory=dict)
 
@@ -316,10 +314,10 @@ class LossOutput:
 
 @dataclass(frozen=True)
 class Rollout:
-    """Responses that the policy drew, and all that was known of them before the policy was changed; no gradients.
+    """Responses that the policy sampled, and all that was known of them before it was changed; no gradients.
 
     Args:
-        policy: log π(y_t | x, y_<t) under the policy that drew them, in nats, packed to the left.
+        policy: log π(y_t | x, y_<t) under the policy that sampled them, in nats, packed to the left.
         mask: true on the tokens of each response, the end token included; the values elsewhere do not matter.
         score: what the response was scored with, as it came.
         group: number of the prompt; responses to one prompt have the same.
@@ -339,7 +337,7 @@ class Rollout:
     greedy: RolloutScores | None = None
 
     def rows(self, which: Tensor | slice) -> Rollout:
-        """Some of the responses.
+        """Select responses.
 
         Args:
             which: their places.
@@ -352,4 +350,4 @@ class ResponseScore(ABC):
 
     @abstractmethod
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-        """One finite number for each response; higher is better."""
+        """Return one finite number for each response; higher is better."""

@@ -21,7 +21,7 @@ from lit_align.models import Loading, load_causal_lm
 from lit_align.modules import Constant, LitPreference
 from lit_align.modules.step_totals import total_over_ranks
 from lit_align.objectives import Objective, wpo
-from lit_align.types import PairBatch, PairDraw
+from lit_align.types import PairBatch, PairSeed
 from tests.conftest import tiny_llama
 from tests.runner import distance, forked, in_processes, ok
 from tests.test_presets_train import NAMES, columns, objective
@@ -258,7 +258,7 @@ class OwnMean(LitPreference):
 class OwnDraw(LitPreference):
     """Draws by the process instead of by the pair."""
 
-    def _training_draw(self, batch: PairBatch) -> PairDraw:
+    def _training_draw(self, batch: PairBatch) -> PairSeed:
         return super()._training_draw(batch) + self.global_rank
 
 

@@ -14,7 +14,7 @@ import torch
 
 from lit_align import testbed
 from lit_align.data import PreferenceData
-from lit_align.metrics.matching import MatchingDivergence
+from lit_align.metrics.calibration import MatchingDivergence
 from lit_align.models import load_causal_lm, response_log_probs
 from lit_align.models.loading import Loading
 from lit_align.testbed.tastes import choices

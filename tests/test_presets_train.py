@@ -15,7 +15,7 @@ from lit_align.data import PreferenceData
 from lit_align.models import Loading, SecondModel, load_causal_lm
 from lit_align.modules.log_probs import LogProbs
 from lit_align.objectives import Objective, PreferenceObjective, ResponseObjective, WeightedSum
-from lit_align.objectives.pair_seed import draw_in_training
+from lit_align.objectives.pair_seed import training_pair_seed
 from lit_align.types import PairBatch, PairLogProbs
 from tests.runner import BASE, SHORT, lit_align, metrics, ok
 
@@ -56,11 +56,11 @@ def equal_models(made: Objective, train: Path) -> PairLogProbs:
     batch = first_batch(made, train)
     model, reference = load_causal_lm("testbed:policy", Loading()), SecondModel()
     reference.attach(model)
-    running = {name: torch.tensor(first, dtype=torch.float64) for name, first in made.running.items()}
+    running = {name: torch.tensor(first, dtype=torch.float64) for name, first in made.initial_state.items()}
     log_probs = LogProbs(made, model, reference)
     reference.read_with(log_probs.readers.read)
     with torch.no_grad():
-        return log_probs(batch, draw_in_training(batch.index, step=0, seed=0), running)
+        return log_probs(batch, training_pair_seed(batch.index, step=0, seed=0), running)
 
 
 def neutral_loss(objective: PreferenceObjective) -> float:
@@ -78,7 +78,7 @@ def test_the_presets_are_found() -> None:
     assert {type(objective(name)) for name in FUNCTIONS} >= {PreferenceObjective, ResponseObjective, WeightedSum}
     for need in ("prompted", "mismatched", "collision", "pair_seed", "batch_level"):
         assert any(getattr(objective(name).needs, need) for name in FUNCTIONS), need
-    assert any(objective(name).running for name in FUNCTIONS)
+    assert any(objective(name).initial_state for name in FUNCTIONS)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -46,18 +46,18 @@ class Crowd(Objective):
     beta: float = 0.1
 
     needs = Needs(reference=True, rejected=True, mismatched=True, collision=True, pair_seed=True, batch_level=True)
-    running = FIRST
+    initial_state = FIRST
 
-    def advance(self, running, observed):
+    def advance_state(self, running, observed):
         return {"shift": 0.5 * running["shift"] + 0.5 * observed["shift"]}
 
     def __call__(self, logps):
-        kept = (torch.arange(logps.mask.shape[-1]) + logps.draw[:, None]) % 2 == 0
+        kept = (torch.arange(logps.mask.shape[-1]) + logps.pair_seed[:, None]) % 2 == 0
         ratio = torch.where(logps.mask & kept[:, None], logps.policy - logps.reference, 0.0).sum(-1)
         margin = ratio[:, 0] - ratio[:, 1]
         apart = (logps.mismatched.policy - logps.mismatched.reference).sum((1, 2)).mean()
         certain = logps.collision.sum((1, 2)).exp()
-        loss = F.softplus(-self.beta * (margin + margin.mean() - apart - logps.running["shift"])) * (1 + certain)
+        loss = F.softplus(-self.beta * (margin + margin.mean() - apart - logps.state["shift"])) * (1 + certain)
         rewards = (self.beta * ratio).detach()
         return Outcome(loss, rewards, margin=margin.detach(), observed={"shift": margin.detach() + 1.0})
 

@@ -1,4 +1,4 @@
-"""From outcomes to named numbers, exact over unequal batches and ranks."""
+"""Metrics: from outcomes to named numbers, exact over unequal batches and ranks."""
 
 from lit_align.metrics.pairs import PairMetrics
 

@@ -1,4 +1,4 @@
-"""Calibration compares how sure a model is of a preference with how often it is right."""
+"""How well the preferences of a reward model or a policy agree with what they should be."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import final
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
+
+from lit_align.online.matching import PairedPreferences
 
 BINS = 10
 
@@ -24,7 +27,7 @@ class Reliability:
 
     @classmethod
     def of(cls, chances: Tensor, weight: Tensor) -> Reliability:
-        """Of pairs with the probability that each gives to the chosen side.
+        """Count pairs by the probability that each gives to the chosen side.
 
         Args:
             chances: probabilities, ``[pair]``; one half exactly is half right.
@@ -40,12 +43,62 @@ class Reliability:
         return cls(torch.zeros(BINS, 3, dtype=torch.float64, device=sure.device).index_add(0, place, values))
 
     def error(self) -> Tensor:
-        """Expected calibration error: ``Σ_bin share · |mean confidence - share right|``, 0 to ½."""
+        """Return the expected calibration error: ``Σ_bin share · |mean confidence - share right|``, 0 to ½."""
         weight, sure, right = self.sums.unbind(-1)
         return (sure - right).abs().sum() / weight.sum()
 
     def curve(self) -> list[tuple[float, float]]:
-        """Mean confidence and share right of each bin that has pairs."""
+        """Return mean confidence and share right of each bin that has pairs."""
         filled = self.sums[self.sums[:, 0] > 0]
         sure, right = filled[:, 1] / filled[:, 0], filled[:, 2] / filled[:, 0]
         return list(zip(sure.tolist(), right.tolist(), strict=True))
+
+
+class MatchingDivergence(Metric):
+    """D1 and D2 of arXiv:2405.16455 over pairs, and what their figures are drawn from.
+
+    Both are 0 exactly where ``log π₁ - log π₂ = r₁ - r₂``: D1 is the mean square of the difference, D2 the mean
+    ``KL(Bern(σ(r₁ - r₂)) ‖ Bern(σ(log π₁ - log π₂)))`` in nats. Every pair is also counted the other way round, so
+    nothing depends on the order of the two responses.
+    """
+
+    full_state_update = False
+    sums: Tensor
+    wanted: Tensor
+    found: Tensor
+    curve: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        shapes = {"sums": (3,), "wanted": (BINS,), "found": (BINS,), "curve": (BINS, 3)}
+        for name, shape in shapes.items():
+            self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, pairs: PairedPreferences, weight: Tensor) -> None:
+        """Add pairs.
+
+        Args:
+            pairs: gaps of scores and log-probabilities.
+            weight: of each pair.
+        """
+        weight = weight.double()
+        exact = PairedPreferences(pairs.score_gap.double(), pairs.log_prob_gap.double())
+        for place, values in enumerate((torch.ones_like(weight), exact.squared(), exact.bernoulli())):
+            self.sums[place] += (weight * values).sum()
+        for gap_sign in (1, -1):
+            seen = PairedPreferences(gap_sign * exact.score_gap, gap_sign * exact.log_prob_gap)
+            wanted, found = seen.wanted(), seen.found()
+            self.wanted.index_add_(0, _bin(wanted), weight)
+            self.found.index_add_(0, _bin(found), weight)
+            row = torch.stack([torch.ones_like(wanted), wanted, found], dim=1) * weight[:, None]
+            self.curve.index_add_(0, _bin(wanted), row)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return ``d1`` and ``d2``; nothing without pairs."""
+        if not self.sums[0] > 0:
+            return {}
+        return {"d1": (self.sums[1] / self.sums[0]).float(), "d2": (self.sums[2] / self.sums[0]).float()}
+
+
+def _bin(chances: Tensor) -> Tensor:
+    return (chances * BINS).long().clamp(0, BINS - 1)

@@ -1,4 +1,4 @@
-"""A figure of preferences: what a policy or a reward model prefers, against what it should."""
+"""Figures of what a policy or a reward model prefers, against what it should."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lit_align.metrics.calibration import Reliability
-from lit_align.metrics.matching import BINS, MatchingDivergence
+from lit_align.metrics.calibration import BINS, MatchingDivergence, Reliability
 
 WANTED, FOUND, GUIDE = "#0072b2", "#d55e00", "#8c8c8c"
 """Of the palette of Okabe and Ito, which readers with any kind of colour vision tell apart."""
@@ -27,7 +26,7 @@ _LOOK = {
 
 
 def draw_matching(panels: Mapping[str, MatchingDivergence], file: Path) -> Path:
-    """For each policy, how its preferences are spread, and its mean preference at each preference of the scores.
+    """Draw, for each policy, the spread of its preferences, and its mean preference at each preference of the scores.
 
     The upper row shows the share of pairs by ``σ(r₁ - r₂)`` and by ``σ(log π₁ - log π₂)``: a policy that has collapsed
     has its pairs at 0 and 1. The lower row is the calibration curve; a policy that matches lies on the diagonal.
@@ -43,8 +42,8 @@ def draw_matching(panels: Mapping[str, MatchingDivergence], file: Path) -> Path:
         for column, (name, metric) in enumerate(panels.items()):
             _spread(axes[0, column], metric)
             _curve(axes[1, column], metric)
-            found = metric.compute()
-            axes[0, column].set_title(f"{name}\nD2 {float(found['d2']):.3f}" if found else name)
+            divergence = metric.compute()
+            axes[0, column].set_title(f"{name}\nD2 {float(divergence['d2']):.3f}" if divergence else name)
         axes[0, 0].set_ylabel("share of pairs")
         axes[1, 0].set_ylabel("policy's preference")
         axes[0, 0].legend()
@@ -54,7 +53,7 @@ def draw_matching(panels: Mapping[str, MatchingDivergence], file: Path) -> Path:
 
 
 def draw_reliability(reliability: Reliability, error: float, file: Path) -> Path:
-    """How often the side that a reward model finds likelier is the preferred one.
+    """Draw how often the side that a reward model finds likelier is the preferred one.
 
     Args:
         reliability: the curve.

@@ -1,18 +1,26 @@
-"""What a run says about its pairs: weighted means as sums and counts, so that any split gives the same numbers."""
+"""Weighted means over the pairs of a run, kept as sums and counts, so that any split gives the same numbers."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lit_align.metrics import gradients, lengths, outcomes, responses
-from lit_align.metrics.counted import Counted, Presence, Values
+from lit_align.metrics.pair_values import (
+    NAMES,
+    Counted,
+    Presence,
+    Values,
+    of_displacement,
+    of_gradient,
+    of_length_gaps,
+    of_outcome,
+    of_responses,
+    of_scales,
+)
+from lit_align.objectives.base import Objective
 from lit_align.types import Outcome, PairBatch, PairLogProbs, PairTokens
 
-NAMES = (*outcomes.NAMES, *responses.NAMES, *lengths.NAMES, *gradients.NAMES)
 CORRELATION = "lengths/margin_correlation"
 
 
@@ -25,7 +33,8 @@ class PairMetrics(Metric):
     ``lengths/margin_correlation`` is Pearson's r between the reward margin and the length gap chosen − rejected.
 
     Args:
-        terms: names of the loss's terms, reported as ``loss/<term>``.
+        objective: what is optimised; names the terms of ``loss/<term>`` and gives the slope of ``margin/saturated``.
+            None reports neither.
         from_start: whether the reference is the policy before its first step; reports ``displacement/…`` if so.
     """
 
@@ -34,9 +43,10 @@ class PairMetrics(Metric):
     weights: Tensor
     moments: Tensor
 
-    def __init__(self, terms: Sequence[str] = (), from_start: bool = False) -> None:
+    def __init__(self, objective: Objective | None = None, from_start: bool = False) -> None:
         super().__init__()
-        self.names = (*NAMES, *(f"loss/{term}" for term in terms))
+        self.objective = objective
+        self.names = (*NAMES, *(f"loss/{term}" for term in (objective.term_names if objective else ())))
         self.from_start = from_start
         self.quarters: tuple[float, ...] = ()
         """The lengths that divide the training responses into quarters, where they are known."""
@@ -45,20 +55,26 @@ class PairMetrics(Metric):
         self.add_state("weights", zeros.clone(), dist_reduce_fx="sum")
         self.add_state("moments", torch.zeros(6, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, outcome: Outcome, logps: PairLogProbs, batch: PairBatch, pull: PairTokens | None = None) -> None:
+    def update(
+        self, outcome: Outcome, logps: PairLogProbs, batch: PairBatch, grad_logps: PairTokens | None = None
+    ) -> None:
         """Add the pairs of one batch.
 
         Args:
             outcome: what the objective made of them.
             logps: their log-probabilities.
             batch: the pairs.
-            pull: gradient of the weighted sum of the losses with regard to ``logps.policy``, where there is one.
+            grad_logps: gradient of the weighted sum of the losses with respect to ``logps.policy``, where known.
         """
         present = Presence.of(logps)
+        slope = None if self.objective is None else self.objective.slope(logps, outcome)
         values = {
-            **of_everything(outcome, logps, batch, present),
-            **(responses.of_displacement(logps, present) if self.from_start else {}),
-            **({} if pull is None else gradients.of_pull(pull, logps, batch, present, self.quarters)),
+            **of_outcome(outcome, present, slope),
+            **of_responses(logps, batch, present),
+            **of_scales(logps, present),
+            **of_length_gaps(outcome, logps, present),
+            **(of_displacement(logps, present) if self.from_start else {}),
+            **({} if grad_logps is None else of_gradient(grad_logps, logps, batch, present, self.quarters)),
         }
         places = torch.tensor([self.names.index(name) for name in values], device=self.sums.device)
         value, weight = _stacked(values, batch.weight.double())
@@ -67,51 +83,49 @@ class PairMetrics(Metric):
         if "rewards/margins" in values:
             counted = batch.weight.double() * present.both
             margins, gaps = values["rewards/margins"].value.double(), values["lengths/gap"].value
-            self.moments = self.moments + _moments(margins, gaps, counted)
+            self.moments = self.moments + moments_of(margins, gaps, counted)
 
     def compute(self) -> dict[str, Tensor]:
-        """Name to mean, for the numbers that were there to be averaged."""
+        """Return name to mean, for the numbers that were counted."""
         counted = (self.weights > 0).tolist()
         means = (self.sums / self.weights).float()
-        found = {name: means[place] for place, name in enumerate(self.names) if counted[place]}
+        named = {name: means[place] for place, name in enumerate(self.names) if counted[place]}
         if self.moments[0] > 0:
-            found[CORRELATION] = _pearson(self.moments).float()
-        return found
-
-
-def of_everything(outcome: Outcome, logps: PairLogProbs, batch: PairBatch, present: Presence) -> Values:
-    """All values that need nothing but the outcome and the log-probabilities."""
-    return {
-        **outcomes.of_outcome(outcome, present),
-        **responses.of_responses(logps, batch, present),
-        **responses.of_scales(logps, present),
-        **lengths.of_length_gaps(outcome, logps, present),
-    }
+            named[CORRELATION] = correlation(self.moments).float()
+        return named
 
 
 def _stacked(values: Values, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Values, zero where they count nothing, and weights: each [name, pair, side], a value per pair on side 0."""
+    """Return values, zero where they count nothing, and weights: each [name, pair, side]."""
     parts = [_two_sided(counted) for counted in values.values()]
-    there = torch.stack([part.there for part in parts])
+    counts = torch.stack([part.counts for part in parts])
     value = torch.stack([part.value.detach().double() for part in parts])
-    counted = there * weight.unsqueeze(-1)
+    counted = counts * weight.unsqueeze(-1)
     return torch.where(counted > 0, value, 0.0), counted
 
 
 def _two_sided(counted: Counted) -> Counted:
-    value, there = counted.value, counted.there
+    """Give a value per pair a second side, on which nothing counts."""
+    value, counts = counted.value, counted.counts
     if value.dim() == 2 and value.shape[1] == 2:
         return counted
-    value, there = value.reshape(len(value), 1), there.reshape(len(there), 1)
-    return Counted(torch.cat([value, value], 1), torch.cat([there, torch.zeros_like(there)], 1))
+    value, counts = value.reshape(len(value), 1), counts.reshape(len(counts), 1)
+    return Counted(torch.cat([value, value], 1), torch.cat([counts, torch.zeros_like(counts)], 1))
 
 
-def _moments(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+def moments_of(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    """Return the six sums that `correlation` is made of; what stands at weight 0 does not matter."""
     x, y = (torch.where(weight > 0, part, 0.0) for part in (x, y))
     return torch.stack([(weight * part).sum() for part in (torch.ones_like(x), x, y, x * x, y * y, x * y)])
 
 
-def _pearson(moments: Tensor) -> Tensor:
+def correlation(moments: Tensor) -> Tensor:
+    """Return Pearson's correlation; 0 where one of the two is constant.
+
+    >>> x = torch.tensor([1.0, 2.0, 3.0])
+    >>> correlation(moments_of(x, -2 * x, torch.ones(3)))
+    tensor(-1.)
+    """
     count, x, y, xx, yy, xy = moments
     covariance = xy / count - (x / count) * (y / count)
     spread = (xx / count - (x / count) ** 2).clamp_min(0) * (yy / count - (y / count) ** 2).clamp_min(0)

@@ -1,4 +1,4 @@
-"""What a reward model says about its pairs, exact over unequal batches and ranks."""
+"""Means over the scores of a reward model, exact over unequal batches and ranks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lit_align.metrics.calibration import BINS, Reliability
+from lit_align.metrics.pairs import correlation, moments_of
 from lit_align.types import Margin, Outcome, PairBatch
 
 NAMES = (
@@ -60,36 +61,18 @@ class RewardMetrics(Metric):
         self.sums += (torch.stack(rows) * weight).sum(-1)
         self.bins += Reliability.of(chances, weight).sums
         both = weight.repeat_interleave(2)
-        self.singles += moments(scores.flatten(), lengths.flatten(), both)
-        self.gaps += moments(gap, lengths[:, 0] - lengths[:, 1], weight)
+        self.singles += moments_of(scores.flatten(), lengths.flatten(), both)
+        self.gaps += moments_of(gap, lengths[:, 0] - lengths[:, 1], weight)
 
     def compute(self) -> dict[str, Tensor]:
-        """Name to number."""
-        found = {name: (self.sums[place] / self.sums[-1]).float() for place, name in enumerate(NAMES)}
-        found["calibration/ece"] = self.reliability.error().float()
-        found["lengths/score_correlation"] = pearson(self.singles).float()
-        found["lengths/margin_correlation"] = pearson(self.gaps).float()
-        return found
+        """Return name to number."""
+        named = {name: (self.sums[place] / self.sums[-1]).float() for place, name in enumerate(NAMES)}
+        named["calibration/ece"] = self.reliability.error().float()
+        named["lengths/score_correlation"] = correlation(self.singles).float()
+        named["lengths/margin_correlation"] = correlation(self.gaps).float()
+        return named
 
     @property
     def reliability(self) -> Reliability:
         """The reliability curve of the pairs so far, of this process."""
         return Reliability(self.bins)
-
-
-def moments(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-    """The six sums that Pearson's correlation is made of."""
-    return torch.stack([(weight * part).sum() for part in (torch.ones_like(x), x, y, x * x, y * y, x * y)])
-
-
-def pearson(sums: Tensor) -> Tensor:
-    """Pearson's correlation; 0 where one of the two is constant.
-
-    >>> x = torch.tensor([1.0, 2.0, 3.0])
-    >>> pearson(moments(x, -2 * x, torch.ones(3)))
-    tensor(-1.)
-    """
-    count, x, y, xx, yy, xy = sums
-    covariance = xy / count - (x / count) * (y / count)
-    spread = (xx / count - (x / count) ** 2).clamp_min(0) * (yy / count - (y / count) ** 2).clamp_min(0)
-    return torch.where(spread > 0, covariance / spread.sqrt(), torch.zeros_like(spread))

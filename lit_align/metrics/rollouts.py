@@ -1,4 +1,4 @@
-"""What a run says about the responses that its policy draws, exact over unequal batches and ranks."""
+"""Means over sampled responses, exact over unequal batches and ranks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lit_align.online.matching import PairedPreferences
-from lit_align.online.objective import Lesson
+from lit_align.online.objective import Experience
 from lit_align.types import Rollout, RolloutScores
 
 NAMES = (
@@ -22,10 +22,10 @@ HIDDEN = ("score/squared", "advantage/squared", "values/error", "return", "retur
 
 
 class RolloutMetrics(Metric):
-    """Means over responses, of what was drawn and of what the updates did with it.
+    """Means over responses: of the samples themselves, and of what the updates did with them.
 
     ``entropy`` is ``-Σ_t log π`` and ``kl`` is ``Σ_t (log π - log π_ref)``, each of the whole response, as estimates
-    from the responses that were drawn; ``*/per_token`` divides the sum of all by the number of all tokens.
+    from the sampled responses; ``*/per_token`` divides the sum of all by the number of all tokens.
     ``tie_rate`` is the share of pairs of responses to one prompt with equal scores, ``distinct`` the share of
     different ones. ``values/explained`` is the share of the variance of all returns that the values explain. A number
     that there is nothing to form from is absent.
@@ -41,20 +41,20 @@ class RolloutMetrics(Metric):
         self.add_state("sums", zeros.clone(), dist_reduce_fx="sum")
         self.add_state("weights", zeros.clone(), dist_reduce_fx="sum")
 
-    def update(self, lesson: Lesson, ended: Tensor, texts: Sequence[str]) -> None:
+    def update(self, experience: Experience, ended: Tensor, texts: Sequence[str]) -> None:
         """Add responses.
 
         Args:
-            lesson: the responses, with rewards and advantages.
+            experience: the responses, with rewards and advantages.
             ended: true for a response that ended by itself.
             texts: the responses as text.
         """
-        rollout = lesson.rollout
+        rollout = experience.rollout
         weight, lengths = rollout.weight.double(), rollout.mask.sum(-1).double()
         log_prob = _whole(rollout.policy, rollout)
         self._mean("score", rollout.score, weight)
         self._mean("score/squared", rollout.score.double() ** 2, weight)
-        self._mean("reward", lesson.rewards.double().sum(-1), weight)
+        self._mean("reward", experience.rewards.double().sum(-1), weight)
         self._mean("length", lengths, weight)
         self._mean("eos_rate", ended, weight)
         self._mean("entropy", -log_prob, weight)
@@ -64,13 +64,13 @@ class RolloutMetrics(Metric):
             self._mean("kl", apart, weight)
             self._mean("kl/per_token", apart / lengths, weight * lengths)
         tokens = (weight[:, None] * rollout.mask)[rollout.mask]
-        self._mean("advantage", lesson.advantage[rollout.mask], tokens)
-        self._mean("advantage/squared", lesson.advantage[rollout.mask].double() ** 2, tokens)
-        if lesson.returns is not None and rollout.values is not None:
-            missed = (lesson.returns - rollout.values)[rollout.mask]
+        self._mean("advantage", experience.advantage[rollout.mask], tokens)
+        self._mean("advantage/squared", experience.advantage[rollout.mask].double() ** 2, tokens)
+        if experience.returns is not None and rollout.values is not None:
+            missed = (experience.returns - rollout.values)[rollout.mask]
             self._mean("values/error", missed.double() ** 2, tokens)
-            self._mean("return", lesson.returns[rollout.mask], tokens)
-            self._mean("return/squared", lesson.returns[rollout.mask].double() ** 2, tokens)
+            self._mean("return", experience.returns[rollout.mask], tokens)
+            self._mean("return/squared", experience.returns[rollout.mask].double() ** 2, tokens)
         self._groups(rollout, texts)
 
     def _groups(self, rollout: Rollout, texts: Sequence[str]) -> None:
@@ -84,7 +84,7 @@ class RolloutMetrics(Metric):
         self._mean("distinct", torch.tensor(new, device=rollout.weight.device), rollout.weight)
 
     def add(self, values: Mapping[str, RolloutScores], weight: Tensor) -> None:
-        """Add what an update did, one number per response.
+        """Add numbers of an update, one per response.
 
         Args:
             values: name to numbers.
@@ -99,40 +99,40 @@ class RolloutMetrics(Metric):
         self.weights[place] += weight.double().sum()
 
     def compute(self) -> dict[str, Tensor]:
-        """Name to number."""
+        """Return name to number."""
         means = {
             name: self.sums[place] / self.weights[place] for place, name in enumerate(NAMES) if self.weights[place] > 0
         }
-        found = {name: value.float() for name, value in means.items() if name not in HIDDEN}
+        named = {name: value.float() for name, value in means.items() if name not in HIDDEN}
         for name in ("score", "advantage"):
             if name in means:
-                found[f"{name}/std"] = (means[f"{name}/squared"] - means[name] ** 2).clamp_min(0).sqrt().float()
+                named[f"{name}/std"] = (means[f"{name}/squared"] - means[name] ** 2).clamp_min(0).sqrt().float()
         if "return" in means:
             spread = means["return/squared"] - means["return"] ** 2
             if float(spread) > 1e-12 * float(means["return/squared"]):  # not 0 but for rounding
-                found["values/explained"] = (1 - means["values/error"] / spread).float()
-        return found
+                named["values/explained"] = (1 - means["values/error"] / spread).float()
+        return named
 
 
 @dataclass(frozen=True)
-class WeightedPairs:
+class WeightedPreferences:
     """Pairs of responses to the same prompt, with their weights."""
 
     preferences: PairedPreferences
     weight: Tensor
 
 
-def pairs_of(rollout: Rollout) -> WeightedPairs:
-    """All pairs of responses to the same prompt; none where each prompt has one response."""
+def pairs_of(rollout: Rollout) -> WeightedPreferences:
+    """Return all pairs of responses to the same prompt; none where each prompt has one response."""
     first, second = same_group(rollout.group)
     log_prob, score = _whole(rollout.policy, rollout), rollout.score.double()
-    return WeightedPairs(
+    return WeightedPreferences(
         PairedPreferences(score[first] - score[second], log_prob[first] - log_prob[second]), rollout.weight[first]
     )
 
 
 def same_group(group: Tensor) -> tuple[Tensor, Tensor]:
-    """The places of both responses of every pair of responses to one prompt.
+    """Return the places of both responses of every pair of responses to one prompt.
 
     >>> same_group(torch.tensor([5, 5, 7, 5]))
     (tensor([0, 0, 1]), tensor([1, 3, 3]))

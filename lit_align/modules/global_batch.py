@@ -58,7 +58,7 @@ def evaluate_globally(
         if with_grad:
             padded = F.pad(leaf[counted], (0, pairs[POLICY].shape[-1] - leaf.shape[-1]))
             pairs[POLICY] = pairs[POLICY].index_copy(0, places, padded)
-        outcome = objective(_record(pairs, logps[0].running))
+        outcome = objective(_record(pairs, logps[0].state))
         grad = torch.autograd.grad((outcome.loss * weights).sum(), leaf)[0] if with_grad else torch.zeros_like(leaf)
     rows = torch.zeros_like(weight, dtype=torch.long).masked_scatter(counted, places)
     ends = [0, *accumulate(len(batch.index) for batch in batches)]
@@ -101,7 +101,7 @@ def _record(tensors: Mapping[str, Tensor], running: Mapping[str, Tensor]) -> Pai
         for name in outer
     }
     parts: dict[str, Any] = {"reference": None, **plain, **inner}
-    return PairLogProbs(**parts, running=running)
+    return PairLogProbs(**parts, state=running)
 
 
 def _concatenate(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

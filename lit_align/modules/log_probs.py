@@ -21,7 +21,7 @@ from lit_align.models.logps.reader import ModelReader
 from lit_align.models.reference.base import Reference
 from lit_align.models.score_model import ScoreModel
 from lit_align.objectives.base import Objective
-from lit_align.types import PairBatch, PairDraw, PairLogProbs, PairScores, PairTokens, RolloutTokens
+from lit_align.types import PairBatch, PairLogProbs, PairScores, PairSeed, PairTokens, RolloutTokens
 
 
 class LogProbReaders:
@@ -144,7 +144,7 @@ class LogProbs:
     reference: Reference | None
     readers: LogProbReaders = field(default_factory=LogProbReaders)
 
-    def __call__(self, batch: PairBatch, pair_seed: PairDraw, state: Mapping[str, Tensor]) -> PairLogProbs:
+    def __call__(self, batch: PairBatch, pair_seed: PairSeed, state: Mapping[str, Tensor]) -> PairLogProbs:
         """Compute everything. The policy's log-probabilities carry the gradient if gradients are enabled.
 
         Args:
@@ -164,7 +164,7 @@ class LogProbs:
         with sparse_embedding_grad(self.policy):
             return self.readers.read(self.policy, batch)
 
-    def context(self, batch: PairBatch, pair_seed: PairDraw, state: Mapping[str, Tensor]) -> PairLogProbs:
+    def context(self, batch: PairBatch, pair_seed: PairSeed, state: Mapping[str, Tensor]) -> PairLogProbs:
         """Compute everything but the policy's log-probabilities, which are left at zero.
 
         Args:
@@ -182,20 +182,20 @@ class LogProbs:
             mask=mask,
             prompted=self._without_grad("prompted", batch.prompted, pair_seed) if needs.prompted else None,
             mismatched=self._without_grad("mismatched", batch.mismatched, pair_seed) if needs.mismatched else None,
-            draw=pair_seed,
+            pair_seed=pair_seed,
             margin=batch.margin,
             preference_probability=batch.preference_probability,
-            running=state,
+            state=state,
         )
 
     @torch.no_grad()
-    def _without_grad(self, name: str, batch: PairBatch | None, pair_seed: PairDraw) -> PairLogProbs:
+    def _without_grad(self, name: str, batch: PairBatch | None, pair_seed: PairSeed) -> PairLogProbs:
         """Compute log-probabilities of a batch beside the pairs, without gradient and without an adapter's dropout."""
         if batch is None:
             raise ValueError(f"the batch has no {name} pairs; build the data with {name}=True")
         with _without_dropout(self.policy):
             policy = self.readers.read(self.policy, batch)
-        return PairLogProbs(policy, self._reference(batch), packed_mask(batch), draw=pair_seed)
+        return PairLogProbs(policy, self._reference(batch), packed_mask(batch), pair_seed=pair_seed)
 
     def _reference(self, batch: PairBatch) -> PairTokens | None:
         return None if self.reference is None else self.reference.log_probs(batch)

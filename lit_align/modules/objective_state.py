@@ -22,7 +22,9 @@ class ObjectiveState:
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
-        self.values = {name: torch.tensor(value, dtype=torch.float64) for name, value in objective.running.items()}
+        self.values = {
+            name: torch.tensor(value, dtype=torch.float64) for name, value in objective.initial_state.items()
+        }
         self._sums: dict[str, Tensor] = {}
 
     def reset(self) -> None:
@@ -46,7 +48,7 @@ class ObjectiveState:
         observed = {name: total_over_ranks(total, strategy) / weight for name, total in self._sums.items()}
         self._sums = {}
         if self.values:
-            state = self.objective.advance(self.values, {name: mean.cpu() for name, mean in observed.items()})
+            state = self.objective.advance_state(self.values, {name: mean.cpu() for name, mean in observed.items()})
             self.values = {name: state[name].detach().to("cpu", torch.float64) for name in self.values}
 
     def load(self, values: Mapping[str, Tensor]) -> None:

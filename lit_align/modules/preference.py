@@ -45,8 +45,8 @@ from lit_align.modules.setup_checks import (
 from lit_align.modules.step_totals import run_data
 from lit_align.objectives.base import Needs, Objective
 from lit_align.objectives.beta_scale import BetaReading
-from lit_align.objectives.pair_seed import draw_in_evaluation, draw_in_training
-from lit_align.types import LossOutput, PairBatch, PairDraw, PairLogProbs, concatenate, map_tensors
+from lit_align.objectives.pair_seed import evaluation_pair_seed, training_pair_seed
+from lit_align.types import LossOutput, PairBatch, PairLogProbs, PairSeed, concatenate, map_tensors
 
 
 class LitPreference(LitBase):
@@ -86,12 +86,12 @@ class LitPreference(LitBase):
     ) -> None:
         chosen = reference_of(objective, reference, lora)
         from_start = chosen is not None and chosen.is_start
-        super().__init__(PairMetrics(objective.term_names, from_start), lora, optimizer, schedule, forward_pass)
+        super().__init__(PairMetrics(objective, from_start), lora, optimizer, schedule, forward_pass)
         self.policy_name = policy
         self.objective = objective
         self.loading = loading
         self.reference = chosen
-        self.eval_metrics = PairMetrics(objective.term_names, from_start)
+        self.eval_metrics = PairMetrics(objective, from_start)
         self.objective_state = ObjectiveState(objective)
         self._micro_batches: list[PairBatch] = []
         self._evaluation = Evaluation(objective, self.eval_metrics)
@@ -187,11 +187,11 @@ class LitPreference(LitBase):
     def _log_probs(self) -> LogProbs:
         return LogProbs(self.objective, self.policy, self.reference, self.readers)
 
-    def _pair_seed(self, batch: PairBatch) -> PairDraw:
+    def _pair_seed(self, batch: PairBatch) -> PairSeed:
         """Return seeds that differ from step to step in training, and are the same in every evaluation."""
         if self.training:
-            return draw_in_training(batch.index, self.global_step, self._seed)
-        return draw_in_evaluation(batch.index)
+            return training_pair_seed(batch.index, self.global_step, self._seed)
+        return evaluation_pair_seed(batch.index)
 
     def _record(self, output: LossOutput, batch: PairBatch) -> Tensor:
         """Add a chunk to metrics and totals, and return its loss multiplied by the number of processes."""

@@ -1,4 +1,4 @@
-"""An anchor is the score, in nats, that each response of a pair is judged against."""
+"""Anchors: the score, in nats, that each response of a pair is judged against."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lit_align.objectives.base import NO_NEEDS, Needs
 from lit_align.objectives.papers import BCO, KTO, Paper
@@ -21,23 +22,23 @@ class Anchor(ABC):
     """What counts as no reward: a pointwise loss sees ``score - anchor`` of both sides.
 
     An anchor passes no gradient. One that is made of the scores of a step's pairs says so (`Needs.batch_level`); one
-    that is carried from step to step has running numbers, and a pair's loss then does not depend on the other pairs.
+    that is carried from step to step has a state, and a pair's loss then does not depend on the other pairs.
     """
 
     source: ClassVar[Paper | None] = None
 
     @property
     def needs(self) -> Needs:
-        """What must be there, and whether the other pairs matter; nothing unless a leaf says otherwise."""
+        """What the anchor needs, and whether other pairs matter; nothing unless a leaf says otherwise."""
         return NO_NEEDS
 
     @property
-    def running(self) -> Mapping[str, float]:
+    def initial_state(self) -> Mapping[str, float]:
         """Numbers that are carried from step to step, with their first values; none unless a leaf says otherwise."""
         return {}
 
     def observed(self, scores: PairScores, present: PairScores) -> Mapping[str, Margin]:
-        """What each pair says of the running numbers; nothing unless a leaf says otherwise.
+        """Return what each pair contributes to the state; nothing unless a leaf says otherwise.
 
         Args:
             scores: score of each response, in nats.
@@ -45,13 +46,13 @@ class Anchor(ABC):
         """
         return {}
 
-    def advance(self, running: Mapping[str, Tensor], observed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The running numbers after a step; as they were unless a leaf says otherwise. See `Objective.advance`."""
-        return running
+    def advance_state(self, state: Mapping[str, Tensor], observed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the state after a step; unchanged unless a leaf says otherwise. See `Objective.advance_state`."""
+        return state
 
     @abstractmethod
     def __call__(self, logps: PairLogProbs, scores: Callable[[PairLogProbs], PairScores]) -> Margin:
-        """The anchor of each pair, in nats, without gradient.
+        """Return the anchor of each pair, in nats, without gradient.
 
         Args:
             logps: log-probabilities of the batch.
@@ -68,8 +69,8 @@ class NoAnchor(Anchor):
     tensor([0.])
     """
 
+    @override
     def __call__(self, logps: PairLogProbs, scores: Callable[[PairLogProbs], PairScores]) -> Margin:
-        """See the base class."""
         return logps.policy.new_zeros(logps.policy.shape[0])
 
 
@@ -96,16 +97,16 @@ class MismatchedMean(Anchor):
     source: ClassVar[Paper | None] = KTO
     needs: ClassVar[Needs] = Needs(mismatched=True, batch_level=True, unpaired=True)
 
+    @override
     def __call__(self, logps: PairLogProbs, scores: Callable[[PairLogProbs], PairScores]) -> Margin:
-        """See the base class."""
         if logps.mismatched is None:
             raise ValueError(
                 "MismatchedMean needs the log-probabilities of responses to other prompts, "
                 "but PairLogProbs.mismatched is None; expected mismatched pairs, or another anchor"
             )
         present = logps.mismatched.mask.any(-1)
-        found = torch.where(present, scores(logps.mismatched).detach(), 0.0).double()
-        mean = found.sum() / present.sum().clamp(min=1)
+        mismatched = torch.where(present, scores(logps.mismatched).detach(), 0.0).double()
+        mean = mismatched.sum() / present.sum().clamp(min=1)
         return mean.clamp(min=0.0).to(logps.policy.dtype).expand(logps.policy.shape[0])
 
 
@@ -121,29 +122,29 @@ class RunningMean(Anchor):
 
     >>> anchor = RunningMean()
     >>> step = {"anchor": torch.tensor(3.0)}
-    >>> running = anchor.advance({"anchor": torch.tensor(1.0), "steps": torch.tensor(1.0)}, step)
-    >>> running["anchor"], running["steps"]  # (1 + 3) / 2
+    >>> state = anchor.advance_state({"anchor": torch.tensor(1.0), "steps": torch.tensor(1.0)}, step)
+    >>> state["anchor"], state["steps"]  # (1 + 3) / 2
     (tensor(2.), tensor(2.))
     """
 
     source: ClassVar[Paper | None] = BCO
 
     @property
-    def running(self) -> Mapping[str, float]:
-        """The mean in nats, and how many steps it is of."""
-        return {_MEAN: 0.0, _STEPS: 0.0}
+    @override
+    def initial_state(self) -> Mapping[str, float]:
+        return {_MEAN: 0.0, _STEPS: 0.0}  # in nats, and over how many steps
 
+    @override
     def observed(self, scores: PairScores, present: PairScores) -> Mapping[str, Margin]:
-        """The mean score of the sides that are there."""
         return {_MEAN: ((scores * present).sum(-1) / present.sum(-1).clamp(min=1)).detach()}
 
-    def advance(self, running: Mapping[str, Tensor], observed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """See the base class."""
-        steps = running[_STEPS] + 1
-        return {_MEAN: running[_MEAN] + (observed[_MEAN] - running[_MEAN]) / steps, _STEPS: steps}
+    @override
+    def advance_state(self, state: Mapping[str, Tensor], observed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        steps = state[_STEPS] + 1
+        return {_MEAN: state[_MEAN] + (observed[_MEAN] - state[_MEAN]) / steps, _STEPS: steps}
 
+    @override
     def __call__(self, logps: PairLogProbs, scores: Callable[[PairLogProbs], PairScores]) -> Margin:
-        """See the base class."""
-        mean = logps.running.get(_MEAN)
-        first = logps.policy.new_tensor(self.running[_MEAN])
+        mean = logps.state.get(_MEAN)
+        first = logps.policy.new_tensor(self.initial_state[_MEAN])
         return (first if mean is None else mean.to(first)).expand(logps.policy.shape[0])

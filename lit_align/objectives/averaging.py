@@ -1,4 +1,4 @@
-"""An averaging turns the values of a response's tokens into one number for the response."""
+"""Averagings: from the values of a response's tokens to one number for the response."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
-from lit_align.objectives.base import NO_NEEDS, Needs
-from lit_align.objectives.pair_seed import drawn_tokens
+from lit_align.objectives.base import NO_NEEDS, Needs, check_field
+from lit_align.objectives.pair_seed import sample_tokens
 from lit_align.objectives.papers import AVERAGING, LD_DPO, SAMPO, Paper
-from lit_align.objectives.ranges import check_range
-from lit_align.types import PairDraw, PairMask, PairScores, PairTokens
+from lit_align.types import PairMask, PairScores, PairSeed, PairTokens
 
 
 class Averaging(ABC):
-    """How a response's tokens become one number.
+    """How the values of a response's tokens become one number.
 
     What stands outside the mask never matters, be it NaN, neither for the value nor for the gradient. Sums run in
     float64 and come back in the dtype of the values: hundreds of float32 terms of like size lose digits that a
@@ -29,7 +29,7 @@ class Averaging(ABC):
 
     @property
     def needs(self) -> Needs:
-        """What must be there: the pair seed, or both sides; nothing unless a leaf says otherwise."""
+        """What the averaging needs: a pair seed, or both sides; nothing unless a leaf says otherwise."""
         return NO_NEEDS
 
     @property
@@ -38,8 +38,8 @@ class Averaging(ABC):
         return None
 
     @abstractmethod
-    def __call__(self, values: PairTokens, mask: PairMask, draw: PairDraw | None = None) -> PairScores:
-        """One number for each response.
+    def __call__(self, values: PairTokens, mask: PairMask, pair_seed: PairSeed | None = None) -> PairScores:
+        """Return one number for each response.
 
         A response without scored tokens has no mean: parts that divide by the length give NaN for it (0 / 0) rather
         than an invented number, and a sum gives 0. Such rows are turned away where data is read.
@@ -47,7 +47,7 @@ class Averaging(ABC):
         Args:
             values: a value per token.
             mask: true on scored tokens.
-            draw: a number per pair that decides which tokens are drawn, for averagings that draw.
+            pair_seed: a number per pair that decides which tokens are sampled, for averagings that sample.
         """
 
 
@@ -63,13 +63,10 @@ class Sum(Averaging):
     tensor([[ 3., 12.]])
     """
 
-    @property
-    def length_power(self) -> float:
-        """0: the sum is not divided."""
-        return 0.0
+    length_power: ClassVar[float] = 0.0  # the sum is not divided
 
-    def __call__(self, values: PairTokens, mask: PairMask, draw: PairDraw | None = None) -> PairScores:
-        """See the base class."""
+    @override
+    def __call__(self, values: PairTokens, mask: PairMask, pair_seed: PairSeed | None = None) -> PairScores:
         return _exact_sum(values, mask).to(values.dtype)
 
 
@@ -87,14 +84,10 @@ class Mean(Averaging):
     """
 
     source: ClassVar[Paper | None] = AVERAGING
+    length_power: ClassVar[float] = 1.0  # the sum is divided by the length
 
-    @property
-    def length_power(self) -> float:
-        """1: the sum is divided by the length."""
-        return 1.0
-
-    def __call__(self, values: PairTokens, mask: PairMask, draw: PairDraw | None = None) -> PairScores:
-        """See the base class."""
+    @override
+    def __call__(self, values: PairTokens, mask: PairMask, pair_seed: PairSeed | None = None) -> PairScores:
         return (_exact_sum(values, mask) / mask.sum(-1)).to(values.dtype)
 
 
@@ -116,15 +109,15 @@ class LengthPower(Averaging):
 
     def __post_init__(self) -> None:
         """Check the range."""
-        check_range(self, "power", "[0, 1]")
+        check_field(self, "power", "[0, 1]")
 
     @property
     def length_power(self) -> float:
         """``power``."""
         return self.power
 
-    def __call__(self, values: PairTokens, mask: PairMask, draw: PairDraw | None = None) -> PairScores:
-        """See the base class."""
+    @override
+    def __call__(self, values: PairTokens, mask: PairMask, pair_seed: PairSeed | None = None) -> PairScores:
         lengths = mask.sum(-1, dtype=torch.float64)
         return (_exact_sum(values, mask) / lengths**self.power).to(values.dtype)
 
@@ -150,18 +143,14 @@ class SharedLength(Averaging):
     weight: float
     source: ClassVar[Paper | None] = LD_DPO
     needs: ClassVar[Needs] = Needs(rejected=True)
+    length_power: ClassVar[float] = 0.0  # the weighted sum is not divided
 
     def __post_init__(self) -> None:
         """Check the range."""
-        check_range(self, "weight", "[0, 1]")
+        check_field(self, "weight", "[0, 1]")
 
-    @property
-    def length_power(self) -> float:
-        """0: the weighted sum is not divided."""
-        return 0.0
-
-    def __call__(self, values: PairTokens, mask: PairMask, draw: PairDraw | None = None) -> PairScores:
-        """See the base class."""
+    @override
+    def __call__(self, values: PairTokens, mask: PairMask, pair_seed: PairSeed | None = None) -> PairScores:
         shared = mask.sum(-1).amin(-1)[:, None, None]
         within = mask.cumsum(-1) <= shared
         total = _exact_sum(values, mask & within) + self.weight * _exact_sum(values, mask & ~within)
@@ -170,11 +159,11 @@ class SharedLength(Averaging):
 
 @dataclass(frozen=True)
 class DownSampled(Averaging):
-    """``Σ_{t ∈ S} z_t``: a sum over as many tokens of each side as the shorter one has, drawn without replacement.
+    """``Σ_{t ∈ S} z_t``: a sum over as many tokens of each side as the shorter one has, sampled without replacement.
 
     The shorter side keeps all its tokens and the longer one a random share, another one each time the pair is seen,
-    so that length does not move the margin. Which tokens those are follows from ``draw`` and the position in the
-    response alone (`lit_align.objectives.pair_seed`): neither padding nor the split of a batch changes them, and
+    so that length does not move the margin. Which tokens those are follows from ``pair_seed`` and the position in the
+    response alone (`sample_tokens`): neither padding nor the split of a batch changes them, and
     policy and reference are sampled alike, because the average is taken of their difference.
 
     Paper: SamPO, Lu et al. 2024, arXiv:2406.10957.
@@ -186,20 +175,16 @@ class DownSampled(Averaging):
 
     source: ClassVar[Paper | None] = SAMPO
     needs: ClassVar[Needs] = Needs(rejected=True, pair_seed=True)
+    length_power: ClassVar[float] = 0.0  # the sum is not divided
 
-    @property
-    def length_power(self) -> float:
-        """0: the sum is not divided."""
-        return 0.0
-
-    def __call__(self, values: PairTokens, mask: PairMask, draw: PairDraw | None = None) -> PairScores:
-        """See the base class."""
-        if draw is None:
+    @override
+    def __call__(self, values: PairTokens, mask: PairMask, pair_seed: PairSeed | None = None) -> PairScores:
+        if pair_seed is None:
             raise ValueError(
-                "DownSampled draws tokens at random, but PairLogProbs.draw is None; "
-                "expected a number for each pair, or an averaging that draws nothing"
+                "DownSampled samples tokens, but PairLogProbs.pair_seed is None; "
+                "expected a number for each pair, or an averaging that samples nothing"
             )
-        return _exact_sum(values, drawn_tokens(mask, mask.sum(-1).amin(-1), draw)).to(values.dtype)
+        return _exact_sum(values, sample_tokens(mask, mask.sum(-1).amin(-1), pair_seed)).to(values.dtype)
 
 
 def _exact_sum(values: PairTokens, mask: PairMask) -> Float[Tensor, "pair side"]:

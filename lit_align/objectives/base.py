@@ -1,14 +1,15 @@
-"""An objective turns the log-probabilities of a batch of pairs into one loss per pair and what there is to report."""
+"""What an objective is, what it may need, and helpers that its parts share."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from torch import Tensor
 
-from lit_align.types import Outcome, PairLogProbs
+from lit_align.types import Margin, Outcome, PairLogProbs, PairScores
 
 MARGIN = "margin"
 """Column: by how much the chosen response shall win, in the unit of rewards."""
@@ -29,6 +30,11 @@ class Scale:
     name: str
     beta: float
     length_power: float
+
+    @classmethod
+    def of(cls, beta: float, sets_slope: bool, length_power: float | None) -> tuple[Scale, ...]:
+        """Return the scale of a single term; none where β sets a target or no power of the length is known."""
+        return (cls("", beta, length_power),) if sets_slope and length_power is not None else ()
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class Needs:
     required_columns: frozenset[str] = frozenset()
 
     def __or__(self, other: Needs) -> Needs:
-        """What either needs; rows may be unpaired only if both accept them."""
+        """Join the needs of two parts; rows may be unpaired only if both accept them."""
         joined = {part.name: getattr(self, part.name) | getattr(other, part.name) for part in fields(self)}
         return Needs(**{**joined, "unpaired": self.unpaired and other.unpaired})
 
@@ -92,25 +98,22 @@ class Objective(ABC):
         return Needs(reference=True, rejected=True)
 
     @property
-    def running(self) -> Mapping[str, float]:
-        """Numbers that are carried from one optimizer step to the next, with their first values; none by default."""
+    def initial_state(self) -> Mapping[str, float]:
+        """The objective state before the first step: numbers carried from step to step, by name; none by default."""
         return {}
 
-    def advance(self, running: Mapping[str, Tensor], observed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The running numbers after an optimizer step; as they were unless a leaf says otherwise.
+    def advance_state(self, state: Mapping[str, Tensor], observed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the state after an optimizer step; unchanged unless a leaf says otherwise.
 
         Args:
-            running: the numbers before the step, float64 scalars.
+            state: the state before the step, float64 scalars.
             observed: for each name in ``Outcome.observed``, its weighted mean over all pairs of the step.
         """
-        return running
+        return state
 
     @property
     def scales(self) -> tuple[Scale, ...]:
-        """Each β that sets a slope, with what it multiplies; none unless a leaf says otherwise.
-
-        What they mean is said in `lit_align.objectives.beta_scale`.
-        """
+        """Each β that sets a slope, with what it multiplies (see `beta_scale`); none unless a leaf says otherwise."""
         return ()
 
     @property
@@ -118,10 +121,57 @@ class Objective(ABC):
         """The names under which ``Outcome.terms`` reports parts of the loss; none unless a leaf says otherwise."""
         return ()
 
+    def slope(self, logps: PairLogProbs, outcome: Outcome) -> Margin | None:
+        """Return ``|d loss / d margin|`` of each pair, per nat: what it still teaches; None where there is no margin.
+
+        A diagnostic for the metrics: no gradient, and not computed with the loss.
+
+        Args:
+            logps: log-probabilities of some pairs.
+            outcome: what the objective made of them.
+        """
+        return None
+
     @abstractmethod
     def __call__(self, logps: PairLogProbs) -> Outcome:
-        """The loss of each pair, not yet averaged over the batch, and what there is to report about it.
+        """Return the loss of each pair, not yet averaged over the batch, and what there is to report about it.
 
         Args:
             logps: log-probabilities of the scored response tokens, in nats.
         """
+
+
+def chosen_minus_rejected(scores: PairScores) -> Margin:
+    """Return the difference of the two sides of each pair."""
+    return scores[:, 0] - scores[:, 1]
+
+
+def refined(outcome: Outcome) -> Margin:
+    """Return the margin that the contrast saw, which is margin minus offset."""
+    assert outcome.margin is not None
+    return outcome.margin if outcome.offset is None else outcome.margin - outcome.offset
+
+
+def check_field(part: object, key: str, interval: str) -> None:
+    """Raise unless a field of a part is a finite number inside an interval.
+
+    Args:
+        part: the object whose field is checked.
+        key: name of the field.
+        interval: the accepted numbers as one writes them on paper, ``(0, inf)`` or ``[0, 0.5)``: a round bracket
+            leaves the end out, a square one keeps it in.
+
+    Raises:
+        ValueError: the number is outside; the message names the class, the field, what was found and what is accepted.
+
+    >>> from lit_align.objectives import Logistic
+    >>> Logistic(beta=-0.1)
+    Traceback (most recent call last):
+    ValueError: Logistic.beta is -0.1; expected a finite number in (0, inf)
+    """
+    found = float(getattr(part, key))
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = found >= low if interval.startswith("[") else found > low
+    below = found <= high if interval.endswith("]") else found < high
+    if not (math.isfinite(found) and above and below):
+        raise ValueError(f"{type(part).__name__}.{key} is {found}; expected a finite number in {interval}")

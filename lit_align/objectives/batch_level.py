@@ -1,15 +1,16 @@
-"""A ranked objective compares quantiles over all pairs of a step instead of the two responses of each pair."""
+"""Objectives that compare quantiles over all pairs of a step instead of the two responses of each pair."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
+from typing_extensions import override
+
 from lit_align.objectives.averaging import Averaging, Sum
-from lit_align.objectives.base import Needs, Objective, Scale
+from lit_align.objectives.base import Needs, Objective, Scale, chosen_minus_rejected, refined
 from lit_align.objectives.contrast import Contrast, Logistic
 from lit_align.objectives.divergence import Divergence, ReverseKL
-from lit_align.objectives.labels import slope_of
 from lit_align.objectives.papers import AOT, Paper
 from lit_align.objectives.regularizer import KL, Regularizer
 from lit_align.types import Margin, Outcome, PairLogProbs, PairScores
@@ -17,12 +18,12 @@ from lit_align.types import Margin, Outcome, PairLogProbs, PairScores
 
 @dataclass(frozen=True)
 class Ranked(Objective):
-    """What the ranked objectives are made of, and what follows for their needs.
+    """Base of the ranked objectives: their parts, and what follows for their needs.
 
     Args:
         contrast: from the difference of quantiles to the loss; holds β.
         averaging: from the values of tokens to one number per response.
-        regularizer: the charge per token, from the log-probabilities of policy and reference.
+        regularizer: the penalty per token, from the log-probabilities of policy and reference.
     """
 
     contrast: Contrast = Logistic()
@@ -31,15 +32,22 @@ class Ranked(Objective):
     source: ClassVar[Paper | None] = AOT
 
     @property
+    @override
     def needs(self) -> Needs:
-        """All pairs of a step, because a rank is one among them, and what the parts need."""
         return Needs(rejected=True, batch_level=True) | self.regularizer.needs | self.averaging.needs
 
     @property
+    @override
     def scales(self) -> tuple[Scale, ...]:
-        """The contrast's β over the averaging's length."""
-        power = self.averaging.length_power
-        return (Scale("", self.contrast.beta, power),) if self.contrast.beta_sets_slope and power is not None else ()
+        return Scale.of(self.contrast.beta, self.contrast.beta_sets_slope, self.averaging.length_power)
+
+    @override
+    def slope(self, logps: PairLogProbs, outcome: Outcome) -> Margin:
+        return self.contrast.slope(refined(outcome)).abs()
+
+    def _outcome(self, margin: Margin, log_ratio: PairScores) -> Outcome:
+        rewards = (self.contrast.beta * log_ratio).detach()
+        return Outcome(loss=self.contrast(margin), rewards=rewards, margin=margin.detach())
 
 
 @dataclass(frozen=True)
@@ -58,20 +66,20 @@ class RankedMargins(Ranked):
     Args:
         contrast: from the difference of quantiles to the loss; holds β.
         averaging: from the values of tokens to one number per response.
-        regularizer: the charge per token; the reference is what it subtracts from the policy's log-probability.
+        regularizer: the penalty per token; the reference is what it subtracts from the policy's log-probability.
 
     >>> from lit_align.objectives.examples import worked_pair
     >>> RankedMargins()(worked_pair()).loss  # of one pair it is DPO
     tensor([0.4032])
     """
 
+    @override
     def __call__(self, logps: PairLogProbs) -> Outcome:
-        """See the base class."""
-        charge = self.regularizer(logps.policy, logps.reference)
-        log_ratio = self.averaging(charge, logps.mask, logps.draw)
-        policy = _chosen_minus_rejected(self.averaging(logps.policy, logps.mask, logps.draw))
-        reference = (policy - _chosen_minus_rejected(log_ratio)).detach()
-        return _judged(self.contrast, policy - at_the_rank_of(policy, reference), log_ratio)
+        penalty = self.regularizer(logps.policy, logps.reference)
+        log_ratio = self.averaging(penalty, logps.mask, logps.pair_seed)
+        policy = chosen_minus_rejected(self.averaging(logps.policy, logps.mask, logps.pair_seed))
+        reference = (policy - chosen_minus_rejected(log_ratio)).detach()
+        return self._outcome(policy - at_the_rank_of(policy, reference), log_ratio)
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,7 @@ class RankedResponses(Ranked):
     Args:
         contrast: from the difference of quantiles to the loss; holds β.
         averaging: from the values of tokens to one number per response.
-        regularizer: the charge per token, from the log-probabilities of policy and reference.
+        regularizer: the penalty per token, from the log-probabilities of policy and reference.
         divergence: from log-ratios to scores.
 
     >>> from lit_align.objectives.examples import worked_pair
@@ -101,16 +109,16 @@ class RankedResponses(Ranked):
 
     divergence: Divergence = ReverseKL()
 
+    @override
     def __call__(self, logps: PairLogProbs) -> Outcome:
-        """See the base class."""
-        charge = self.regularizer(logps.policy, logps.reference)
-        log_ratio = self.divergence(self.averaging(charge, logps.mask, logps.draw))
+        penalty = self.regularizer(logps.policy, logps.reference)
+        log_ratio = self.divergence(self.averaging(penalty, logps.mask, logps.pair_seed))
         chosen, rejected = log_ratio.unbind(-1)
-        return _judged(self.contrast, chosen - at_the_rank_of(chosen, rejected), log_ratio)
+        return self._outcome(chosen - at_the_rank_of(chosen, rejected), log_ratio)
 
 
 def at_the_rank_of(values: Margin, others: Margin) -> Margin:
-    """For each value the one of the others that has its rank; among equals the earlier one ranks lower.
+    """Return for each value the one of the others that has its rank; among equals the earlier one ranks lower.
 
     >>> import torch
     >>> at_the_rank_of(torch.tensor([5.0, 1.0, 3.0]), torch.tensor([20.0, 30.0, 10.0]))
@@ -118,16 +126,3 @@ def at_the_rank_of(values: Margin, others: Margin) -> Margin:
     """
     ranks = values.detach().argsort(stable=True).argsort()
     return others.sort(stable=True).values[ranks]
-
-
-def _judged(contrast: Contrast, margin: Margin, log_ratio: PairScores) -> Outcome:
-    return Outcome(
-        loss=contrast(margin),
-        rewards=(contrast.beta * log_ratio).detach(),
-        margin=margin.detach(),
-        slope=slope_of(contrast, margin),
-    )
-
-
-def _chosen_minus_rejected(log_ratio: PairScores) -> Margin:
-    return log_ratio[:, 0] - log_ratio[:, 1]

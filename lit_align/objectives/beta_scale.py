@@ -38,7 +38,7 @@ class BetaReading:
 
 
 def read_betas(objective: Objective, mean_length: float) -> tuple[BetaReading, ...]:
-    """Each β of an objective that sets a slope, and whether it has the scale of its log-ratios.
+    """Read each β of an objective that sets a slope, and judge whether it has the scale of its log-ratios.
 
     A β that sets a target instead is not read: with `Square` a smaller one means larger steps, not smaller ones. IPO
     is published with means at 0.01 to 1 and with sums at the same numbers, so none of them is a slip.

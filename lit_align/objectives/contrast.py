@@ -1,4 +1,4 @@
-"""A contrast is the rule from a pair's margin to its loss."""
+"""Contrasts: from the margin of a pair to its loss."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import ClassVar
 
 import torch
 from torch.nn import functional as F
+from typing_extensions import override
 
+from lit_align.objectives.base import check_field
 from lit_align.objectives.papers import DISCOPOP, DPO, EXO, IPO, ROBUST, SLIC, Paper
-from lit_align.objectives.ranges import check_range
 from lit_align.types import Margin
 
 
@@ -31,11 +32,25 @@ class Contrast(ABC):
 
     @abstractmethod
     def __call__(self, margin: Margin) -> Margin:
-        """The loss of each pair.
+        """Return the loss of each pair.
 
         Args:
             margin: refined margin, chosen minus rejected, in nats.
         """
+
+    def slope(self, margin: Margin) -> Margin:
+        """Return ``d loss / d margin`` of each pair, also where no gradient is recorded.
+
+        Args:
+            margin: refined margin, in nats.
+
+        >>> Square(beta=0.5)(torch.tensor([-2.0])), Square(beta=0.5).slope(torch.tensor([-2.0]))  # (m - 1)²
+        (tensor([9.]), tensor([-6.]))
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = margin.detach().clone().requires_grad_()
+            (slope,) = torch.autograd.grad(self(leaf).sum(), leaf)
+        return slope
 
 
 @dataclass(frozen=True)
@@ -60,11 +75,11 @@ class Logistic(Contrast):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        check_range(self, "beta", "(0, inf)")
-        check_range(self, "label_smoothing", "[0, 0.5)")
+        check_field(self, "beta", "(0, inf)")
+        check_field(self, "label_smoothing", "[0, 0.5)")
 
+    @override
     def __call__(self, margin: Margin) -> Margin:
-        """See the base class."""
         logit = self.beta * margin
         return -(1 - self.label_smoothing) * F.logsigmoid(logit) - self.label_smoothing * F.logsigmoid(-logit)
 
@@ -85,24 +100,20 @@ class Square(Contrast):
 
     beta: float = 0.1
     source: ClassVar[Paper | None] = IPO
+    beta_sets_slope: ClassVar[bool] = False  # β sets the target, and the slope at margin 0 is 1 / β
 
     def __post_init__(self) -> None:
         """Check the range."""
-        check_range(self, "beta", "(0, inf)")
+        check_field(self, "beta", "(0, inf)")
 
-    @property
-    def beta_sets_slope(self) -> bool:
-        """False: β sets the target, and the slope at margin 0 is 1 / β."""
-        return False
-
+    @override
     def __call__(self, margin: Margin) -> Margin:
-        """See the base class."""
         return (margin - 1 / (2 * self.beta)) ** 2
 
 
 @dataclass(frozen=True)
 class Hinge(Contrast):
-    """``max(0, 1 - β m)``: a pair won by 1 / β nats is left alone.
+    """``max(0, 1 - β m)``: the loss is 0 once a pair is won by 1 / β nats.
 
     Paper: SLiC-HF, Zhao et al. 2023, arXiv:2305.10425; on log-ratios as here, RSO, Liu et al. 2023, arXiv:2309.06657.
 
@@ -119,10 +130,10 @@ class Hinge(Contrast):
 
     def __post_init__(self) -> None:
         """Check the range."""
-        check_range(self, "beta", "(0, inf)")
+        check_field(self, "beta", "(0, inf)")
 
+    @override
     def __call__(self, margin: Margin) -> Margin:
-        """See the base class."""
         return F.relu(1 - self.beta * margin)
 
 
@@ -149,11 +160,11 @@ class Robust(Contrast):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        check_range(self, "beta", "(0, inf)")
-        check_range(self, "label_smoothing", "[0, 0.5)")
+        check_field(self, "beta", "(0, inf)")
+        check_field(self, "label_smoothing", "[0, 0.5)")
 
+    @override
     def __call__(self, margin: Margin) -> Margin:
-        """See the base class."""
         logit = self.beta * margin
         return -F.logsigmoid(logit) - self.label_smoothing / (1 - 2 * self.label_smoothing) * logit
 
@@ -182,11 +193,11 @@ class ReverseLogistic(Contrast):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        check_range(self, "beta", "(0, inf)")
-        check_range(self, "label_smoothing", "(0, 0.5)")
+        check_field(self, "beta", "(0, inf)")
+        check_field(self, "label_smoothing", "(0, 0.5)")
 
+    @override
     def __call__(self, margin: Margin) -> Margin:
-        """See the base class."""
         logit = self.beta * margin
         kept = torch.sigmoid(logit) * (F.logsigmoid(logit) - math.log1p(-self.label_smoothing))
         flipped = torch.sigmoid(-logit) * (F.logsigmoid(-logit) - math.log(self.label_smoothing))
@@ -218,11 +229,11 @@ class LogisticExponential(Contrast):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        check_range(self, "beta", "(0, inf)")
-        check_range(self, "temperature", "(0, 1]")
+        check_field(self, "beta", "(0, inf)")
+        check_field(self, "temperature", "(0, 1]")
 
+    @override
     def __call__(self, margin: Margin) -> Margin:
-        """See the base class."""
         logit = self.beta * margin
         passage = logit / self.temperature
         exponential = torch.exp(F.logsigmoid(passage) - logit)  # in one exponent: e^{-z} alone overflows

@@ -1,4 +1,4 @@
-"""A divergence is the measure of distance from the reference that the problem is regularised with."""
+"""Divergences: the measure of distance from the reference that the problem is regularised with."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import ClassVar
 
 import torch
 from torch.nn import functional as F
+from typing_extensions import override
 
+from lit_align.objectives.base import check_field
 from lit_align.objectives.papers import F_DPO, Paper
-from lit_align.objectives.ranges import check_range
 from lit_align.types import PairScores
 
 LARGEST_EXPONENT = 36.0
@@ -32,7 +33,7 @@ class Divergence(ABC):
 
     @abstractmethod
     def __call__(self, log_ratio: PairScores) -> PairScores:
-        """The score of each response.
+        """Return the score of each response.
 
         Args:
             log_ratio: log-ratio of each response, in nats.
@@ -50,8 +51,8 @@ class ReverseKL(Divergence):
 
     source: ClassVar[Paper | None] = None
 
+    @override
     def __call__(self, log_ratio: PairScores) -> PairScores:
-        """See the base class."""
         return log_ratio
 
 
@@ -66,8 +67,8 @@ class ForwardKL(Divergence):
     tensor([[ 0.5000, -1.0000]])
     """
 
+    @override
     def __call__(self, log_ratio: PairScores) -> PairScores:
-        """See the base class."""
         return -_expm1(-log_ratio)
 
 
@@ -81,8 +82,8 @@ class JensenShannon(Divergence):
     tensor([[0.4055, 0.0000]])
     """
 
+    @override
     def __call__(self, log_ratio: PairScores) -> PairScores:
-        """See the base class."""
         return F.logsigmoid(log_ratio) + math.log(2.0)
 
 
@@ -104,15 +105,15 @@ class Alpha(Divergence):
 
     def __post_init__(self) -> None:
         """Check the range."""
-        check_range(self, "alpha", "(0, 1)")
+        check_field(self, "alpha", "(0, 1)")
 
+    @override
     def __call__(self, log_ratio: PairScores) -> PairScores:
-        """See the base class."""
         rate = 1 - self.alpha
         return -_expm1(-rate * log_ratio) / rate
 
 
 def _expm1(exponent: PairScores) -> PairScores:
-    """``e^x - 1`` up to the largest exponent, then its tangent there; keeps the digits of a small x."""
+    """Return ``e^x - 1`` up to the largest exponent, then its tangent there; keeps the digits of a small x."""
     beyond = F.relu(exponent - LARGEST_EXPONENT)
     return torch.expm1(exponent.clamp(max=LARGEST_EXPONENT)) + math.exp(LARGEST_EXPONENT) * beyond

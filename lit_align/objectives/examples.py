@@ -1,4 +1,4 @@
-"""The worked pair is the example that this package's docstrings and tests compute by hand."""
+"""The example that the docstrings and tests of this package compute by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lit_align.types import PairLogProbs
 
 
 def worked_pair() -> PairLogProbs:
-    """One pair with round numbers, in nats.
+    """Return one pair with round numbers, in nats.
 
     ==================  ========  =====  =====  ==========  =========
     side                n         Σ lp   Σ ref  log-ratio   per token

@@ -1,8 +1,10 @@
-"""A likelihood objective raises the probability of a response without comparing it to another."""
+"""The likelihood objective, which raises the probability of a response without comparing it to another."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from typing_extensions import override
 
 from lit_align.objectives.averaging import Averaging, Mean
 from lit_align.objectives.base import Needs, Objective
@@ -29,11 +31,11 @@ class SFT(Objective):
     averaging: Averaging = Mean()
 
     @property
+    @override
     def needs(self) -> Needs:
-        """What the averaging needs: the chosen side alone is learned from."""
         return Needs() | self.averaging.needs
 
+    @override
     def __call__(self, logps: PairLogProbs) -> Outcome:
-        """See the base class."""
-        likelihood = self.averaging(logps.policy, logps.mask, logps.draw)
+        likelihood = self.averaging(logps.policy, logps.mask, logps.pair_seed)
         return Outcome(loss=-likelihood[:, 0], rewards=likelihood.detach())

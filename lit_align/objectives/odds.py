@@ -1,4 +1,4 @@
-"""An odds objective compares how much likelier than not the two responses are."""
+"""The odds ratio objective, which compares how much likelier than not the two responses are."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import ClassVar
 
 import torch
 from torch.nn import functional as F
+from typing_extensions import override
 
 from lit_align.objectives.averaging import Averaging, Mean
-from lit_align.objectives.base import MARGIN, PROBABILITY, Needs, Objective
+from lit_align.objectives.base import MARGIN, PROBABILITY, Needs, Objective, chosen_minus_rejected
 from lit_align.objectives.contrast import Contrast, Logistic
-from lit_align.objectives.labels import expected_loss, with_stated_margin
 from lit_align.objectives.papers import ORPO, Paper
+from lit_align.objectives.soft_labels import soft_labels, stated_margin
 from lit_align.types import Outcome, PairLogProbs, PairScores
 
 NEAREST_TO_CERTAIN = -1e-6
@@ -47,25 +48,26 @@ class OddsRatio(Objective):
     source: ClassVar[Paper | None] = ORPO
 
     @property
+    @override
     def needs(self) -> Needs:
-        """Both sides and what the averaging needs, but no reference: odds are the policy's own."""
         return Needs(rejected=True, columns=frozenset({MARGIN, PROBABILITY})) | self.averaging.needs
 
+    @soft_labels
+    @override
     def __call__(self, logps: PairLogProbs) -> Outcome:
-        """See the base class."""
-        odds = log_odds(self.averaging(logps.policy, logps.mask, logps.draw))
-        margin = odds[:, 0] - odds[:, 1]
-        offset = with_stated_margin(torch.zeros_like(margin), logps, self.contrast.beta)
-        loss = expected_loss(
-            logps.preference_probability, self.contrast(margin - offset), lambda: self.contrast(offset - margin)
-        )
+        odds = log_odds(self.averaging(logps.policy, logps.mask, logps.pair_seed))
+        margin = chosen_minus_rejected(odds)
+        offset = stated_margin(logps, self.contrast.beta, margin)
         return Outcome(
-            loss=loss, rewards=(self.contrast.beta * odds).detach(), margin=margin.detach(), offset=offset.detach()
+            loss=self.contrast(margin - offset),
+            rewards=(self.contrast.beta * odds).detach(),
+            margin=margin.detach(),
+            offset=offset.detach(),
         )
 
 
 def log_odds(log_probs: PairScores) -> PairScores:
-    """``log(p / (1 - p))`` from log p, finite for every log p.
+    """Return ``log(p / (1 - p))`` from log p, finite for every log p.
 
     >>> log_odds(torch.tensor([[math.log(0.75), math.log(0.5)]]))  # log 3, log 1
     tensor([[1.0986, 0.0000]])

@@ -1,4 +1,4 @@
-"""A draw is a choice of tokens that looks random and is a function of numbers alone."""
+"""Random choices of tokens that follow from a seed per pair, not from a generator's state."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lit_align.types import PairDraw, PairMask
+from lit_align.types import PairMask, PairSeed
 
 _STEP = -0x61C8864680B583EB  # 2⁶⁴ / golden ratio, as a signed number
 _FIRST = -0x40A7B892E31B1A47
@@ -14,33 +14,33 @@ _SECOND = -0x6B2FB644ECCEEE15
 _LAST = torch.iinfo(torch.int64).max
 
 
-def drawn_tokens(mask: PairMask, count: Int[Tensor, " pair"], draw: PairDraw) -> PairMask:
-    """``count`` scored tokens of each response, without replacement, each set of them as likely as any other.
+def sample_tokens(mask: PairMask, count: Int[Tensor, " pair"], pair_seed: PairSeed) -> PairMask:
+    """Sample ``count`` scored tokens of each response, uniformly and without replacement.
 
-    Every token gets a number that is hashed from its pair's ``draw`` and its position among the scored tokens; those
-    with the least numbers are drawn. So neither padding, nor the other pairs of the batch, nor the device matter.
+    Every token gets a number that is hashed from its pair's seed and its position among the scored tokens; those with
+    the smallest numbers are sampled. So neither padding, nor the other pairs of the batch, nor the device matter.
 
     Args:
         mask: true on scored tokens.
-        count: how many to draw from each side of a pair; a response with no more than that keeps them all.
-        draw: a number per pair.
+        count: how many tokens to sample from each side of a pair; a response with no more than that keeps them all.
+        pair_seed: a number per pair.
 
     >>> mask = torch.ones(1, 1, 6, dtype=torch.bool)
-    >>> drawn_tokens(mask, torch.tensor([2]), torch.tensor([7])).sum().item()
+    >>> sample_tokens(mask, torch.tensor([2]), torch.tensor([7])).sum().item()
     2
     """
     positions = mask.cumsum(-1)
-    keys = mixed(mixed(draw.long())[:, None, None] + positions).masked_fill(~mask, _LAST)
+    keys = splitmix64(splitmix64(pair_seed.long())[:, None, None] + positions).masked_fill(~mask, _LAST)
     ranks = keys.argsort(dim=-1, stable=True).argsort(dim=-1)
     return mask & (ranks < count[:, None, None])
 
 
-def mixed(numbers: Int[Tensor, "*numbers"]) -> Int[Tensor, "*numbers"]:
-    """Each number hashed to 64 bits as by splitmix64 (Steele, Lea and Flood 2014, "Fast splittable PRNGs").
+def splitmix64(numbers: Int[Tensor, "*numbers"]) -> Int[Tensor, "*numbers"]:
+    """Hash each number to 64 bits as splitmix64 does (Steele, Lea and Flood 2014, "Fast splittable PRNGs").
 
     A bijection in integers that wrap around, the same on every device.
 
-    >>> mixed(torch.tensor([0])).item() == 0xE220A8397B1DCDAF - 2**64  # the generator's first output from seed 0
+    >>> splitmix64(torch.tensor([0])).item() == 0xE220A8397B1DCDAF - 2**64  # the generator's first output from seed 0
     True
     """
     state = numbers + _STEP
@@ -54,8 +54,8 @@ def _shifted(numbers: Tensor, bits: int) -> Tensor:
     return (numbers >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def draw_in_training(index: Int[Tensor, " pair"], step: int, seed: int) -> PairDraw:
-    """Another number each time the pair is seen, the same for any batch, process or resumed run.
+def training_pair_seed(index: Int[Tensor, " pair"], step: int, seed: int) -> PairSeed:
+    """Give a pair another seed each time it is seen, the same in any batch, process or resumed run.
 
     Args:
         index: position of each pair in its data set.
@@ -63,17 +63,17 @@ def draw_in_training(index: Int[Tensor, " pair"], step: int, seed: int) -> PairD
         seed: of the run.
 
     >>> import torch
-    >>> one, other = draw_in_training(torch.tensor([7, 7]), step=3, seed=0).tolist()
-    >>> one == other, one == draw_in_training(torch.tensor([7]), step=4, seed=0).item()
+    >>> one, other = training_pair_seed(torch.tensor([7, 7]), step=3, seed=0).tolist()
+    >>> one == other, one == training_pair_seed(torch.tensor([7]), step=4, seed=0).item()
     (True, False)
     """
-    return mixed(mixed(mixed(index.long()) + step) + seed)
+    return splitmix64(splitmix64(splitmix64(index.long()) + step) + seed)
 
 
-def draw_in_evaluation(index: Int[Tensor, " pair"]) -> PairDraw:
-    """The same number whenever the pair is seen, so that two evaluations compare the same tokens.
+def evaluation_pair_seed(index: Int[Tensor, " pair"]) -> PairSeed:
+    """Give a pair the same seed whenever it is seen, so that two evaluations compare the same tokens.
 
     Args:
         index: position of each pair in its data set.
     """
-    return mixed(index.long())
+    return splitmix64(index.long())

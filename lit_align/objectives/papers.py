@@ -1,4 +1,4 @@
-"""A paper is the publication that a part implements."""
+"""The publications that the parts implement."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True)
 class Paper:
-    """What one needs to cite a publication.
+    """The data of a citation.
 
     Args:
         key: BibTeX key.
@@ -39,12 +39,12 @@ class Paper:
         return self.url or f"https://arxiv.org/abs/{self.arxiv}"
 
     def citation(self) -> str:
-        """The reference in one line."""
+        """Return the reference in one line."""
         where = f"arXiv:{self.arxiv}" if self.arxiv else self.link
         return f"{self.authors} ({self.year}). {self.title}. {where}"
 
     def bibtex(self) -> str:
-        r"""The reference as a BibTeX entry; the double braces keep the title's capitals.
+        r"""Return the reference as a BibTeX entry; the double braces keep the title's capitals.
 
         >>> print(CDPO.bibtex())
         @misc{mitchell2023note,
@@ -67,7 +67,7 @@ class Paper:
 
 
 def papers_of(part: object) -> tuple[Paper, ...]:
-    """The papers that a part and the parts inside it come from, outermost first, each once.
+    """List the papers that a part and the parts inside it come from, outermost first, each once.
 
     A part names its paper in a class attribute ``source``, and a preset may name further ones (`cite`). The walk
     follows the fields of dataclasses and the items of tuples, so it also reaches parts that wrap other parts, and
@@ -80,22 +80,22 @@ def papers_of(part: object) -> tuple[Paper, ...]:
     >>> [paper.arxiv for paper in papers_of(sr_dpo())]
     ['2305.18290', '2405.21040']
     """
-    found = [*getattr(part, _CITED, ())]
+    papers = [*getattr(part, _CITED, ())]
     source = getattr(part, "source", None)
     if isinstance(source, Paper):
-        found.append(source)
+        papers.append(source)
     if isinstance(part, tuple):
-        found += [paper for inner in part for paper in papers_of(inner)]
+        papers += [paper for inner in part for paper in papers_of(inner)]
     if is_dataclass(part):
-        found += [paper for field in fields(part) for paper in papers_of(getattr(part, field.name))]
-    return tuple(dict.fromkeys(found))
+        papers += [paper for field in fields(part) for paper in papers_of(getattr(part, field.name))]
+    return tuple(dict.fromkeys(papers))
 
 
 _CITED = "_cited"
 
 
 def cite(part: Part, *papers: Paper) -> Part:
-    """The same part, which also names the papers that its parts were put together in.
+    """Return the same part, which also names the papers that its parts were put together in.
 
     A citation is a remark and no field: the part equals what it was, is configured and printed as before, and what is
     made of it with ``dataclasses.replace`` is something else and names its parts' papers only.

@@ -1,4 +1,4 @@
-"""A pointwise loss is the rule from the scores of a pair's two responses, each against zero, to their losses."""
+"""Pointwise losses: from the scores of a pair's two responses, each against zero, to their losses."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import torch
 from torch.nn import functional as F
+from typing_extensions import override
 
-from lit_align.objectives.base import NO_NEEDS, Needs
+from lit_align.objectives.base import NO_NEEDS, Needs, check_field
 from lit_align.objectives.papers import APO, BCO, NCA, SPPO, Paper
-from lit_align.objectives.ranges import check_range
 from lit_align.types import PairScores
 
 
@@ -31,7 +31,7 @@ class Pointwise(ABC):
 
     @property
     def needs(self) -> Needs:
-        """What must be there; both sides if the loss of one depends on the other, nothing unless a leaf says so."""
+        """What the loss needs; both sides if the loss of one depends on the other, nothing by default."""
         return NO_NEEDS
 
     @property
@@ -41,7 +41,7 @@ class Pointwise(ABC):
 
     @abstractmethod
     def __call__(self, scores: PairScores) -> PairScores:
-        """The loss of each side.
+        """Return the loss of each side.
 
         Args:
             scores: score of each response, chosen and rejected, in nats.
@@ -68,10 +68,10 @@ class NoiseContrast(Pointwise):
 
     def __post_init__(self) -> None:
         """Check the range."""
-        check_range(self, "beta", "(0, inf)")
+        check_field(self, "beta", "(0, inf)")
 
+    @override
     def __call__(self, scores: PairScores) -> PairScores:
-        """See the base class."""
         chosen, rejected = (self.beta * scores).unbind(-1)
         kept = -F.logsigmoid(chosen) - F.logsigmoid(-chosen) / 2
         return torch.stack([kept, -F.logsigmoid(-rejected) / 2], -1)
@@ -96,10 +96,10 @@ class BinaryLogistic(Pointwise):
 
     def __post_init__(self) -> None:
         """Check the range."""
-        check_range(self, "beta", "(0, inf)")
+        check_field(self, "beta", "(0, inf)")
 
+    @override
     def __call__(self, scores: PairScores) -> PairScores:
-        """See the base class."""
         chosen, rejected = (self.beta * scores).unbind(-1)
         return torch.stack([-F.logsigmoid(chosen), -F.logsigmoid(-rejected)], -1)
 
@@ -120,18 +120,14 @@ class SquareTargets(Pointwise):
 
     beta: float = 0.001
     source: ClassVar[Paper | None] = SPPO
+    beta_sets_slope: ClassVar[bool] = False  # β sets the targets, and the slopes at scores of 0 are 1 / β
 
     def __post_init__(self) -> None:
         """Check the range."""
-        check_range(self, "beta", "(0, inf)")
+        check_field(self, "beta", "(0, inf)")
 
-    @property
-    def beta_sets_slope(self) -> bool:
-        """False: β sets the targets, and the slopes at scores of 0 are 1 / β."""
-        return False
-
+    @override
     def __call__(self, scores: PairScores) -> PairScores:
-        """See the base class."""
         chosen, rejected = scores.unbind(-1)
         target = 1 / (2 * self.beta)
         return torch.stack([(chosen - target) ** 2, (rejected + target) ** 2], -1)
@@ -162,12 +158,12 @@ class AnchoredApart(Pointwise):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        check_range(self, "beta", "(0, inf)")
-        check_range(self, "chosen_weight", "[0, inf)")
-        check_range(self, "rejected_weight", "[0, inf)")
+        check_field(self, "beta", "(0, inf)")
+        check_field(self, "chosen_weight", "[0, inf)")
+        check_field(self, "rejected_weight", "[0, inf)")
 
+    @override
     def __call__(self, scores: PairScores) -> PairScores:
-        """See the base class."""
         chosen, rejected = (self.beta * scores).unbind(-1)
         kept, dropped = torch.sigmoid(-chosen), torch.sigmoid(rejected)
         return torch.stack([self.chosen_weight * kept, self.rejected_weight * dropped], -1)
@@ -192,9 +188,9 @@ class AnchoredDown(Pointwise):
 
     def __post_init__(self) -> None:
         """Check the range."""
-        check_range(self, "beta", "(0, inf)")
+        check_field(self, "beta", "(0, inf)")
 
+    @override
     def __call__(self, scores: PairScores) -> PairScores:
-        """See the base class."""
         chosen, rejected = (self.beta * scores).unbind(-1)
         return torch.stack([torch.sigmoid(chosen), torch.sigmoid(rejected - chosen)], -1)

@@ -1,4 +1,4 @@
-"""A refinement is the rule that gives the offset, in nats, which a pair's margin has to exceed."""
+"""Refinements: the offset, in nats, that the margin of a pair has to exceed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from operator import or_
 from typing import ClassVar
 
 from torch.nn import functional as F
+from typing_extensions import override
 
-from lit_align.objectives.base import NO_NEEDS, Needs
+from lit_align.objectives.base import NO_NEEDS, Needs, check_field
 from lit_align.objectives.papers import DPO_POSITIVE, R_DPO, SELF_REFINEMENT, SIMPO, Paper
-from lit_align.objectives.ranges import check_range
 from lit_align.types import Margin, PairLogProbs, PairScores
 
 
@@ -33,12 +33,12 @@ class Refinement(ABC):
 
     @property
     def needs(self) -> Needs:
-        """What must be there; nothing unless a leaf says otherwise."""
+        """What the refinement needs; nothing unless a leaf says otherwise."""
         return NO_NEEDS
 
     @abstractmethod
     def __call__(self, logps: PairLogProbs, log_ratio: Callable[[PairLogProbs], PairScores]) -> Margin:
-        """The offset of each pair, in nats.
+        """Return the offset of each pair, in nats.
 
         Args:
             logps: log-probabilities of the batch.
@@ -48,7 +48,7 @@ class Refinement(ABC):
 
 
 def offset_of(refinement: Refinement, logps: PairLogProbs, log_ratio: Callable[[PairLogProbs], PairScores]) -> Margin:
-    """The offset of each pair, cut off from the gradient unless the refinement carries it."""
+    """Return the offset of each pair, detached unless the refinement carries its gradient."""
     offset = refinement(logps, log_ratio)
     return offset if refinement.carries_gradient else offset.detach()
 
@@ -62,8 +62,8 @@ class NoRefinement(Refinement):
     tensor([0.])
     """
 
+    @override
     def __call__(self, logps: PairLogProbs, log_ratio: Callable[[PairLogProbs], PairScores]) -> Margin:
-        """See the base class."""
         return logps.policy.new_zeros(logps.policy.shape[0])
 
 
@@ -86,10 +86,10 @@ class TargetMargin(Refinement):
 
     def __post_init__(self) -> None:
         """Check the range."""
-        check_range(self, "target", "[0, inf)")
+        check_field(self, "target", "[0, inf)")
 
+    @override
     def __call__(self, logps: PairLogProbs, log_ratio: Callable[[PairLogProbs], PairScores]) -> Margin:
-        """See the base class."""
         return logps.policy.new_full((logps.policy.shape[0],), self.target)
 
 
@@ -115,10 +115,10 @@ class LengthGap(Refinement):
 
     def __post_init__(self) -> None:
         """Check the range."""
-        check_range(self, "strength", "[0, inf)")
+        check_field(self, "strength", "[0, inf)")
 
+    @override
     def __call__(self, logps: PairLogProbs, log_ratio: Callable[[PairLogProbs], PairScores]) -> Margin:
-        """See the base class."""
         lengths = logps.lengths
         return self.strength * (lengths[:, 1] - lengths[:, 0])
 
@@ -151,10 +151,10 @@ class SelfRefine(Refinement):
 
     def __post_init__(self) -> None:
         """Check the range."""
-        check_range(self, "strength", "[0, inf)")
+        check_field(self, "strength", "[0, inf)")
 
+    @override
     def __call__(self, logps: PairLogProbs, log_ratio: Callable[[PairLogProbs], PairScores]) -> Margin:
-        """See the base class."""
         if logps.prompted is None:
             raise ValueError(
                 "SelfRefine needs the log-probabilities of the responses under the quality prompt (p ⊕ x), "
@@ -186,18 +186,14 @@ class LostLikelihood(Refinement):
 
     strength: float
     source: ClassVar[Paper | None] = DPO_POSITIVE
+    carries_gradient: ClassVar[bool] = True  # what was lost is to be won back
 
     def __post_init__(self) -> None:
         """Check the range."""
-        check_range(self, "strength", "[0, inf)")
+        check_field(self, "strength", "[0, inf)")
 
-    @property
-    def carries_gradient(self) -> bool:
-        """True: what was lost is to be won back."""
-        return True
-
+    @override
     def __call__(self, logps: PairLogProbs, log_ratio: Callable[[PairLogProbs], PairScores]) -> Margin:
-        """See the base class."""
         return self.strength * F.relu(-log_ratio(logps)[:, 0])
 
 
@@ -216,16 +212,16 @@ class SumOf(Refinement):
     parts: tuple[Refinement, ...]
 
     @property
+    @override
     def needs(self) -> Needs:
-        """What any part needs."""
         return reduce(or_, (part.needs for part in self.parts), NO_NEEDS)
 
     @property
+    @override
     def carries_gradient(self) -> bool:
-        """True if any part does."""
         return any(part.carries_gradient for part in self.parts)
 
+    @override
     def __call__(self, logps: PairLogProbs, log_ratio: Callable[[PairLogProbs], PairScores]) -> Margin:
-        """See the base class."""
         offsets = (offset_of(part, logps, log_ratio) for part in self.parts)
         return sum(offsets, start=NoRefinement()(logps, log_ratio))

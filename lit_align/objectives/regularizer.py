@@ -1,4 +1,4 @@
-"""A regularizer is what the regularised RL problem charges for each token that the policy writes, in nats."""
+"""Regularizers: the penalty, in nats, of each token that the policy writes in the regularised RL problem."""
 
 from __future__ import annotations
 
@@ -10,32 +10,42 @@ from typing import ClassVar, TypeAlias
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
-from lit_align.objectives.base import NO_NEEDS, Needs
+from lit_align.objectives.base import NO_NEEDS, Needs, check_field
 from lit_align.objectives.papers import PREFERENCE_MATCHING, Paper
-from lit_align.objectives.ranges import check_range
 
 TokenValues: TypeAlias = Float[Tensor, "*batch token"]
 """A value per token, of pairs or of rollouts."""
 
 
 class Regularizer(ABC):
-    """The charge per token; its sum over a response is the log-ratio that direct alignment calls implicit reward.
+    """The penalty of each token; its sum over a response is the log-ratio that direct alignment calls implicit reward.
 
-    The optimum of ``max E[r] - β E[Σ_t charge_t]`` determines what an aligned policy is pulled towards, and the same
-    charge, solved for the reward, is what stands inside the contrast of a direct method.
+    The optimum of ``max E[r] - β E[Σ_t penalty_t]`` determines what an aligned policy is pulled towards, and the same
+    penalty, solved for the reward, is what stands inside the contrast of a direct method.
     """
 
     source: ClassVar[Paper | None] = None
 
     @property
     def needs(self) -> Needs:
-        """What must be given; the reference unless a leaf says otherwise."""
+        """What the regularizer needs; the reference unless a leaf says otherwise."""
         return Needs(reference=True, unpaired=True)
+
+    @property
+    def matches_preferences(self) -> bool:
+        """Whether the optimum shall be ``softmax(r)``, which depends on the absolute scale of r; True by default."""
+        return True
+
+    @property
+    def uses_whole_support(self) -> bool:
+        """Whether nothing is held against tokens that the reference finds impossible; False unless a leaf says so."""
+        return False
 
     @abstractmethod
     def __call__(self, policy: TokenValues, reference: TokenValues | None) -> TokenValues:
-        """The charge for each token.
+        """Return the penalty of each token.
 
         Args:
             policy: log π(y_t | x, y_<t) under the policy, in nats.
@@ -48,7 +58,7 @@ class Regularizer(ABC):
 
 @dataclass(frozen=True)
 class KL(Regularizer):
-    """``lp - ref``: a token is charged for being likelier than under the reference.
+    """``lp - ref``: a token is penalised for being likelier than under the reference.
 
     The optimum is ``π ∝ π_ref exp(r / β)``: whatever the reference prefers stays preferred.
 
@@ -56,17 +66,19 @@ class KL(Regularizer):
     tensor([ 1.0000, -0.5000])
     """
 
+    matches_preferences: ClassVar[bool] = False
+
+    @override
     def __call__(self, policy: TokenValues, reference: TokenValues | None) -> TokenValues:
-        """See the base class."""
         return policy - _present(self, reference)
 
 
 @dataclass(frozen=True)
 class Entropy(Regularizer):
-    """``lp``: a token is charged for being likely, whatever the reference says; no reference is needed.
+    """``lp``: a token is penalised for being likely, whatever the reference says; no reference is needed.
 
     The optimum is ``π ∝ exp(r / β)``: at β = 1 the policy matches the preferences that r stands for, instead of
-    amplifying those that the reference already had. The same charge makes a direct method reference-free.
+    amplifying those that the reference already had. The same penalty makes a direct method reference-free.
 
     Paper: Xiao et al. 2024, arXiv:2405.16455, where it is the preference matching regularizer ``-log π``.
 
@@ -76,9 +88,10 @@ class Entropy(Regularizer):
 
     source: ClassVar[Paper | None] = PREFERENCE_MATCHING
     needs: ClassVar[Needs] = NO_NEEDS
+    uses_whole_support: ClassVar[bool] = True
 
+    @override
     def __call__(self, policy: TokenValues, reference: TokenValues | None) -> TokenValues:
-        """See the base class."""
         return policy
 
 
@@ -86,7 +99,7 @@ class Entropy(Regularizer):
 class ConditionalMatching(Regularizer):
     """``lp - (0 if ref > log α else ref)``: the reference only speaks where it finds a token unlikely.
 
-    Tokens in the reference's support (likelier than α) are charged as by `Entropy`, the others as by `KL`, so
+    Tokens in the reference's support (likelier than α) are penalised as by `Entropy`, the others as by `KL`, so
     preferences are matched without leaving the language. α → 1 is `KL`, α → 0 is `Entropy`.
 
     Paper: Xiao et al. 2024, arXiv:2405.16455, conditional preference matching, token by token as in the authors' code.
@@ -107,10 +120,10 @@ class ConditionalMatching(Regularizer):
 
     def __post_init__(self) -> None:
         """Check the range."""
-        check_range(self, "alpha", "(0, 1)")
+        check_field(self, "alpha", "(0, 1)")
 
+    @override
     def __call__(self, policy: TokenValues, reference: TokenValues | None) -> TokenValues:
-        """See the base class."""
         known = _present(self, reference)
         supported = known.float() > math.log(self.alpha)
         return policy - torch.where(supported, 0.0, known)
@@ -119,5 +132,5 @@ class ConditionalMatching(Regularizer):
 def _present(part: Regularizer, reference: TokenValues | None) -> TokenValues:
     if reference is None:
         name = type(part).__name__
-        raise ValueError(f"{name} charges a token against the reference, but the log-probabilities hold no reference")
+        raise ValueError(f"{name} compares each token with the reference, but the log-probabilities hold no reference")
     return reference

@@ -1,4 +1,4 @@
-"""The joint of objectives that judge each response against an anchor, put together once."""
+"""The response objective, which judges each response of a pair against an anchor."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lit_align.objectives.anchor import Anchor, NoAnchor
 from lit_align.objectives.averaging import Averaging, Sum
 from lit_align.objectives.base import PROBABILITY, Needs, Objective, Scale
 from lit_align.objectives.divergence import Divergence, ReverseKL
-from lit_align.objectives.labels import expected_loss
 from lit_align.objectives.pointwise import Pointwise
 from lit_align.objectives.regularizer import KL, Regularizer
-from lit_align.types import Margin, Outcome, PairLogProbs, PairScores
+from lit_align.objectives.soft_labels import soft_labels
+from lit_align.types import Outcome, PairLogProbs, PairScores
 
 
 @dataclass(frozen=True)
 class ResponseObjective(Objective):
-    """``Σ_side loss(r_w - a, r_l - a)`` with ``r = h(A[charge])``: what `PreferenceObjective` is for margins.
+    """``Σ_side loss(r_w - a, r_l - a)`` with ``r = h(A[penalty])``: what `PreferenceObjective` is for margins.
 
     No margin is formed, so there is nothing to refine, and none is reported; rewards are reported as they are before
     the anchor is subtracted. A row may have one side only if the loss and the averaging judge sides by themselves: an
@@ -32,7 +33,7 @@ class ResponseObjective(Objective):
     Args:
         loss: from the scores of both responses to their losses; holds β.
         averaging: from the values of tokens to one number per response.
-        regularizer: the charge per token, from the log-probabilities of policy and reference.
+        regularizer: the penalty per token, from the log-probabilities of policy and reference.
         divergence: from log-ratios to scores.
         anchor: the score that both responses are judged against.
 
@@ -53,45 +54,38 @@ class ResponseObjective(Objective):
     anchor: Anchor = NoAnchor()
 
     @property
+    @override
     def needs(self) -> Needs:
-        """What the parts need. Rows may be unpaired if neither the loss nor the averaging looks at the other side."""
         own = Needs(rejected=True, unpaired=True, columns=frozenset({PROBABILITY}))
         return own | self.loss.needs | self.regularizer.needs | self.averaging.needs | self.anchor.needs
 
     @property
-    def running(self) -> Mapping[str, float]:
-        """What the anchor carries."""
-        return self.anchor.running
+    @override
+    def initial_state(self) -> Mapping[str, float]:
+        return self.anchor.initial_state
 
-    def advance(self, running: Mapping[str, Tensor], observed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """What the anchor says."""
-        return self.anchor.advance(running, observed)
+    @override
+    def advance_state(self, state: Mapping[str, Tensor], observed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return self.anchor.advance_state(state, observed)
 
     @property
+    @override
     def scales(self) -> tuple[Scale, ...]:
-        """The loss's β over the averaging's length."""
-        power = self.averaging.length_power
-        return (Scale("", self.loss.beta, power),) if self.loss.beta_sets_slope and power is not None else ()
+        return Scale.of(self.loss.beta, self.loss.beta_sets_slope, self.averaging.length_power)
 
     def log_ratio(self, logps: PairLogProbs) -> PairScores:
-        """The score of each response, in nats: the implicit reward without β."""
-        charge = self.regularizer(logps.policy, logps.reference)
-        return self.divergence(self.averaging(charge, logps.mask, logps.draw))
+        """Return the score of each response, in nats: the implicit reward without β."""
+        penalty = self.regularizer(logps.policy, logps.reference)
+        return self.divergence(self.averaging(penalty, logps.mask, logps.pair_seed))
 
+    @soft_labels
+    @override
     def __call__(self, logps: PairLogProbs) -> Outcome:
-        """See the base class."""
         present = logps.mask.any(-1) if self.needs.unpaired else torch.ones_like(logps.mask[..., 0])
         log_ratio = torch.where(present, self.log_ratio(logps), 0.0)
         anchored = log_ratio - self.anchor(logps, self.log_ratio)[:, None]
-
-        def exchanged() -> Margin:
-            return self._loss(anchored.flip(1), present.flip(1))
-
         return Outcome(
-            loss=expected_loss(logps.preference_probability, self._loss(anchored, present), exchanged),
+            loss=torch.where(present, self.loss(anchored), 0.0).sum(-1),
             rewards=(self.loss.beta * log_ratio).detach(),
             observed=self.anchor.observed(log_ratio, present.to(log_ratio.dtype)),
         )
-
-    def _loss(self, scores: PairScores, present: Tensor) -> Margin:
-        return torch.where(present, self.loss(scores), 0.0).sum(-1)

@@ -5,13 +5,12 @@ from lit_align.online.advantage import GAE, Advantage, GreedyBaseline, GroupNorm
 from lit_align.online.bradley_terry import BradleyTerry
 from lit_align.online.exact import Problem, matching_kl
 from lit_align.online.matching import PairedPreferences
-from lit_align.online.objective import Lesson, OnlineObjective, OnlineOutcome
+from lit_align.online.objective import Experience, OnlineObjective, OnlineOutcome
 from lit_align.online.presets import conditional_pm_rlhf, kl_rlhf, pm_rlhf
 from lit_align.online.rlhf import RLHF
 from lit_align.online.shaping import Shaping, last_tokens
-from lit_align.online.surrogate import Clipped, Reinforce, Surrogate
-from lit_align.online.value_loss import ValueLoss
-from lit_align.online.weighting import ResponseMean, ResponseSum, TokenMean, Weighting
+from lit_align.online.surrogate import Clipped, Reinforce, Surrogate, ValueLoss
+from lit_align.online.weighting import ResponseMean, ResponseSum, TokenMean, TokenWeighting
 
 __all__ = [
     "GAE",
@@ -25,7 +24,7 @@ __all__ = [
     "GreedyBaseline",
     "GroupNormalised",
     "LeaveOneOut",
-    "Lesson",
+    "Experience",
     "OnlineObjective",
     "OnlineOutcome",
     "PairedPreferences",
@@ -38,7 +37,7 @@ __all__ = [
     "Surrogate",
     "TokenMean",
     "ValueLoss",
-    "Weighting",
+    "TokenWeighting",
     "conditional_pm_rlhf",
     "kl_rlhf",
     "last_tokens",

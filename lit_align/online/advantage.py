@@ -1,4 +1,4 @@
-"""An advantage says how much better each token of a response was than expected."""
+"""Advantages: how much better each token of a response was than expected."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
+from typing_extensions import override
 
+from lit_align.objectives.base import check_field
 from lit_align.objectives.papers import Paper
-from lit_align.objectives.ranges import check_range
 from lit_align.online.objective import OnlineNeeds
 from lit_align.online.papers import ADVANTAGES, GROUPS, REMAX, RLOO
 from lit_align.types import Rollout, RolloutScores, RolloutTokens
@@ -22,7 +23,7 @@ class Advantage(ABC):
 
     @property
     def needs(self) -> OnlineNeeds:
-        """What must be in the rollout, and how many responses to each prompt; nothing unless a leaf says otherwise."""
+        """What the rollout must hold; a single response without more unless a leaf says otherwise."""
         return OnlineNeeds()
 
     @property
@@ -32,7 +33,7 @@ class Advantage(ABC):
 
     @abstractmethod
     def __call__(self, rewards: RolloutTokens, rollout: Rollout) -> RolloutTokens:
-        """The advantage of each token.
+        """Return the advantage of each token.
 
         Args:
             rewards: reward of each token, 0 outside the mask.
@@ -69,11 +70,11 @@ class GAE(Advantage):
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        check_range(self, "discount", "[0, 1]")
-        check_range(self, "trace", "[0, 1]")
+        check_field(self, "discount", "[0, 1]")
+        check_field(self, "trace", "[0, 1]")
 
+    @override
     def __call__(self, rewards: RolloutTokens, rollout: Rollout) -> RolloutTokens:
-        """See the base class."""
         if rollout.values is None:
             raise ValueError("GAE needs the values of a value model, but the rollout has none")
         values = torch.where(rollout.mask, rollout.values, 0.0)
@@ -91,7 +92,7 @@ class GAE(Advantage):
 class LeaveOneOut(Advantage):
     """``R - mean of the other responses' R`` on every token: the other responses to a prompt are the baseline.
 
-    Paper: RLOO, Ahmadian et al. 2024, arXiv:2402.14740, where R is the score less the whole charge, as here. The
+    Paper: RLOO, Ahmadian et al. 2024, arXiv:2402.14740, where R is the score less the whole penalty, as here. The
     baseline does not depend on the response, so the gradient is unbiased.
 
     >>> one, mask = torch.ones(3), torch.ones(3, 1, dtype=torch.bool)
@@ -103,8 +104,8 @@ class LeaveOneOut(Advantage):
     source: ClassVar[Paper | None] = RLOO
     needs: ClassVar[OnlineNeeds] = OnlineNeeds(responses=2)
 
+    @override
     def __call__(self, rewards: RolloutTokens, rollout: Rollout) -> RolloutTokens:
-        """See the base class."""
         count, apart = _group_sizes(self, rollout), _from_group_mean(rewards, rollout)
         return _on_tokens(apart * count / (count - 1), rollout)
 
@@ -115,7 +116,7 @@ class GroupNormalised(Advantage):
     """``(R - mean) / standard deviation`` among the responses to a prompt, on every token.
 
     Paper: GRPO, Shao et al. 2024, arXiv:2402.03300, Eq. 4 (the deviation divides by n - 1, as in the authors' code).
-    There R is the score alone and the charge a term of the loss; here the charge is in R, as everywhere. Dividing by
+    There R is the score alone and the penalty a term of the loss; here the penalty is in R, as everywhere. Dividing by
     the deviation makes prompts with small differences count as much as others, so the optimum is not exactly that of
     the regularised problem.
 
@@ -131,18 +132,14 @@ class GroupNormalised(Advantage):
     floor: float = 1e-4
     source: ClassVar[Paper | None] = GROUPS
     needs: ClassVar[OnlineNeeds] = OnlineNeeds(responses=2)
+    normalises: ClassVar[bool] = True  # by the deviation
 
     def __post_init__(self) -> None:
         """Check the range."""
-        check_range(self, "floor", "(0, inf)")
+        check_field(self, "floor", "(0, inf)")
 
-    @property
-    def normalises(self) -> bool:
-        """True: by the deviation."""
-        return True
-
+    @override
     def __call__(self, rewards: RolloutTokens, rollout: Rollout) -> RolloutTokens:
-        """See the base class."""
         count, apart = _group_sizes(self, rollout), _from_group_mean(rewards, rollout)
         variance = _group_sum(apart**2, rollout) / (count - 1)
         return _on_tokens(apart / (variance.sqrt() + self.floor), rollout)
@@ -153,7 +150,7 @@ class GroupNormalised(Advantage):
 class GreedyBaseline(Advantage):
     """``R - score of the most likely response`` on every token.
 
-    Paper: ReMax, Li et al. 2023, arXiv:2310.10505. The baseline is a score without charge: it does not depend on the
+    Paper: ReMax, Li et al. 2023, arXiv:2310.10505. The baseline is a score without penalty: it does not depend on the
     response either, so the gradient is unbiased.
 
     >>> one, mask, rewards = torch.ones(1), torch.ones(1, 2, dtype=torch.bool), torch.tensor([[-0.5, 2.0]])
@@ -164,15 +161,15 @@ class GreedyBaseline(Advantage):
     source: ClassVar[Paper | None] = REMAX
     needs: ClassVar[OnlineNeeds] = OnlineNeeds(greedy=True)
 
+    @override
     def __call__(self, rewards: RolloutTokens, rollout: Rollout) -> RolloutTokens:
-        """See the base class."""
         if rollout.greedy is None:
             raise ValueError("GreedyBaseline needs the scores of the most likely responses, but the rollout has none")
         return _on_tokens(rewards.sum(-1) - rollout.greedy, rollout)
 
 
 def _group_sizes(part: Advantage, rollout: Rollout) -> RolloutScores:
-    """How many responses there are to the same prompt, for each response."""
+    """Count the responses to the same prompt, for each response."""
     count = _group_sum(torch.ones_like(rollout.score), rollout)
     if bool((count < part.needs.responses).any()):
         name = type(part).__name__
@@ -181,7 +178,7 @@ def _group_sizes(part: Advantage, rollout: Rollout) -> RolloutScores:
 
 
 def _from_group_mean(rewards: RolloutTokens, rollout: Rollout) -> RolloutScores:
-    """The return of each response less the mean return of those to the same prompt."""
+    """Subtract the mean return of the responses to the same prompt from the return of each."""
     returns = rewards.sum(-1)
     count = _group_sum(torch.ones_like(returns), rollout)
     return returns - _group_sum(returns, rollout) / count

@@ -1,13 +1,13 @@
-"""Reward modelling: scores of both sides go through the contrast that direct alignment uses."""
+"""The loss of reward models: the scores of both sides in the contrast that direct alignment uses."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
+from lit_align.objectives.base import check_field
 from lit_align.objectives.contrast import Contrast, Logistic
 from lit_align.objectives.papers import Paper
-from lit_align.objectives.ranges import check_range
 from lit_align.online.papers import INSTRUCT
 from lit_align.types import Margin, Outcome, PairScores
 
@@ -36,10 +36,10 @@ class BradleyTerry:
 
     def __post_init__(self) -> None:
         """Check the range."""
-        check_range(self, "centring", "[0, inf)")
+        check_field(self, "centring", "[0, inf)")
 
     def __call__(self, scores: PairScores, margin: Margin | None = None) -> Outcome:
-        """The loss of each pair, and what there is to report.
+        """Return the loss of each pair, and what there is to report.
 
         Args:
             scores: what the model says of chosen and rejected.

@@ -1,4 +1,4 @@
-"""On a set of responses that can be listed, the regularised problem has a known optimum, value and gradient."""
+"""Optimum, value and gradient of the regularised problem on a set of responses that can be listed."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Listed: TypeAlias = Float[Tensor, " rollout"]
 @final
 @dataclass(frozen=True)
 class Problem:
-    """``max_π Σ_y π(y) [r(y) - β Σ_t charge_t(y)]`` over all distributions on a list of responses to one prompt.
+    """``max_π Σ_y π(y) [r(y) - β Σ_t penalty_t(y)]`` over all distributions on a list of responses to one prompt.
 
     Args:
-        regularizer: what a token is charged.
-        beta: weight β of the charge.
+        regularizer: the penalty of each token.
+        beta: weight β of the penalty.
         score: r of each response.
         mask: true on the tokens of each response.
         reference: log-probabilities of its tokens under the reference; None for a regularizer that needs none.
@@ -36,11 +36,11 @@ class Problem:
     reference: RolloutTokens | None = None
 
     def optimum(self) -> Listed:
-        """Log-probabilities of the optimal distribution: ``r / β - Σ_t charge_t`` at ``log π = 0``, normalised.
+        """Return the log-probabilities of the optimum: ``r / β - Σ_t penalty_t`` at ``log π = 0``, normalised.
 
-        Every regularizer here charges log π less something that does not depend on the policy. What is left of the
-        charge at log π = 0 is minus that something, so the optimum is ``softmax(r)`` for `Entropy` at β = 1,
-        ``π_ref exp(r / β)`` for `KL`, and the same against the masked reference for `ConditionalMatching`.
+        Every penalty here is log π less something that does not depend on the policy, and the penalty at log π = 0 is
+        minus that something, so the optimum is ``softmax(r)`` for `Entropy` at β = 1, ``π_ref exp(r / β)`` for `KL`,
+        and the same against the masked reference for `ConditionalMatching`.
 
         >>> from lit_align.objectives.regularizer import KL, Entropy
         >>> score, reference = torch.tensor([51.0, 49.0]).log(), torch.tensor([[0.99], [0.01]]).log()
@@ -55,14 +55,14 @@ class Problem:
         return (self.score / self.beta - left).log_softmax(-1)
 
     def value(self, tokens: RolloutTokens) -> Tensor:
-        """What a policy attains; its gradient is the exact policy gradient.
+        """Return the objective of a policy; its gradient is the exact policy gradient.
 
         Args:
             tokens: log-probabilities of the tokens of each response under the policy.
         """
-        charge = torch.where(self.mask, self.regularizer(tokens, self.reference), 0.0).sum(-1)
+        penalty = torch.where(self.mask, self.regularizer(tokens, self.reference), 0.0).sum(-1)
         whole = torch.where(self.mask, tokens, 0.0).sum(-1)
-        return (whole.exp() * (self.score - self.beta * charge)).sum()
+        return (whole.exp() * (self.score - self.beta * penalty)).sum()
 
 
 def matching_kl(score: RolloutScores, log_probs: Listed) -> Tensor:
@@ -76,5 +76,5 @@ def matching_kl(score: RolloutScores, log_probs: Listed) -> Tensor:
     >>> matching_kl(score, torch.tensor([0.99, 0.01]).log())  # 0.51 log(0.51 / 0.99) + 0.49 log(0.49 / 0.01)
     tensor(1.5687)
     """
-    wanted, found = score.log_softmax(-1), log_probs.log_softmax(-1)
-    return (wanted.exp() * (wanted - found)).sum()
+    target, policy = score.log_softmax(-1), log_probs.log_softmax(-1)
+    return (target.exp() * (target - policy)).sum()

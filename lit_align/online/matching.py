@@ -1,4 +1,4 @@
-"""The preference matching divergence compares what a policy prefers with what the scores prefer, pair by pair."""
+"""The preference matching divergence, which compares the preferences of a policy with those of the scores."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ class PairedPreferences:
         return first.exp() * (first - mine) + second.exp() * (second - other)
 
     def wanted(self) -> Tensor:
-        """σ(r₁ - r₂): how often the first response is preferred."""
+        """Return σ(r₁ - r₂): how often the first response is preferred."""
         return self.score_gap.sigmoid()
 
     def found(self) -> Tensor:
-        """σ(log π₁ - log π₂): how often the policy prefers it."""
+        """Return σ(log π₁ - log π₂): how often the policy prefers it."""
         return self.log_prob_gap.sigmoid()

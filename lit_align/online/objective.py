@@ -1,4 +1,4 @@
-"""An online objective turns responses that the policy drew into a loss per token that moves it."""
+"""The interface of online objectives, and the records that they work on."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from lit_align.types import Rollout, RolloutScores, RolloutTokens
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What is learned from some responses, fixed before the first step on them; no gradients.
+class Experience:
+    """Responses with their rewards and advantages, fixed before the first step on them; no gradients.
 
     Args:
         rollout: the responses.
         rewards: reward of each token.
         advantage: how much better each token was than expected.
-        returns: what the value model is drawn to; None without one.
+        returns: the targets of the value model; None without one.
     """
 
     rollout: Rollout
@@ -26,14 +26,14 @@ class Lesson:
     advantage: RolloutTokens
     returns: RolloutTokens | None = None
 
-    def rows(self, which: Tensor | slice) -> Lesson:
-        """What is learned from some of the responses.
+    def rows(self, which: Tensor | slice) -> Experience:
+        """Return the experience of some of the responses.
 
         Args:
             which: their places.
         """
         returns = None if self.returns is None else self.returns[which]
-        return Lesson(self.rollout.rows(which), self.rewards[which], self.advantage[which], returns)
+        return Experience(self.rollout.rows(which), self.rewards[which], self.advantage[which], returns)
 
 
 @dataclass(frozen=True)
@@ -73,16 +73,16 @@ class OnlineNeeds:
     responses: int = 1
 
     def __or__(self, other: OnlineNeeds) -> OnlineNeeds:
-        """What either needs."""
+        """Join the needs of two parts."""
         return OnlineNeeds(
             **{part.name: max(getattr(self, part.name), getattr(other, part.name)) for part in fields(self)}
         )
 
 
 class OnlineObjective(ABC):
-    """What is optimised by drawing responses; it sees log-probabilities, values and scores, and no model.
+    """What is optimised on sampled responses; it sees log-probabilities, values and scores, and no model.
 
-    Like an ``Objective`` it answers for what it needs, and whoever prepares its input reads that.
+    Like an ``Objective`` it states what it needs, and whoever prepares its input reads that.
     """
 
     @property
@@ -101,19 +101,21 @@ class OnlineObjective(ABC):
         """Whether the optimum depends on the absolute scale of the scores and on samples of the policy's own."""
 
     @abstractmethod
-    def lesson(self, rollout: Rollout) -> Lesson:
-        """What is to be learned from responses; called once for all responses to the same prompts."""
+    def experience(self, rollout: Rollout) -> Experience:
+        """Turn responses into experience; called once for all responses to the same prompts."""
 
     @abstractmethod
-    def __call__(self, lesson: Lesson, now: RolloutTokens, values: RolloutTokens | None = None) -> OnlineOutcome:
-        """The losses of responses, for any part of a lesson.
+    def __call__(
+        self, experience: Experience, now: RolloutTokens, values: RolloutTokens | None = None
+    ) -> OnlineOutcome:
+        """Return the losses of the responses of any part of an experience.
 
         Args:
-            lesson: what is learned from them.
+            experience: the responses.
             now: log-probabilities under the policy as it is now; carry the gradient.
             values: values of the value model as it is now; None without one.
         """
 
     @abstractmethod
-    def shares_clipped(self, lesson: Lesson, now: RolloutTokens) -> RolloutScores:
-        """Share of each response's tokens that the surrogate leaves alone, without gradient."""
+    def shares_clipped(self, experience: Experience, now: RolloutTokens) -> RolloutScores:
+        """Return the share of each response's tokens on which the surrogate has no gradient."""

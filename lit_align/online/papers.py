@@ -1,4 +1,4 @@
-"""The papers that the parts of on-policy training and reward modelling come from."""
+"""The publications that the parts of on-policy training and reward modelling implement."""
 
 from __future__ import annotations
 

@@ -6,14 +6,14 @@ from lit_align.objectives.regularizer import KL, ConditionalMatching, Entropy
 from lit_align.online.advantage import GAE, Advantage
 from lit_align.online.rlhf import RLHF
 from lit_align.online.surrogate import Clipped, Surrogate
-from lit_align.online.weighting import TokenMean, Weighting
+from lit_align.online.weighting import TokenMean, TokenWeighting
 
 
 def kl_rlhf(
     beta: float = 0.1,
     advantage: Advantage = GAE(),
     surrogate: Surrogate = Clipped(),
-    weighting: Weighting = TokenMean(),
+    weighting: TokenWeighting = TokenMean(),
     score_limit: float | None = None,
 ) -> RLHF:
     """``max E[r] - β KL(π ‖ π_ref)``, whose optimum is ``π ∝ π_ref exp(r / β)``: standard RLHF.
@@ -37,7 +37,7 @@ def pm_rlhf(
     beta: float = 1.0,
     advantage: Advantage = GAE(),
     surrogate: Surrogate = Clipped(),
-    weighting: Weighting = TokenMean(),
+    weighting: TokenWeighting = TokenMean(),
     score_limit: float | None = None,
 ) -> RLHF:
     """``max E[r - β log π]``, whose optimum is ``π ∝ exp(r / β)``: preference matching where β is 1.
@@ -62,7 +62,7 @@ def conditional_pm_rlhf(
     alpha: float = 0.1,
     advantage: Advantage = GAE(),
     surrogate: Surrogate = Clipped(),
-    weighting: Weighting = TokenMean(),
+    weighting: TokenWeighting = TokenMean(),
     score_limit: float | None = None,
 ) -> RLHF:
     """Preference matching on tokens that the reference finds likelier than α, KL on the others.

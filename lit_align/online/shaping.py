@@ -1,4 +1,4 @@
-"""Shaping makes token rewards of a response's score and of what a regularizer charges for its tokens."""
+"""Shaping: token rewards from the score of a response and the penalties of its tokens."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from typing import final
 
 import torch
 
-from lit_align.objectives.ranges import check_range
-from lit_align.objectives.regularizer import KL, Entropy, Regularizer
+from lit_align.objectives.base import check_field
+from lit_align.objectives.regularizer import Regularizer
 from lit_align.types import Rollout, RolloutMask, RolloutScores, RolloutTokens
 
 
 @final
 @dataclass(frozen=True)
 class Shaping:
-    """``-β charge_t`` for every token, and the score on the last one, so that their sum is ``r - β Σ_t charge_t``.
+    """``-β penalty_t`` for every token, and the score on the last one, so that their sum is ``r - β Σ_t penalty_t``.
 
-    The last token is the end token where the response ended by itself, and the last one that was drawn otherwise.
+    The last token is the end token where the response ended by itself, and the last one that was sampled otherwise.
     Maximising the expected sum is the regularised problem itself, see ``exact.optimum``.
 
     Args:
-        regularizer: what a token is charged.
-        beta: weight β of the charge, above 0.
+        regularizer: the penalty of each token.
+        beta: weight β of the penalty, above 0.
         score_limit: scores are clamped to ± this; None leaves them as they are. Clamping moves the optimum where
             scores lie outside, so under preference matching it changes the preferences that are matched.
 
+    >>> from lit_align.objectives.regularizer import KL
     >>> policy, reference = (torch.tensor([row]).log() for row in ([0.5, 0.2, 0.05], [0.4, 0.3, 0.02]))
     >>> one, mask = torch.ones(1), torch.ones(1, 3, dtype=torch.bool)
     >>> rollout = Rollout(policy, mask, 1.2 * one, one.long(), one, reference)
@@ -40,38 +41,28 @@ class Shaping:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        check_range(self, "beta", "(0, inf)")
+        check_field(self, "beta", "(0, inf)")
         if self.score_limit is not None:
-            check_range(self, "score_limit", "(0, inf)")
-
-    @property
-    def matches_preferences(self) -> bool:
-        """Whether the optimum is meant to be ``softmax(r)``, which depends on the absolute scale of the scores."""
-        return not isinstance(self.regularizer, KL)
-
-    @property
-    def uses_whole_support(self) -> bool:
-        """Whether every string of tokens is as good as its score, however unlikely under the reference."""
-        return isinstance(self.regularizer, Entropy)
+            check_field(self, "score_limit", "(0, inf)")
 
     def __call__(self, rollout: Rollout) -> RolloutTokens:
-        """The reward of each token; 0 outside the mask.
+        """Return the reward of each token; 0 outside the mask.
 
         Args:
             rollout: responses with their log-probabilities and scores.
         """
-        charge = self.regularizer(rollout.policy, rollout.reference)
-        rewards = torch.where(rollout.mask, -self.beta * charge, 0.0)
+        penalty = self.regularizer(rollout.policy, rollout.reference)
+        rewards = torch.where(rollout.mask, -self.beta * penalty, 0.0)
         return rewards + torch.where(last_tokens(rollout.mask), self.clamped(rollout.score)[:, None], 0.0)
 
     def clamped(self, score: RolloutScores) -> RolloutScores:
-        """The scores within ± ``score_limit``."""
+        """Clamp scores to ± ``score_limit``."""
         limit = math.inf if self.score_limit is None else self.score_limit
         return score.clamp(-limit, limit)
 
 
 def last_tokens(mask: RolloutMask) -> RolloutMask:
-    """True on the last token of each response.
+    """Return true on the last token of each response.
 
     >>> last_tokens(torch.tensor([[True, True, False], [True, True, True]])).int().tolist()
     [[0, 1, 0], [0, 0, 1]]

@@ -1,4 +1,4 @@
-"""A surrogate is the loss per token whose gradient moves the policy along the advantages."""
+"""Surrogates, whose gradients move the policy along the advantages, and the loss of the value model."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
+from typing_extensions import override
 
+from lit_align.objectives.base import check_field
 from lit_align.objectives.papers import Paper
-from lit_align.objectives.ranges import check_range
 from lit_align.online.objective import OnlineNeeds
 from lit_align.online.papers import PPO, RLOO
 from lit_align.types import RolloutTokens
@@ -26,12 +27,12 @@ class Surrogate(ABC):
         return OnlineNeeds()
 
     @abstractmethod
-    def __call__(self, now: RolloutTokens, drawn: RolloutTokens, advantage: RolloutTokens) -> RolloutTokens:
-        """The loss of each token.
+    def __call__(self, now: RolloutTokens, sampled: RolloutTokens, advantage: RolloutTokens) -> RolloutTokens:
+        """Return the loss of each token.
 
         Args:
             now: log π(y_t) under the policy as it is now, in nats.
-            drawn: the same under the policy that drew the response.
+            sampled: the same under the policy that sampled the response.
             advantage: how much better the token was than expected.
         """
 
@@ -39,15 +40,15 @@ class Surrogate(ABC):
 @final
 @dataclass(frozen=True)
 class Clipped(Surrogate):
-    """``max(-A ρ, -A clip(ρ, 1 ± clip))`` with ``ρ = π / π_drawn``: a token is left alone once it has moved enough.
+    """``max(-A ρ, -A clip(ρ, 1 ± clip))`` with ``ρ = π / π_sampled``: no gradient once a token has moved far enough.
 
     Paper: PPO, Schulman et al. 2017, arXiv:1707.06347, Eq. 7.
 
     Args:
         clip: how far the ratio may move from 1 in the direction of the advantage, in (0, 1).
 
-    >>> now, drawn = torch.tensor([[1.5, 1.1]]).log(), torch.zeros(1, 2)
-    >>> Clipped(clip=0.2)(now, drawn, torch.ones(1, 2))  # -1.2 instead of -1.5, and -1.1
+    >>> now, sampled = torch.tensor([[1.5, 1.1]]).log(), torch.zeros(1, 2)
+    >>> Clipped(clip=0.2)(now, sampled, torch.ones(1, 2))  # -1.2 instead of -1.5, and -1.1
     tensor([[-1.2000, -1.1000]])
     """
 
@@ -56,11 +57,11 @@ class Clipped(Surrogate):
 
     def __post_init__(self) -> None:
         """Check the range."""
-        check_range(self, "clip", "(0, 1)")
+        check_field(self, "clip", "(0, 1)")
 
-    def __call__(self, now: RolloutTokens, drawn: RolloutTokens, advantage: RolloutTokens) -> RolloutTokens:
-        """See the base class."""
-        ratio = (now - drawn).exp()
+    @override
+    def __call__(self, now: RolloutTokens, sampled: RolloutTokens, advantage: RolloutTokens) -> RolloutTokens:
+        ratio = (now - sampled).exp()
         return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - self.clip, 1 + self.clip))
 
 
@@ -78,6 +79,42 @@ class Reinforce(Surrogate):
     source: ClassVar[Paper | None] = RLOO
     needs: ClassVar[OnlineNeeds] = OnlineNeeds(own_samples=True)
 
-    def __call__(self, now: RolloutTokens, drawn: RolloutTokens, advantage: RolloutTokens) -> RolloutTokens:
-        """See the base class."""
+    @override
+    def __call__(self, now: RolloutTokens, sampled: RolloutTokens, advantage: RolloutTokens) -> RolloutTokens:
         return -advantage * now
+
+
+@dataclass(frozen=True)
+class ValueLoss:
+    """``½ max((V - R)², (clip(V, V_drawn ± clip) - R)²)``: a value has no gradient once it has moved far enough.
+
+    Paper: the clipping of PPO, Schulman et al. 2017, arXiv:1707.06347, applied to values as in its public code.
+
+    Args:
+        clip: how far a value may move from what it was when the response was sampled, in the unit of the score.
+        weight: weight of this loss beside the surrogate's; the value model has weights of its own, so it only scales
+            their learning rate and their share in the gradient's norm.
+
+    >>> now, sampled, returns = torch.tensor([[1.0]]), torch.tensor([[0.0]]), torch.tensor([[1.0]])
+    >>> ValueLoss(clip=0.2)(now, sampled, returns)  # max(0, ½ (0.2 - 1)²)
+    tensor([[0.3200]])
+    """
+
+    clip: float = 0.2
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_field(self, "clip", "(0, inf)")
+        check_field(self, "weight", "(0, inf)")
+
+    def __call__(self, now: RolloutTokens, sampled: RolloutTokens, returns: RolloutTokens) -> RolloutTokens:
+        """Return the loss of each token, before its weight.
+
+        Args:
+            now: the values of the value model as it is now; carries the gradient.
+            sampled: its values when the response was sampled.
+            returns: advantage plus value: what was seen.
+        """
+        near = sampled + (now - sampled).clamp(-self.clip, self.clip)
+        return 0.5 * torch.maximum((now - returns) ** 2, (near - returns) ** 2)

@@ -1,4 +1,4 @@
-"""A weighting says how much each token counts in the loss of an optimizer step."""
+"""Token weightings: how much each token counts in the loss of an optimizer step."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
+from typing_extensions import override
 
 from lit_align.types import RolloutMask, RolloutScores, RolloutTokens
 
 
-class Weighting(ABC):
+class TokenWeighting(ABC):
     """Weights of tokens, and what their weighted sum is divided by.
 
     Numerator and denominator are apart because both are sums over responses: a step that is split into micro-batches
@@ -20,16 +21,16 @@ class Weighting(ABC):
 
     @abstractmethod
     def tokens(self, mask: RolloutMask) -> RolloutTokens:
-        """Weight of each token; 0 outside the mask."""
+        """Return the weight of each token; 0 outside the mask."""
 
     @abstractmethod
     def units(self, mask: RolloutMask) -> RolloutScores:
-        """What each response adds to the denominator."""
+        """Return what each response adds to the denominator."""
 
 
 @final
 @dataclass(frozen=True)
-class ResponseSum(Weighting):
+class ResponseSum(TokenWeighting):
     """Every token counts 1, and the sum is divided by the number of responses: the gradient of the problem itself.
 
     >>> mask = torch.tensor([[True, True, False], [True, True, True]])
@@ -37,18 +38,18 @@ class ResponseSum(Weighting):
     [1.0, 1.0]
     """
 
+    @override
     def tokens(self, mask: RolloutMask) -> RolloutTokens:
-        """See the base class."""
         return mask.float()
 
+    @override
     def units(self, mask: RolloutMask) -> RolloutScores:
-        """See the base class."""
         return torch.ones_like(mask[:, 0], dtype=torch.float32)
 
 
 @final
 @dataclass(frozen=True)
-class TokenMean(Weighting):
+class TokenMean(TokenWeighting):
     """Every token counts 1, and the sum is divided by the number of tokens: `ResponseSum` over the mean length.
 
     >>> mask = torch.tensor([[True, True, False], [True, True, True]])
@@ -56,18 +57,18 @@ class TokenMean(Weighting):
     [2.0, 3.0]
     """
 
+    @override
     def tokens(self, mask: RolloutMask) -> RolloutTokens:
-        """See the base class."""
         return mask.float()
 
+    @override
     def units(self, mask: RolloutMask) -> RolloutScores:
-        """See the base class."""
         return mask.sum(-1).float()
 
 
 @final
 @dataclass(frozen=True)
-class ResponseMean(Weighting):
+class ResponseMean(TokenWeighting):
     """Every response counts 1, its tokens 1 / n: a long response moves each of its tokens less; as in GRPO.
 
     >>> mask = torch.tensor([[True, True, False], [True, True, True]])
@@ -76,10 +77,10 @@ class ResponseMean(Weighting):
             [0.3333, 0.3333, 0.3333]])
     """
 
+    @override
     def tokens(self, mask: RolloutMask) -> RolloutTokens:
-        """See the base class."""
         return mask / mask.sum(-1, keepdim=True).clamp_min(1)
 
+    @override
     def units(self, mask: RolloutMask) -> RolloutScores:
-        """See the base class."""
         return torch.ones_like(mask[:, 0], dtype=torch.float32)

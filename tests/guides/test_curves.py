@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from lit_align import objectives
-from lit_align.metrics import gradients, lengths, outcomes, responses
+from lit_align.metrics import pair_values
 from lit_align.metrics.pairs import CORRELATION
 from lit_align.objectives.examples import worked_pair
 from tests.runner import QUIET
@@ -24,7 +24,7 @@ from tests.runner import lit_align as command
 from .reading import GUIDES, ROOT, blocks, guide, rows
 
 GUIDE = guide("curves")
-NAMES = {*outcomes.NAMES, *responses.NAMES, *lengths.NAMES, *gradients.NAMES, CORRELATION}
+NAMES = {*pair_values.NAMES, CORRELATION}
 OF_STEPS = {"grad_norm", "learning_rate", "tokens_seen", "throughput/tokens_per_second", "beta/effective"}
 METRICS = [name for row in rows(GUIDE, "metric") for name in re.findall(r"`([\w/]+)`", row[0])]
 
@@ -66,8 +66,8 @@ def test_every_metric_that_a_run_reports_is_explained(run: Path) -> None:
 
 def written_out(pattern: str) -> list[str]:
     """The names that a pattern with braces and placeholders stands for."""
-    inserted = {"<term>": "", "<bucket>": f"{{{','.join(lengths.BUCKETS)}}}"}
-    inserted["<quarter>"] = ",".join(f"{name}_quarter" for name in gradients.QUARTERS)
+    inserted = {"<term>": "", "<bucket>": f"{{{','.join(pair_values.BUCKETS)}}}"}
+    inserted["<quarter>"] = ",".join(f"{name}_quarter" for name in pair_values.QUARTERS)
     for placeholder, names in inserted.items():
         pattern = pattern.replace(placeholder, names)
     choices = [part.split(",") for part in re.split(r"[{}]", pattern)]
@@ -100,7 +100,7 @@ def first_losses() -> list[tuple[str, float]]:
 def test_the_first_loss(name: str, expected: float) -> None:
     """Equal models; for the objectives of squares the β of the first number."""
     start = replace(worked_pair(), reference=worked_pair().policy)
-    start = replace(start, mismatched=start, prompted=start, draw=torch.tensor([1]))
+    start = replace(start, mismatched=start, prompted=start, pair_seed=torch.tensor([1]))
     beta = {"averaged_ipo": 0.1}.get(name)
     objective = getattr(objectives, name)(**({} if beta is None else {"beta": beta}))
     assert float(objective(start).loss) == pytest.approx(expected, abs=5e-4)

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from lit_align import models, modules, objectives, online
-from lit_align.metrics import gradients, lengths, outcomes, responses
+from lit_align.metrics import pair_values
 from tests.runner import QUIET
 from tests.runner import lit_align as command
 
@@ -24,7 +24,7 @@ GUIDE = guide("from_trl")
 HEADINGS = ("TRL", "LLaMA-Factory", "OpenRLHF", "open-instruct", "HALOs", "SimPO")
 PREFIXES = ("model.", "data.", "trainer.", "samples.", "checkpoints.", "export.")
 SINGLE = ("run", "task", "seed_everything", "ckpt_path", "on_changed_settings")
-OF_METRICS = (*outcomes.NAMES, *responses.NAMES, *lengths.NAMES, *gradients.NAMES, "tokens_seen")
+OF_METRICS = (*pair_values.NAMES, "tokens_seen")
 TASKS = ("preference", "reward", "online")
 
 

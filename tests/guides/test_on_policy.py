@@ -78,7 +78,7 @@ def test_every_choice_is_named() -> None:
     documented = set(re.findall(r"`(\w+)`", GUIDE.split("| key | says | choices |")[1].split("\n\n")[0]))
     leaves = {
         part.__name__
-        for kind in (online.Advantage, online.Surrogate, online.Weighting, Scorer)
+        for kind in (online.Advantage, online.Surrogate, online.TokenWeighting, Scorer)
         for part in kind.__subclasses__()
         if part.__module__.startswith("lit_align.")
     }

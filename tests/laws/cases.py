@@ -39,9 +39,9 @@ from lit_align.objectives import (
     WeightedSum,
     bco,
     dpo,
-    presets,
     sr_dpo,
 )
+from lit_align.objectives.presets import PRESETS
 from lit_align.types import PairLogProbs
 
 EXAMPLES: dict[type, dict[str, Any]] = {
@@ -106,8 +106,7 @@ def parts(interface: type) -> list[Any]:
 
 def published() -> dict[str, Callable[..., Objective]]:
     """The presets by name."""
-    functions = inspect.getmembers(presets, inspect.isfunction)
-    return {name: preset for name, preset in functions if preset.__module__.startswith(f"{presets.__name__}.")}
+    return {name: preset.make for name, preset in PRESETS.items()}
 
 
 def one_exchanged(joint: Any, axes: dict[str, type]) -> list[Any]:
@@ -146,22 +145,24 @@ def lengths_to_mask(lengths: Tensor, width: int) -> Tensor:
 
 def random_pairs(seed: int = 0, pairs: int = 6, width: int = 7, dtype: torch.dtype = torch.float32) -> PairLogProbs:
     """A batch with responses of 1 to ``width`` tokens and all that an objective may ask for; zero on padding."""
-    draw = torch.Generator().manual_seed(seed)
-    mask = lengths_to_mask(torch.randint(1, width + 1, (pairs, 2), generator=draw), width)
+    generator = torch.Generator().manual_seed(seed)
+    mask = lengths_to_mask(torch.randint(1, width + 1, (pairs, 2), generator=generator), width)
 
     def log_probs() -> Tensor:
-        return torch.where(mask, -3 * torch.rand(pairs, 2, width, generator=draw, dtype=dtype), 0.0)
+        return torch.where(mask, -3 * torch.rand(pairs, 2, width, generator=generator, dtype=dtype), 0.0)
 
-    drawn = torch.randint(-(2**62), 2**62, (pairs,), generator=draw)
+    pair_seed = torch.randint(-(2**62), 2**62, (pairs,), generator=generator)
     policy, reference = log_probs(), log_probs()
     return PairLogProbs(
         policy=policy,
         reference=reference,
         mask=mask,
-        prompted=PairLogProbs(policy=log_probs(), reference=log_probs(), mask=mask, draw=drawn),
-        mismatched=PairLogProbs(policy=log_probs(), reference=log_probs() - 0.5 * mask, mask=mask, draw=drawn),
+        prompted=PairLogProbs(policy=log_probs(), reference=log_probs(), mask=mask, pair_seed=pair_seed),
+        mismatched=PairLogProbs(
+            policy=log_probs(), reference=log_probs() - 0.5 * mask, mask=mask, pair_seed=pair_seed
+        ),
         collision=log_probs() / 2,
-        draw=drawn,
+        pair_seed=pair_seed,
     )
 
 
@@ -170,7 +171,7 @@ def corner_pairs() -> PairLogProbs:
     corners = torch.tensor(list(product([0.0, -300.0], repeat=4)))
     policy, reference = corners[:, :2, None], corners[:, 2:, None]
     mask = torch.ones_like(policy, dtype=torch.bool)
-    other = PairLogProbs(policy=policy.flip(0), reference=reference, mask=mask, draw=torch.arange(len(policy)))
+    other = PairLogProbs(policy=policy.flip(0), reference=reference, mask=mask, pair_seed=torch.arange(len(policy)))
     return replace(other, policy=policy, prompted=other, mismatched=other, collision=policy.flip(1))
 
 

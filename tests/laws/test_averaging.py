@@ -19,14 +19,14 @@ Rule = Callable[..., Tensor]
 
 def shape_is_kept(averaging: Rule) -> None:
     logps = random_pairs()
-    assert averaging(logps.policy, logps.mask, logps.draw).shape == logps.policy.shape[:2]
-    assert averaging(logps.policy[:, :1], logps.mask[:, :1], logps.draw).shape == (logps.policy.shape[0], 1)
+    assert averaging(logps.policy, logps.mask, logps.pair_seed).shape == logps.policy.shape[:2]
+    assert averaging(logps.policy[:, :1], logps.mask[:, :1], logps.pair_seed).shape == (logps.policy.shape[0], 1)
 
 
 def dtype_is_kept(averaging: Rule) -> None:
     for dtype in (torch.float32, torch.float64):
         logps = random_pairs(dtype=dtype)
-        assert averaging(logps.policy, logps.mask, logps.draw).dtype == dtype
+        assert averaging(logps.policy, logps.mask, logps.pair_seed).dtype == dtype
 
 
 def values_and_gradients_are_finite(averaging: Rule) -> None:
@@ -39,10 +39,10 @@ def values_and_gradients_are_finite(averaging: Rule) -> None:
 
 def padding_never_matters(averaging: Rule) -> None:
     logps = random_pairs()
-    expected = averaging(logps.policy, logps.mask, logps.draw)
+    expected = averaging(logps.policy, logps.mask, logps.pair_seed)
     for garbage in (1e9, float("inf"), float("nan")):
         values = torch.where(logps.mask, logps.policy, garbage).requires_grad_()
-        average = averaging(values, logps.mask, logps.draw)
+        average = averaging(values, logps.mask, logps.pair_seed)
         assert_same(average, expected)
         slope = gradient(average, values)
         assert slope.isfinite().all()
@@ -55,7 +55,7 @@ def padding_may_stand_anywhere(averaging: Rule) -> None:
     scattered, scored = torch.zeros(6, 2, 21), torch.zeros(6, 2, 21, dtype=torch.bool)
     scattered[..., 2::3], scored[..., 2::3] = logps.policy, logps.mask
     torch.testing.assert_close(
-        averaging(scattered, scored, logps.draw), averaging(logps.policy, logps.mask, logps.draw)
+        averaging(scattered, scored, logps.pair_seed), averaging(logps.policy, logps.mask, logps.pair_seed)
     )
 
 
@@ -63,23 +63,25 @@ def is_linear(averaging: Rule) -> None:
     """Then averaging the log-ratio is the difference of the averages of policy and reference."""
     logps = random_pairs(dtype=torch.float64)
     assert logps.reference is not None
-    apart = averaging(logps.policy, logps.mask, logps.draw) - 2 * averaging(logps.reference, logps.mask, logps.draw)
-    torch.testing.assert_close(averaging(logps.policy - 2 * logps.reference, logps.mask, logps.draw), apart)
+    apart = averaging(logps.policy, logps.mask, logps.pair_seed) - 2 * averaging(
+        logps.reference, logps.mask, logps.pair_seed
+    )
+    torch.testing.assert_close(averaging(logps.policy - 2 * logps.reference, logps.mask, logps.pair_seed), apart)
 
 
 def pairs_are_independent(averaging: Rule) -> None:
     logps = random_pairs()
-    whole = averaging(logps.policy, logps.mask, logps.draw)
+    whole = averaging(logps.policy, logps.mask, logps.pair_seed)
     for pair in range(len(whole)):
         one = slice(pair, pair + 1)
-        assert_same(averaging(logps.policy[one], logps.mask[one], logps.draw[one]), whole[one])
+        assert_same(averaging(logps.policy[one], logps.mask[one], logps.pair_seed[one]), whole[one])
 
 
 def sides_are_treated_alike(averaging: Rule) -> None:
     logps = random_pairs()
     assert_same(
-        averaging(logps.policy.flip(1), logps.mask.flip(1), logps.draw),
-        averaging(logps.policy, logps.mask, logps.draw).flip(1),
+        averaging(logps.policy.flip(1), logps.mask.flip(1), logps.pair_seed),
+        averaging(logps.policy, logps.mask, logps.pair_seed).flip(1),
     )
 
 
@@ -87,29 +89,29 @@ def thousands_of_tokens_keep_their_digits(averaging: Rule) -> None:
     """The float32 result is as near to the float64 one as float32 can be."""
     values = -torch.rand(1, 2, 4096, generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(values, dtype=torch.bool)
-    draw = torch.tensor([3])
-    exact = averaging(values.double(), mask, draw)
-    torch.testing.assert_close(averaging(values, mask, draw).double(), exact, rtol=1e-7, atol=0)
+    pair_seed = torch.tensor([3])
+    exact = averaging(values.double(), mask, pair_seed)
+    torch.testing.assert_close(averaging(values, mask, pair_seed).double(), exact, rtol=1e-7, atol=0)
 
 
 def needs_are_stated(averaging: Rule) -> None:
-    """An averaging that needs a draw says so, and another does not look at it."""
+    """An averaging that needs a pair seed says so, and another does not look at it."""
     logps = random_pairs()
     if getattr(averaging, "needs", NO_NEEDS).pair_seed:
         try:
             averaging(logps.policy, logps.mask, None)
         except ValueError as error:
-            assert "draw" in str(error)  # noqa: PT017 - a law also runs outside of a test
+            assert "pair_seed" in str(error)  # noqa: PT017 - a law also runs outside of a test
         else:
-            raise AssertionError("says that it needs a draw, and runs without")
+            raise AssertionError("says that it needs a pair seed, and runs without")
     else:
-        assert_same(averaging(logps.policy, logps.mask, None), averaging(logps.policy, logps.mask, logps.draw))
+        assert_same(averaging(logps.policy, logps.mask, None), averaging(logps.policy, logps.mask, logps.pair_seed))
 
 
 def a_glance_at_the_other_side_is_stated(averaging: Rule) -> None:
     logps = random_pairs()
-    alone = averaging(logps.policy[:, :1], logps.mask[:, :1], logps.draw)
-    same = torch.equal(averaging(logps.policy, logps.mask, logps.draw)[:, :1], alone)
+    alone = averaging(logps.policy[:, :1], logps.mask[:, :1], logps.pair_seed)
+    same = torch.equal(averaging(logps.policy, logps.mask, logps.pair_seed)[:, :1], alone)
     assert same is not getattr(averaging, "needs", NO_NEEDS).rejected
 
 
@@ -128,22 +130,22 @@ def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
 
 
 LAWS: dict[Callable[[Rule], None], Rule] = {
-    shape_is_kept: lambda values, mask, draw: masked_sum(values, mask).sum(-1),
-    dtype_is_kept: lambda values, mask, draw: masked_sum(values, mask).float(),
-    values_and_gradients_are_finite: lambda values, mask, draw: masked_sum(values.exp(), mask).log(),
-    padding_never_matters: lambda values, mask, draw: (values * mask).sum(-1),
-    padding_may_stand_anywhere: lambda values, mask, draw: masked_sum(
+    shape_is_kept: lambda values, mask, pair_seed: masked_sum(values, mask).sum(-1),
+    dtype_is_kept: lambda values, mask, pair_seed: masked_sum(values, mask).float(),
+    values_and_gradients_are_finite: lambda values, mask, pair_seed: masked_sum(values.exp(), mask).log(),
+    padding_never_matters: lambda values, mask, pair_seed: (values * mask).sum(-1),
+    padding_may_stand_anywhere: lambda values, mask, pair_seed: masked_sum(
         values, mask & (torch.arange(values.shape[-1]) < 7)
     ),
-    is_linear: lambda values, mask, draw: masked_sum(values, mask).abs(),
-    pairs_are_independent: lambda values, mask, draw: masked_sum(values, mask) - masked_sum(values, mask).mean(),
-    sides_are_treated_alike: lambda values, mask, draw: masked_sum(values, mask) * torch.tensor([1.0, 0.5]),
-    thousands_of_tokens_keep_their_digits: lambda values, mask, draw: reduce(torch.add, values.unbind(-1)),
-    needs_are_stated: lambda values, mask, draw: (
-        masked_sum(values, mask) * (1 if draw is None else draw.sign()[:, None])
+    is_linear: lambda values, mask, pair_seed: masked_sum(values, mask).abs(),
+    pairs_are_independent: lambda values, mask, pair_seed: masked_sum(values, mask) - masked_sum(values, mask).mean(),
+    sides_are_treated_alike: lambda values, mask, pair_seed: masked_sum(values, mask) * torch.tensor([1.0, 0.5]),
+    thousands_of_tokens_keep_their_digits: lambda values, mask, pair_seed: reduce(torch.add, values.unbind(-1)),
+    needs_are_stated: lambda values, mask, pair_seed: (
+        masked_sum(values, mask) * (1 if pair_seed is None else pair_seed.sign()[:, None])
     ),
-    a_glance_at_the_other_side_is_stated: lambda values, mask, draw: masked_sum(values, mask).cumsum(-1).flip(-1),
-    the_power_of_the_length_is_stated: lambda values, mask, draw: masked_sum(values, mask),
+    a_glance_at_the_other_side_is_stated: lambda values, mask, pair_seed: masked_sum(values, mask).cumsum(-1).flip(-1),
+    the_power_of_the_length_is_stated: lambda values, mask, pair_seed: masked_sum(values, mask),
 }
 """Each law and something that breaks it."""
 

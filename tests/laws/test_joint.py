@@ -104,7 +104,7 @@ def the_order_of_pairs_does_not_matter(objective: Objective) -> None:
 def needs_are_stated(objective: Objective) -> None:
     """What an objective does not ask for it does not look at, and what it lacks it says."""
     logps = random_pairs()
-    needed = {name: getattr(objective.needs, "pair_seed" if name == "draw" else name) for name in NEEDS}
+    needed = {name: getattr(objective.needs, "pair_seed" if name == "pair_seed" else name) for name in NEEDS}
     bare = replace(logps, **{name: getattr(logps, name) if needed[name] else None for name in NEEDS})
     assert_same_outcome(objective(bare), objective(logps))
     for name in NEEDS:
@@ -112,7 +112,7 @@ def needs_are_stated(objective: Objective) -> None:
             assert complains(objective, replace(logps, **{name: None}))
 
 
-NEEDS = ("reference", "prompted", "mismatched", "collision", "draw")
+NEEDS = ("reference", "prompted", "mismatched", "collision", "pair_seed")
 
 
 def complains(objective: Objective, logps: PairLogProbs) -> bool:
@@ -172,21 +172,21 @@ def what_both_models_add_cancels(objective: PreferenceObjective) -> None:
 class Leaky(Averaging):
     """Sums over the padding."""
 
-    def __call__(self, values, mask, draw=None):
+    def __call__(self, values, mask, pair_seed=None):
         return values.sum(-1)
 
 
 class Lopsided(Averaging):
     """Favours the chosen side."""
 
-    def __call__(self, values, mask, draw=None):
+    def __call__(self, values, mask, pair_seed=None):
         return torch.where(mask, values, 0.0).sum(-1) * torch.tensor([1.0, 0.5], dtype=values.dtype)
 
 
 class Crowd(Averaging):
     """Compares with the rest of the batch."""
 
-    def __call__(self, values, mask, draw=None):
+    def __call__(self, values, mask, pair_seed=None):
         total = torch.where(mask, values, 0.0).sum(-1)
         return total - total.mean()
 
@@ -194,7 +194,7 @@ class Crowd(Averaging):
 class Queue(Averaging):
     """Compares with the pair before."""
 
-    def __call__(self, values, mask, draw=None):
+    def __call__(self, values, mask, pair_seed=None):
         return torch.where(mask, values, 0.0).sum(-1).cumsum(0)
 
 

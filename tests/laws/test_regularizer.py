@@ -21,17 +21,17 @@ def shape_is_kept(regularizer: Regularizer) -> None:
 
 def values_and_gradients_are_finite(regularizer: Regularizer) -> None:
     logps = with_gradient(corner_pairs())
-    charge = regularizer(logps.policy, logps.reference)
-    assert charge.isfinite().all()
-    assert gradient(charge, logps.policy).isfinite().all()
+    penalty = regularizer(logps.policy, logps.reference)
+    assert penalty.isfinite().all()
+    assert gradient(penalty, logps.policy).isfinite().all()
 
 
 def a_token_is_charged_by_itself(regularizer: Regularizer) -> None:
     logps = random_pairs()
     assert logps.reference is not None
-    charge = regularizer(logps.policy, logps.reference)
-    assert_same(regularizer(logps.policy.flip(-1), logps.reference.flip(-1)), charge.flip(-1))
-    assert_same(regularizer(logps.policy[..., :2], logps.reference[..., :2]), charge[..., :2])
+    penalty = regularizer(logps.policy, logps.reference)
+    assert_same(regularizer(logps.policy.flip(-1), logps.reference.flip(-1)), penalty.flip(-1))
+    assert_same(regularizer(logps.policy[..., :2], logps.reference[..., :2]), penalty[..., :2])
 
 
 def likelier_is_dearer(regularizer: Regularizer) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lit_align.metrics import PairMetrics
+from lit_align.objectives import SFT, Logistic, PreferenceObjective, Term, WeightedSum
 from lit_align.types import Outcome, PairBatch, PairLogProbs
 from tests.metrics.examples import batch_of, logps_of, outcome_of
 
@@ -108,16 +109,28 @@ def test_what_is_not_formed_is_absent() -> None:
     assert {"loss", "rewards/chosen", "lengths/chosen"} <= set(found)
 
 
+class Sloped(PreferenceObjective):
+    """States slopes of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(Logistic())
+
+    def slope(self, logps, outcome):
+        return torch.tensor([0.5, 1e-7, 0.0, 0.1])
+
+
 @pytest.mark.fault("B16")
 def test_saturated_pairs_are_counted() -> None:
     outcome, logps, batch = made_up(4)
-    found = means((replace(outcome, slope=torch.tensor([0.5, 1e-7, 0.0, 0.1])), logps, batch))
+    metrics = PairMetrics(Sloped())
+    metrics.update(outcome, logps, batch)
+    found = metrics.compute()
     assert found["margin/saturated"] == 0.5
 
 
 def test_terms_are_reported_under_their_names() -> None:
     outcome, logps, batch = made_up(3)
-    metrics = PairMetrics(("likelihood",))
+    metrics = PairMetrics(WeightedSum((Term("likelihood", SFT()),)))
     metrics.update(replace(outcome, terms={"likelihood": torch.tensor([1.0, 2.0, 6.0])}), logps, batch)
     assert float(metrics.compute()["loss/likelihood"]) == 3.0
 
@@ -125,7 +138,7 @@ def test_terms_are_reported_under_their_names() -> None:
 def test_of_unpaired_rows_the_side_that_is_there_counts() -> None:
     """Chosen alone, rejected alone, both: means over the present sides, comparisons over the one whole pair."""
     logps = logps_of([[[-1.0], []], [[], [-3.0, -3.0]], [[-2.0, -2.0], [-4.0]]])
-    metrics = PairMetrics((), from_start=True)
+    metrics = PairMetrics(from_start=True)
     metrics.update(outcome_of([[1.0, 9.0], [9.0, 2.0], [5.0, 4.0]]), logps, batch_of(logps))
     found = {name: float(value) for name, value in metrics.compute().items()}
     assert all(np.isfinite(value) for value in found.values())

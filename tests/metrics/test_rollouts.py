@@ -8,32 +8,32 @@ import pytest
 import torch
 
 from lit_align.metrics.rollouts import RolloutMetrics, pairs_of, same_group
-from lit_align.online import KL, RLHF, LeaveOneOut, Lesson
+from lit_align.online import KL, RLHF, Experience, LeaveOneOut
 from lit_align.types import Rollout
 
 MASK = torch.tensor([[True, True], [True, False], [True, True], [True, True]])
 
 
-def lesson(weight: torch.Tensor | None = None) -> Lesson:
+def experience(weight: torch.Tensor | None = None) -> Experience:
     """Two responses to each of two prompts."""
     policy = torch.tensor([[-1.0, -2.0], [-0.5, 0.0], [-1.0, -1.0], [-2.0, -2.0]])
     reference = policy - torch.tensor([[0.5, 0.5], [0.0, 0.0], [-1.0, 0.0], [0.0, 0.0]])
     score = torch.tensor([1.0, 3.0, 2.0, 2.0])
     group = torch.tensor([0, 0, 1, 1])
     rollout = Rollout(policy, MASK, score, group, torch.ones(4) if weight is None else weight, reference)
-    return RLHF(KL(), 0.1, LeaveOneOut()).lesson(rollout)
+    return RLHF(KL(), 0.1, LeaveOneOut()).experience(rollout)
 
 
-def computed(*lessons: Lesson) -> dict[str, float]:
+def computed(*experiences: Experience) -> dict[str, float]:
     metric = RolloutMetrics()
-    for one in lessons:
+    for one in experiences:
         count = len(one.rollout.score)
         metric.update(one, torch.tensor([True, True, False, True])[:count], ["a", "a", "b", "c"][:count])
     return {name: float(value) for name, value in metric.compute().items()}
 
 
 def test_by_hand() -> None:
-    found = computed(lesson())
+    found = computed(experience())
     assert found["score"] == 2
     assert found["score/std"] == pytest.approx(0.5**0.5)
     assert found["length"] == pytest.approx(7 / 4)
@@ -49,7 +49,7 @@ def test_by_hand() -> None:
 
 def test_rows_of_weight_zero_do_not_count() -> None:
     weight = torch.tensor([1.0, 1.0, 0.0, 0.0])
-    found = computed(lesson(weight))
+    found = computed(experience(weight))
     assert found["score"] == 2
     assert found["tie_rate"] == 0
     assert found["distinct"] == 0.5
@@ -57,9 +57,9 @@ def test_rows_of_weight_zero_do_not_count() -> None:
 
 
 def test_any_split_by_prompts_gives_the_same() -> None:
-    whole = lesson()
+    whole = experience()
     halves = [
-        RLHF(KL(), 0.1, LeaveOneOut()).lesson(whole.rollout.rows(torch.tensor(rows))) for rows in ([0, 1], [2, 3])
+        RLHF(KL(), 0.1, LeaveOneOut()).experience(whole.rollout.rows(torch.tensor(rows))) for rows in ([0, 1], [2, 3])
     ]
     metric = RolloutMetrics()
     metric.update(halves[0], torch.tensor([True, True]), ["a", "a"])
@@ -70,28 +70,30 @@ def test_any_split_by_prompts_gives_the_same() -> None:
 def test_pairs_are_of_one_prompt() -> None:
     first, second = same_group(torch.tensor([0, 1, 0, 1]))
     assert list(zip(first.tolist(), second.tolist(), strict=True)) == [(0, 2), (1, 3)]
-    pairs = pairs_of(lesson().rollout)
+    pairs = pairs_of(experience().rollout)
     assert pairs.preferences.score_gap.tolist() == [-2, 0]
     assert pairs.preferences.log_prob_gap.tolist() == [-2.5, 2]
 
 
 def test_one_response_per_prompt_has_no_pairs() -> None:
-    rollout = lesson().rollout.rows(torch.tensor([0, 2]))
+    rollout = experience().rollout.rows(torch.tensor([0, 2]))
     found = RolloutMetrics()
-    found.update(Lesson(rollout, torch.zeros(2, 2), torch.zeros(2, 2)), torch.ones(2, dtype=torch.bool), ["a", "b"])
+    found.update(
+        Experience(rollout, torch.zeros(2, 2), torch.zeros(2, 2)), torch.ones(2, dtype=torch.bool), ["a", "b"]
+    )
     assert "tie_rate" not in found.compute()
     assert len(pairs_of(rollout).weight) == 0
 
 
-def valued(rows: list[int]) -> Lesson:
+def valued(rows: list[int]) -> Experience:
     """Returns 1, 2, 3, 6 of one token each, and what the values said of them."""
     returns, values = torch.tensor([[1.0], [2.0], [3.0], [6.0]]), torch.tensor([[1.0], [3.0], [3.0], [4.0]])
-    whole = lesson().rollout
+    whole = experience().rollout
     one = torch.tensor([[True]]).expand(4, 1)
     rollout = replace(whole, mask=one, policy=whole.policy[:, :1], reference=None, values=values)
     flat = torch.zeros(4, 1)
     at = torch.tensor(rows)
-    return Lesson(rollout.rows(at), flat[at], flat[at], returns[at])
+    return Experience(rollout.rows(at), flat[at], flat[at], returns[at])
 
 
 def test_what_values_explain_does_not_depend_on_how_the_returns_came() -> None:

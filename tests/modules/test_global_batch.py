@@ -99,9 +99,9 @@ def test_nothing_is_differentiated_in_an_evaluation(trainer: Trainer) -> None:
 
 def test_a_record_moves_with_everything_in_it() -> None:
     logps, _ = made(2, 3, first=0)
-    there = moved(replace(logps, running={"shift": torch.ones(())}), "meta")
+    there = moved(replace(logps, state={"shift": torch.ones(())}), "meta")
     assert there.mismatched is not None
-    devices = {str(t.device) for t in (there.policy, there.mask, there.mismatched.policy, there.running["shift"])}
+    devices = {str(t.device) for t in (there.policy, there.mask, there.mismatched.policy, there.state["shift"])}
     assert devices == {"meta"}
     assert there.reference is None
     assert not there.policy.requires_grad

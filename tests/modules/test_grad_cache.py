@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from lit_align.models import LoRA, SecondModel
 from lit_align.modules.grad_cache import GradCache
 from lit_align.modules.log_probs import LogProbs
-from lit_align.objectives.pair_seed import draw_in_evaluation
+from lit_align.objectives.pair_seed import evaluation_pair_seed
 from lit_align.types import PairBatch, PairLogProbs
 from tests.conftest import pair_batch, tiny_llama
 from tests.modules.test_global_batch import Ranks
@@ -39,7 +39,7 @@ def trainer(tmp_path: Path) -> Trainer:
 
 def grad_cache(log_probs: LogProbs, seed: int = 0) -> GradCache:
     def everything(batch: PairBatch) -> PairLogProbs:
-        return log_probs(batch, draw_in_evaluation(batch.index), {})
+        return log_probs(batch, evaluation_pair_seed(batch.index), {})
 
     return GradCache(everything, log_probs.policy_alone, seed, torch.device("cpu"))
 
@@ -52,7 +52,7 @@ def test_the_gradient_is_that_of_all_micro_batches_at_once(trainer: Trainer) -> 
     model, batches = tiny_llama().double(), parts()
     log_probs = scored(model)
     cache = GradCache(
-        lambda batch: log_probs(batch, draw_in_evaluation(batch.index), {}),
+        lambda batch: log_probs(batch, evaluation_pair_seed(batch.index), {}),
         log_probs.policy_alone,
         0,
         torch.device("cpu"),
@@ -61,7 +61,7 @@ def test_the_gradient_is_that_of_all_micro_batches_at_once(trainer: Trainer) -> 
     cache.backward(batches, outputs, world_size=1).backward()
     found = gradients(model)
     model.zero_grad()
-    whole = [log_probs(batch, draw_in_evaluation(batch.index), {}) for batch in batches]
+    whole = [log_probs(batch, evaluation_pair_seed(batch.index), {}) for batch in batches]
     margins = torch.cat([(one.policy.sum(-1)[:, 0] - one.policy.sum(-1)[:, 1]) for one in whole])
     (margins * torch.tensor([1.0, 2.0, 3.0]) + margins.mean() ** 2).sum().backward()
     for name, expected in gradients(model).items():
@@ -74,7 +74,7 @@ def test_one_micro_batch_goes_through_once(trainer: Trainer) -> None:
     log_probs.readers.of(model, batch)
     model.register_forward_pre_hook(lambda *_: passes.append(1))
     cache = GradCache(
-        lambda batch: log_probs(batch, draw_in_evaluation(batch.index), {}),
+        lambda batch: log_probs(batch, evaluation_pair_seed(batch.index), {}),
         log_probs.policy_alone,
         0,
         torch.device("cpu"),
@@ -96,7 +96,7 @@ def test_both_passes_have_the_same_dropout(trainer: Trainer, same: bool) -> None
     log_probs, batches = scored(model), parts()
     caches = [
         GradCache(
-            lambda batch: log_probs(batch, draw_in_evaluation(batch.index), {}),
+            lambda batch: log_probs(batch, evaluation_pair_seed(batch.index), {}),
             log_probs.policy_alone,
             seed,
             torch.device("cpu"),
@@ -117,7 +117,7 @@ def test_the_reference_and_what_is_not_needed_stay_out() -> None:
     (batch, _) = parts()
     log_probs = LogProbs(Crossless(), model, reference)
     reference.read_with(log_probs.readers.read)
-    logps = log_probs(batch, draw_in_evaluation(batch.index), {})
+    logps = log_probs(batch, evaluation_pair_seed(batch.index), {})
     assert logps.reference is not None
     assert logps.reference.equal(logps.policy.detach())
     assert logps.prompted is logps.mismatched is logps.collision is None

@@ -17,8 +17,8 @@ from lit_align.data import PreferenceData
 from lit_align.models import ForwardPass, Loading, LoRA
 from lit_align.modules import LitPreference
 from lit_align.objectives import SFT, NoRefinement, Objective, averaged_dpo, dpo, kto, sr_dpo, wpo
-from lit_align.objectives.pair_seed import draw_in_training
-from lit_align.types import PairBatch, PairDraw, PairLogProbs
+from lit_align.objectives.pair_seed import training_pair_seed
+from lit_align.types import PairBatch, PairLogProbs, PairSeed
 from tests.models.logps.test_log_probs import one_by_one
 
 POLICY = "testbed:policy"
@@ -81,10 +81,10 @@ def trained(rows: Path, folder: Path, objective: Objective, **settings: Any) -> 
     return watched, host, module
 
 
-def record(policy: nn.Module, reference: nn.Module | None, batch: PairBatch, draw: PairDraw) -> PairLogProbs:
+def record(policy: nn.Module, reference: nn.Module | None, batch: PairBatch, draw: PairSeed) -> PairLogProbs:
     """Everything of a batch that any objective may ask for, one sequence at a time."""
     theirs = None if reference is None else with_adapter_off(reference, batch)
-    return replace(one_by_one(policy, batch), reference=theirs, draw=draw)
+    return replace(one_by_one(policy, batch), reference=theirs, pair_seed=draw)
 
 
 @torch.no_grad()
@@ -101,18 +101,18 @@ def by_hand(watched: Watched, objective: Objective) -> tuple[Tensor, dict[str, T
     policy, start = (model.double().eval() for model in (watched.policy, watched.start))
     reference = start if objective.needs.reference else None
     batch = batch if objective.needs.rejected else batch.chosen_side()
-    draw = draw_in_training(batch.index, 0, 0)
+    draw = training_pair_seed(batch.index, 0, 0)
     beside = {}
     for name in ("prompted", "mismatched"):
         if getattr(objective.needs, name):
             with torch.no_grad():
                 beside[name] = record(policy, reference, getattr(batch, name), draw)
-    running = {name: torch.tensor(first, dtype=torch.float64) for name, first in objective.running.items()}
+    running = {name: torch.tensor(first, dtype=torch.float64) for name, first in objective.initial_state.items()}
     logps = replace(
         record(policy, reference, batch, draw),
         margin=batch.margin,
         preference_probability=batch.preference_probability,
-        running=running,
+        state=running,
         **beside,
     )
     loss = (objective(logps).loss * batch.weight).sum()

@@ -22,10 +22,10 @@ class Halving(Objective):
     """Half of what was, half of what is seen."""
 
     @property
-    def running(self) -> Mapping[str, float]:
+    def initial_state(self) -> Mapping[str, float]:
         return {"shift": 8.0}
 
-    def advance(self, running: Mapping[str, Tensor], observed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def advance_state(self, running: Mapping[str, Tensor], observed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return {"shift": 0.5 * running["shift"] + 0.5 * observed["shift"]}
 
     def __call__(self, logps: PairLogProbs) -> Outcome:

@@ -337,8 +337,8 @@ def test_what_stands_beside_a_batch_is_drawn_from_as_well(rows: Path, objective:
     data.setup("fit")
     logps = loaded(objective)(next(iter(data.train_dataloader())))
     for beside in filter(None, (logps.prompted, logps.mismatched)):
-        assert beside.draw is not None
-        assert beside.draw.equal(logps.draw)
+        assert beside.pair_seed is not None
+        assert beside.pair_seed.equal(logps.pair_seed)
     assert objective(logps).loss.isfinite().all()
 
 

@@ -65,15 +65,15 @@ def test_bco_starts_without_a_shift() -> None:
 def test_bco_over_three_steps() -> None:
     """The mean of the steps' means so far, each step counting once: 0, then 1.5, then (1.5 + 4.5) / 2 = 3."""
     objective = bco(0.1)
-    running = {name: torch.tensor(value, dtype=torch.float64) for name, value in objective.running.items()}
-    first = objective(replace(worked_pair(), running=running))
+    state = {name: torch.tensor(value, dtype=torch.float64) for name, value in objective.initial_state.items()}
+    first = objective(replace(worked_pair(), state=state))
     assert first.loss.item() == pytest.approx(1.0722159, abs=1e-6)  # -log σ(0.5) - log σ(0.2)
     assert first.observed["anchor"].item() == pytest.approx(1.5)
-    running = objective.advance(running, {"anchor": first.observed["anchor"].double().mean()})
-    second = objective(replace(worked_pair(), running=running))
+    state = objective.advance_state(state, {"anchor": first.observed["anchor"].double().mean()})
+    second = objective(replace(worked_pair(), state=state))
     assert second.loss.item() == pytest.approx(2 * 0.5333822, abs=1e-6)  # -2 log σ(0.35)
-    running = objective.advance(running, {"anchor": torch.tensor(4.5, dtype=torch.float64)})
-    assert (running["anchor"].item(), running["steps"].item()) == pytest.approx((3.0, 2.0))
+    state = objective.advance_state(state, {"anchor": torch.tensor(4.5, dtype=torch.float64)})
+    assert (state["anchor"].item(), state["steps"].item()) == pytest.approx((3.0, 2.0))
 
 
 def test_a_row_of_one_side_is_observed_by_that_side() -> None:

@@ -29,7 +29,7 @@ def test_sorted_margins_by_hand() -> None:
     outcome = aot(beta=1.0)(THREE)
     assert outcome.margin.tolist() == [3.0, 1.0, 2.0]
     close(outcome.loss, -F.logsigmoid(torch.tensor([3.0, 1.0, 2.0])))
-    close(outcome.slope, torch.sigmoid(-torch.tensor([3.0, 1.0, 2.0])))
+    close(aot(beta=1.0).slope(THREE, outcome), torch.sigmoid(-torch.tensor([3.0, 1.0, 2.0])))
     close(outcome.rewards, torch.tensor([[1.0, -2.0], [-2.0, -1.0], [2.0, -2.0]]))
 
 

@@ -114,7 +114,7 @@ def test_every_term_is_read_under_its_name() -> None:
 class Middle(Averaging):
     """A user's averaging that says nothing of lengths."""
 
-    def __call__(self, values, mask, draw=None):
+    def __call__(self, values, mask, pair_seed=None):
         return torch.where(mask, values, 0.0).amax(-1)
 
 

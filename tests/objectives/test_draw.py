@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import torch
 
-from lit_align.objectives.pair_seed import draw_in_evaluation, draw_in_training
+from lit_align.objectives.pair_seed import evaluation_pair_seed, training_pair_seed
 
 
 def test_the_finalizer_is_splitmix64_s() -> None:
     """First output of the published generator from seed 0."""
-    assert draw_in_evaluation(torch.tensor([0])).item() % 2**64 == 0xE220A8397B1DCDAF
+    assert evaluation_pair_seed(torch.tensor([0])).item() % 2**64 == 0xE220A8397B1DCDAF
 
 
 def test_a_batch_s_layout_changes_nothing() -> None:
     index = torch.tensor([5, 0, 123456789, 7])
-    whole = draw_in_training(index, step=3, seed=1)
-    assert torch.equal(whole[2:], draw_in_training(index[2:], step=3, seed=1))
-    assert torch.equal(draw_in_evaluation(index).flip(0), draw_in_evaluation(index.flip(0)))
+    whole = training_pair_seed(index, step=3, seed=1)
+    assert torch.equal(whole[2:], training_pair_seed(index[2:], step=3, seed=1))
+    assert torch.equal(evaluation_pair_seed(index).flip(0), evaluation_pair_seed(index.flip(0)))
 
 
 def test_pair_step_and_seed_all_change_it() -> None:
     index = torch.arange(200)
-    found = torch.cat([draw_in_training(index, step, seed) for step in range(10) for seed in range(5)])
+    found = torch.cat([training_pair_seed(index, step, seed) for step in range(10) for seed in range(5)])
     assert len(found.unique()) == len(found)
 
 
 def test_every_bit_is_as_often_one_as_zero() -> None:
-    found = draw_in_training(torch.arange(4000), step=1, seed=0)
+    found = training_pair_seed(torch.arange(4000), step=1, seed=0)
     shares = torch.stack([((found >> bit) & 1).double().mean() for bit in range(64)])
     assert float((shares - 0.5).abs().max()) < 0.05

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lit_align.objectives.pair_seed import drawn_tokens, mixed
+from lit_align.objectives.pair_seed import sample_tokens, splitmix64
 
 
-def splitmix64(seed: int) -> int:
+def reference_hash(seed: int) -> int:
     """The published generator's step, in Python's integers."""
     z = (seed + 0x9E3779B97F4A7C15) % 2**64
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
@@ -16,13 +16,13 @@ def splitmix64(seed: int) -> int:
 
 @pytest.mark.parametrize("number", [0, 1, -1, 2**63 - 1, -(2**63), 123456789, -987654321])
 def test_the_hash_is_splitmix64(number: int) -> None:
-    assert mixed(torch.tensor([number])).item() % 2**64 == splitmix64(number % 2**64)
+    assert splitmix64(torch.tensor([number])).item() % 2**64 == reference_hash(number % 2**64)
 
 
 def test_every_token_is_drawn_as_often_as_any_other() -> None:
     """3 of 10, over 20000 pairs: each 0.3 of the time, within five standard errors; two of them 1 / 15 of it."""
     mask = torch.ones(20000, 1, 10, dtype=torch.bool)
-    drawn = drawn_tokens(mask, torch.full((20000,), 3), torch.arange(20000))[:, 0].double()
+    drawn = sample_tokens(mask, torch.full((20000,), 3), torch.arange(20000))[:, 0].double()
     assert (drawn.sum(-1) == 3).all()
     assert (drawn.mean(0) - 0.3).abs().max() < 5 * 0.0033
     together = (drawn.T @ drawn / 20000)[~torch.eye(10, dtype=torch.bool)]
@@ -31,24 +31,24 @@ def test_every_token_is_drawn_as_often_as_any_other() -> None:
 
 def test_neither_padding_nor_other_pairs_nor_the_mask_s_gaps_matter() -> None:
     mask = torch.tensor([[[True] * 6, [True] * 6], [[True] * 6, [True] * 2 + [False] * 4]])
-    count, draw = torch.tensor([3, 2]), torch.tensor([11, -5])
-    drawn = drawn_tokens(mask, count, draw)
-    assert torch.equal(drawn_tokens(mask[1:], count[1:], draw[1:]), drawn[1:])
+    count, pair_seed = torch.tensor([3, 2]), torch.tensor([11, -5])
+    drawn = sample_tokens(mask, count, pair_seed)
+    assert torch.equal(sample_tokens(mask[1:], count[1:], pair_seed[1:]), drawn[1:])
     wide = torch.zeros(2, 2, 13, dtype=torch.bool)
     wide[..., 1::2] = mask
-    assert torch.equal(drawn_tokens(wide, count, draw)[..., 1::2], drawn)
+    assert torch.equal(sample_tokens(wide, count, pair_seed)[..., 1::2], drawn)
     assert not (drawn & ~mask).any()
 
 
 def test_another_number_is_another_draw() -> None:
     mask, count = torch.ones(2, 1, 40, dtype=torch.bool), torch.tensor([20, 20])
-    one, other = drawn_tokens(mask, count, torch.tensor([1, 2]))
+    one, other = sample_tokens(mask, count, torch.tensor([1, 2]))
     assert not torch.equal(one, other)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_same_draw_on_another_device() -> None:
-    mask, count, draw = torch.ones(64, 2, 100, dtype=torch.bool), torch.full((64,), 30), torch.arange(64) - 32
-    there = drawn_tokens(mask.cuda(), count.cuda(), draw.cuda())
-    assert torch.equal(there.cpu(), drawn_tokens(mask, count, draw))
+    mask, count, pair_seed = torch.ones(64, 2, 100, dtype=torch.bool), torch.full((64,), 30), torch.arange(64) - 32
+    there = sample_tokens(mask.cuda(), count.cuda(), pair_seed.cuda())
+    assert torch.equal(there.cpu(), sample_tokens(mask, count, pair_seed))

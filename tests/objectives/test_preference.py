@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError, dataclass, replace
+from dataclasses import FrozenInstanceError, dataclass, field, replace
 
 import pytest
 import torch
@@ -12,7 +12,10 @@ from lit_align.objectives import (
     Entropy,
     Logistic,
     Mean,
+    OddsRatio,
     PreferenceObjective,
+    RankedMargins,
+    RankedResponses,
     SelfRefine,
     Square,
     Sum,
@@ -79,7 +82,7 @@ class Counting(Averaging):
 
     calls: list
 
-    def __call__(self, values, mask, draw=None):
+    def __call__(self, values, mask, pair_seed=None):
         self.calls.append(1)
         return Sum()(values, mask)
 
@@ -94,13 +97,38 @@ def test_each_margin_is_computed_once(objective: PreferenceObjective, expected: 
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 def test_the_slope_is_the_gradient_s_weight_in_every_mode(mode: type) -> None:
     """β σ(−β m) at β = 2, m = 0.55: the gradient of each of the 10 chosen tokens, 0.0499480, times 10."""
+    objective = PreferenceObjective(Logistic(beta=2.0), averaging=Mean())
     with mode():
-        outcome = PreferenceObjective(Logistic(beta=2.0), averaging=Mean())(worked_pair())
-    assert outcome.slope is not None
-    assert outcome.slope.item() == pytest.approx(0.499480, abs=1e-6)
+        slope = objective.slope(worked_pair(), objective(worked_pair()))
+    assert slope.item() == pytest.approx(0.499480, abs=1e-6)
 
 
 def test_the_slope_is_taken_behind_the_refinement() -> None:
-    outcome = sr_dpo(beta=0.1, strength=0.5)(worked_pair())
-    assert outcome.slope is not None
-    assert outcome.slope.item() == pytest.approx(0.1 * 0.3658644, abs=1e-7)
+    objective = sr_dpo(beta=0.1, strength=0.5)
+    slope = objective.slope(worked_pair(), objective(worked_pair()))
+    assert slope.item() == pytest.approx(0.1 * 0.3658644, abs=1e-7)
+
+
+@dataclass(frozen=True)
+class CountingContrast(Contrast):
+    """The logistic contrast, which counts its calls."""
+
+    calls: list = field(default_factory=list)
+    beta: float = 0.1
+
+    def __call__(self, margin):
+        self.calls.append(len(margin))
+        return Logistic(self.beta)(margin)
+
+
+@pytest.mark.parametrize("joint", [PreferenceObjective, OddsRatio, RankedMargins, RankedResponses])
+def test_the_contrast_is_evaluated_once_per_call(joint: type) -> None:
+    contrast = CountingContrast()
+    joint(contrast)(worked_pair())
+    assert contrast.calls == [1]
+
+
+def test_of_a_probable_pair_it_is_evaluated_once_per_order() -> None:
+    contrast = CountingContrast()
+    PreferenceObjective(contrast)(replace(worked_pair(), preference_probability=torch.tensor([0.75])))
+    assert contrast.calls == [1, 1]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -45,7 +44,6 @@ from lit_align.objectives import (
     nca,
     odpo,
     orpo,
-    presets,
     r_dpo,
     robust_dpo,
     rpo,
@@ -59,6 +57,7 @@ from lit_align.objectives import (
     wpo,
 )
 from lit_align.objectives.examples import worked_pair
+from lit_align.objectives.presets import PRESETS
 from lit_align.types import PairLogProbs
 
 # The worked pair: Σlp -20, Σref -25 over 10 tokens; Σlp -60, Σref -58 over 40; prompted margin 3. Where it is asked
@@ -112,10 +111,10 @@ GOLDEN: list[tuple[Objective, float, tuple[float, float]]] = [
 def test_golden(objective: Objective, loss: float, slope: tuple[float, float]) -> None:
     pair = worked_pair()
     policy = pair.policy.requires_grad_()
-    running = {"anchor": torch.tensor(1.5), "steps": torch.tensor(1.0)}
+    state = {"anchor": torch.tensor(1.5), "steps": torch.tensor(1.0)}
     collision = pair.mask * -1.25
     mismatched = replace(pair, policy=pair.policy.detach())
-    outcome = objective(replace(pair, running=running, collision=collision, mismatched=mismatched))
+    outcome = objective(replace(pair, state=state, collision=collision, mismatched=mismatched))
     assert outcome.loss.item() == pytest.approx(loss, abs=2e-5 if loss > 1 else 1e-6)
     outcome.loss.backward()
     assert policy.grad is not None
@@ -314,11 +313,7 @@ FORMULAS: dict[str, Callable[[Tokens, Tokens], float]] = {
     "direct_preference_matching": lambda c, r: -log_sigmoid(likelihood(c) - likelihood(r)),
     "direct_conditional_preference_matching": lambda c, r: -log_sigmoid(masked(c) - masked(r)),
 }
-PRESETS = {
-    name: preset
-    for name, preset in inspect.getmembers(presets, inspect.isfunction)
-    if preset.__module__.startswith(f"{presets.__name__}.")
-}
+PUBLISHED = {name: preset.make for name, preset in PRESETS.items()}
 
 log_prob = st.floats(-12, -1e-3, allow_subnormal=False)  # odds of certainty are a tangent, and tested apart
 tokens = st.lists(st.tuples(log_prob, log_prob, log_prob, log_prob), min_size=1, max_size=8)
@@ -329,8 +324,8 @@ def as_batch(sides: tuple[Tokens, Tokens]) -> PairLogProbs:
     filled = torch.tensor([[side + [(9.0,) * 4] * (width - len(side)) for side in sides]], dtype=torch.float64)
     mask = torch.arange(width) < torch.tensor([[[len(side)] for side in sides]])
     policy, reference, policy_prompted, reference_prompted = filled.unbind(-1)
-    draw = torch.tensor([DRAW])
-    other = PairLogProbs(policy=policy_prompted, reference=reference_prompted, mask=mask, draw=draw)
+    pair_seed = torch.tensor([DRAW])
+    other = PairLogProbs(policy=policy_prompted, reference=reference_prompted, mask=mask, pair_seed=pair_seed)
     return replace(
         other, policy=policy, reference=reference, prompted=other, mismatched=other, collision=reference_prompted
     )
@@ -344,7 +339,7 @@ def test_every_preset_has_a_formula_and_is_exported() -> None:
 @settings(max_examples=40, deadline=None)
 @given(c=tokens, r=tokens)
 def test_agrees_with_its_formula(name: str, c: Tokens, r: Tokens) -> None:
-    found = PRESETS[name]()(as_batch((c, r))).loss.item()
+    found = PUBLISHED[name]()(as_batch((c, r))).loss.item()
     assert found == pytest.approx(FORMULAS[name](c, r), rel=1e-9, abs=1e-9)
 
 
@@ -352,13 +347,13 @@ def test_agrees_with_its_formula(name: str, c: Tokens, r: Tokens) -> None:
     "name", sorted(set(PRESETS) - {"wpo"})
 )  # a weight moves with the policy and passes no gradient
 def test_gradient(name: str) -> None:
-    draw = torch.Generator().manual_seed(1)
-    policy = -torch.rand(2, 2, 3, dtype=torch.float64, generator=draw)
+    pair_seed = torch.Generator().manual_seed(1)
+    policy = -torch.rand(2, 2, 3, dtype=torch.float64, generator=pair_seed)
     mask = torch.arange(3) < torch.tensor([[[3], [2]], [[1], [3]]])
     drawn = torch.tensor([1, 2])
-    other = PairLogProbs(policy=policy - 0.2, reference=policy.flip(0) - 0.5, mask=mask, draw=drawn)
+    other = PairLogProbs(policy=policy - 0.2, reference=policy.flip(0) - 0.5, mask=mask, pair_seed=drawn)
     logps = replace(other, policy=policy, reference=policy.flip(1) - 0.1, prompted=other, mismatched=other)
-    objective = PRESETS[name]()
+    objective = PUBLISHED[name]()
     assert torch.autograd.gradcheck(lambda lp: objective(replace(logps, policy=lp)).loss, (policy.requires_grad_(),))
 
 

@@ -14,7 +14,7 @@ LOG_REF = torch.tensor([0.4, 0.3, 0.02]).log()
 @pytest.mark.parametrize(
     ("regularizer", "expected"),
     [
-        # -β times the charge, at β = 0.1, without the score on the last token
+        # -β times the penalty, at β = 0.1, without the score on the last token
         (KL(), [-0.0223144, 0.0405465, -0.0916291]),  # -0.1 · (log(.5/.4), log(.2/.3), log(.05/.02))
         (Entropy(), [0.0693147, 0.1609438, 0.2995732]),  # -0.1 · (log .5, log .2, log .05)
         (ConditionalMatching(0.1), [0.0693147, 0.1609438, -0.0916291]),  # .4 and .3 exceed .1, .02 does not

@@ -11,7 +11,7 @@ from lit_align.objectives.base import NO_NEEDS
 from ..laws.cases import gradient, objectives, random_pairs, with_gradient
 
 close = torch.testing.assert_close
-FORWARDED = ("running", "scales", "term_names")
+FORWARDED = ("initial_state", "scales", "term_names")
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ def test_the_objective_answers_for_itself(objective: Objective) -> None:
         assert getattr(wrapped, name) == getattr(objective, name)
     assert wrapped.needs == objective.needs
     assert Reweighted(objective, OnPolicy()).needs == replace(objective.needs, collision=True, rejected=True)
-    running = {name: torch.tensor(1.0) for name in objective.running}
-    assert wrapped.advance(running, running) == objective.advance(running, running)
+    state = {name: torch.tensor(1.0) for name in objective.initial_state}
+    assert wrapped.advance_state(state, state) == objective.advance_state(state, state)
 
 
 @pytest.mark.parametrize("objective", objectives(), ids=repr)
@@ -48,8 +48,10 @@ def test_loss_slope_terms_and_gradient_are_multiplied_and_nothing_else(objective
     close(outcome.loss, weight * expected.loss)
     if not objective.needs.batch_level:
         close(gradient(outcome.loss, weighted.policy), weight[:, None, None] * gradient(expected.loss, plain.policy))
-    if expected.slope is not None:
-        close(outcome.slope, weight * expected.slope)
+    slope, plain_slope = Reweighted(objective, Chosen()).slope(weighted, outcome), objective.slope(plain, expected)
+    assert (slope is None) is (plain_slope is None)
+    if plain_slope is not None:
+        close(slope, weight * plain_slope)
     close(dict(outcome.terms), {name: weight * loss for name, loss in expected.terms.items()})
     for name in ("rewards", "margin", "offset", "prompted_margin"):
         assert getattr(outcome, name) is None or torch.equal(getattr(outcome, name), getattr(expected, name))

@@ -26,7 +26,7 @@ from lit_align.online import (
     kl_rlhf,
     pm_rlhf,
 )
-from lit_align.online.value_loss import ValueLoss
+from lit_align.online.surrogate import ValueLoss
 from lit_align.types import Rollout, RolloutTokens
 from tests.online.tree import FIRST, draw, logits, problem, rollout, tokens, whole
 
@@ -53,7 +53,7 @@ def exact_gradient(regularizer: Regularizer, beta: float, rows: Tensor) -> Tenso
 def sampled_gradients(objective: RLHF, rows: Tensor, prompts: int = 6000) -> Tensor:
     """One estimate for each prompt, ``[prompt, 9]``."""
     drawn = draw(rows, prompts, EACH, seed=1)
-    lesson = objective.lesson(rollout(rows, drawn, EACH, objective.regularizer))
+    experience = objective.experience(rollout(rows, drawn, EACH, objective.regularizer))
     leaf = rows.clone().requires_grad_()
     one_response = tokens(leaf)
     slopes = torch.stack([
@@ -62,7 +62,7 @@ def sampled_gradients(objective: RLHF, rows: Tensor, prompts: int = 6000) -> Ten
         for place in range(2)
     ]).view(7, 2, 9)  # fmt: skip
     now = one_response[drawn].detach().requires_grad_()
-    outcome = objective(lesson, now)
+    outcome = objective(experience, now)
     (inner,) = torch.autograd.grad(outcome.policy.sum(), now)
     per_response = -(inner[..., None] * slopes[drawn]).sum(1)
     return per_response.view(prompts, EACH, 9).mean(1)
@@ -116,10 +116,12 @@ def train(objective: RLHF, steps: int = 400, epochs: int = 1) -> Tensor:
             group["lr"] = rate * (1 - step / steps)
         drawn = draw(rows, 256, EACH, seed=step)
         record = replace(rollout(rows, drawn, EACH, objective.regularizer), values=states(table, drawn).detach())
-        lesson = objective.lesson(record)
+        experience = objective.experience(record)
         for _ in range(epochs):
             optimizer.zero_grad()
-            outcome = objective(lesson, tokens(rows)[drawn], states(table, drawn) if objective.needs.values else None)
+            outcome = objective(
+                experience, tokens(rows)[drawn], states(table, drawn) if objective.needs.values else None
+            )
             loss = outcome.policy.sum() / outcome.units.sum()
             (loss if outcome.value is None else loss + outcome.value.sum() / outcome.units.sum()).backward()
             optimizer.step()
@@ -182,17 +184,17 @@ def test_a_token_that_has_moved_enough_is_clipped() -> None:
     record = Rollout(torch.zeros(1, 2), mask, one, one.long(), one, torch.zeros(1, 2), torch.zeros(1, 2))
     objective = RLHF(KL(), advantage=GAE(1.0, 1.0))
     now = torch.tensor([[math.log(1.5), math.log(1.1)]])
-    assert objective.shares_clipped(objective.lesson(record), now).tolist() == [0.5]
+    assert objective.shares_clipped(objective.experience(record), now).tolist() == [0.5]
 
 
 def test_micro_batches_add_up_to_the_whole() -> None:
     """Numerators and denominators are sums over responses."""
     rows, drawn = logits(3), draw(logits(3), 6, EACH, seed=5)
     objective = RLHF(KL(), 0.5, LeaveOneOut(), Clipped(), TokenMean())
-    lesson = objective.lesson(rollout(rows, drawn, EACH, KL()))
-    outcome = objective(lesson, tokens(rows)[drawn])
+    experience = objective.experience(rollout(rows, drawn, EACH, KL()))
+    outcome = objective(experience, tokens(rows)[drawn])
     assert outcome.policy.shape == outcome.units.shape == (24,)
-    assert float(outcome.units.sum()) == float(lesson.rollout.mask.sum())
+    assert float(outcome.units.sum()) == float(experience.rollout.mask.sum())
 
 
 def test_preferences_depend_on_the_scale_of_scores_and_so_it_says() -> None:
@@ -207,8 +209,8 @@ def test_a_greedy_score_is_clamped_like_the_others() -> None:
     one, mask, log_probs = torch.tensor([50.0]), torch.ones(1, 3, dtype=torch.bool), torch.zeros(1, 3)
     rollout = Rollout(log_probs, mask, one, one.long(), one, reference=log_probs, greedy=one)
     objective = kl_rlhf(advantage=GreedyBaseline(), score_limit=5.0)
-    assert not objective.lesson(rollout).advantage.any()
-    assert objective.lesson(replace(rollout, greedy=-one)).advantage.eq(10).all()
+    assert not objective.experience(rollout).advantage.any()
+    assert objective.experience(replace(rollout, greedy=-one)).advantage.eq(10).all()
 
 
 def test_a_value_loss_that_nothing_needs_is_refused() -> None:

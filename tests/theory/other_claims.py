@@ -57,14 +57,14 @@ def likelihoods(world: World) -> Iterator[Claim]:
 
 
 def problems(world: World) -> Iterator[Claim]:
-    """The regularised problems themselves: expected reward less β times the charge, solved by enumeration."""
+    """The regularised problems themselves: expected reward less β times the penalty, solved by enumeration."""
     reference = distribution(world.reference)
     unlikely = heard(world, below=True)
 
     def solved(regularizer: Regularizer, beta: float) -> Callable[[], Tensor]:
         def loss(policy: Tensor) -> Tensor:
-            charge = regularizer(policy, world.reference).sum(-1)
-            return -(distribution(policy) * (world.reward - beta * charge)).sum()
+            penalty = regularizer(policy, world.reference).sum(-1)
+            return -(distribution(policy) * (world.reward - beta * penalty)).sum()
 
         return lambda: distribution(token_log_probs(minimised(loss, world)))
 
@@ -76,7 +76,7 @@ def problems(world: World) -> Iterator[Claim]:
         return distribution(token_log_probs(minimised(loss, world)))
 
     yield Claim(
-        *("max E[r] − β E[Σ charge], KL", "π_ref exp(r/β)", solved(KL(), 0.5), tilted(reference, world.reward, 0.5)),
+        *("max E[r] − β E[Σ penalty], KL", "π_ref exp(r/β)", solved(KL(), 0.5), tilted(reference, world.reward, 0.5)),
         *("the same, Entropy", solved(Entropy(), 0.5)),
         *("π_ref exp(r/β²)", tilted(reference, world.reward, 0.5**2)),
     )

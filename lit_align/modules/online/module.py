@@ -16,7 +16,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
-from lit_align.metrics.matching import MatchingDivergence
+from lit_align.metrics.calibration import MatchingDivergence
 from lit_align.metrics.rollouts import RolloutMetrics, pairs_of
 from lit_align.models import ForwardPass, Loading, LoRA, Reference, load_causal_lm
 from lit_align.models.generation import CachedGenerator, Generator, Sampling, mix_seed
@@ -188,15 +188,15 @@ class LitOnline(LightningModule):
         """Draw once, then take all optimizer steps on what was drawn."""
         before = self.global_step
         drawn = self.draw(batch, "train", self.settings.responses, self.current_epoch)
-        lesson = self.objective.lesson(drawn.rollout)
-        self.train_metrics.update(lesson, drawn.ended, drawn.texts.responses)
+        experience = self.objective.experience(drawn.rollout)
+        self.train_metrics.update(experience, drawn.ended, drawn.texts.responses)
         pairs = pairs_of(drawn.rollout)
         self.train_matching.update(pairs.preferences, pairs.weight)
         tokens = (drawn.batch.attention_mask.sum((1, 2)) * drawn.rollout.weight).sum().long()
         self._tokens = self._tokens.to(self.device) + tokens
         prompts = int(total_over_ranks((batch.weight > 0).sum(), self.trainer.strategy))
         dealt = Minibatches(prompts, self.settings.minibatches, self.global_rank, self.trainer.world_size)
-        update = Update(self, drawn, lesson, self.settings)
+        update = Update(self, drawn, experience, self.settings)
         for number in range(self.settings.epochs):
             seed = mix_seed(run_data(self.trainer).seed, self.current_epoch, batch_idx, number)
             for places, most in zip(dealt.local(seed), dealt.most(seed), strict=True):
@@ -252,7 +252,7 @@ class LitOnline(LightningModule):
 
     def _evaluate(self, batch: PairBatch, split: str) -> None:
         drawn = self.draw(batch, split, self.settings.eval_responses, 0)
-        self.eval_metrics.update(self.objective.lesson(drawn.rollout), drawn.ended, drawn.texts.responses)
+        self.eval_metrics.update(self.objective.experience(drawn.rollout), drawn.ended, drawn.texts.responses)
         pairs = pairs_of(drawn.rollout)
         self.eval_matching.update(pairs.preferences, pairs.weight)
         given = given_pairs(self._draw, self.policy, batch, split)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from lit_align.data import PreferenceData
 from lit_align.data.batches.collate import Collate
-from lit_align.metrics.rollouts import WeightedPairs
+from lit_align.metrics.rollouts import WeightedPreferences
 from lit_align.models import Reference
 from lit_align.models.generation import (
     GeneratedResponse,
@@ -239,7 +239,7 @@ def rollout_records(drawn: Drawn, batch: PairBatch, each: int) -> list[dict[str,
 
 
 @torch.no_grad()
-def given_pairs(draw: Draw, policy: nn.Module, batch: PairBatch, split: str) -> WeightedPairs | None:
+def given_pairs(draw: Draw, policy: nn.Module, batch: PairBatch, split: str) -> WeightedPreferences | None:
     """Gaps of score and log-probability between the responses of each row that has two; None if none has.
 
     Every process comes here with its own batch.
@@ -262,7 +262,7 @@ def given_pairs(draw: Draw, policy: nn.Module, batch: PairBatch, split: str) -> 
     if score is None or log_prob is None:
         return None
     gaps = PairedPreferences(score[:, 0] - score[:, 1], log_prob[:, 0] - log_prob[:, 1])
-    return WeightedPairs(gaps, (pairs.weight > 0).float())
+    return WeightedPreferences(gaps, (pairs.weight > 0).float())
 
 
 def _singly(draw: Draw, batch: PairBatch, split: str) -> tuple[PairBatch, Texts]:

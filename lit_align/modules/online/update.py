@@ -18,7 +18,7 @@ from lit_align.models.lm_head.patch import sparse_embedding_grad
 from lit_align.modules.online.checks import Settings
 from lit_align.modules.online.rollout import Drawn
 from lit_align.modules.step_totals import NonFiniteError, run_data, total_norm, total_over_ranks
-from lit_align.online.objective import Lesson, OnlineOutcome
+from lit_align.online.objective import Experience, OnlineOutcome
 from lit_align.types import PairBatch, PairLogProbs, RolloutTokens
 
 if TYPE_CHECKING:
@@ -35,14 +35,14 @@ class Update:
     Args:
         module: whose policy is moved.
         drawn: the responses.
-        lesson: what is learned from them.
+        experience: what is learned from them.
         settings: responses to each prompt, and per pass.
     """
 
-    def __init__(self, module: LitOnline, drawn: Drawn, lesson: Lesson, settings: Settings) -> None:
+    def __init__(self, module: LitOnline, drawn: Drawn, experience: Experience, settings: Settings) -> None:
         self.module = module
         self.drawn = drawn
-        self.lesson = lesson
+        self.experience = experience
         self.each = settings.responses
         self.at_once = settings.micro_batch
         self._bad: list[int] = []
@@ -75,11 +75,11 @@ class Update:
         """The summed loss of some responses, and their units."""
         module, which = self.module, torch.tensor(rows, device=self.module.device)
         batch = self.drawn.batch.rows(which)
-        lesson = _narrowed(self.lesson.rows(which), int(batch.lengths.max()))
-        weight = torch.zeros_like(lesson.rollout.weight) if filler else lesson.rollout.weight
+        experience = _narrowed(self.experience.rows(which), int(batch.lengths.max()))
+        weight = torch.zeros_like(experience.rollout.weight) if filler else experience.rollout.weight
 
         def loss_fn(responses: slice, logps: PairLogProbs) -> Tensor:
-            return (module.objective(lesson.rows(responses), logps.policy[:, 0]).policy * weight[responses]).sum()
+            return (module.objective(experience.rows(responses), logps.policy[:, 0]).policy * weight[responses]).sum()
 
         reader = module.readers.of(module.policy, batch)
         with sparse_embedding_grad(module.policy):
@@ -91,18 +91,18 @@ class Update:
                 policy_loss = loss_fn(slice(0, len(rows)), logps)
         now = logps.policy[:, 0].detach()
         values = None if module.value_model is None else module.readers.values(module.value_model, batch)
-        outcome = module.objective(lesson, now, values)
-        self._watch(lesson, now, outcome, weight, batch)
+        outcome = module.objective(experience, now, values)
+        self._watch(experience, now, outcome, weight, batch)
         loss = policy_loss if outcome.value is None else policy_loss + (outcome.value * weight).sum()
         return loss, (outcome.units.double() * weight).sum()
 
     def _watch(
-        self, lesson: Lesson, now: RolloutTokens, outcome: OnlineOutcome, weight: Tensor, batch: PairBatch
+        self, experience: Experience, now: RolloutTokens, outcome: OnlineOutcome, weight: Tensor, batch: PairBatch
     ) -> None:
-        mask, apart = lesson.rollout.mask, now - lesson.rollout.policy
+        mask, apart = experience.rollout.mask, now - experience.rollout.policy
         kl = torch.where(mask, (-apart).expm1() + apart, 0.0)
         metrics, units = self.module.train_metrics, outcome.units
-        clipped = self.module.objective.shares_clipped(lesson, now)
+        clipped = self.module.objective.shares_clipped(experience, now)
         metrics.add({"update/clipped": clipped, "update/kl": kl.sum(-1)}, weight)
         losses = {"loss/policy": outcome.policy} | ({} if outcome.value is None else {"loss/value": outcome.value})
         metrics.add({name: loss / units for name, loss in losses.items()}, weight * units)
@@ -129,9 +129,9 @@ class Update:
         scheduler.step()
 
 
-def _narrowed(lesson: Lesson, width: int) -> Lesson:
+def _narrowed(experience: Experience, width: int) -> Experience:
     """Responses no wider than the longest of them."""
-    rollout = lesson.rollout
+    rollout = experience.rollout
 
     def cut(values: Tensor | None) -> Any:
         return None if values is None else F.pad(values, (0, max(0, width - values.shape[1])))[:, :width]
@@ -146,7 +146,7 @@ def _narrowed(lesson: Lesson, width: int) -> Lesson:
         values=cut(rollout.values),
         greedy=rollout.greedy,
     )
-    return Lesson(rollout, cut(lesson.rewards), cut(lesson.advantage), cut(lesson.returns))
+    return Experience(rollout, cut(experience.rewards), cut(experience.advantage), cut(experience.returns))
 
 
 def weight_groups(policy: nn.Module, value: nn.Module | None, rate: float | None) -> list[dict[str, Any]]:

@@ -1,101 +1,16 @@
-"""A preset is a published name for a choice of parts, with the knobs and the defaults of its paper."""
+"""Presets: published names for choices of parts, with the hyperparameters and defaults of their papers."""
 
 from __future__ import annotations
 
-from lit_align.objectives.presets.divergences import (
-    alpha_divergence_dpo,
-    forward_kl_dpo,
-    jensen_shannon_dpo,
-)
-from lit_align.objectives.presets.lengths import (
-    alpha_po,
-    ld_dpo,
-    r_dpo,
-    sampo,
-    simpo,
-)
-from lit_align.objectives.presets.margins import (
-    averaged_dpo,
-    averaged_ipo,
-    cdpo,
-    direct_conditional_preference_matching,
-    direct_preference_matching,
-    discopop,
-    dpo,
-    dpo_positive,
-    exo,
-    ipo,
-    ipo_sum,
-    odpo,
-    robust_dpo,
-    rso,
-    slic,
-    sr_dpo,
-    sr_ipo,
-)
-from lit_align.objectives.presets.responses import (
-    apo_down,
-    apo_zero,
-    bco,
-    bco_unshifted,
-    nca,
-    sppo,
-)
-from lit_align.objectives.presets.sums import (
-    cpo,
-    cpo_simpo,
-    mpo,
-    orpo,
-    rpo,
-    slic_hf,
-)
-from lit_align.objectives.presets.wider import (
-    aot,
-    aot_unpaired,
-    kto,
-    wpo,
-)
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "alpha_divergence_dpo",
-    "alpha_po",
-    "aot",
-    "aot_unpaired",
-    "apo_down",
-    "apo_zero",
-    "averaged_dpo",
-    "averaged_ipo",
-    "bco",
-    "bco_unshifted",
-    "cdpo",
-    "cpo",
-    "cpo_simpo",
-    "direct_conditional_preference_matching",
-    "direct_preference_matching",
-    "discopop",
-    "dpo",
-    "dpo_positive",
-    "exo",
-    "forward_kl_dpo",
-    "ipo",
-    "ipo_sum",
-    "jensen_shannon_dpo",
-    "kto",
-    "ld_dpo",
-    "mpo",
-    "nca",
-    "odpo",
-    "orpo",
-    "r_dpo",
-    "robust_dpo",
-    "rpo",
-    "rso",
-    "sampo",
-    "simpo",
-    "slic",
-    "slic_hf",
-    "sppo",
-    "sr_dpo",
-    "sr_ipo",
-    "wpo",
-]
+from lit_align.objectives.presets.divergences import *
+from lit_align.objectives.presets.lengths import *
+from lit_align.objectives.presets.margins import *
+from lit_align.objectives.presets.registry import PRESETS, Group, Preset, preset
+from lit_align.objectives.presets.responses import *
+from lit_align.objectives.presets.sums import *
+from lit_align.objectives.presets.wider import *
+
+if not TYPE_CHECKING:  # type checkers see the functions themselves; to them a derived list would hide every name
+    __all__ = sorted(PRESETS)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from lit_align.objectives.contrast import Logistic
 from lit_align.objectives.divergence import Alpha, ForwardKL, JensenShannon
 from lit_align.objectives.preference import PreferenceObjective
+from lit_align.objectives.presets.registry import Group, preset
 
 
+@preset(Group.DIVERGENCE, "the policy shall keep all that the reference does, at some cost in reward")
 def forward_kl_dpo(beta: float = 0.1) -> PreferenceObjective:
     """``-log σ(β (e^{-r_l} - e^{-r_w}))``: DPO for a policy that shall cover what the reference does.
 
@@ -23,6 +25,7 @@ def forward_kl_dpo(beta: float = 0.1) -> PreferenceObjective:
     return PreferenceObjective(Logistic(beta), divergence=ForwardKL())
 
 
+@preset(Group.DIVERGENCE, "between `dpo` and `forward_kl_dpo`; bounded above, so wins saturate")
 def jensen_shannon_dpo(beta: float = 0.1) -> PreferenceObjective:
     """``-log σ(β (log σ(r_w) - log σ(r_l)))``: DPO between covering the reference and seeking its modes.
 
@@ -39,6 +42,7 @@ def jensen_shannon_dpo(beta: float = 0.1) -> PreferenceObjective:
     return PreferenceObjective(Logistic(beta), divergence=JensenShannon())
 
 
+@preset(Group.DIVERGENCE, "to move between `dpo` and `forward_kl_dpo` by a number")
 def alpha_divergence_dpo(beta: float = 0.1, alpha: float = 0.5) -> PreferenceObjective:
     """``-log σ(β (e^{-α r_l} - e^{-α r_w}) / α)``: DPO with the α-divergence, from `dpo` (0) to `forward_kl_dpo` (1).
 

@@ -11,10 +11,12 @@ from lit_align.objectives.contrast import Logistic
 from lit_align.objectives.divergence import Alpha
 from lit_align.objectives.papers import ALPHA_PO, cite
 from lit_align.objectives.preference import PreferenceObjective
+from lit_align.objectives.presets.registry import Group, preset
 from lit_align.objectives.refinement import LengthGap, TargetMargin
 from lit_align.objectives.regularizer import Entropy
 
 
+@preset(Group.LENGTH, "no room or time for a reference; watch for drift, nothing holds the policy back")
 def simpo(beta: float = 2.0, gamma: float = 1.0) -> PreferenceObjective:
     """``-log σ(β m̄ - γ)`` on averaged log-probabilities, without a reference.
 
@@ -36,6 +38,7 @@ def simpo(beta: float = 2.0, gamma: float = 1.0) -> PreferenceObjective:
     )
 
 
+@preset(Group.LENGTH, "`simpo` lowers the likelihood of chosen responses too far")
 def alpha_po(beta: float = 2.5, gamma: float = 0.1, alpha: float = 0.25) -> PreferenceObjective:
     """``-log σ(β (h_w - h_l) - γ)`` with ``h = (1 - e^{-α lp̄}) / α``: SimPO with a bent reward.
 
@@ -64,6 +67,7 @@ def alpha_po(beta: float = 2.5, gamma: float = 0.1, alpha: float = 0.25) -> Pref
     return cite(bent, ALPHA_PO)
 
 
+@preset(Group.LENGTH, "lengths of a pair differ much and part of the long side's surplus shall still count")
 def ld_dpo(beta: float = 0.1, weight: float = 0.5) -> PreferenceObjective:
     """``-log σ(β m)``, tokens beyond the shorter side's length counting less.
 
@@ -82,6 +86,7 @@ def ld_dpo(beta: float = 0.1, weight: float = 0.5) -> PreferenceObjective:
     return PreferenceObjective(Logistic(beta), averaging=SharedLength(weight))
 
 
+@preset(Group.LENGTH, "raters liked length, and you want a knob against it in plain DPO")
 def r_dpo(beta: float = 0.1, alpha: float = 0.01) -> PreferenceObjective:
     """``-log σ(β m + α (n_w - n_l))``: DPO for a reward that pays for length, which the policy need not learn.
 
@@ -100,8 +105,9 @@ def r_dpo(beta: float = 0.1, alpha: float = 0.01) -> PreferenceObjective:
     return PreferenceObjective(Logistic(beta), refinement=LengthGap(alpha / beta))
 
 
+@preset(Group.LENGTH, "lengths of a pair differ much and only equal numbers of tokens shall be compared")
 def sampo(beta: float = 0.1) -> PreferenceObjective:
-    """``-log σ(β m)``, m summed over as many tokens of either side as the shorter one has, drawn anew each time.
+    """``-log σ(β m)``, m summed over as many tokens of either side as the shorter one has, sampled anew each time.
 
     Parts: Logistic, DownSampled. Paper: Lu et al. 2024, arXiv:2406.10957; the authors' script has β = 0.1, and 0.5 for
     Pythia-2.8B.
@@ -112,8 +118,8 @@ def sampo(beta: float = 0.1) -> PreferenceObjective:
     >>> from dataclasses import replace
     >>> import torch
     >>> from lit_align.objectives.examples import worked_pair
-    >>> drawn = replace(worked_pair(), draw=torch.tensor([1]))
-    >>> sampo(beta=0.1)(drawn).loss  # 10 of 10 and of 40 tokens, all alike: m = 5 + 10 · 0.05
+    >>> seeded = replace(worked_pair(), pair_seed=torch.tensor([1]))
+    >>> sampo(beta=0.1)(seeded).loss  # 10 of 10 and of 40 tokens, all alike: m = 5 + 10 · 0.05
     tensor([0.4555])
     """
     return PreferenceObjective(Logistic(beta), averaging=DownSampled())

@@ -11,10 +11,12 @@ from lit_align.objectives.base import MARGIN
 from lit_align.objectives.contrast import Hinge, Logistic, LogisticExponential, ReverseLogistic, Robust, Square
 from lit_align.objectives.papers import CDPO, ODPO, RSO, cite
 from lit_align.objectives.preference import PreferenceObjective
+from lit_align.objectives.presets.registry import Group, preset
 from lit_align.objectives.refinement import LostLikelihood, SelfRefine
 from lit_align.objectives.regularizer import ConditionalMatching, Entropy
 
 
+@preset(Group.CONTRAST, "the place to start, and what everything else is compared with")
 def dpo(beta: float = 0.1) -> PreferenceObjective:
     """``-log σ(β m)`` with summed log-ratios.
 
@@ -30,6 +32,7 @@ def dpo(beta: float = 0.1) -> PreferenceObjective:
     return PreferenceObjective(Logistic(beta))
 
 
+@preset(Group.CONTRAST, "labels are noisy and a pair shall not be pushed without end")
 def cdpo(beta: float = 0.1, label_smoothing: float = 0.1) -> PreferenceObjective:
     """``-(1 - ε) log σ(β m) - ε log σ(-β m)``: DPO for preferences of which a share ε is flipped.
 
@@ -46,6 +49,7 @@ def cdpo(beta: float = 0.1, label_smoothing: float = 0.1) -> PreferenceObjective
     return cite(PreferenceObjective(Logistic(beta, label_smoothing)), CDPO)
 
 
+@preset(Group.CONTRAST, "labels are noisy and you know about how often; single losses may be negative")
 def robust_dpo(beta: float = 0.01, label_smoothing: float = 0.1) -> PreferenceObjective:
     """``[-(1 - ε) log σ(β m) + ε log σ(-β m)] / (1 - 2 ε)``: DPO, estimated without bias from flipped preferences.
 
@@ -63,6 +67,7 @@ def robust_dpo(beta: float = 0.01, label_smoothing: float = 0.1) -> PreferenceOb
     return PreferenceObjective(Robust(beta, label_smoothing))
 
 
+@preset(Group.CONTRAST, "the policy shall commit to the preferred side; not convex, so start from a good policy")
 def exo(beta: float = 0.1, label_smoothing: float = 1e-3) -> PreferenceObjective:
     """``KL((σ(β m), σ(-β m)) ‖ (1 - ε, ε))``: the divergence that DPO minimises, taken the other way round.
 
@@ -80,6 +85,7 @@ def exo(beta: float = 0.1, label_smoothing: float = 1e-3) -> PreferenceObjective
     return PreferenceObjective(ReverseLogistic(beta, label_smoothing))
 
 
+@preset(Group.CONTRAST, "to reproduce the paper; β is delicate")
 def discopop(beta: float = 0.05, tau: float = 0.05) -> PreferenceObjective:
     """``-log σ(z) (1 - σ(z / τ)) + e^{-z} σ(z / τ)`` with z = β m: the loss that a language model proposed.
 
@@ -97,6 +103,7 @@ def discopop(beta: float = 0.05, tau: float = 0.05) -> PreferenceObjective:
     return PreferenceObjective(LogisticExponential(beta, tau))
 
 
+@preset(Group.LENGTH, "lengths differ much and responses shall count alike; margins are per token, so β is larger")
 def averaged_dpo(beta: float = 5.0) -> PreferenceObjective:
     """``-log σ(β m̄)``: DPO on log-ratios averaged over the tokens of each response.
 
@@ -117,6 +124,7 @@ def averaged_dpo(beta: float = 5.0) -> PreferenceObjective:
     return PreferenceObjective(Logistic(beta), averaging=Mean())
 
 
+@preset(Group.LENGTH, "IPO in the form that its authors recommend")
 def ipo(beta: float = 0.1) -> PreferenceObjective:
     """``(m̄ - 1 / (2 β))²`` with averaged log-ratios: IPO as its authors ran it.
 
@@ -134,6 +142,7 @@ def ipo(beta: float = 0.1) -> PreferenceObjective:
     return PreferenceObjective(Square(beta), averaging=Mean())
 
 
+@preset(Group.CONTRAST, "labels are nearly sure, so that DPO would push margins to infinity")
 def ipo_sum(beta: float = 0.1) -> PreferenceObjective:
     """``(m - 1 / (2 β))²`` with summed log-ratios: IPO as printed.
 
@@ -149,6 +158,7 @@ def ipo_sum(beta: float = 0.1) -> PreferenceObjective:
     return PreferenceObjective(Square(beta))
 
 
+@preset(Group.LENGTH, "`ipo` with its β at the scale of the other averaged presets")
 def averaged_ipo(beta: float = 5.0) -> PreferenceObjective:
     """``(m̄ - 1 / (2 β))²``: IPO under the averaging operator, the same function as `ipo`.
 
@@ -166,8 +176,9 @@ def averaged_ipo(beta: float = 5.0) -> PreferenceObjective:
     return ipo(beta)
 
 
+@preset(Group.CONTRAST, "pairs that are won clearly shall be left alone")
 def slic(beta: float = 0.1) -> PreferenceObjective:
-    """``max(0, 1 - β m)``: pairs that are won by 1 / β nats are left alone.
+    """``max(0, 1 - β m)``: the loss is 0 for pairs that are won by 1 / β nats.
 
     The hinge of SLiC-HF on log-ratios, which is what tools call ``hinge`` and RSO "hinge-norm": the same function as
     `rso`. SLiC-HF as printed, on log-probabilities and with a likelihood beside it, is `slic_hf`.
@@ -184,10 +195,11 @@ def slic(beta: float = 0.1) -> PreferenceObjective:
     return cite(PreferenceObjective(Hinge(beta)), RSO)
 
 
+@preset(Group.CONTRAST, "as `slic`: the same function under the name of the paper that puts it on log-ratios")
 def rso(beta: float = 0.1) -> PreferenceObjective:
     """``max(0, 1 - β m)``: the loss "hinge-norm" of RSO, on whatever pairs the data holds.
 
-    The paper's other half is how it draws those pairs, by rejection sampling; that is made before training.
+    The paper's other half, sampling those pairs by rejection, happens before training.
 
     Parts: Hinge. Papers: Liu et al. 2023, arXiv:2309.06657; Zhao et al. 2023, arXiv:2305.10425.
 
@@ -200,6 +212,7 @@ def rso(beta: float = 0.1) -> PreferenceObjective:
     return slic(beta)
 
 
+@preset(Group.CONTRAST, "the data says by how much a pair is won")
 def odpo(beta: float = 0.1) -> PreferenceObjective:
     """``-log σ(β m - margin)``: DPO that asks more of pairs which the data says are won by more.
 
@@ -222,6 +235,7 @@ def odpo(beta: float = 0.1) -> PreferenceObjective:
     return cite(PreferenceObjective(Logistic(beta), requires=(MARGIN,)), ODPO)
 
 
+@preset(Group.CONTRAST, "both sides of a pair are nearly the same, or chosen responses lose likelihood under DPO")
 def dpo_positive(beta: float = 0.3, strength: float = 50.0) -> PreferenceObjective:
     """``-log σ(β (m - λ max(0, -r_w)))``: DPO in which the chosen response must not fall below the reference.
 
@@ -244,6 +258,10 @@ def dpo_positive(beta: float = 0.3, strength: float = 50.0) -> PreferenceObjecti
     return PreferenceObjective(Logistic(beta), refinement=LostLikelihood(strength))
 
 
+@preset(
+    Group.SELF_REFINEMENT,
+    "the policy, asked for quality, tells good from bad; costs one more forward pass",
+)
 def sr_dpo(beta: float = 0.1, strength: float = 0.5) -> PreferenceObjective:
     """``-log σ(β m - λ sg[β m_p])``: DPO that asks more of pairs which the prompted model tells apart.
 
@@ -263,6 +281,7 @@ def sr_dpo(beta: float = 0.1, strength: float = 0.5) -> PreferenceObjective:
     return PreferenceObjective(Logistic(beta), refinement=SelfRefine(strength))
 
 
+@preset(Group.SELF_REFINEMENT, "the same with the target of IPO; as printed λ is small, see its docstring")
 def sr_ipo(beta: float = 0.1, strength: float = 0.5) -> PreferenceObjective:
     """``(m - λ sg[β m_p] - 1 / (2 β))²`` with summed log-ratios: self-refined IPO as printed.
 
@@ -282,6 +301,7 @@ def sr_ipo(beta: float = 0.1, strength: float = 0.5) -> PreferenceObjective:
     return PreferenceObjective(Square(beta), refinement=SelfRefine(strength * beta))
 
 
+@preset(Group.MATCHING, "answers shall be as diverse as preferences are; best with short responses")
 def direct_preference_matching(beta: float = 1.0) -> PreferenceObjective:
     """``-log σ(β m)`` on summed log-probabilities, without a reference.
 
@@ -301,6 +321,7 @@ def direct_preference_matching(beta: float = 1.0) -> PreferenceObjective:
     return PreferenceObjective(Logistic(beta), regularizer=Entropy())
 
 
+@preset(Group.MATCHING, "the same, where the reference shall still rule out unlikely tokens")
 def direct_conditional_preference_matching(beta: float = 1.0, alpha: float = 0.1) -> PreferenceObjective:
     """``-log σ(β m)``, the reference speaking only on tokens that it finds no likelier than α.
 

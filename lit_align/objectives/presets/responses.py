@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from lit_align.objectives.anchor import RunningMean
 from lit_align.objectives.pointwise import AnchoredApart, AnchoredDown, BinaryLogistic, NoiseContrast, SquareTargets
+from lit_align.objectives.presets.registry import Group, preset
 from lit_align.objectives.response import ResponseObjective
 
 
+@preset(Group.RESPONSE, "chosen responses lose likelihood under DPO and shall gain it")
 def nca(beta: float = 0.01) -> ResponseObjective:
     """``-log σ(β r_w) - ½ log σ(-β r_w) - ½ log σ(-β r_l)``: raises the chosen likelihood itself, not the margin only.
 
@@ -23,6 +25,7 @@ def nca(beta: float = 0.01) -> ResponseObjective:
     return ResponseObjective(NoiseContrast(beta))
 
 
+@preset(Group.RESPONSE, "good and bad responses without pairs; a classifier around their running mean")
 def bco(beta: float = 0.01) -> ResponseObjective:
     """``-log σ(β r_w - δ) - log σ(-(β r_l - δ))``: a classifier of responses, paired or not, around their mean reward.
 
@@ -37,13 +40,14 @@ def bco(beta: float = 0.01) -> ResponseObjective:
     >>> from dataclasses import replace
     >>> import torch
     >>> from lit_align.objectives.examples import worked_pair
-    >>> later = replace(worked_pair(), running={"anchor": torch.tensor(3.0), "steps": torch.tensor(1.0)})
+    >>> later = replace(worked_pair(), state={"anchor": torch.tensor(3.0), "steps": torch.tensor(1.0)})
     >>> bco(beta=0.1)(later).loss  # -log σ(0.5 - 0.3) - log σ(0.2 + 0.3)
     tensor([1.0722])
     """
     return ResponseObjective(BinaryLogistic(beta), anchor=RunningMean())
 
 
+@preset(Group.RESPONSE, "`bco` without state, or to reproduce TRL's `bco_pair`")
 def bco_unshifted(beta: float = 0.01) -> ResponseObjective:
     """``-log σ(β r_w) - log σ(-β r_l)``: `bco` with its boundary at 0, which is TRL's ``bco_pair``.
 
@@ -59,6 +63,7 @@ def bco_unshifted(beta: float = 0.01) -> ResponseObjective:
     return ResponseObjective(BinaryLogistic(beta))
 
 
+@preset(Group.RESPONSE, "rounds of self-play on the policy's own responses")
 def sppo(beta: float = 0.001) -> ResponseObjective:
     """``(r_w - 1 / (2 β))² + (r_l + 1 / (2 β))²``: self-play with hard labels, one iteration of it.
 
@@ -78,6 +83,7 @@ def sppo(beta: float = 0.001) -> ResponseObjective:
     return ResponseObjective(SquareTargets(beta))
 
 
+@preset(Group.RESPONSE, "chosen responses are better than what the policy writes")
 def apo_zero(beta: float = 0.1) -> ResponseObjective:
     """``1 - σ(β r_w) + σ(β r_l)``: chosen up, rejected down, for data better than what the policy writes.
 
@@ -96,6 +102,7 @@ def apo_zero(beta: float = 0.1) -> ResponseObjective:
     return ResponseObjective(AnchoredApart(beta))
 
 
+@preset(Group.RESPONSE, "chosen responses are worse than what the policy writes, but better than the rejected ones")
 def apo_down(beta: float = 0.1) -> ResponseObjective:
     """``σ(β r_w) + 1 - σ(β (r_w - r_l))``: both down, rejected further, for data worse than what the policy writes.
 

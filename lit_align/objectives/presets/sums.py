@@ -7,6 +7,7 @@ all tokens of a batch alike; rewards and margins are those of the preference.
 from __future__ import annotations
 
 from lit_align.objectives.averaging import Sum
+from lit_align.objectives.combine import Term, WeightedSum
 from lit_align.objectives.contrast import Hinge
 from lit_align.objectives.likelihood import SFT
 from lit_align.objectives.odds import OddsRatio
@@ -14,11 +15,12 @@ from lit_align.objectives.papers import CPO, CPO_SIMPO, MPO, RPO, cite
 from lit_align.objectives.preference import PreferenceObjective
 from lit_align.objectives.presets.lengths import simpo
 from lit_align.objectives.presets.margins import direct_preference_matching, dpo
+from lit_align.objectives.presets.registry import Group, preset
 from lit_align.objectives.presets.responses import bco
 from lit_align.objectives.regularizer import Entropy
-from lit_align.objectives.weighted import Term, WeightedSum
 
 
+@preset(Group.LIKELIHOOD, "alignment in the same run as fine-tuning, from a base model, without a reference")
 def orpo(strength: float = 0.1) -> WeightedSum:
     """``NLL - λ log σ(o_w - o_l)`` with the log-odds of averaged log-probabilities, without a reference.
 
@@ -35,6 +37,7 @@ def orpo(strength: float = 0.1) -> WeightedSum:
     return WeightedSum((Term("odds_ratio", OddsRatio(), strength), Term("likelihood", SFT())))
 
 
+@preset(Group.LIKELIHOOD, "translation and other tasks with near-perfect chosen responses, without a reference")
 def cpo(beta: float = 0.1, strength: float = 1.0) -> WeightedSum:
     """``-log σ(β m) + λ NLL`` with summed log-probabilities, without a reference.
 
@@ -53,6 +56,7 @@ def cpo(beta: float = 0.1, strength: float = 1.0) -> WeightedSum:
     return cite(WeightedSum(terms), CPO)
 
 
+@preset(Group.LIKELIHOOD, "`simpo` needs an anchor and there is no reference")
 def cpo_simpo(beta: float = 10.0, gamma: float = 5.4, alpha: float = 0.05) -> WeightedSum:
     """``-log σ(β m̄ - γ) + α NLL`` without a reference: SimPO that is not allowed to let the chosen response go.
 
@@ -73,6 +77,7 @@ def cpo_simpo(beta: float = 10.0, gamma: float = 5.4, alpha: float = 0.05) -> We
     return cite(WeightedSum(terms), CPO_SIMPO, CPO)
 
 
+@preset(Group.LIKELIHOOD, "to reproduce SLiC-HF")
 def slic_hf(delta: float = 1.0, strength: float = 0.1) -> WeightedSum:
     """``max(0, δ - m) - λ Σ lp_w`` on summed log-probabilities: SLiC-HF as printed, without a reference.
 
@@ -92,6 +97,7 @@ def slic_hf(delta: float = 1.0, strength: float = 0.1) -> WeightedSum:
     return WeightedSum((Term("preference", hinge, delta), Term("likelihood", SFT(Sum()), strength)))
 
 
+@preset(Group.LIKELIHOOD, "DPO forgets how to write the chosen response, as in reasoning with verified answers")
 def rpo(beta: float = 0.1, alpha: float = 1.0) -> WeightedSum:
     """``-log σ(β m) + α NLL``: DPO that is not allowed to let the chosen response go.
 
@@ -109,6 +115,7 @@ def rpo(beta: float = 0.1, alpha: float = 1.0) -> WeightedSum:
     return cite(WeightedSum((Term("preference", dpo(beta)), Term("likelihood", SFT(), alpha))), RPO)
 
 
+@preset(Group.LIKELIHOOD, "one loss for order, quality and likelihood, as in multimodal models")
 def mpo(beta: float = 0.1, preference: float = 0.8, quality: float = 0.2, generation: float = 1.0) -> WeightedSum:
     """``w_p DPO + w_q BCO + w_g NLL``: which response is better, whether each is good, and how to write one.
 

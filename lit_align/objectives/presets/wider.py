@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from lit_align.objectives.anchor import MismatchedMean
 from lit_align.objectives.batch_level import RankedMargins, RankedResponses
+from lit_align.objectives.combine import OnPolicy, Reweighted
 from lit_align.objectives.contrast import Logistic
 from lit_align.objectives.pointwise import AnchoredApart
 from lit_align.objectives.presets.margins import dpo
+from lit_align.objectives.presets.registry import Group, preset
 from lit_align.objectives.response import ResponseObjective
-from lit_align.objectives.reweighted import Reweighted
-from lit_align.objectives.weighting import OnPolicy
 
 
+@preset(Group.RESPONSE, "good and bad responses without pairs, or many more of one kind")
 def kto(beta: float = 0.1, chosen_weight: float = 1.0, rejected_weight: float = 1.0) -> ResponseObjective:
     """``λ_w (1 - σ(β (r_w - z))) + λ_l (1 - σ(β (z - r_l)))``: each response against what is usual, paired or not.
 
@@ -37,6 +38,7 @@ def kto(beta: float = 0.1, chosen_weight: float = 1.0, rejected_weight: float = 
     return ResponseObjective(AnchoredApart(beta, chosen_weight, rejected_weight), anchor=MismatchedMean())
 
 
+@preset(Group.WIDER, "a few pairs go badly wrong while the average looks fine; needs large steps")
 def aot(beta: float = 0.1, label_smoothing: float = 0.0) -> RankedMargins:
     """``-log σ(β (m_(k) - m_ref(k)))``: DPO between the sorted margins of the policy and those of the reference.
 
@@ -53,6 +55,7 @@ def aot(beta: float = 0.1, label_smoothing: float = 0.0) -> RankedMargins:
     return RankedMargins(Logistic(beta, label_smoothing))
 
 
+@preset(Group.WIDER, "as `aot`, and chosen and rejected responses do not belong to the same prompts")
 def aot_unpaired(beta: float = 0.1, label_smoothing: float = 0.0) -> RankedResponses:
     """``-log σ(β (r_w(k) - r_l(k)))``: DPO between the sorted chosen log-ratios and the sorted rejected ones.
 
@@ -70,6 +73,7 @@ def aot_unpaired(beta: float = 0.1, label_smoothing: float = 0.0) -> RankedRespo
     return RankedResponses(Logistic(beta, label_smoothing))
 
 
+@preset(Group.WIDER, "pairs were written by other models, and those the policy might write shall count more")
 def wpo(beta: float = 0.01) -> Reweighted:
     """``-w log σ(β m)``: DPO in which a pair counts as much as the policy would have written it.
 

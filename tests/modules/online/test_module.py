@@ -247,7 +247,7 @@ def test_the_value_model_learns_the_returns(rows: Path, tmp_path: Path) -> None:
     """Values start at 0; after eight steps they are nearer to what was seen, by up to the clip of 0.2."""
     module = lit(kl_rlhf(), responses=4, epochs=8, optimizer=adam, value=Value(learning_rate=1e-3))
     (drawn,) = fit(rows, tmp_path, module).drawn
-    returns, mask = module.objective.lesson(drawn.rollout).returns, drawn.rollout.mask
+    returns, mask = module.objective.experience(drawn.rollout).returns, drawn.rollout.mask
     assert returns is not None
     assert module.value_model is not None
     assert drawn.rollout.values is not None

@@ -143,25 +143,25 @@ def test_what_else_is_asked_for_is_the_union() -> None:
 def test_running_numbers_are_each_term_s_own() -> None:
     objective = weighted(dpo(), bco(0.1), replace(bco(0.1), averaging=Mean()))
     first = {"term_1/anchor": 0.0, "term_1/steps": 0.0, "term_2/anchor": 0.0, "term_2/steps": 0.0}
-    assert objective.running == first
-    running = {name: torch.tensor(value, dtype=torch.float64) for name, value in first.items()}
+    assert objective.initial_state == first
+    state = {name: torch.tensor(value, dtype=torch.float64) for name, value in first.items()}
     observed = objective(worked_pair()).observed
     assert {name: value.item() for name, value in observed.items()} == pytest.approx(
         {"term_1/anchor": 1.5, "term_2/anchor": 0.225}
     )  # (5 - 2) / 2, (0.5 - 0.05) / 2
-    after = objective.advance(running, {name: value.double().mean() for name, value in observed.items()})
+    after = objective.advance_state(state, {name: value.double().mean() for name, value in observed.items()})
     assert {name: value.item() for name, value in after.items()} == pytest.approx(
         {"term_1/anchor": 1.5, "term_1/steps": 1.0, "term_2/anchor": 0.225, "term_2/steps": 1.0}
     )
-    terms = objective(replace(worked_pair(), running=after)).terms
-    alone = bco(0.1)(replace(worked_pair(), running={"anchor": torch.tensor(1.5)})).loss
+    terms = objective(replace(worked_pair(), state=after)).terms
+    alone = bco(0.1)(replace(worked_pair(), state={"anchor": torch.tensor(1.5)})).loss
     torch.testing.assert_close(terms["term_1"], alone)
     assert not torch.allclose(terms["term_2"], alone)
 
 
 def test_running_numbers_of_a_sum_in_a_sum() -> None:
     objective = weighted(SFT(), mpo())
-    assert set(objective.running) == {"term_1/quality/anchor", "term_1/quality/steps"}
-    running = {name: torch.zeros(()) for name in objective.running}
-    after = objective.advance(running, {"term_1/quality/anchor": torch.tensor(2.0)})
+    assert set(objective.initial_state) == {"term_1/quality/anchor", "term_1/quality/steps"}
+    state = {name: torch.zeros(()) for name in objective.initial_state}
+    after = objective.advance_state(state, {"term_1/quality/anchor": torch.tensor(2.0)})
     assert after["term_1/quality/anchor"].item() == 2.0

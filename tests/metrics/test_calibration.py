@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_align.metrics.calibration import Reliability
+from lit_align.metrics.calibration import MatchingDivergence, Reliability
 from lit_align.metrics.figures import draw_matching, draw_reliability
-from lit_align.metrics.matching import MatchingDivergence
 from lit_align.online import PairedPreferences
 
 PAIRS = PairedPreferences(torch.tensor([0.5, 1.0, -2.0]), torch.tensor([-3.0, 1.0, -1.0]))

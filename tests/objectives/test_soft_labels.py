@@ -22,7 +22,7 @@ from lit_align.objectives import (
 )
 from lit_align.objectives.base import MARGIN, PROBABILITY
 from lit_align.objectives.examples import worked_pair
-from lit_align.objectives.labels import swapped
+from lit_align.objectives.soft_labels import swapped
 from lit_align.types import PairLogProbs
 
 from ..laws.cases import assert_same, objectives, random_pairs, with_gradient
@@ -102,8 +102,9 @@ def test_a_margin_and_a_probability_at_once() -> None:
     told = replace(worked_pair(), margin=torch.tensor([0.5]), preference_probability=torch.tensor([0.75]))
     outcome = odpo(0.1)(told)
     assert outcome.loss.item() == pytest.approx(0.5981389 + 0.25 * 0.2, abs=1e-6)
-    assert outcome.slope is not None
-    assert outcome.slope.item() == pytest.approx(0.1 * (0.4501660 - 0.25), abs=1e-6)  # β (σ(-0.2) - 0.25)
+    assert odpo(0.1).slope(told, outcome).item() == pytest.approx(
+        0.1 * (0.4501660 - 0.25), abs=1e-6
+    )  # β (σ(-0.2) - 0.25)
     assert outcome.offset.item() == pytest.approx(5.0)
 
 
@@ -129,7 +130,7 @@ def test_a_probable_classification_takes_each_response_for_both() -> None:
 def test_columns_under_inference_mode() -> None:
     with torch.inference_mode():
         told = replace(worked_pair(), margin=torch.tensor([0.5]), preference_probability=torch.tensor([0.75]))
-        assert odpo(0.1)(told).slope is not None
+        assert odpo(0.1).slope(told, odpo(0.1)(told)) is not None
 
 
 def test_columns_in_another_precision_leave_the_loss_in_its_own() -> None:
