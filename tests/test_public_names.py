@@ -9,10 +9,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "lit_align"
 ENTRY_POINTS = {"main"}
 """Names that are the same on purpose: what each command line is started with."""
-TO_BE_RENAMED = {
-    *("Charged", "Drawn", "Settings", "Written", "Writer", "Watch", "Memory", "Rows", "write_rows"),
-    *("locate", "Parser", "prepare", "Tally", "read_rows"),
-}
+TO_BE_RENAMED = {"Drawn", "Rows", "Settings", "Writer", "write_rows"}
 """Names that are still defined twice."""
 
 
