@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -259,8 +258,7 @@ class PreferenceData(LightningDataModule):
     @property
     def template_hash(self) -> str | None:
         """SHA-256 of the chat template; None if the tokenizer has none."""
-        template = Encoder(self.tokenizer).template
-        return None if template is None else hashlib.sha256(template.encode()).hexdigest()
+        return Encoder(self.tokenizer).template_hash
 
     # ── batches ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -281,17 +279,14 @@ class PreferenceData(LightningDataModule):
 
     @override
     def val_dataloader(self) -> DataLoader[PairBatch] | list[DataLoader[PairBatch]]:
-        """Return every validation pair once; no loader without a validation source."""
         return self._evaluation("validation") if "validation" in self.splits else []
 
     @override
     def test_dataloader(self) -> DataLoader[PairBatch]:
-        """Return every test pair once."""
         return self._evaluation("test")
 
     @override
     def predict_dataloader(self) -> DataLoader[PairBatch]:
-        """Return every pair to predict once."""
         return self._evaluation("predict")
 
     def rows_dataloader(self, split: str, rows: Sequence[int]) -> DataLoader[PairBatch]:

@@ -196,8 +196,8 @@ def check_same_data(saved: Mapping[str, Any], current: Mapping[str, Any], inside
     if "fingerprint" not in changed:
         changed = [key for key in changed if key != "template"] if inside_epoch else []
     if changed:
-        each = "; ".join(f"{_MEANING[key]} was {saved.get(key)} and is {current.get(key)}" for key in changed)
+        differences = "; ".join(f"{_MEANING[key]} was {saved.get(key)} and is {current.get(key)}" for key in changed)
         raise ValueError(
-            f"the training data is not that of the checkpoint: {each}. "
+            f"the training data is not that of the checkpoint: {differences}. "
             "Resume with the data and settings of the first run, or start anew from its weights"
         )

@@ -81,8 +81,8 @@ def check_not_blank(where: str, column: str, value: Text | None) -> None:
     turns = (message["content"] for message in value if not isinstance(message, str) and not message.get("tool_calls"))
     for content in [value] if isinstance(value, str) else turns:
         if not content.strip():
-            found = "empty" if not content else f"only blanks ({shown(content, 20)})"
-            raise DataError(where, f"found {found}; expected text", column)
+            problem = "empty" if not content else f"only blanks ({shown(content, 20)})"
+            raise DataError(where, f"found {problem}; expected text", column)
 
 
 def tools(row: RawRow) -> tuple[Mapping[str, Any], ...]:

@@ -139,8 +139,8 @@ def _scores(row: RawRow, count: int) -> tuple[float, ...] | None:
     if values is None:
         return None
     if not isinstance(values, list) or len(values) != count:
-        found = f"{len(values)} scores" if isinstance(values, list) else kind(values)
-        raise DataError(row.where, f"found {found}; expected a score for each of the {count} responses", "scores")
+        actual = f"{len(values)} scores" if isinstance(values, list) else kind(values)
+        raise DataError(row.where, f"found {actual}; expected a score for each of the {count} responses", "scores")
     return tuple(fields.number(row.where, f"scores[{index}]", value) for index, value in enumerate(values))
 
 
@@ -192,8 +192,8 @@ class Ranking(Format):
     def __call__(self, row: RawRow) -> ParsedRow:
         values = row.columns["responses"]
         if not isinstance(values, list) or len(values) < 2:
-            found = f"{len(values)} responses" if isinstance(values, list) else kind(values)
-            raise DataError(row.where, f"found {found}; expected a list of two or more", "responses")
+            actual = f"{len(values)} responses" if isinstance(values, list) else kind(values)
+            raise DataError(row.where, f"found {actual}; expected a list of two or more", "responses")
         prompt, responses = split_responses(row, "responses", values)
         order = Order.of(row, len(responses), self.min_gap)
         places = self.pairing(order.places(), row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -162,6 +163,11 @@ class Encoder:
     def template(self) -> str | None:
         """The default chat template; None for a tokenizer without one."""
         return str(self.tokenizer.get_chat_template()) if self.tokenizer.chat_template else None
+
+    @property
+    def template_hash(self) -> str | None:
+        """SHA-256 of the chat template; None for a tokenizer without one."""
+        return None if self.template is None else hashlib.sha256(self.template.encode()).hexdigest()
 
     @cached_property
     def start(self) -> list[int]:

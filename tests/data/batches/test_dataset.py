@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_align.data import PreferenceData
 from lit_align.data.batches.collate import Collate
 from lit_align.data.batches.dataset import Mismatch, PairDataset
+from lit_align.data.prepared.arrow import PairValues
 from lit_align.data.prepared.store import PairStore
-from lit_align.types import TokenizedPair, TokenizedResponse
+from lit_align.types import PreferencePair, TokenizedPair, TokenizedResponse
 
 pytestmark = pytest.mark.filterwarnings("ignore:(Do not use the `random` module|.*PossibleUserWarning)")
 
@@ -119,3 +124,52 @@ def test_the_limits_hold_and_the_budget_counts_them(tmp_path: Path) -> None:
     assert max(budget) <= 200
     widths = [batch.mismatched.input_ids.shape[-1] for batch in found.train_dataloader() if batch.mismatched]
     assert max(widths) == 64 == found.longest
+
+
+PAIR = PreferencePair("p", "a", "b")
+IDS = TokenizedPair([1], TokenizedResponse([2], [True]), TokenizedResponse([3], [True]))
+
+
+def values(*changes: dict[str, Any]) -> PairValues:
+    return PairValues.of([replace(PAIR, **change) for change in changes])
+
+
+def test_pairs_that_say_nothing_are_plain() -> None:
+    found = values({}, {"scores": (1.0, 2.0), "source": 3})
+    assert found.plain
+    assert found.present == frozenset()
+    assert found.source.tolist() == [0, 3]
+    assert math.isnan(found.scores[0, 0])
+    assert found.scores_disagree == 1
+
+
+@pytest.mark.parametrize("change", [{"weight": 2.0}, {"margin": 0.0}, {"preference_probability": 1.0}])
+def test_what_reaches_a_batch_is_in_the_fingerprint(change: dict[str, Any]) -> None:
+    assert not values({}, change).plain
+    assert values({}, change).fingerprint != values({}, {}).fingerprint
+    assert values({}, change).fingerprint != values(change, {}).fingerprint
+    assert values(change, {"scores": (1.0, 2.0)}).fingerprint == values(change, {}).fingerprint
+
+
+def test_numbers_reach_the_batch() -> None:
+    changes = [{"weight": 2.0, "margin": 0.5}, {}]
+    pairs = PairDataset(PairStore.of([IDS, IDS]), values(*changes))
+    batch = Collate(0)(pairs[[(0, 1.0), (1, 0.0)]])
+    assert batch.weight.tolist() == [2.0, 0.0]
+    assert batch.margin is not None
+    assert batch.margin.tolist() == [0.5, 0.0]
+    assert batch.preference_probability is None
+    assert batch.to("cpu").margin is not None
+    assert [pairs.pair(index).weight for index in (0, 1)] == [2.0, 1.0]
+
+
+def test_a_row_without_a_probability_is_sure() -> None:
+    pairs = PairDataset(PairStore.of([IDS, IDS]), values({"preference_probability": 0.7}, {}))
+    batch = Collate(0)(pairs[[(0, 1.0), (1, 1.0)]])
+    assert batch.preference_probability is not None
+    assert torch.allclose(batch.preference_probability, torch.tensor([0.7, 1.0]))
+    assert batch.chosen_side().preference_probability is not None
+
+
+def test_no_pairs() -> None:
+    assert PairValues.of([]).scores.shape == (0, 2)

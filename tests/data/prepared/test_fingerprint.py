@@ -47,7 +47,7 @@ def source(**settings: Any) -> Callable[[Settings], Settings]:
     return lambda given: (replace(given[0], sources=(replace(given[0].sources[0], **settings),)), given[1])
 
 
-def gather(**settings: Any) -> Callable[[Settings], Settings]:
+def reader(**settings: Any) -> Callable[[Settings], Settings]:
     return lambda given: (replace(given[0], **settings), given[1])
 
 
@@ -89,10 +89,10 @@ MISSES = {
     "repeat": source(repeat=2),
     "weight": source(weight=1.0),
     "a second source": lambda given: (replace(given[0], sources=given[0].sources * 2), given[1]),
-    "limit": gather(limit=4),
-    "holdout": gather(holdout=Holdout(0.5)),
-    "pairing": gather(formats=formats(Ranking(BestVersusRest()))),
-    "min_gap": gather(formats=formats(Ranking(min_gap=1.0))),
+    "limit": reader(limit=4),
+    "holdout": reader(holdout=Holdout(0.5)),
+    "pairing": reader(formats=formats(Ranking(BestVersusRest()))),
+    "min_gap": reader(formats=formats(Ranking(min_gap=1.0))),
     "max_length": tokenize(truncation=Cut(63)),
     "max_response_length": tokenize(truncation=Cut(64, 20)),
     "truncation": tokenize(truncation=Drop(64)),
@@ -106,8 +106,8 @@ MISSES = {
 HITS = {
     "the time of the file": row(lambda text: text),
     "the folder of the file": moved,
-    "the seed where nothing is drawn": gather(seed=7),
-    "which share is held where none is": gather(held_out=True),
+    "the seed where nothing is drawn": reader(seed=7),
+    "which share is held where none is": reader(held_out=True),
     "what the tokenizer was told about padding": tokenizer(padded),
 }
 
@@ -126,8 +126,8 @@ def test_nothing_else_does(given: Settings, change: Callable[[Settings], Setting
 
 def test_a_seed_that_draws_enters(given: Settings) -> None:
     weighted = source(weight=1.0)(given)
-    assert cache_key(*weighted) != cache_key(*gather(seed=7)(weighted))
-    one, other = (gather(formats=formats(Ranking(RandomPair(seed))))(given) for seed in (0, 1))
+    assert cache_key(*weighted) != cache_key(*reader(seed=7)(weighted))
+    one, other = (reader(formats=formats(Ranking(RandomPair(seed))))(given) for seed in (0, 1))
     assert cache_key(*one) != cache_key(*other)
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,11 +18,11 @@ from lit_align.data.prepared.read_split import Holdout, SplitReader
 from lit_align.errors import DataError
 from lit_align.types import PreferencePair
 from tests.data.conftest import Write
-from tests.data.examples import outcome
+from tests.data.examples import outcome, turns
 
 
-def pairs(gather: SplitReader) -> list[PreferencePair]:
-    return [pair for row in gather if not isinstance(row, DataError) for pair in row.pairs]
+def pairs(reader: SplitReader) -> list[PreferencePair]:
+    return [pair for row in reader if not isinstance(row, DataError) for pair in row.pairs]
 
 
 def rows(count: int, prompts: int, name: str) -> list[dict[str, str]]:
@@ -42,12 +43,12 @@ class TestMixture:
 
     def test_weights_are_shares_of_pairs(self, sources: tuple[str, str]) -> None:
         x, y = sources
-        gather = SplitReader((Source(x, weight=1), Source(y, weight=4)))
-        found = pairs(gather)
+        reader = SplitReader((Source(x, weight=1), Source(y, weight=4)))
+        found = pairs(reader)
         assert Counter(pair.source for pair in found) == {0: 5, 1: 20}
         assert len({pair.where for pair in found}) == 25
-        assert found == pairs(SplitReader(gather.sources))
-        assert found != pairs(SplitReader(gather.sources, seed=1))
+        assert found == pairs(SplitReader(reader.sources))
+        assert found != pairs(SplitReader(reader.sources, seed=1))
 
     def test_a_pair_is_used_again_only_where_repeat_says_so(self, sources: tuple[str, str]) -> None:
         x, y = sources
@@ -59,15 +60,15 @@ class TestMixture:
     def test_each_source_has_its_own_columns_and_format(self, write: Write) -> None:
         first = write([{"question": "p", "chosen": "a", "rejected": "b"}], "first.jsonl")
         second = write([{"prompt": "p", "responses": ["a", "b"]}], "second.jsonl")
-        gather = SplitReader((Source(str(first), columns={"prompt": "question"}), Source(str(second))))
-        assert [pair.prompt for pair in pairs(gather)] == ["p", "p"]
-        assert gather.format_names() == "pairs, ranking"
+        reader = SplitReader((Source(str(first), columns={"prompt": "question"}), Source(str(second))))
+        assert [pair.prompt for pair in pairs(reader)] == ["p", "p"]
+        assert reader.format_names() == "pairs, ranking"
 
     def test_bad_rows_are_reported_once_each_and_do_not_move_the_draw(self, write: Write) -> None:
         path = write([b"{", *rows(10, 10, "x")])
-        gather = SplitReader((Source(str(path), weight=1),))
-        assert sum(isinstance(row, DataError) for row in gather) == 1
-        assert len(pairs(gather)) == 10
+        reader = SplitReader((Source(str(path), weight=1),))
+        assert sum(isinstance(row, DataError) for row in reader) == 1
+        assert len(pairs(reader)) == 10
 
 
 class TestHoldout:
@@ -99,17 +100,17 @@ class TestHoldout:
         assert len(held) == len({pair.where for pair in held}) == 4
 
     def test_a_share_needs_no_second_reading(self, sources: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-        gather = SplitReader(tuple(map(Source, sources)), holdout=Holdout(0.5))
+        reader = SplitReader(tuple(map(Source, sources)), holdout=Holdout(0.5))
         monkeypatch.setattr(SplitReader, "_plan", None)
-        assert 0 < len(pairs(gather)) < 60
+        assert 0 < len(pairs(reader)) < 60
 
 
 class TestLimit:
     def test_the_first_pairs_are_used(self, sources: tuple[str, str]) -> None:
-        gather = tuple(map(Source, sources))
-        everything = pairs(SplitReader(gather))
+        reader = tuple(map(Source, sources))
+        everything = pairs(SplitReader(reader))
         for limit in (1, 40, 43, 60, 99):
-            assert pairs(SplitReader(gather, limit=limit)) == everything[:limit]
+            assert pairs(SplitReader(reader, limit=limit)) == everything[:limit]
 
     def test_it_counts_what_a_holdout_leaves(self, sources: tuple[str, str]) -> None:
         held = Holdout(0.5)
@@ -118,8 +119,8 @@ class TestLimit:
 
     def test_the_rows_behind_are_checked_and_not_counted(self, write: Write) -> None:
         ranking = {"prompt": "p", "responses": ["a", "b", "c"], "scores": [2, 1, 2]}
-        gather = SplitReader.of(str(write([ranking, ranking, {**ranking, "scores": [1]}])))
-        first, second, third = replace(gather, limit=1)
+        reader = SplitReader.of(str(write([ranking, ranking, {**ranking, "scores": [1]}])))
+        first, second, third = replace(reader, limit=1)
         assert isinstance(first, ParsedRow)
         assert (len(first.pairs), second) == (1, ParsedRow(()))
         assert isinstance(third, DataError)
@@ -154,9 +155,44 @@ def test_whatever_is_read_and_however_there_are_rows_or_errors_that_say_why(
     path = tmp_path / name
     path.write_bytes(b"\n".join(lines))
     source = Source(str(path), weight, columns=columns, format=layout)
-    gather = SplitReader((source,), holdout=None if holdout is None else Holdout(holdout))
+    reader = SplitReader((source,), holdout=None if holdout is None else Holdout(holdout))
     try:
-        found = outcome(lambda: list(gather))
+        found = outcome(lambda: list(reader))
     except ValueError as error:
         found = DataError(name, str(error)) if str(error).startswith("data.holdout") else []
     assert found
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.0, 1.5, 0.0, -0.1, float("nan"), True])
+def test_a_size_out_of_its_range(size: Any) -> None:
+    with pytest.raises(ValueError, match=r"data\.holdout is .*; expected a share above 0 and below 1, or a number"):
+        Holdout(size)
+
+
+def test_a_share_is_about_the_share_of_the_prompts() -> None:
+    holdout = Holdout(0.2)
+    assert holdout.below is not None
+    held = sum(holdout.hash(f"prompt {number}") < holdout.below for number in range(5000))
+    assert 900 < held < 1100
+
+
+def test_a_number_takes_whole_prompts_until_there_are_enough() -> None:
+    holdout = Holdout(3)
+    hashes = np.array([holdout.hash(prompt) for prompt in "aabbccdd"], dtype=np.uint64)
+    held = hashes < holdout.threshold(hashes)
+    assert held.sum() == 4
+    assert (held[::2] == held[1::2]).all()
+
+
+def test_a_number_that_leaves_nothing_to_train_on() -> None:
+    with pytest.raises(ValueError, match="data.holdout 2 would hold out all of 2 pairs"):
+        Holdout(2).threshold(np.array([1, 2], dtype=np.uint64))
+
+
+def test_seed_and_prompt_decide_alone() -> None:
+    assert Holdout(0.5, 0).hash("a") == Holdout(0.1, 0).hash("a")
+    assert Holdout(0.5, 0).hash("a") != Holdout(0.5, 1).hash("a")
+    asked = tuple(turns("a"))
+    reordered = tuple({"content": m["content"], "role": m["role"]} for m in asked)
+    assert Holdout(0.5).hash(asked) == Holdout(0.5).hash(reordered)
+    assert Holdout(0.5).hash("\ud800") >= 0

@@ -8,7 +8,7 @@ from lit_align.data.prepared.row_counts import BadRows, RowCounts
 from lit_align.errors import DataError
 
 
-def tally(*lines: int) -> RowCounts:
+def counts(*lines: int) -> RowCounts:
     found = RowCounts(read=10 * len(lines), kept=8, too_long=1)
     for line in lines:
         found.add_error(DataError(f"a.jsonl:{line}", f"found {line}: odd", "chosen[0]"))
@@ -17,8 +17,8 @@ def tally(*lines: int) -> RowCounts:
 
 
 def test_later_rows_are_added_behind_the_first_ones() -> None:
-    whole = tally(*range(1, 8))
-    whole.add(tally(*range(8, 15)))
+    whole = counts(*range(1, 8))
+    whole.add(counts(*range(8, 15)))
     assert whole.read == 140
     assert (whole.kept, whole.too_long, whole.notes["seen"]) == (16, 2, 14)
     assert [error.where for error in whole.first] == [f"a.jsonl:{line}" for line in range(1, 11)]
@@ -26,7 +26,7 @@ def test_later_rows_are_added_behind_the_first_ones() -> None:
 
 
 def test_it_is_the_same_after_json() -> None:
-    found = tally(1, 2)
+    found = counts(1, 2)
     again = RowCounts.from_json(json.loads(json.dumps(found.as_json())))
     assert again.as_json() == found.as_json()
     messages = []

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import io
 import os
 import signal
 import time
 from collections.abc import Iterator
 
 import pytest
+from rich.console import Console
 
+from lit_align.data.formats.base import ParsedRow
 from lit_align.data.prepared import workers
-from lit_align.data.prepared.workers import ordered_map
+from lit_align.data.prepared.workers import ordered_map, with_progress, without_progress
 
 
 def slow_first(number: int) -> tuple[int, int]:
@@ -103,3 +106,20 @@ def _lives(process: int) -> bool:
             return file.read().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+READINGS = [ParsedRow(()) for _ in range(5)]
+
+
+def test_a_person_at_a_terminal_sees_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_PROGRESS_EVERY", 2)
+    out = io.StringIO()
+    assert (
+        list(with_progress(READINGS, "reading a.jsonl", Console(file=out, force_terminal=True, width=200))) == READINGS
+    )
+    assert "reading a.jsonl: 4 rows" in out.getvalue()
+
+
+def test_nobody_else_does(capfd: pytest.CaptureFixture[str]) -> None:
+    assert list(with_progress(READINGS, "reading")) == list(without_progress(READINGS, "reading")) == READINGS
+    assert capfd.readouterr() == ("", "")
