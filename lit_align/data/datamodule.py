@@ -154,7 +154,7 @@ class PreferenceData(LightningDataModule):
         held_out = None if holdout is None else Holdout(holdout, self.seed)
         default_columns = dict(Columns(columns or {}).paths)
         configured = {"train": train, "validation": validation if holdout is None else train, "test": test}
-        self.sources = {name: as_sources(source) for name, source in {**configured, "predict": predict}.items()}
+        sources_of = {name: as_sources(source) for name, source in {**configured, "predict": predict}.items()}
         self.readers = {
             name: SplitReader(
                 sources=tuple(source.with_defaults(default_columns, format) for source in sources),
@@ -164,7 +164,7 @@ class PreferenceData(LightningDataModule):
                 seed=self.seed,
                 limit=limit if name == "train" else None,
             )
-            for name, sources in self.sources.items()
+            for name, sources in sources_of.items()
             if sources
         }
         self.splits: dict[str, Split] = {}
