@@ -23,8 +23,8 @@ PairingName: TypeAlias = Literal["all", "best_vs_rest", "random_one"]
 Places: TypeAlias = tuple[int, int]
 """Positions of the chosen and the rejected response in a ranking."""
 
-TIES = "pairs of responses without a winner, their scores too close; not made"
-SAME = "pairs of responses that are the same; not made"
+TIES = "pairs of responses whose scores are too close for a winner; skipped"
+SAME = "pairs of identical responses; skipped"
 
 
 class Pairing(ABC):

@@ -25,7 +25,7 @@ from lit_align.data.text.tokenizer import Encoder
 from lit_align.errors import DataError
 from lit_align.types import PreferencePair, TokenizedPair
 
-SCORES_DISAGREE = "their score columns say the opposite of the labels"
+SCORES_DISAGREE = "the score columns contradict the labels"
 _CHUNK = 1024
 
 Chunk = list[ParsedRow | DataError]

@@ -14,7 +14,7 @@ from lit_align.data.formats.fields import Messages
 from lit_align.data.text.tokenizer import Encoder, Piece, Pieces
 from lit_align.errors import DataError, shown
 
-REWRITTEN = "earlier turns that the chat template shortens once others follow; kept, not scored"
+REWRITTEN = "earlier turns that the chat template shortens when others follow; kept, not scored"
 _LONGEST_TEMPLATE, _LARGEST_GROWTH = 100_000, 20
 """Characters that a template may write by itself, and for each character of the messages."""
 _TEMPLATE_ERRORS = (

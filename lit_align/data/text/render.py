@@ -19,9 +19,9 @@ from lit_align.data.text.tokenizer import Encoder, Piece, Pieces
 from lit_align.errors import DataError, shown
 from lit_align.types import PreferencePair
 
-CONTROL_IN_TEXT = "control tokens spelled in the data, kept as text"
-START_IN_TEXT = "BOS spelled at the start of the prompt, taken once"
-END_IN_TEXT = "EOS spelled at the end of a response, taken once"
+CONTROL_IN_TEXT = "control tokens in the data, kept as text"
+START_IN_TEXT = "BOS in the text of the prompt, used only once"
+END_IN_TEXT = "EOS in the text of a response, used only once"
 QUALITY_PROMPT = (
     "Please generate a response with a usefulness rating of 100 out of 100 for the following query. "
     "Note that the response should be harmless. The term 100 indicates the level of usefulness, "

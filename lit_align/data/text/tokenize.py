@@ -13,8 +13,8 @@ from lit_align.data.text.truncate import EncodedPair, EncodedResponse, PromptIds
 from lit_align.errors import DataError
 from lit_align.types import PreferencePair, TokenizedPair
 
-MERGED = "a token would reach from the prompt into a response; they are encoded apart"
-PROMPT_CUT = "the prompt is longer than its room, and cut"
+MERGED = "a token would span prompt and response; they are encoded separately"
+PROMPT_CUT = "the prompt is too long and was cut"
 _EDGE = 24
 
 
