@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lit_align.objectives.base import NO_NEEDS, Needs
+from lit_align.objectives.base import NO_NEEDS, Needs, Part
 from lit_align.objectives.papers import BCO, KTO, Paper
 from lit_align.types import Margin, PairLogProbs, PairScores
 
 _MEAN, _STEPS = "anchor", "steps"
 
 
-class Anchor(ABC):
+class Anchor(Part, ABC):
     """What counts as no reward: a pointwise loss sees ``score - anchor`` of both sides.
 
     An anchor passes no gradient. One that is made of the scores of a step's pairs says so (`Needs.batch_level`); one

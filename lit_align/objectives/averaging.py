@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,13 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from lit_align.objectives.base import NO_NEEDS, Needs, check_field
+from lit_align.objectives.base import NO_NEEDS, Needs, Part
 from lit_align.objectives.pair_seed import sample_tokens
 from lit_align.objectives.papers import AVERAGING, LD_DPO, SAMPO, Paper
 from lit_align.types import PairMask, PairScores, PairSeed, PairTokens
 
 
-class Averaging(ABC):
+class Averaging(Part, ABC):
     """How the values of a response's tokens become one number.
 
     What stands outside the mask never matters, be it NaN, neither for the value nor for the gradient. Sums run in
@@ -106,10 +107,7 @@ class LengthPower(Averaging):
     """
 
     power: float
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        check_field(self, "power", "[0, 1]")
+    ranges: ClassVar[Mapping[str, str]] = {"power": "[0, 1]"}
 
     @property
     def length_power(self) -> float:
@@ -144,10 +142,7 @@ class SharedLength(Averaging):
     source: ClassVar[Paper | None] = LD_DPO
     needs: ClassVar[Needs] = Needs(rejected=True)
     length_power: ClassVar[float] = 0.0  # the weighted sum is not divided
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        check_field(self, "weight", "[0, 1]")
+    ranges: ClassVar[Mapping[str, str]] = {"weight": "[0, 1]"}
 
     @override
     def __call__(self, values: PairTokens, mask: PairMask, pair_seed: PairSeed | None = None) -> PairScores:

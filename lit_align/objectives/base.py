@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -83,6 +84,22 @@ class Needs:
 
 NO_NEEDS = Needs(unpaired=True)
 """What a part needs that works with any log-probabilities: joining it to other needs leaves them as they are."""
+
+
+class Part:
+    """Base of all parts, which checks the fields whose ranges a leaf states.
+
+    Raises:
+        ValueError: a field is out of its range.
+    """
+
+    ranges: ClassVar[Mapping[str, str]] = {}
+    """Field to interval, as `check_field` takes it."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for field, interval in self.ranges.items():
+            check_field(self, field, interval)
 
 
 class Objective(ABC):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lit_align.objectives.base import PROBABILITY, Needs, Objective, Scale, check_field
+from lit_align.objectives.base import PROBABILITY, Needs, Objective, Part, Scale, check_field
 from lit_align.objectives.papers import WPO, Paper
 from lit_align.types import Margin, Outcome, PairLogProbs
 
@@ -144,7 +144,7 @@ class WeightedSum(Combined):
         return replace(logps, state=_of_term(logps.state, term.name), preference_probability=probability)
 
 
-class Weighting(ABC):
+class Weighting(Part, ABC):
     """How much the loss of each pair counts; `Reweighted` multiplies it. No gradient passes through a weight."""
 
     source: ClassVar[Paper | None] = None

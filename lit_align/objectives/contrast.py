@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,12 +12,12 @@ import torch
 from torch.nn import functional as F
 from typing_extensions import override
 
-from lit_align.objectives.base import check_field
+from lit_align.objectives.base import Part
 from lit_align.objectives.papers import DISCOPOP, DPO, EXO, IPO, ROBUST, SLIC, Paper
 from lit_align.types import Margin
 
 
-class Contrast(ABC):
+class Contrast(Part, ABC):
     """The loss of a pair as a function of its margin, and the only place where β is.
 
     Every contrast has a ``beta``, the inverse temperature in 1 / nats; rewards are reported as β × log-ratio.
@@ -72,11 +73,7 @@ class Logistic(Contrast):
     beta: float = 0.1
     label_smoothing: float = 0.0
     source: ClassVar[Paper | None] = DPO
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        check_field(self, "beta", "(0, inf)")
-        check_field(self, "label_smoothing", "[0, 0.5)")
+    ranges: ClassVar[Mapping[str, str]] = {"beta": "(0, inf)", "label_smoothing": "[0, 0.5)"}
 
     @override
     def __call__(self, margin: Margin) -> Margin:
@@ -101,10 +98,7 @@ class Square(Contrast):
     beta: float = 0.1
     source: ClassVar[Paper | None] = IPO
     beta_sets_slope: ClassVar[bool] = False  # β sets the target, and the slope at margin 0 is 1 / β
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        check_field(self, "beta", "(0, inf)")
+    ranges: ClassVar[Mapping[str, str]] = {"beta": "(0, inf)"}
 
     @override
     def __call__(self, margin: Margin) -> Margin:
@@ -127,10 +121,7 @@ class Hinge(Contrast):
 
     beta: float = 0.1
     source: ClassVar[Paper | None] = SLIC
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        check_field(self, "beta", "(0, inf)")
+    ranges: ClassVar[Mapping[str, str]] = {"beta": "(0, inf)"}
 
     @override
     def __call__(self, margin: Margin) -> Margin:
@@ -157,11 +148,7 @@ class Robust(Contrast):
     beta: float = 0.1
     label_smoothing: float = 0.1
     source: ClassVar[Paper | None] = ROBUST
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        check_field(self, "beta", "(0, inf)")
-        check_field(self, "label_smoothing", "[0, 0.5)")
+    ranges: ClassVar[Mapping[str, str]] = {"beta": "(0, inf)", "label_smoothing": "[0, 0.5)"}
 
     @override
     def __call__(self, margin: Margin) -> Margin:
@@ -190,11 +177,7 @@ class ReverseLogistic(Contrast):
     beta: float = 0.1
     label_smoothing: float = 1e-3
     source: ClassVar[Paper | None] = EXO
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        check_field(self, "beta", "(0, inf)")
-        check_field(self, "label_smoothing", "(0, 0.5)")
+    ranges: ClassVar[Mapping[str, str]] = {"beta": "(0, inf)", "label_smoothing": "(0, 0.5)"}
 
     @override
     def __call__(self, margin: Margin) -> Margin:
@@ -226,11 +209,7 @@ class LogisticExponential(Contrast):
     beta: float = 0.05
     temperature: float = 0.05
     source: ClassVar[Paper | None] = DISCOPOP
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        check_field(self, "beta", "(0, inf)")
-        check_field(self, "temperature", "(0, 1]")
+    ranges: ClassVar[Mapping[str, str]] = {"beta": "(0, inf)", "temperature": "(0, 1]"}
 
     @override
     def __call__(self, margin: Margin) -> Margin:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,7 +12,7 @@ import torch
 from torch.nn import functional as F
 from typing_extensions import override
 
-from lit_align.objectives.base import check_field
+from lit_align.objectives.base import Part
 from lit_align.objectives.papers import F_DPO, Paper
 from lit_align.types import PairScores
 
@@ -19,7 +20,7 @@ LARGEST_EXPONENT = 36.0
 """Where exponentials turn into their tangent: e^36 ≈ 4e15, and the square of what follows still fits float32."""
 
 
-class Divergence(ABC):
+class Divergence(Part, ABC):
     """From the log-ratio ``r = log u`` of a response to its score ``h(r) = f'(u)``, up to a constant.
 
     With an f-divergence in place of the reverse KL, the implicit reward of a response is ``β f'(π / π_ref)``. Every
@@ -102,10 +103,7 @@ class Alpha(Divergence):
     """
 
     alpha: float
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        check_field(self, "alpha", "(0, 1)")
+    ranges: ClassVar[Mapping[str, str]] = {"alpha": "(0, 1)"}
 
     @override
     def __call__(self, log_ratio: PairScores) -> PairScores:

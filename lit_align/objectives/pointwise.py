@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,12 +11,12 @@ import torch
 from torch.nn import functional as F
 from typing_extensions import override
 
-from lit_align.objectives.base import NO_NEEDS, Needs, check_field
+from lit_align.objectives.base import NO_NEEDS, Needs, Part
 from lit_align.objectives.papers import APO, BCO, NCA, SPPO, Paper
 from lit_align.types import PairScores
 
 
-class Pointwise(ABC):
+class Pointwise(Part, ABC):
     """The losses of a pair's two sides as a function of both scores, r_w and r_l, instead of their difference.
 
     The loss of a pair is the sum of the two, as the formulas say it.
@@ -65,10 +66,7 @@ class NoiseContrast(Pointwise):
 
     beta: float = 0.01
     source: ClassVar[Paper | None] = NCA
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        check_field(self, "beta", "(0, inf)")
+    ranges: ClassVar[Mapping[str, str]] = {"beta": "(0, inf)"}
 
     @override
     def __call__(self, scores: PairScores) -> PairScores:
@@ -93,10 +91,7 @@ class BinaryLogistic(Pointwise):
 
     beta: float = 0.1
     source: ClassVar[Paper | None] = BCO
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        check_field(self, "beta", "(0, inf)")
+    ranges: ClassVar[Mapping[str, str]] = {"beta": "(0, inf)"}
 
     @override
     def __call__(self, scores: PairScores) -> PairScores:
@@ -121,10 +116,7 @@ class SquareTargets(Pointwise):
     beta: float = 0.001
     source: ClassVar[Paper | None] = SPPO
     beta_sets_slope: ClassVar[bool] = False  # β sets the targets, and the slopes at scores of 0 are 1 / β
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        check_field(self, "beta", "(0, inf)")
+    ranges: ClassVar[Mapping[str, str]] = {"beta": "(0, inf)"}
 
     @override
     def __call__(self, scores: PairScores) -> PairScores:
@@ -155,12 +147,11 @@ class AnchoredApart(Pointwise):
     chosen_weight: float = 1.0
     rejected_weight: float = 1.0
     source: ClassVar[Paper | None] = APO
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        check_field(self, "beta", "(0, inf)")
-        check_field(self, "chosen_weight", "[0, inf)")
-        check_field(self, "rejected_weight", "[0, inf)")
+    ranges: ClassVar[Mapping[str, str]] = {
+        "beta": "(0, inf)",
+        "chosen_weight": "[0, inf)",
+        "rejected_weight": "[0, inf)",
+    }
 
     @override
     def __call__(self, scores: PairScores) -> PairScores:
@@ -185,10 +176,7 @@ class AnchoredDown(Pointwise):
     beta: float = 0.1
     source: ClassVar[Paper | None] = APO
     needs: ClassVar[Needs] = Needs(rejected=True)
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        check_field(self, "beta", "(0, inf)")
+    ranges: ClassVar[Mapping[str, str]] = {"beta": "(0, inf)"}
 
     @override
     def __call__(self, scores: PairScores) -> PairScores:

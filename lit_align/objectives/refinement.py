@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -12,12 +12,12 @@ from typing import ClassVar
 from torch.nn import functional as F
 from typing_extensions import override
 
-from lit_align.objectives.base import NO_NEEDS, Needs, check_field
+from lit_align.objectives.base import NO_NEEDS, Needs, Part
 from lit_align.objectives.papers import DPO_POSITIVE, R_DPO, SELF_REFINEMENT, SIMPO, Paper
 from lit_align.types import Margin, PairLogProbs, PairScores
 
 
-class Refinement(ABC):
+class Refinement(Part, ABC):
     """How far a margin must go before its pair counts as won; the contrast sees ``margin - offset``.
 
     As a rule the offset is a target, not something to optimise, and passes no gradient: who asks for it cuts it off
@@ -83,10 +83,7 @@ class TargetMargin(Refinement):
 
     target: float
     source: ClassVar[Paper | None] = SIMPO
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        check_field(self, "target", "[0, inf)")
+    ranges: ClassVar[Mapping[str, str]] = {"target": "[0, inf)"}
 
     @override
     def __call__(self, logps: PairLogProbs, log_ratio: Callable[[PairLogProbs], PairScores]) -> Margin:
@@ -112,10 +109,7 @@ class LengthGap(Refinement):
 
     strength: float
     source: ClassVar[Paper | None] = R_DPO
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        check_field(self, "strength", "[0, inf)")
+    ranges: ClassVar[Mapping[str, str]] = {"strength": "[0, inf)"}
 
     @override
     def __call__(self, logps: PairLogProbs, log_ratio: Callable[[PairLogProbs], PairScores]) -> Margin:
@@ -148,10 +142,7 @@ class SelfRefine(Refinement):
     strength: float
     source: ClassVar[Paper | None] = SELF_REFINEMENT
     needs: ClassVar[Needs] = Needs(prompted=True, unpaired=True)
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        check_field(self, "strength", "[0, inf)")
+    ranges: ClassVar[Mapping[str, str]] = {"strength": "[0, inf)"}
 
     @override
     def __call__(self, logps: PairLogProbs, log_ratio: Callable[[PairLogProbs], PairScores]) -> Margin:
@@ -187,10 +178,7 @@ class LostLikelihood(Refinement):
     strength: float
     source: ClassVar[Paper | None] = DPO_POSITIVE
     carries_gradient: ClassVar[bool] = True  # what was lost is to be won back
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        check_field(self, "strength", "[0, inf)")
+    ranges: ClassVar[Mapping[str, str]] = {"strength": "[0, inf)"}
 
     @override
     def __call__(self, logps: PairLogProbs, log_ratio: Callable[[PairLogProbs], PairScores]) -> Margin:

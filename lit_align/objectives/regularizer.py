@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
@@ -12,14 +13,14 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from lit_align.objectives.base import NO_NEEDS, Needs, check_field
+from lit_align.objectives.base import NO_NEEDS, Needs, Part
 from lit_align.objectives.papers import PREFERENCE_MATCHING, Paper
 
 TokenValues: TypeAlias = Float[Tensor, "*batch token"]
 """A value per token, of pairs or of rollouts."""
 
 
-class Regularizer(ABC):
+class Regularizer(Part, ABC):
     """The penalty of each token; its sum over a response is the log-ratio that direct alignment calls implicit reward.
 
     The optimum of ``max E[r] - β E[Σ_t penalty_t]`` determines what an aligned policy is pulled towards, and the same
@@ -117,10 +118,7 @@ class ConditionalMatching(Regularizer):
 
     alpha: float
     source: ClassVar[Paper | None] = PREFERENCE_MATCHING
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        check_field(self, "alpha", "(0, 1)")
+    ranges: ClassVar[Mapping[str, str]] = {"alpha": "(0, 1)"}
 
     @override
     def __call__(self, policy: TokenValues, reference: TokenValues | None) -> TokenValues:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
 from typing_extensions import override
 
-from lit_align.objectives.base import check_field
+from lit_align.objectives.base import Part
 from lit_align.objectives.papers import Paper
 from lit_align.online.objective import OnlineNeeds
 from lit_align.online.papers import ADVANTAGES, GROUPS, REMAX, RLOO
 from lit_align.types import Rollout, RolloutScores, RolloutTokens
 
 
-class Advantage(ABC):
+class Advantage(Part, ABC):
     """From token rewards to advantages. What stands outside the mask never matters, and comes back as 0."""
 
     source: ClassVar[Paper | None] = None
@@ -67,11 +68,7 @@ class GAE(Advantage):
     trace: float = 0.95
     source: ClassVar[Paper | None] = ADVANTAGES
     needs: ClassVar[OnlineNeeds] = OnlineNeeds(values=True)
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        check_field(self, "discount", "[0, 1]")
-        check_field(self, "trace", "[0, 1]")
+    ranges: ClassVar[Mapping[str, str]] = {"discount": "[0, 1]", "trace": "[0, 1]"}
 
     @override
     def __call__(self, rewards: RolloutTokens, rollout: Rollout) -> RolloutTokens:
@@ -133,10 +130,7 @@ class GroupNormalised(Advantage):
     source: ClassVar[Paper | None] = GROUPS
     needs: ClassVar[OnlineNeeds] = OnlineNeeds(responses=2)
     normalises: ClassVar[bool] = True  # by the deviation
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        check_field(self, "floor", "(0, inf)")
+    ranges: ClassVar[Mapping[str, str]] = {"floor": "(0, inf)"}
 
     @override
     def __call__(self, rewards: RolloutTokens, rollout: Rollout) -> RolloutTokens:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lit_align.objectives.base import check_field
+from lit_align.objectives.base import Part
 from lit_align.objectives.contrast import Contrast, Logistic
 from lit_align.objectives.papers import Paper
 from lit_align.online.papers import INSTRUCT
@@ -13,7 +14,7 @@ from lit_align.types import Margin, Outcome, PairScores
 
 
 @dataclass(frozen=True)
-class BradleyTerry:
+class BradleyTerry(Part):
     """``contrast(s_w - s_l - margin) + centring (s_w + s_l)²``; with the default, ``-log σ(s_w - s_l)``.
 
     Paper: Ouyang et al. 2022, arXiv:2203.02155, Eq. 1; the margin as in Llama 2, arXiv:2307.09288, Eq. 2; centring,
@@ -33,10 +34,7 @@ class BradleyTerry:
     contrast: Contrast = Logistic(beta=1.0)
     centring: float = 0.0
     source: ClassVar[Paper | None] = INSTRUCT
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        check_field(self, "centring", "[0, inf)")
+    ranges: ClassVar[Mapping[str, str]] = {"centring": "[0, inf)"}
 
     def __call__(self, scores: PairScores, margin: Margin | None = None) -> Outcome:
         """Return the loss of each pair, and what there is to report.

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
 from typing_extensions import override
 
-from lit_align.objectives.base import check_field
+from lit_align.objectives.base import Part
 from lit_align.objectives.papers import Paper
 from lit_align.online.objective import OnlineNeeds
 from lit_align.online.papers import PPO, RLOO
 from lit_align.types import RolloutTokens
 
 
-class Surrogate(ABC):
+class Surrogate(Part, ABC):
     """From advantages and two log-probabilities to a loss per token; the log-probability now carries the gradient."""
 
     source: ClassVar[Paper | None] = None
@@ -54,10 +55,7 @@ class Clipped(Surrogate):
 
     clip: float = 0.2
     source: ClassVar[Paper | None] = PPO
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        check_field(self, "clip", "(0, 1)")
+    ranges: ClassVar[Mapping[str, str]] = {"clip": "(0, 1)"}
 
     @override
     def __call__(self, now: RolloutTokens, sampled: RolloutTokens, advantage: RolloutTokens) -> RolloutTokens:
@@ -85,7 +83,7 @@ class Reinforce(Surrogate):
 
 
 @dataclass(frozen=True)
-class ValueLoss:
+class ValueLoss(Part):
     """``½ max((V - R)², (clip(V, V_drawn ± clip) - R)²)``: a value has no gradient once it has moved far enough.
 
     Paper: the clipping of PPO, Schulman et al. 2017, arXiv:1707.06347, applied to values as in its public code.
@@ -102,11 +100,7 @@ class ValueLoss:
 
     clip: float = 0.2
     weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        check_field(self, "clip", "(0, inf)")
-        check_field(self, "weight", "(0, inf)")
+    ranges: ClassVar[Mapping[str, str]] = {"clip": "(0, inf)", "weight": "(0, inf)"}
 
     def __call__(self, now: RolloutTokens, sampled: RolloutTokens, returns: RolloutTokens) -> RolloutTokens:
         """Return the loss of each token, before its weight.

@@ -9,10 +9,11 @@ from typing import final
 import torch
 from typing_extensions import override
 
+from lit_align.objectives.base import Part
 from lit_align.types import RolloutMask, RolloutScores, RolloutTokens
 
 
-class TokenWeighting(ABC):
+class TokenWeighting(Part, ABC):
     """Weights of tokens, and what their weighted sum is divided by.
 
     Numerator and denominator are apart because both are sums over responses: a step that is split into micro-batches
