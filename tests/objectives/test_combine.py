@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
@@ -9,10 +10,13 @@ from lit_align.objectives import (
     SFT,
     Mean,
     Objective,
+    OnPolicy,
+    Reweighted,
     SelfRefine,
     SumOf,
     Term,
     WeightedSum,
+    Weighting,
     bco,
     cdpo,
     cpo,
@@ -28,8 +32,11 @@ from lit_align.objectives import (
     sr_dpo,
     wpo,
 )
-from lit_align.objectives.base import Needs
+from lit_align.objectives.base import NO_NEEDS, Needs
 from lit_align.objectives.examples import worked_pair
+from lit_align.types import PairLogProbs
+
+from ..laws.cases import assert_same, each_tensor, gradient, objectives, parts, random_pairs, some_pairs, with_gradient
 
 
 def weighted(*objectives: Objective) -> WeightedSum:
@@ -165,3 +172,167 @@ def test_running_numbers_of_a_sum_in_a_sum() -> None:
     state = {name: torch.zeros(()) for name in objective.initial_state}
     after = objective.advance_state(state, {"term_1/quality/anchor": torch.tensor(2.0)})
     assert after["term_1/quality/anchor"].item() == 2.0
+
+
+close = torch.testing.assert_close
+FORWARDED = ("initial_state", "scales", "term_names")
+
+
+@dataclass(frozen=True)
+class Chosen(Weighting):
+    """A weight of 1 to 6, by the pair's place among those of the test."""
+
+    needs = NO_NEEDS
+
+    def __call__(self, logps):
+        return torch.arange(1.0, len(logps.policy) + 1)
+
+
+def test_everything_that_an_objective_says_is_asked_for_here() -> None:
+    said = {name for name, value in vars(Objective).items() if isinstance(value, property)}
+    assert said == {*FORWARDED, "needs"}
+
+
+@pytest.mark.parametrize("objective", objectives(), ids=repr)
+def test_the_objective_answers_for_itself(objective: Objective) -> None:
+    wrapped = Reweighted(objective, Chosen())
+    for name in FORWARDED:
+        assert getattr(wrapped, name) == getattr(objective, name)
+    assert wrapped.needs == objective.needs
+    assert Reweighted(objective, OnPolicy()).needs == replace(objective.needs, collision=True, rejected=True)
+    state = {name: torch.tensor(1.0) for name in objective.initial_state}
+    assert wrapped.advance_state(state, state) == objective.advance_state(state, state)
+
+
+@pytest.mark.parametrize("objective", objectives(), ids=repr)
+def test_loss_slope_terms_and_gradient_are_multiplied_and_nothing_else(objective: Objective) -> None:
+    plain, weighted = with_gradient(random_pairs()), with_gradient(random_pairs())
+    expected, outcome = objective(plain), Reweighted(objective, Chosen())(weighted)
+    weight = torch.arange(1.0, 7.0)
+    close(outcome.loss, weight * expected.loss)
+    if not objective.needs.batch_level:
+        close(gradient(outcome.loss, weighted.policy), weight[:, None, None] * gradient(expected.loss, plain.policy))
+    slope, plain_slope = Reweighted(objective, Chosen()).slope(weighted, outcome), objective.slope(plain, expected)
+    assert (slope is None) is (plain_slope is None)
+    if plain_slope is not None:
+        close(slope, weight * plain_slope)
+    close(dict(outcome.terms), {name: weight * loss for name, loss in expected.terms.items()})
+    for name in ("rewards", "margin", "offset", "prompted_margin"):
+        assert getattr(outcome, name) is None or torch.equal(getattr(outcome, name), getattr(expected, name))
+    assert outcome.observed.keys() == expected.observed.keys()
+
+
+def test_a_sum_is_weighted_as_a_whole() -> None:
+    outcome = Reweighted(mpo(), Chosen())(random_pairs())
+    close(
+        outcome.loss, 0.8 * outcome.terms["preference"] + 0.2 * outcome.terms["quality"] + outcome.terms["generation"]
+    )
+
+
+def test_the_weight_of_wpo_passes_no_gradient() -> None:
+    logps = with_gradient(random_pairs())
+    found = gradient(wpo(0.1)(logps).loss, logps.policy)
+    plain = with_gradient(random_pairs())
+    close(found, OnPolicy()(plain)[:, None, None] * gradient(dpo(0.1)(plain).loss, plain.policy))
+
+
+def test_both_sides_are_there_if_the_weight_looks_at_both() -> None:
+    """Else training, which leaves out what is not needed, would weigh other than validation does."""
+    assert Reweighted(SFT(), OnPolicy()).needs.rejected
+    assert not Reweighted(SFT(), Chosen()).needs.rejected
+    assert Reweighted(dpo(), Chosen()).needs.rejected
+
+
+def test_papers_of_both() -> None:
+    assert papers_of(wpo()) == (papers.DPO, papers.WPO)
+
+
+def weights_are_a_number_of_each_pair(weighting: Weighting) -> None:
+    logps = random_pairs()
+    weight = weighting(logps)
+    assert weight.shape == (6,)
+    assert weight.dtype == logps.policy.dtype
+    assert (weight >= 0).all()
+    assert_same(weighting(some_pairs(logps, slice(2, 4))), weight[2:4])
+
+
+def padding_never_matters(weighting: Weighting) -> None:
+    logps = random_pairs()
+    dirty = each_tensor(logps, lambda v: v if v.dtype == torch.bool else torch.where(logps.mask, v, float("nan")))
+    assert_same(weighting(dirty), weighting(logps))
+
+
+def no_gradient_passes(weighting: Weighting) -> None:
+    assert not weighting(with_gradient(random_pairs())).requires_grad
+
+
+def needs_are_stated(weighting: Weighting) -> None:
+    bare = replace(random_pairs(), collision=None)
+    if weighting.needs.collision:
+        try:
+            weighting(bare)
+        except ValueError as error:
+            assert "collision" in str(error)  # noqa: PT017 - a law also runs outside of a test
+        else:
+            raise AssertionError("says that it needs the collision probability, and runs without")
+    else:
+        assert_same(weighting(bare), weighting(random_pairs()))
+
+
+@dataclass(frozen=True)
+class Wrong(Weighting):
+    """A weighting out of a rule."""
+
+    rule: Callable[[PairLogProbs], torch.Tensor]
+
+    def __call__(self, logps):
+        return self.rule(logps)
+
+
+LAWS = {
+    weights_are_a_number_of_each_pair: Wrong(lambda logps: logps.policy.sum((1, 2)).softmax(0)),
+    padding_never_matters: Wrong(lambda logps: logps.policy.detach().sum((1, 2)).exp()),
+    no_gradient_passes: Wrong(lambda logps: logps.policy.sum((1, 2)).exp()),
+    needs_are_stated: Wrong(
+        lambda logps: (logps.collision if logps.collision is not None else logps.policy).sum((1, 2))
+    ),
+}
+"""Each law and something that breaks it."""
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("weighting", parts(Weighting), ids=repr)
+def test_law(weighting: Weighting, law: Callable[[Weighting], None]) -> None:
+    law(weighting)
+
+
+@pytest.mark.parametrize(("law", "wrong"), LAWS.items(), ids=[law.__name__ for law in LAWS])
+def test_law_can_fail(law: Callable[[Weighting], None], wrong: Weighting) -> None:
+    with pytest.raises(AssertionError):
+        law(wrong)
+
+
+def collided(value: float) -> PairLogProbs:
+    return replace(worked_pair(), collision=worked_pair().mask * value)
+
+
+@pytest.mark.parametrize(("collision", "expected"), [(-1.25, -1.0), (-1.75, 0.0), (-1.7, -0.1), (-3.0, 0.0)])
+def test_the_two_sides_are_multiplied_and_the_product_is_cut_at_one(collision: float, expected: float) -> None:
+    """-2 and -1.5 per token: at -1.7 the sides are e^-0.3 and e^0.2, and only their product is cut."""
+    weight = OnPolicy()(collided(collision)).item()
+    assert weight == pytest.approx(torch.tensor(expected).exp().item(), rel=1e-5)
+
+
+def test_a_uniform_policy_s_responses_weigh_one() -> None:
+    """Over v words lp = -log v and Σ π² = 1 / v: whatever it writes is as likely as what it writes on average."""
+    mask = random_pairs().mask
+    uniform = torch.full(mask.shape, -2.0)
+    logps = PairLogProbs(policy=uniform, reference=None, mask=mask, collision=uniform)
+    assert OnPolicy()(logps).tolist() == [1.0] * 6
+
+
+def test_an_absent_side_counts_as_one() -> None:
+    logps = collided(-1.25)
+    mask = logps.mask.clone()
+    mask[:, 1] = False
+    assert OnPolicy()(replace(logps, mask=mask)).item() == pytest.approx(torch.tensor(-0.75).exp().item(), rel=1e-5)
