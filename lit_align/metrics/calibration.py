@@ -64,13 +64,13 @@ class MatchingDivergence(Metric):
 
     full_state_update = False
     sums: Tensor
-    wanted: Tensor
-    found: Tensor
+    scores: Tensor
+    policy: Tensor
     curve: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        shapes = {"sums": (3,), "wanted": (BINS,), "found": (BINS,), "curve": (BINS, 3)}
+        shapes = {"sums": (3,), "scores": (BINS,), "policy": (BINS,), "curve": (BINS, 3)}
         for name, shape in shapes.items():
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
@@ -87,11 +87,11 @@ class MatchingDivergence(Metric):
             self.sums[place] += (weight * values).sum()
         for gap_sign in (1, -1):
             seen = PairedPreferences(gap_sign * exact.score_gap, gap_sign * exact.log_prob_gap)
-            wanted, found = seen.wanted(), seen.found()
-            self.wanted.index_add_(0, _bin(wanted), weight)
-            self.found.index_add_(0, _bin(found), weight)
-            row = torch.stack([torch.ones_like(wanted), wanted, found], dim=1) * weight[:, None]
-            self.curve.index_add_(0, _bin(wanted), row)
+            scores, policy = seen.of_scores(), seen.of_policy()
+            self.scores.index_add_(0, _bin(scores), weight)
+            self.policy.index_add_(0, _bin(policy), weight)
+            row = torch.stack([torch.ones_like(scores), scores, policy], dim=1) * weight[:, None]
+            self.curve.index_add_(0, _bin(scores), row)
 
     def compute(self) -> dict[str, Tensor]:
         """Return ``d1`` and ``d2``; nothing without pairs."""

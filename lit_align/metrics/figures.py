@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from lit_align.metrics.calibration import BINS, MatchingDivergence, Reliability
 
-WANTED, FOUND, GUIDE = "#0072b2", "#d55e00", "#8c8c8c"
+SCORES, POLICY, GUIDE = "#0072b2", "#d55e00", "#8c8c8c"
 """Of the palette of Okabe and Ito, which readers with any kind of colour vision tell apart."""
 _LOOK = {
     "font.size": 11,
@@ -66,7 +66,7 @@ def draw_reliability(reliability: Reliability, error: float, file: Path) -> Path
         axes = figure.subplots()
         _diagonal(axes, 0.5)
         curve = np.array(reliability.curve()).reshape(-1, 2)
-        axes.plot(curve[:, 0], curve[:, 1], "o-", color=FOUND)
+        axes.plot(curve[:, 0], curve[:, 1], "o-", color=POLICY)
         axes.set(xlabel="probability given to the likelier side", ylabel="share of pairs in which it is preferred")
         axes.set_title(f"expected calibration error {error:.3f}")
         figure.savefig(file)
@@ -75,7 +75,7 @@ def draw_reliability(reliability: Reliability, error: float, file: Path) -> Path
 
 def _spread(axes: Axes, metric: MatchingDivergence) -> None:
     edges = np.linspace(0, 1, BINS + 1)
-    for counts, label, colour in ((metric.wanted, "scores", WANTED), (metric.found, "policy", FOUND)):
+    for counts, label, colour in ((metric.scores, "scores", SCORES), (metric.policy, "policy", POLICY)):
         shares = (counts / counts.sum().clamp_min(1e-12)).tolist()
         axes.stairs(shares, edges, label=label, color=colour, fill=True, alpha=0.35)
         axes.stairs(shares, edges, color=colour)
@@ -84,8 +84,8 @@ def _spread(axes: Axes, metric: MatchingDivergence) -> None:
 def _curve(axes: Axes, metric: MatchingDivergence) -> None:
     _diagonal(axes, 0.0)
     filled = metric.curve[metric.curve[:, 0] > 0]
-    wanted, found = (filled[:, 1] / filled[:, 0]).tolist(), (filled[:, 2] / filled[:, 0]).tolist()
-    axes.plot(wanted, found, "o-", color=FOUND)
+    scores, policy = (filled[:, 1] / filled[:, 0]).tolist(), (filled[:, 2] / filled[:, 0]).tolist()
+    axes.plot(scores, policy, "o-", color=POLICY)
 
 
 def _diagonal(axes: Axes, start: float) -> None:

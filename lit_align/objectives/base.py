@@ -179,16 +179,16 @@ def check_field(part: object, key: str, interval: str) -> None:
             leaves the end out, a square one keeps it in.
 
     Raises:
-        ValueError: the number is outside; the message names the class, the field, what was found and what is accepted.
+        ValueError: the number is outside; the message names the class, the field, its value and what is accepted.
 
     >>> from lit_align.objectives import Logistic
     >>> Logistic(beta=-0.1)
     Traceback (most recent call last):
     ValueError: Logistic.beta is -0.1; expected a finite number in (0, inf)
     """
-    found = float(getattr(part, key))
+    value = float(getattr(part, key))
     low, high = (float(end) for end in interval[1:-1].split(","))
-    above = found >= low if interval.startswith("[") else found > low
-    below = found <= high if interval.endswith("]") else found < high
-    if not (math.isfinite(found) and above and below):
-        raise ValueError(f"{type(part).__name__}.{key} is {found}; expected a finite number in {interval}")
+    above = value >= low if interval.startswith("[") else value > low
+    below = value <= high if interval.endswith("]") else value < high
+    if not (math.isfinite(value) and above and below):
+        raise ValueError(f"{type(part).__name__}.{key} is {value}; expected a finite number in {interval}")

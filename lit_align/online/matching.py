@@ -46,10 +46,10 @@ class PairedPreferences:
         mine, other = F.logsigmoid(self.log_prob_gap), F.logsigmoid(-self.log_prob_gap)
         return first.exp() * (first - mine) + second.exp() * (second - other)
 
-    def wanted(self) -> Tensor:
+    def of_scores(self) -> Tensor:
         """Return σ(r₁ - r₂): how often the first response is preferred."""
         return self.score_gap.sigmoid()
 
-    def found(self) -> Tensor:
+    def of_policy(self) -> Tensor:
         """Return σ(log π₁ - log π₂): how often the policy prefers it."""
         return self.log_prob_gap.sigmoid()

@@ -46,7 +46,7 @@ def test_each_pair_is_counted_both_ways() -> None:
     turned = metric(PairedPreferences(-PAIRS.score_gap, -PAIRS.log_prob_gap))
     for name in ("wanted", "found", "curve"):
         assert torch.allclose(getattr(turned, name), getattr(metric(), name)), name
-    assert float(metric().wanted.sum()) == 6
+    assert float(metric().scores.sum()) == 6
 
 
 def test_a_policy_that_matches_lies_on_the_diagonal() -> None:
