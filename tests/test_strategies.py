@@ -143,7 +143,7 @@ def test_a_module_that_does_not_cut_its_weights_is_refused(rows: Path, tmp_path:
 
     for ended in forked(in_processes(2, fit)):
         assert ended.code == 1
-        assert "trainer.strategy fsdp: Whole does not cut its weights (model.model" in ended.out
+        assert "trainer.strategy fsdp: Whole does not shard its weights (model.model" in ended.out
 
 
 @pytest.mark.parametrize("more", [(), ("--model.lora.rank", 4)], ids=["all weights", "adapter"])

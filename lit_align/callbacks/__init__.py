@@ -19,15 +19,11 @@ from lit_align.callbacks.checkpointing.checkpoints import AtomicCheckpointIO, Ch
 from lit_align.callbacks.checkpointing.log_truncation import LogTruncation
 from lit_align.callbacks.checkpointing.resume_check import ResumeCheck
 from lit_align.callbacks.export import Export
-from lit_align.callbacks.figures import Figures
-from lit_align.callbacks.metrics_file import MetricsFile
 from lit_align.callbacks.precompute import Precompute
-from lit_align.callbacks.predictions import Predictions
-from lit_align.callbacks.progress import ProgressBar
+from lit_align.callbacks.run_files import Figures, MetricsFile, Predictions
 from lit_align.callbacks.samples import Samples
-from lit_align.callbacks.seeding import StepSeed
-from lit_align.callbacks.stopping import GracefulStop
 from lit_align.callbacks.summary import Summary
+from lit_align.callbacks.training_loop import GracefulStop, ProgressBar, StepSeed
 from lit_align.callbacks.watchdog import Watchdog
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The trained model as a Hugging Face folder."""
+"""Writes the trained model as a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from peft import PeftModel
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PreTrainedModel
+from typing_extensions import override
 
 from lit_align.callbacks.model_card import model_card
 from lit_align.data import PreferenceData
@@ -28,8 +29,8 @@ Model = TypeVar("Model", bound=nn.Module)
 class Export(Callback):
     """Writes ``policy/`` into the run's folder when training ends: weights, tokenizer, generation config, model card.
 
-    A reward model is written to ``reward_model/``, as a sequence classification model of one label. The folder appears
-    whole or not at all; an older one is replaced.
+    A reward model is written to ``reward_model/``, as a sequence classification model with one label. The folder is
+    written atomically; an older one is replaced.
 
     Args:
         form: for a LoRA run, ``merged`` adds the adapter to the weights, ``adapter`` writes the adapter alone (of a
@@ -40,8 +41,8 @@ class Export(Callback):
         self.form = form
         self.folder: Path | None = None
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse an option without effect before anything is loaded."""
         if self.form == "adapter" and isinstance(pl_module, Module) and pl_module.lora is None:
             raise ValueError("export.form is 'adapter', but the run has no adapter; set model.lora or take 'merged'")
         narrow = isinstance(pl_module, Module) and pl_module.lora is not None and pl_module.loading.dtype == "bfloat16"
@@ -51,6 +52,7 @@ class Export(Callback):
                 "'adapter' keeps them as they were trained"
             )
 
+    @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather the weights on every rank, write them on rank zero."""
         if self.form == "none" or not isinstance(pl_module, Module):
@@ -78,11 +80,11 @@ class Export(Callback):
         form: Literal["merged", "adapter"] = "adapter" if self.form == "adapter" else "merged"
         merges = module.lora is not None and form == "merged"
         if isinstance(module, LitReward):
-            model = _whole(module.model, module.build_model, weights) if merges else module.model
+            model = _unsharded_copy(module.model, module.build_model, weights) if merges else module.model
             inner = {name.removeprefix("model."): weight for name, weight in weights.items()}
             save_score_model(model, folder, run_data(module.trainer).pad_token, inner, form)
         else:
-            policy = _whole(module.policy, module.build_policy, weights) if merges else module.policy
+            policy = _unsharded_copy(module.policy, module.build_policy, weights) if merges else module.policy
             write_policy(folder, policy, weights, form)
 
 
@@ -103,10 +105,10 @@ def write_policy(
         policy.save_pretrained(str(folder), state_dict=weights)
 
 
-def _whole(model: Model, build: Callable[[], Model], weights: dict[str, Any]) -> Model:
-    """A copy of a model with an adapter, in one piece."""
+def _unsharded_copy(model: Model, build: Callable[[], Model], weights: dict[str, Any]) -> Model:
+    """Return an unsharded copy of a model with an adapter, which can be merged."""
     if not is_sharded(model):
         return copy.deepcopy(model)
-    built = build()
-    built.load_state_dict(weights)
-    return built
+    copied = build()
+    copied.load_state_dict(weights)
+    return copied

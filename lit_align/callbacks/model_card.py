@@ -1,4 +1,4 @@
-"""The model card: what was optimised, from what, on what, and whom to cite."""
+"""The model card of an exported model: objective, model, data, metrics and papers to cite."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lit_align.objectives import Paper, papers_of
 
 
 def describe(part: Any) -> str:
-    """A part with its numbers and with those of its own parts that are not the neutral ones.
+    """Return a part as an expression, with its numbers and those of its own parts that are not neutral.
 
     >>> from lit_align.objectives import averaged_dpo
     >>> describe(averaged_dpo(beta=5.0))
@@ -38,7 +38,7 @@ def describe(part: Any) -> str:
 
 
 def model_card(module: Module, trainer: Trainer) -> str:
-    """Markdown with the front matter that model hubs read."""
+    """Return the card in Markdown, with the front matter that model hubs read."""
     cited = papers_of_run(module.objective, None if isinstance(module, LitReward) else module.reference)
     metrics = {
         name: round(float(value), 6) for name, value in sorted(trainer.callback_metrics.items()) if "val/" in name
@@ -59,7 +59,7 @@ tags: [lit_align, preference-alignment]
 - objective: `{describe(module.objective)}`
 - data: `{trained_on}`
 - optimizer steps: {trainer.global_step}
-- made with lit_align {__version__}; `config.yaml` of the run says the rest
+- made with lit_align {__version__}; `config.yaml` of the run has all other settings
 
 ## Validation at the end
 
@@ -74,7 +74,7 @@ tags: [lit_align, preference-alignment]
 
 
 def _of_score(module: Module) -> str:
-    """What judged the responses, and where a reward model reads its score."""
+    """Return what scored the responses of an on-policy run, or where a reward model reads its score."""
     match module:
         case LitOnline():
             return f"\n- scored by: `{describe(module.score)}`"
@@ -97,11 +97,11 @@ TRUST_REGION = Paper(
 
 
 def papers_of_run(objective: object, reference: Reference | None) -> tuple[Paper, ...]:
-    """Whom to cite, the objective's first.
+    """Return the papers to cite, those of the objective first.
 
     Args:
-        objective: what is optimised.
-        reference: where the frozen log-probabilities come from.
+        objective: of the run.
+        reference: of the run; None for none.
 
     >>> from lit_align.models import MovingReference
     >>> from lit_align.objectives import dpo

@@ -1,4 +1,4 @@
-"""What the policy says: responses to fixed prompts, beside the reference's, from the first step to the last."""
+"""Samples responses of policy and reference to fixed prompts, from the first step to the last."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
+from typing_extensions import override
 
 from lit_align.data import PreferenceData, SamplePrompt
 from lit_align.models.generation import Sampling, model_stop_tokens, sample_responses
@@ -24,8 +25,8 @@ PERCENTILES = (10, 50, 90)
 
 
 @dataclass
-class Drawn:
-    """Responses of one model to the fixed prompts, in the prompts' order."""
+class SampledResponses:
+    """Responses of one model to the fixed prompts, in the order of the prompts."""
 
     texts: list[str]
     lengths: list[int]
@@ -33,7 +34,7 @@ class Drawn:
     scores: list[float] = field(default_factory=list)
 
     def numbers(self) -> dict[str, float]:
-        """Mean and percentiles of the lengths, shares that ended and that differ, mean score."""
+        """Return mean and percentiles of the lengths, shares of ended and of distinct responses, mean score."""
         values = {f"length/p{p}": float(np.percentile(self.lengths, p)) for p in PERCENTILES}
         values["length/mean"] = float(np.mean(self.lengths))
         values["eos_rate"] = float(np.mean(self.ended))
@@ -44,18 +45,18 @@ class Drawn:
 
 
 class Samples(Callback):
-    """Draws responses before training, after each validation, and at the end.
+    """Samples responses before training, after each validation, and at the end.
 
     Writes ``samples/{policy,reference}/...`` to the loggers (length percentiles, end-of-sequence rate, share of
-    different texts, score where one is known), length histograms and a table of texts to TensorBoard, and every
+    distinct texts, mean score if there is one), length histograms and a table of texts to TensorBoard, and every
     text to ``samples.jsonl``.
 
     Args:
-        count: how many prompts, taken evenly from the validation pairs (the training pairs if there are none);
+        count: number of prompts, taken evenly from the validation pairs (the training pairs if there are none);
             0 switches sampling off.
-        show: how many of them stand in TensorBoard's table.
-        sampling: how responses are drawn.
-        score: a known score of a response, such as ``TestbedScore``.
+        show: number of prompts in TensorBoard's table.
+        sampling: how responses are sampled.
+        score: scores responses, such as ``TestbedScore``.
         batch_size: prompts per batch of generation.
     """
 
@@ -79,57 +80,58 @@ class Samples(Callback):
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
         self._prompts: list[SamplePrompt] = []
-        self._reference: Drawn | None = None
+        self._reference: SampledResponses | None = None
         self._step = -1
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw from reference and policy before the first step; a resumed run has drawn from the policy then."""
+        """Sample from reference and policy; a resumed run has the policy's numbers from before the first step."""
         if self.count:
-            self._prompts = _data(trainer).sample_prompts(self.count)
-            self._draw_reference(trainer, pl_module)
+            self._prompts = _data_of(trainer).sample_prompts(self.count)
+            self._sample_reference(trainer, pl_module)
             if not self.before:
-                self._draw(trainer, pl_module)
+                self._sample_policy(trainer, pl_module)
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """The numbers from before the first step."""
         return {"before": self.before}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """See ``state_dict``."""
         self.before = state_dict["before"]
 
+    @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw from the policy beside each validation of a fit."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._draw(trainer, pl_module)
+            self._sample_policy(trainer, pl_module)
 
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw from the policy as it ends."""
-        self._draw(trainer, pl_module)
+        self._sample_policy(trainer, pl_module)
 
-    def _draw_reference(self, trainer: Trainer, module: LightningModule) -> None:
-        """Draw while the reference has a model: one whose log-probabilities are kept gives its weights back."""
+    def _sample_reference(self, trainer: Trainer, module: LightningModule) -> None:
+        """Sample before training: a precomputed reference has no weights after that."""
         if isinstance(module, PolicyModule) and module.reference is not None:
             self._reference = self._responses(trainer, module.reference.ready())
 
-    def _draw(self, trainer: Trainer, module: LightningModule) -> None:
+    def _sample_policy(self, trainer: Trainer, module: LightningModule) -> None:
         if not self._prompts or self._step == trainer.global_step or not isinstance(module, PolicyModule):
             return
         self._step = trainer.global_step
         training = module.policy.training
         module.policy.eval()
-        drawn = self._responses(trainer, nullcontext(module.policy))
+        responses = self._responses(trainer, nullcontext(module.policy))
         module.policy.train(training)
-        self.after = drawn.numbers()
+        self.after = responses.numbers()
         self.before = self.before or self.after
         if trainer.is_global_zero:
-            self._write(trainer, drawn)
+            self._write(trainer, responses)
 
-    def _responses(self, trainer: Trainer, opened: AbstractContextManager[nn.Module]) -> Drawn:
-        """Every rank draws for all prompts: the same texts everywhere, and no rank waits for another."""
-        data = _data(trainer)
-        drawn = Drawn([], [], [])
-        with opened as module:
+    def _responses(self, trainer: Trainer, context: AbstractContextManager[nn.Module]) -> SampledResponses:
+        """Sample responses to all prompts on every rank: the texts are the same, and no rank waits for another."""
+        data = _data_of(trainer)
+        responses = SampledResponses([], [], [])
+        with context as module:
             model: Any = module
             stops = data.stop_tokens | model_stop_tokens(model)
             for start in range(0, len(self._prompts), self.batch_size):
@@ -138,58 +140,61 @@ class Samples(Callback):
                 for response in sample_responses(
                     model, ids, stops, data.pad_token, replace(self.sampling, seed=self.sampling.seed + start)
                 ):
-                    drawn.texts.append(data.decode(response.content))
-                    drawn.lengths.append(len(response.ids))
-                    drawn.ended.append(response.ended)
+                    responses.texts.append(data.decode(response.content))
+                    responses.lengths.append(len(response.ids))
+                    responses.ended.append(response.ended)
         if self.score is not None:
-            drawn.scores = self.score([prompt.text for prompt in self._prompts], drawn.texts)
-        return drawn
+            responses.scores = self.score([prompt.text for prompt in self._prompts], responses.texts)
+        return responses
 
-    def _write(self, trainer: Trainer, drawn: Drawn) -> None:
-        step, models = trainer.global_step, {"policy": drawn}
+    def _write(self, trainer: Trainer, responses: SampledResponses) -> None:
+        step, models = trainer.global_step, {"policy": responses}
         if self._reference is not None:
             models["reference"] = self._reference
         numbers = {
-            f"samples/{name}/{key}": value for name, one in models.items() for key, value in one.numbers().items()
+            f"samples/{name}/{key}": value
+            for name, sampled in models.items()
+            for key, value in sampled.numbers().items()
         }
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=step)
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("samples", self._table(models), step)
-                lengths = torch.tensor(drawn.lengths, dtype=torch.float32)
+                lengths = torch.tensor(responses.lengths, dtype=torch.float32)
                 logger.experiment.add_histogram("samples/policy/lengths", lengths, step)
         with (Path(trainer.default_root_dir) / "samples.jsonl").open("a", encoding="utf-8") as file:
             for row, prompt in enumerate(self._prompts):
                 file.write(json.dumps(_record(step, prompt, row, models), ensure_ascii=False) + "\n")
 
-    def _table(self, models: dict[str, Drawn]) -> str:
+    def _table(self, models: dict[str, SampledResponses]) -> str:
         lines = ["| prompt | " + " | ".join(models) + " |", "|---" * (len(models) + 1) + "|"]
         for row, prompt in enumerate(self._prompts[: self.show]):
-            cells = [prompt.text, *(_scored(drawn, row) for drawn in models.values())]
-            lines.append("| " + " | ".join(_cell(text) for text in cells) + " |")
+            texts = [prompt.text, *(_text_and_score(responses, row) for responses in models.values())]
+            lines.append("| " + " | ".join(_escape(text) for text in texts) + " |")
         return "\n".join(lines)
 
 
-def _data(trainer: Trainer) -> PreferenceData:
+def _data_of(trainer: Trainer) -> PreferenceData:
     data = run_data(trainer)
     if not isinstance(data, PreferenceData):
         raise ValueError("Samples needs the run's data to be a PreferenceData; set samples.count to 0 without one")
     return data
 
 
-def _scored(drawn: Drawn, row: int) -> str:
-    return f"{drawn.texts[row]} **[{drawn.scores[row]:.2f}]**" if drawn.scores else drawn.texts[row]
+def _text_and_score(responses: SampledResponses, row: int) -> str:
+    text = responses.texts[row]
+    return f"{text} **[{responses.scores[row]:.2f}]**" if responses.scores else text
 
 
-def _cell(text: str) -> str:
-    """Text that stays inside one cell of a Markdown table."""
+def _escape(text: str) -> str:
+    """Escape a text so that it stays inside one cell of a Markdown table."""
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("\r", "").replace("\n", "<br>")
 
 
-def _record(step: int, prompt: SamplePrompt, row: int, models: dict[str, Drawn]) -> dict[str, Any]:
+def _record(step: int, prompt: SamplePrompt, row: int, models: dict[str, SampledResponses]) -> dict[str, Any]:
     record: dict[str, Any] = {"step": step, "prompt": prompt.text}
-    for name, drawn in models.items():
-        record[name] = drawn.texts[row]
-        if drawn.scores:
-            record[f"{name}_score"] = drawn.scores[row]
+    for name, responses in models.items():
+        record[name] = responses.texts[row]
+        if responses.scores:
+            record[f"{name}_score"] = responses.scores[row]
     return record

@@ -1,4 +1,4 @@
-"""What a run says before its first step and after its last."""
+"""Prints a summary of a run before its first step and after its last."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from typing_extensions import override
 
 from lit_align.callbacks.checkpointing.checkpoints import checkpoint_folder
 from lit_align.callbacks.export import Export
 from lit_align.callbacks.model_card import describe, papers_of_run
 from lit_align.callbacks.samples import Samples
+from lit_align.compat.lightning import callbacks_of
 from lit_align.data import PreferenceData
 from lit_align.models import AdapterOff, MovingReference, Precomputed, SecondModel
 from lit_align.modules import LitOnline, LitPreference, LitReward, Module, PolicyModule
 from lit_align.modules.step_totals import optimizer_steps, run_data
 from lit_align.objectives.beta_scale import BetaReading
 
-Kind = TypeVar("Kind", bound=Callback)
+CallbackType = TypeVar("CallbackType", bound=Callback)
 
-LAST = {
+FINAL_METRICS = {
     "training loss": "train/loss",
     "validation loss": "val/loss",
     "validation reward accuracy": "val/rewards/accuracies",
@@ -34,7 +36,7 @@ LAST = {
     "validation entropy (nats per response)": "val/entropy",
     "matching divergence, as Bernoulli KL": "val/matching/d2",
 }
-DRAWN = {
+SAMPLE_NUMBERS = {
     "mean response length (tokens)": "length/mean",
     "ended by itself": "eos_rate",
     "mean score": "score",
@@ -42,10 +44,11 @@ DRAWN = {
 
 
 class Summary(Callback):
-    """Prints what is optimised, on what data, with what reference; and, at the end, what came of it."""
+    """Prints objective, data, policy and reference when training starts, and the last numbers when it ends."""
 
+    @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Describe the run; the data's length statistics also go to ``data.json``."""
+        """Describe the run; length statistics of the data also go to ``data.json``."""
         if not trainer.is_global_zero or not isinstance(pl_module, Module):
             return
         console = Console(soft_wrap=True)
@@ -68,26 +71,27 @@ class Summary(Callback):
             console.print(f"[bold]batches[/]    {data.padding.line()}", highlight=False)
             _report_data(trainer, data)
 
+    @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the numbers of a validation that was asked for by itself."""
         if trainer.state.fn == "validate" and trainer.is_global_zero:
             Console().print(_evaluation(trainer, "val"))
 
+    @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the numbers of the test pairs."""
         if trainer.is_global_zero:
             Console().print(_evaluation(trainer, "test"))
 
+    @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the last numbers, the samples' before and after, and where everything lies."""
+        """Print the last metrics, the samples' numbers before and after training, and where the files are."""
         if trainer.is_global_zero:
             console = Console(soft_wrap=True)
             console.print(_results(trainer))
-            console.print(_places(trainer), highlight=False)
+            console.print(_file_locations(trainer), highlight=False)
 
 
 def _report_data(trainer: Trainer, data: PreferenceData) -> None:
-    """Length statistics as JSON, and lengths as histograms."""
+    """Write length statistics to ``data.json``, and histograms of lengths to TensorBoard."""
     root = Path(trainer.default_root_dir)
     root.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {split: lengths.as_dict() for split, lengths in data.lengths.items()}
@@ -97,17 +101,17 @@ def _report_data(trainer: Trainer, data: PreferenceData) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             for split, prepared in data.splits.items():
-                _draw(logger, f"data/{split}", prepared.store.lengths)
+                _add_histograms(logger, f"data/{split}", prepared.store.lengths)
 
 
-def _draw(logger: TensorBoardLogger, name: str, lengths: NDArray[np.int64]) -> None:
-    """Histograms of both sides and of chosen minus rejected; a side without tokens is not there."""
+def _add_histograms(logger: TensorBoardLogger, name: str, lengths: NDArray[np.int64]) -> None:
+    """Add histograms of both sides and of chosen minus rejected; rows without tokens on a side are left out."""
     chosen, rejected = lengths.T
     both = (chosen > 0) & (rejected > 0)
     values = {"chosen": chosen[chosen > 0], "rejected": rejected[rejected > 0], "gap": (chosen - rejected)[both]}
-    for label, found in values.items():
-        if len(found):
-            logger.experiment.add_histogram(f"{name}/{label}", found, 0)
+    for label, numbers in values.items():
+        if len(numbers):
+            logger.experiment.add_histogram(f"{name}/{label}", numbers, 0)
 
 
 def _evaluation(trainer: Trainer, stage: str) -> Table:
@@ -123,28 +127,28 @@ def _results(trainer: Trainer) -> Table:
     for column in ("", "before", "after"):
         result.add_column(column, justify="left" if not column else "right")
     known = trainer.callback_metrics
-    for label, name in LAST.items():
+    for label, name in FINAL_METRICS.items():
         if name in known:
             result.add_row(label, "", f"{float(known[name]):.4f}")
-    for samples in _found(trainer, Samples):
-        for label, name in DRAWN.items():
+    for samples in _callbacks_of_type(trainer, Samples):
+        for label, name in SAMPLE_NUMBERS.items():
             if name in samples.after:
                 result.add_row(label, f"{samples.before[name]:.3f}", f"{samples.after[name]:.3f}")
     return result
 
 
-def _places(trainer: Trainer) -> str:
+def _file_locations(trainer: Trainer) -> str:
     root = Path(trainer.default_root_dir)
     lines = [f"[bold]metrics[/]     tensorboard --logdir {root}, {root / 'metrics.jsonl'}"]
-    lines += [f"[bold]exported[/]    {export.folder}" for export in _found(trainer, Export) if export.folder]
+    exports = _callbacks_of_type(trainer, Export)
+    lines += [f"[bold]exported[/]    {export.folder}" for export in exports if export.folder]
     lines += [f"[bold]samples[/]     {root / 'samples.jsonl'}"] if (root / "samples.jsonl").exists() else []
     lines += [f"[bold]checkpoint[/]  {checkpoint_folder(root) / 'last.ckpt'}   (go on with --ckpt_path last)"]
     return "\n".join(lines)
 
 
-def _found(trainer: Trainer, kind: type[Kind]) -> list[Kind]:
-    host: Any = trainer  # Lightning sets the attribute without declaring it
-    return [callback for callback in host.callbacks if isinstance(callback, kind)]
+def _callbacks_of_type(trainer: Trainer, callback_type: type[CallbackType]) -> list[CallbackType]:
+    return [callback for callback in callbacks_of(trainer) if isinstance(callback, callback_type)]
 
 
 def _policy(module: Module) -> str:
@@ -155,8 +159,8 @@ def _policy(module: Module) -> str:
 
 
 def _beta(reading: BetaReading) -> str:
-    of = f" of the term {reading.name}" if reading.name else ""
-    return f"{reading.beta:g}{of}: {reading.at_sum_scale:.3g} at the scale of sums"
+    term = f" of the term {reading.name}" if reading.name else ""
+    return f"{reading.beta:g}{term}: {reading.at_sum_scale:.3g} at the scale of sums"
 
 
 def _reference(module: PolicyModule) -> str:

@@ -1,4 +1,4 @@
-"""A watch shows where a process stands that the others will soon not wait for any more."""
+"""Reports and ends processes that hang."""
 
 from __future__ import annotations
 
@@ -9,91 +9,88 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch.distributed.constants import default_pg_timeout
+from typing_extensions import override
 
-SHARE = 0.8
-"""Of the strategy's timeout: all have spoken before the first one gives up."""
-GRACE = 10.0
-"""Seconds that the other processes have for ending by themselves behind a failure."""
+from lit_align.compat.lightning import child_processes, process_timeout
+
+SHARE_OF_TIMEOUT = 0.8
+"""After this share of the strategy's timeout a process reports, before others give up waiting for it."""
+GRACE_SECONDS = 10.0
+"""How long other processes may take to end by themselves after a failure."""
 
 
 class Watchdog(Callback):
-    """Of several processes, prints where each one stands that has been in one batch for most of the timeout.
+    """Prints the stack of each of several processes that has been in one batch for most of the timeout.
 
-    The process that waits gives up soon after and names no culprit; the stacks say which one hangs, and where. A
-    thread looks at the clock once a second; a batch costs it one assignment. When the run fails in the process that
-    started the others, those that hang end with it.
+    A process that waits for another gives up at the timeout and cannot say for which; the stacks show which one hangs,
+    and where. A thread looks at the clock once a second; a batch costs one assignment. When the run fails in the
+    process that started the others, those that hang are ended with it.
     """
 
     def __init__(self) -> None:
-        self._moved = 0.0
-        self._over: threading.Event | None = None
+        self._last_progress = 0.0
+        self._stopped: threading.Event | None = None
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Begin to look, if there is anyone who waits."""
         self._stop()
         if trainer.world_size > 1:
-            self._moved = time.monotonic()
-            self._over = threading.Event()
-            work = (trainer.global_rank, _patience(trainer), threading.get_ident(), self._over)
-            threading.Thread(target=self._look, args=work, daemon=True).start()
+            self._last_progress = time.monotonic()
+            self._stopped = threading.Event()
+            patience = process_timeout(trainer).total_seconds() * SHARE_OF_TIMEOUT
+            work = (trainer.global_rank, patience, threading.get_ident(), self._stopped)
+            threading.Thread(target=self._watch, args=work, daemon=True).start()
 
-    def _look(self, rank: int, patience: float, thread: int, over: threading.Event) -> None:
-        told = 0.0
-        while not over.wait(min(1.0, patience)):
-            moved = self._moved
-            if time.monotonic() - moved >= patience and moved != told:
-                told = moved
+    def _watch(self, rank: int, patience: float, thread: int, stopped: threading.Event) -> None:
+        reported = 0.0
+        while not stopped.wait(min(1.0, patience)):
+            last = self._last_progress
+            if time.monotonic() - last >= patience and last != reported:
+                reported = last
                 stack = "".join(traceback.format_stack(sys._current_frames().get(thread)))
                 text = f"rank {rank} has been in one batch for {patience:g} s; it stands here:\n{stack}"
                 print(text, end="", file=sys.stderr, flush=True)
 
-    def _move(self, *given: Any, **more: Any) -> None:
-        self._moved = time.monotonic()
+    def _progress(self, *_: Any, **__: Any) -> None:
+        self._last_progress = time.monotonic()
 
-    on_train_batch_start = on_train_batch_end = _move
-    on_validation_batch_start = on_validation_batch_end = _move
-    on_test_batch_start = on_test_batch_end = _move
-    on_predict_batch_start = on_predict_batch_end = _move
-    on_fit_start = on_train_start = on_train_end = on_fit_end = _move
+    on_train_batch_start = on_train_batch_end = _progress
+    on_validation_batch_start = on_validation_batch_end = _progress
+    on_test_batch_start = on_test_batch_end = _progress
+    on_predict_batch_start = on_predict_batch_end = _progress
+    on_fit_start = on_train_start = on_train_end = on_fit_end = _progress
 
+    @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """See to it that no process that this one started outlives it."""
+        """Make sure that no process that this one started outlives it."""
         self._stop()
-        started: Sequence[subprocess.Popen[bytes]] = getattr(trainer.strategy.launcher, "procs", ())
-        if started:
-            atexit.register(end, started)
+        if processes := child_processes(trainer):
+            atexit.register(end_processes, processes)
 
+    @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Look no longer."""
         self._stop()
 
     def _stop(self) -> None:
-        if self._over is not None:
-            self._over.set()
-            self._over = None
+        if self._stopped is not None:
+            self._stopped.set()
+            self._stopped = None
 
 
-def end(processes: Sequence[subprocess.Popen[bytes]], grace: float = GRACE) -> None:
-    """Wait for processes that are about to end, and end those that are not.
+def end_processes(processes: Sequence[subprocess.Popen[bytes]], grace: float = GRACE_SECONDS) -> None:
+    """Wait for processes that are about to end, and kill those that do not.
 
     Args:
         processes: to wait for.
         grace: seconds that they have together.
     """
-    until = time.monotonic() + grace
+    deadline = time.monotonic() + grace
     for process in processes:
         try:
-            process.wait(max(0.0, until - time.monotonic()))
-        except subprocess.TimeoutExpired:  # one that hangs does not hear anything milder
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:  # a process that hangs ignores milder signals
             process.kill()
             process.wait()
-
-
-def _patience(trainer: Trainer) -> float:
-    given: timedelta | None = getattr(trainer.strategy, "_timeout", None)
-    return (given or default_pg_timeout).total_seconds() * SHARE

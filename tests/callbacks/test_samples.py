@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoTokenizer
 
 from lit_align import testbed
-from lit_align.callbacks.samples import Drawn, Samples
+from lit_align.callbacks.samples import SampledResponses, Samples
 from lit_align.testbed.truth import true_score
 from tests.runner import BASE, QUIET, distributed, lit_align, metrics, ok, weights
 
@@ -178,14 +178,14 @@ def test_tensorboard_shows_the_texts(run: Path, events: EventAccumulator) -> Non
 
 def test_numbers_of_responses() -> None:
     """Lengths 1, 2, 3: the median is 2, and the tenth percentile lies a fifth of the way from 1 to 2."""
-    found = Drawn(["a", "a", "b"], [1, 2, 3], [True, False, True], [0.5, 1.0, 3.0]).numbers()
+    found = SampledResponses(["a", "a", "b"], [1, 2, 3], [True, False, True], [0.5, 1.0, 3.0]).numbers()
     assert found == pytest.approx(
         {
             **{"length/p10": 1.2, "length/p50": 2.0, "length/p90": 2.8, "length/mean": 2.0},
             **{"eos_rate": 2 / 3, "distinct": 2 / 3, "score": 1.5},
         }
     )
-    assert "score" not in Drawn(["a"], [1], [True]).numbers()
+    assert "score" not in SampledResponses(["a"], [1], [True]).numbers()
 
 
 @pytest.mark.parametrize("wrong", [{"count": -1}, {"show": -1}, {"batch_size": 0}])

@@ -9,14 +9,14 @@ import time
 
 import pytest
 
-from lit_align.callbacks.watchdog import Watchdog, end
+from lit_align.callbacks.watchdog import Watchdog, end_processes
 
 
 def look(moves: int, patience: float) -> None:
     """Watch this thread while it makes some moves and then none."""
     watch, over = Watchdog(), threading.Event()
-    watch._moved = time.monotonic()
-    thread = threading.Thread(target=watch._look, args=(3, patience, threading.get_ident(), over))
+    watch._last_progress = time.monotonic()
+    thread = threading.Thread(target=watch._watch, args=(3, patience, threading.get_ident(), over))
     thread.start()
     for _ in range(moves):
         time.sleep(patience / 4)
@@ -41,6 +41,6 @@ def test_one_that_moves_is_left_alone(capsys: pytest.CaptureFixture[str]) -> Non
 def test_what_ends_is_waited_for_and_what_hangs_is_ended() -> None:
     sleeps = [subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({s})"]) for s in (0.1, 1000)]
     began = time.monotonic()
-    end(sleeps, grace=3.0)
+    end_processes(sleeps, grace=3.0)
     assert time.monotonic() - began < 30
     assert [process.wait(30) for process in sleeps] == [0, -9]

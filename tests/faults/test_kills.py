@@ -82,10 +82,10 @@ def test_a_writer_that_writes_in_place_is_caught(tmp_path: Path) -> None:
     """The same harness, with the seal but without the rename: some kill leaves a part of a file."""
 
     def in_place(checkpoint: dict[str, object], path: Path) -> None:
-        from lit_align.callbacks.checkpointing.checksums import SealedWriter
+        from lit_align.callbacks.checkpointing.checksums import ChecksumWriter
 
         with path.open("wb") as file:
-            writer = SealedWriter(file)
+            writer = ChecksumWriter(file)
             torch.save(checkpoint, writer)
             writer.close()
 

@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerFast
 import lit_align
 from lit_align import testbed
 from lit_align.callbacks import AtomicCheckpointIO, Checkpoints
-from lit_align.callbacks.checkpointing.checksums import put_in_place, restore_older, seal_folder
+from lit_align.callbacks.checkpointing.checksums import put_in_place, restore_older, write_manifest
 from lit_align.callbacks.checkpointing.sharded import PLAIN
 from lit_align.cli import main as cli
 from lit_align.cli import parsing
@@ -86,7 +86,7 @@ def refused(ended: Ended, *said: str) -> None:
 def of_shards(evil: Any, path: Path) -> None:
     path.mkdir()
     torch.save({"checkpoint": evil, "starts": {}}, path / PLAIN)
-    seal_folder(path)
+    write_manifest(path)
 
 
 KINDS: dict[str, Callable[[Any, Path], None]] = {"file": AtomicCheckpointIO().save_checkpoint, "folder": of_shards}

@@ -1,23 +1,22 @@
-"""Checkpoints that are whole or not there, at the end of optimizer steps."""
+"""Writes checkpoints atomically, at the ends of optimizer steps, and reads those that are undamaged."""
 
 from __future__ import annotations
 
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
+from typing_extensions import override
 
 from lit_align.callbacks.checkpointing.checksums import (
-    SealedWriter,
+    ChecksumWriter,
     damage,
     newest_first,
     newest_intact,
@@ -25,81 +24,90 @@ from lit_align.callbacks.checkpointing.checksums import (
     remove,
     restore_older,
 )
-from lit_align.callbacks.checkpointing.sharded import read_plain, read_tree, whole
+from lit_align.callbacks.checkpointing.sharded import read_plain, read_whole
+from lit_align.compat.lightning import (
+    StepCheckpoint,
+    count_begun_epoch,
+    epoch_under_way,
+    is_accumulating,
+    seconds_between_validations,
+    validation_follows,
+)
 from lit_align.modules.step_totals import check_weights
 
 INTERRUPTED = "interrupt.ckpt"
+"""Name of the checkpoint that is saved on SIGTERM."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes to a temporary file in the target folder, seals it, flushes it to the disk, and renames it.
+    """Writes a checkpoint to a temporary file beside its target, appends a checksum, flushes it, and renames it.
 
-    A crash leaves the old checkpoint or the new one, never a part of one, also when the system's folder for
-    temporary files is on another file system. The seal (size and SHA-256 of all before it) is looked at before a
-    checkpoint is read.
+    A crash leaves the old checkpoint or the new one, never a part of one, even if the system's folder for temporary
+    files is on another file system. The checksum (size and SHA-256 of all before it) is verified before reading.
 
     Args:
-        inspect: looks at every checkpoint that is read, before any of it is used, and raises if it does not fit.
+        inspect: called with every checkpoint that is read, before it is used; raises if the checkpoint does not fit.
     """
 
     def __init__(self, inspect: Callable[[dict[str, Any]], None] | None = None) -> None:
         super().__init__()
         self.inspect = inspect
 
+    @override
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        """Write ``checkpoint`` to ``path``; on failure remove what was written and keep the old file."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         check_space(target, bytes_of(checkpoint))
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
             with temporary.open("wb") as file:
-                _write(checkpoint, SealedWriter(file))
+                _write(checkpoint, ChecksumWriter(file))
             put_in_place(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
 
+    @override
     def load_checkpoint(self, path: str | os.PathLike[str], map_location: Any = None, weights_only: Any = None) -> Any:
-        """Read tensors and plain data only, from a local file, or a folder of shards, that is what was written."""
+        """Read an undamaged local file, or folder of shards, of tensors and plain data only."""
         file = local_checkpoint(path)
-        checkpoint = whole(read_tree(file)) if file.is_dir() else read_plain(file, map_location)
+        checkpoint = read_whole(file) if file.is_dir() else read_plain(file, map_location)
         if self.inspect is not None:
             self.inspect(checkpoint)
         return checkpoint
 
 
-def _write(checkpoint: dict[str, Any], writer: SealedWriter) -> None:
+def _write(checkpoint: dict[str, Any], writer: ChecksumWriter) -> None:
     try:
         torch.save(checkpoint, cast(IO[bytes], writer))
-    except RuntimeError as error:  # of the archive that could not be closed behind a failed write
+    except RuntimeError as error:  # from closing the archive after a failed write
         raise writer.failed or error from None
     writer.close()
 
 
 def local_checkpoint(path: str | os.PathLike[str]) -> Path:
-    """The file or folder of a checkpoint that is there and is what was written.
+    """Return the path of an existing, undamaged checkpoint.
 
     Raises:
-        ValueError: it is a URL, or damaged; names the newest intact one beside it.
-        FileNotFoundError: nothing is there.
+        ValueError: it is a URL, or damaged; names the newest intact checkpoint beside it.
+        FileNotFoundError: there is no such file or folder.
     """
     if "://" in str(path):
         raise ValueError(f"checkpoint {path}: expected a local file; checkpoints are not read from URLs")
     file = Path(path)
     if not file.exists():
         raise FileNotFoundError(f"checkpoint not found: {file}")
-    wrong = damage(file)
-    if wrong is not None:
+    problem = damage(file)
+    if problem is not None:
         other = newest_intact(file.parent, but=file)
         hint = f"; the newest intact one beside it is {other}" if other is not None else ""
-        raise ValueError(f"checkpoint {file} is damaged: {wrong}{hint}")
+        raise ValueError(f"checkpoint {file} is damaged: {problem}{hint}")
     return file
 
 
 def bytes_of(state: Any) -> int:
-    """Bytes of all tensors in nested mappings and lists.
+    """Return the bytes of all tensors in nested mappings and lists.
 
     >>> bytes_of({"a": torch.zeros(3), "b": [torch.zeros(2, dtype=torch.float64), "text"]})
     28
@@ -112,10 +120,10 @@ def bytes_of(state: Any) -> int:
 
 
 def check_space(target: Path, needed: int) -> None:
-    """Raise before the disk is full: an aborted write would have to be cleared away first.
+    """Raise if a checkpoint does not fit on the disk, before any of it is written.
 
     Raises:
-        OSError: there is not room for ``needed`` bytes beside ``target``.
+        OSError: there is no room for ``needed`` bytes beside ``target``.
     """
     free = shutil.disk_usage(target.parent).free
     if free < needed:
@@ -123,11 +131,11 @@ def check_space(target: Path, needed: int) -> None:
         raise OSError(errno.ENOSPC, message, str(target))
 
 
-class Checkpoints(ModelCheckpoint):
+class Checkpoints(StepCheckpoint):
     """Keeps the newest checkpoints under ``checkpoints/``, with ``last.ckpt`` pointing at the newest.
 
     Saves at the ends of optimizer steps only: a checkpoint inside an accumulation window would lose the gradients
-    gathered so far, and a resumed run would differ from one that was never stopped.
+    summed so far, and a resumed run would differ from an uninterrupted one.
 
     Args:
         every_n_steps: optimizer steps between two checkpoints; one more is written when training ends.
@@ -149,10 +157,11 @@ class Checkpoints(ModelCheckpoint):
             auto_insert_metric_name=False,
             enable_version_counter=False,
         )
+        self.every_n_steps = every_n_steps
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a folder that cannot be written before anything is loaded."""
-        seconds: float | None = getattr(trainer, "_val_check_time_interval", None)
+        seconds = seconds_between_validations(trainer)
         if stage == "fit" and seconds is not None and trainer.world_size > 1:
             raise ValueError(
                 f"trainer.val_check_interval is a time ({seconds:g} s), and {trainer.world_size} processes do not "
@@ -160,34 +169,34 @@ class Checkpoints(ModelCheckpoint):
             )
         self.dirpath = self.dirpath or str(checkpoint_folder(trainer.default_root_dir))
         if stage == "fit" and trainer.is_global_zero:
-            _probe(Path(self.dirpath))
+            _prepare_folder(Path(self.dirpath))  # fail before anything is loaded rather than at the first save
         super().setup(trainer, pl_module, stage)
 
+    @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Count the epoch that has begun, which Lightning leaves out behind an epoch's end that a run was resumed at.
+        count_begun_epoch(trainer)
 
-        A checkpoint would say that no epoch was under way, and a run that is resumed at that epoch's end would go
-        through its rows a second time.
-        """
-        progress = trainer.fit_loop.epoch_progress
-        if progress.current.ready == progress.current.completed:
-            progress.increment_ready()
-            progress.increment_started()
-
+    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save when it is time; behind the validation where one follows, or a resumed run would leave it out."""
-        if not validation_follows(trainer) and not trainer.fit_loop._should_accumulate():
+        """Save at the end of an optimizer step, unless a validation follows: a resumed run would omit it."""
+        if not validation_follows(trainer) and not is_accumulating(trainer):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
+    @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save when it is time."""
-        if trainer.global_step % self._every_n_train_steps == 0 and not trainer.fit_loop._should_accumulate():
-            self._save(trainer)
+        if trainer.global_step % self.every_n_steps == 0 and not is_accumulating(trainer):
+            self.save(trainer)
 
-    def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
-        """What ``--ckpt_path last`` means: the newest checkpoint that is intact, also of a run that was stopped.
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        with epoch_under_way(trainer):
+            self.save(trainer)
+
+    @override
+    def find_last_checkpoints(self, trainer: Trainer) -> set[str]:
+        """Return the newest intact checkpoint, also that of a run that was stopped.
 
         Raises:
             ValueError: there are checkpoints, and all are damaged.
@@ -195,68 +204,29 @@ class Checkpoints(ModelCheckpoint):
         folder = Path(self.dirpath or checkpoint_folder(trainer.default_root_dir))
         damaged: list[str] = []
         for path in newest_first(folder):
-            wrong = damage(path)
-            if wrong is None:
+            problem = damage(path)
+            if problem is None:
                 for line in damaged:
                     rank_zero_warn(f"{line}; going on from {path}, the newest that is intact")
                 return {str(path)}
-            damaged.append(f"checkpoint {path} is damaged: {wrong}")
+            damaged.append(f"checkpoint {path} is damaged: {problem}")
         if damaged:
             raise ValueError("\n".join(["no checkpoint is intact:", *damaged]))
         return set()
 
-    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        """Never of weights that are not finite: the checkpoints that are there are better."""
-        check_weights(trainer)
-        super()._save_checkpoint(trainer, filepath)
+    @override
+    def before_save(self, trainer: Trainer) -> None:
+        check_weights(trainer)  # weights that are not finite must not replace a good checkpoint
 
-    def _should_remove_checkpoint(self, trainer: Trainer, previous: str, current: str) -> bool:
-        """Only what lies in the run's own folder; older names come from the checkpoint that the run goes on from."""
-        there, name = Path(self.dirpath or "").resolve(), Path(previous)
-        own = "://" not in previous and name.name.endswith(".ckpt") and name.parent.resolve() == there
-        return own and super()._should_remove_checkpoint(trainer, previous, current)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the last step, whatever it is."""
-        with _inside_epoch(trainer):
-            self._save(trainer)
-
-    def _save(self, trainer: Trainer) -> None:
-        if not self._should_skip_saving_checkpoint(trainer):
-            candidates = self._monitor_candidates(trainer)
-            self._save_topk_checkpoint(trainer, candidates)
-            self._save_last_checkpoint(trainer, candidates)
-
-
-@contextmanager
-def _inside_epoch(trainer: Trainer) -> Iterator[None]:
-    """Where training ended inside an epoch, Lightning has counted the epoch as done; a longer run goes on in it."""
-    loop = trainer.fit_loop
-    counts: tuple[Any, Any] = (loop.epoch_progress.current, loop.epoch_progress.total)
-    early = int(not loop.epoch_loop.batch_progress.is_last_batch and counts[0].completed == counts[0].started)
-    try:
-        for count in counts:
-            count.processed -= early
-            count.completed -= early
-        yield
-    finally:
-        for count in counts:
-            count.processed += early
-            count.completed += early
-
-
-def validation_follows(trainer: Trainer) -> bool:
-    """Whether a validation runs right behind the training batch that is ending; none does without its pairs."""
-    fetcher = trainer.fit_loop._data_fetcher
-    return (
-        fetcher is not None
-        and any(trainer.num_val_batches)
-        and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
-    )
+    @override
+    def may_remove(self, path: str) -> bool:
+        """Allow removal in the run's own folder only; names of older checkpoints come from a checkpoint."""
+        folder, name = Path(self.dirpath or "").resolve(), Path(path)
+        return "://" not in path and name.name.endswith(".ckpt") and name.parent.resolve() == folder
 
 
 def checkpoint_folder(run: str | Path) -> Path:
-    """Where a run keeps its checkpoints; fixed, so that ``--ckpt_path last`` finds them.
+    """Return the folder of a run's checkpoints; it is fixed, so that ``--ckpt_path last`` finds them.
 
     >>> checkpoint_folder("runs/mine").as_posix()
     'runs/mine/checkpoints'
@@ -264,12 +234,12 @@ def checkpoint_folder(run: str | Path) -> Path:
     return Path(run) / "checkpoints"
 
 
-def _probe(folder: Path) -> None:
-    """Fail now rather than at the first save, and clear away what a killed process left behind."""
+def _prepare_folder(folder: Path) -> None:
+    """Raise if a folder cannot be written, and clean up what a killed process left in it."""
     folder.mkdir(parents=True, exist_ok=True)
     restore_older(folder)
-    for orphan in folder.glob(".*.tmp"):
-        remove(orphan)
+    for leftover in folder.glob(".*.tmp"):
+        remove(leftover)
     probe = folder / ".probe"
     probe.touch()
     probe.unlink()

@@ -1,4 +1,4 @@
-"""A seal says what a checkpoint held when it was whole; it is the last thing that is written."""
+"""Checksums of checkpoints: written after the content, verified before it is read."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import IO
 from lit_align.files import digest, to_disk
 
 MANIFEST = "manifest.json"
-"""Seal of a folder: size and SHA-256 of each of its files."""
+"""Size and SHA-256 of each file of a folder."""
 _MARK = b"lit_align sha256 "
 _LENGTH = len(_MARK) + 64 + 1 + 20 + 1
-"""The seal of a file: the mark, the digest, a blank, the size in 20 digits, and the end of the line."""
+"""Bytes of a file's checksum line: the mark, the digest, a blank, the size in 20 digits, and the end of the line."""
 
 
-class SealedWriter:
-    """Passes bytes on to a file while it counts and digests them; ``close`` appends the seal.
+class ChecksumWriter:
+    """Passes bytes on to a file while it counts and digests them; ``close`` appends size and SHA-256.
 
-    What reads the file by its beginning, such as ``torch.load``, does not see the seal behind its end.
+    Readers that go by the beginning of a file, such as ``torch.load``, ignore what is appended.
 
     Args:
         file: open for writing in binary mode.
@@ -35,7 +35,7 @@ class SealedWriter:
         self._size = 0
 
     def write(self, content: bytes | memoryview) -> int:
-        """Pass on; the first failure is kept, for callers that meet another one on their way out."""
+        """Write; the first failure is kept in ``failed``, for callers that raise another error because of it."""
         self._digest.update(content)
         self._size += memoryview(content).nbytes
         try:
@@ -45,18 +45,18 @@ class SealedWriter:
             raise
 
     def flush(self) -> None:
-        """Pass on."""
+        """Flush the file."""
         self._file.flush()
 
     def close(self) -> None:
-        """Append the seal and wait until all is on the disk."""
-        self._file.write(_seal(self._digest.hexdigest(), self._size))
+        """Append the checksum and wait until everything is on the disk."""
+        self._file.write(_checksum_line(self._digest.hexdigest(), self._size))
         self._file.flush()
         os.fsync(self._file.fileno())
 
 
-def seal_folder(folder: Path) -> None:
-    """Write the manifest of a folder whose files are all there."""
+def write_manifest(folder: Path) -> None:
+    """Write the manifest of a folder whose other files are complete."""
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": digest(path)}
         for path in sorted(folder.iterdir())
@@ -70,7 +70,7 @@ def seal_folder(folder: Path) -> None:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a sealed file or folder; None if it is what was written."""
+    """Return what is wrong with a file or folder that has checksums; None if it is what was written."""
     return _damage_of_folder(path) if path.is_dir() else _damage_of_file(path)
 
 
@@ -78,32 +78,29 @@ def _damage_of_file(path: Path) -> str | None:
     size = path.stat().st_size
     with path.open("rb") as file:
         file.seek(max(0, size - _LENGTH))
-        seal = file.read()
-        if len(seal) < _LENGTH or not seal.startswith(_MARK):
-            return f"it ends after {size:,} bytes without a seal: cut short, or not written by lit_align"
+        line = file.read()
+        if len(line) < _LENGTH or not line.startswith(_MARK):
+            return f"it ends after {size:,} bytes without a checksum: cut short, or not written by lit_align"
         file.seek(0)
-        found = _seal(_digest_of(file, size - _LENGTH), size - _LENGTH)
-    return None if found == seal else f"it is sealed as {_shown(seal)}, but is {_shown(found)}"
+        actual = _checksum_line(_digest_beginning(file, size - _LENGTH), size - _LENGTH)
+    return None if actual == line else f"its checksum says {_describe(line)}, but it has {_describe(actual)}"
 
 
-def _seal(sha256: str, size: int) -> bytes:
+def _checksum_line(sha256: str, size: int) -> bytes:
     return _MARK + f"{sha256} {size:020d}\n".encode()
 
 
-def _shown(seal: bytes) -> str:
-    sha256, _, size = seal[len(_MARK) :].decode(errors="replace").strip().partition(" ")
+def _describe(line: bytes) -> str:
+    sha256, _, size = line[len(_MARK) :].decode(errors="replace").strip().partition(" ")
     return f"{size.lstrip('0')} bytes with SHA-256 {sha256[:12]}…"
 
 
-def _digest_of(file: IO[bytes], size: int) -> str:
-    found = hashlib.sha256()
-    while size > 0:
-        part = file.read(min(size, 1 << 22))
-        if not part:
-            break
-        found.update(part)
+def _digest_beginning(file: IO[bytes], size: int) -> str:
+    sha256 = hashlib.sha256()
+    while size > 0 and (part := file.read(min(size, 1 << 22))):
+        sha256.update(part)
         size -= len(part)
-    return found.hexdigest()
+    return sha256.hexdigest()
 
 
 def _damage_of_folder(folder: Path) -> str | None:
@@ -124,7 +121,7 @@ def _damage_of_folder(folder: Path) -> str | None:
 
 
 def put_in_place(partial: Path, target: Path) -> None:
-    """Give a file or folder that is on the disk its name; what had the name before goes away after that."""
+    """Rename a complete file or folder to its target, then remove what had that name before."""
     older = target.with_name(f".{target.name}.older")
     if target.is_dir() or (target.exists() and partial.is_dir()):  # which no rename replaces
         target.rename(older)
@@ -135,7 +132,7 @@ def put_in_place(partial: Path, target: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a folder, or a link without what it leads to."""
+    """Remove a file, a folder, or a link but not its target."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -143,7 +140,7 @@ def remove(path: Path) -> None:
 
 
 def restore_older(folder: Path) -> None:
-    """Undo what a kill in the middle of ``put_in_place`` left."""
+    """Repair what a process that was killed inside ``put_in_place`` left behind."""
     for older in folder.glob(".*.older"):
         target = folder / older.name.removeprefix(".").removesuffix(".older")
         if not target.exists():
@@ -153,12 +150,12 @@ def restore_older(folder: Path) -> None:
 
 
 def newest_first(folder: Path) -> Sequence[Path]:
-    """The checkpoints of a folder, the one written last first; links to them count once."""
-    found = {path.resolve() for path in folder.glob("*.ckpt") if path.exists()}
-    return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+    """Return the checkpoints of a folder, the one written last first; links to them count once."""
+    checkpoints = {path.resolve() for path in folder.glob("*.ckpt") if path.exists()}
+    return sorted(checkpoints, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
 
 
 def newest_intact(folder: Path, but: Path | None = None) -> Path | None:
-    """The checkpoint of a folder that was written last and is what was written, ``but`` one; None if there is none."""
+    """Return the undamaged checkpoint of a folder that was written last, except ``but``; None if there is none."""
     others = (path for path in newest_first(folder) if but is None or path != but.resolve())
     return next((path for path in others if damage(path) is None), None)

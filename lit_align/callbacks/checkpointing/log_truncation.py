@@ -1,4 +1,4 @@
-"""The history of a run is told once: what was written behind the checkpoint it goes on from is put aside."""
+"""Truncates the logs of a resumed run after the restored step."""
 
 from __future__ import annotations
 
@@ -6,47 +6,49 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from typing_extensions import override
+
+from lit_align.compat.torch import event_file_writer
 
 FILES = ("metrics.jsonl", "samples.jsonl")
 
 
 class LogTruncation(Callback):
-    """On a resume from an older checkpoint, cuts the later steps out of the run's files.
+    """Truncates the logs after the restored step when a run resumes from an older checkpoint.
 
-    The files as they were move to ``previous/``, and TensorBoard is told to hide the later steps: a reader finds every
-    step once, as it was trained.
+    The files as they were move to ``previous/``, and TensorBoard is told to hide the later steps, so that the logs
+    hold every step once, as it was trained.
     """
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Cut what stands behind the restored step."""
         step = trainer.global_step
         if step == 0 or not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)
         for name in FILES:
-            cut = cut_behind(folder / name, step)
-            if cut:
-                rank_zero_info(f"{name}: {cut} lines behind step {step} moved to {folder / 'previous'}")
+            removed = truncate_log(folder / name, step)
+            if removed:
+                rank_zero_info(f"{name}: {removed} lines after step {step} moved to {folder / 'previous'}")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                _hide_behind(logger, step)
+                _hide_steps_after(logger, step)
 
 
-def cut_behind(path: Path, step: int) -> int:
-    """Keep the lines of JSON up to a step; the file as it was moves to ``previous/`` if that leaves any out.
+def truncate_log(path: Path, step: int) -> int:
+    """Remove the JSON lines after a step; the file as it was moves to ``previous/`` if that removes any.
 
     Args:
-        path: the file; it need not be there. A last line that was cut short is left out.
+        path: of the file, which may be missing. An incomplete last line is removed.
         step: the last one to keep.
 
     Returns:
-        How many lines are left out.
+        The number of removed lines.
     """
     lines = path.read_text("utf-8").splitlines() if path.exists() else []
     kept = [line for line in lines if _step(line) <= step]
@@ -69,8 +71,8 @@ def _step(line: str) -> float:
     return float("-inf") if step is None else float(step)
 
 
-def _hide_behind(logger: TensorBoardLogger, step: int) -> None:
-    """A session that starts at a step hides what older event files say from there on."""
-    file: Any = logger.experiment._get_file_writer()
+def _hide_steps_after(logger: TensorBoardLogger, step: int) -> None:
+    """Add an event that starts a session: TensorBoard ignores later steps of older event files."""
+    file = event_file_writer(logger.experiment)
     file.add_event(Event(step=step + 1, file_version="brain.Event:2"))
     file.add_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))

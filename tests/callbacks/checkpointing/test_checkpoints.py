@@ -62,7 +62,7 @@ def test_never_writes_in_the_system_s_temporary_folder(saved: Path, monkeypatch:
 @pytest.mark.fault("D03", "D04", "D05d", "D06b", "L04", "L04b")
 def test_a_damaged_file_is_named_with_its_size(saved: Path, size: int) -> None:
     os.truncate(saved, size)
-    with pytest.raises(ValueError, match=rf"last\.ckpt is damaged: it ends after {size} bytes without a seal"):
+    with pytest.raises(ValueError, match=rf"last\.ckpt is damaged: it ends after {size} bytes without a checksum"):
         AtomicCheckpointIO().load_checkpoint(saved)
 
 
@@ -84,7 +84,7 @@ def test_any_flipped_bit_is_seen_and_the_intact_one_named(saved: Path) -> None:
 
 def test_a_file_that_others_wrote_is_not_taken(tmp_path: Path) -> None:
     torch.save(OLD, tmp_path / "foreign.ckpt")
-    with pytest.raises(ValueError, match="without a seal: cut short, or not written by lit_align"):
+    with pytest.raises(ValueError, match="without a checksum: cut short, or not written by lit_align"):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "foreign.ckpt")
 
 
@@ -111,7 +111,7 @@ class Payload:
 
 @pytest.mark.security(1)
 def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
-    """A seal protects against accidents; against an author only what is read does."""
+    """A checksum protects against accidents; against an author only what is read does."""
     evil = {"state_dict": Payload(tmp_path / "executed")}
     AtomicCheckpointIO().save_checkpoint(evil, tmp_path / "evil.ckpt")
     with pytest.raises(ValueError, match="holds more than tensors and plain data"):
@@ -145,7 +145,7 @@ def test_last_is_the_newest_that_is_intact_and_it_is_said(saved: Path) -> None:
     AtomicCheckpointIO().save_checkpoint(NEW, newer)
     assert callback._find_last_checkpoints(trainer) == {str(newer)}
     damaged(newer)
-    with pytest.warns(UserWarning, match=r"step=2\.ckpt is damaged: it is sealed as .*; going on from .*last\.ckpt"):
+    with pytest.warns(UserWarning, match=r"step=2\.ckpt is damaged: its checksum says .*; going on from .*last\.ckpt"):
         assert callback._find_last_checkpoints(trainer) == {str(saved)}
     damaged(saved)
     with pytest.raises(ValueError, match=r"no checkpoint is intact:\n.*last\.ckpt is damaged.*\n.*step=2\.ckpt is"):

@@ -1,4 +1,4 @@
-"""A seal tells what was written from what is left of it."""
+"""Checksums tell complete files from damaged ones."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ import os
 import shutil
 from pathlib import Path
 
-from lit_align.callbacks.checkpointing.checksums import SealedWriter, damage, newest_first, newest_intact, seal_folder
+from lit_align.callbacks.checkpointing.checksums import (
+    ChecksumWriter,
+    damage,
+    newest_first,
+    newest_intact,
+    write_manifest,
+)
 
 
-def sealed(path: Path, content: bytes = b"weights") -> Path:
+def with_checksum(path: Path, content: bytes = b"weights") -> Path:
     with path.open("wb") as file:
-        writer = SealedWriter(file)
+        writer = ChecksumWriter(file)
         writer.write(content[:3])
         writer.write(memoryview(content[3:]))
         writer.close()
@@ -19,13 +25,13 @@ def sealed(path: Path, content: bytes = b"weights") -> Path:
 
 
 def test_the_content_comes_first_and_is_whole(tmp_path: Path) -> None:
-    path = sealed(tmp_path / "a.ckpt")
+    path = with_checksum(tmp_path / "a.ckpt")
     assert path.read_bytes().startswith(b"weightslit_align sha256 ")
     assert damage(path) is None
 
 
 def test_every_shorter_file_and_every_flipped_bit_is_damaged(tmp_path: Path) -> None:
-    path = sealed(tmp_path / "a.ckpt")
+    path = with_checksum(tmp_path / "a.ckpt")
     whole = path.read_bytes()
     for size in range(len(whole)):
         path.write_bytes(whole[:size])
@@ -37,13 +43,13 @@ def test_every_shorter_file_and_every_flipped_bit_is_damaged(tmp_path: Path) -> 
         assert damage(path) is not None, place
 
 
-def test_a_folder_is_sealed_by_its_manifest(tmp_path: Path) -> None:
+def test_a_folder_has_its_checksums_in_its_manifest(tmp_path: Path) -> None:
     folder = tmp_path / "a.ckpt"
     folder.mkdir()
     (folder / "one").write_bytes(b"1234")
     (folder / "two").write_bytes(b"5678")
     assert "no manifest.json" in str(damage(folder))
-    seal_folder(folder)
+    write_manifest(folder)
     assert damage(folder) is None
     (folder / "one").write_bytes(b"1235")
     assert damage(folder) == "the SHA-256 of one is not that of what was written"
@@ -57,7 +63,7 @@ def test_a_folder_is_sealed_by_its_manifest(tmp_path: Path) -> None:
 
 def test_the_newest_intact_one_is_found_by_time_not_by_name(tmp_path: Path) -> None:
     for age, name in enumerate(("step=9.ckpt", "step=10.ckpt", "step=8.ckpt")):
-        os.utime(sealed(tmp_path / name), ns=(10**9 - age, 10**9 - age))
+        os.utime(with_checksum(tmp_path / name), ns=(10**9 - age, 10**9 - age))
     (tmp_path / "last.ckpt").symlink_to("step=9.ckpt")
     (tmp_path / "dangling.ckpt").symlink_to("nowhere.ckpt")
     assert [path.name for path in newest_first(tmp_path)] == ["step=9.ckpt", "step=10.ckpt", "step=8.ckpt"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lit_align.callbacks.checkpointing import resume_check as module
-from lit_align.callbacks.checkpointing.resume_check import fingerprint
+from lit_align.callbacks.checkpointing.resume_check import model_fingerprint
 
 
 @pytest.fixture
@@ -18,13 +18,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_it_follows_every_part_and_nothing_else(folder: Path) -> None:
-    first = fingerprint(str(folder))
+    first = model_fingerprint(str(folder))
     (folder / "notes.txt").write_text("other")
-    assert fingerprint(str(folder)) == first
+    assert model_fingerprint(str(folder)) == first
     found = {first}
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         (folder / name).write_bytes(b"[]")
-        found.add(fingerprint(str(folder)))
+        found.add(model_fingerprint(str(folder)))
     assert len(found) == 4
 
 
@@ -33,16 +33,16 @@ def test_of_a_large_file_it_reads_blocks(
     folder: Path, monkeypatch: pytest.MonkeyPatch, place: int, seen: bool
 ) -> None:
     """100,000 bytes, three blocks of one byte: the first, the middle, and the last byte."""
-    for name, value in {"_WHOLE": 2000, "_BLOCKS": 3, "_BLOCK": 1}.items():
+    for name, value in {"_MAX_BYTES_READ_WHOLE": 2000, "_BLOCKS": 3, "_BLOCK_BYTES": 1}.items():
         monkeypatch.setattr(module, name, value)
     content = bytearray(100_000)
     (folder / "model.safetensors").write_bytes(content)
-    first = fingerprint(str(folder))
+    first = model_fingerprint(str(folder))
     content[place if place != 50_000 else 49_999] = 1
     (folder / "model.safetensors").write_bytes(content)
-    assert (fingerprint(str(folder)) != first) is seen
+    assert (model_fingerprint(str(folder)) != first) is seen
 
 
 def test_what_is_no_model_has_none(tmp_path: Path) -> None:
-    assert fingerprint(str(tmp_path)) is None
-    assert fingerprint("owner/name") is None
+    assert model_fingerprint(str(tmp_path)) is None
+    assert model_fingerprint("owner/name") is None

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lit_align.callbacks.checkpointing.log_truncation import cut_behind
+from lit_align.callbacks.checkpointing.log_truncation import truncate_log
 from tests.runner import BASE, SHORT, lit_align, metrics, ok
 
 
@@ -16,12 +16,12 @@ def test_lines_behind_the_step_move_aside(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"step": step}) for step in (None, 1, 2, 2, 3)] + ['{"step": 4, "cut sh']
     path.write_text("\n".join(lines))
-    assert cut_behind(path, 2) == 2
+    assert truncate_log(path, 2) == 2
     assert path.read_text().splitlines() == lines[:4]
     (aside,) = (tmp_path / "previous").iterdir()
     assert aside.read_text().splitlines() == lines
-    assert cut_behind(path, 2) == 0
-    assert cut_behind(tmp_path / "nowhere.jsonl", 2) == 0
+    assert truncate_log(path, 2) == 0
+    assert truncate_log(tmp_path / "nowhere.jsonl", 2) == 0
 
 
 @pytest.mark.resume("counters and the files of a run, from an older checkpoint")

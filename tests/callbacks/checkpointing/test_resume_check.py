@@ -10,7 +10,7 @@ import pytest
 
 from lit_align import testbed
 from lit_align.callbacks import ResumeCheck
-from lit_align.callbacks.checkpointing.resume_check import NEEDED
+from lit_align.callbacks.checkpointing.resume_check import REQUIRED_PARTS
 
 
 def settings(beta: float = 0.1, workers: int = 0, steps: int = 10) -> dict[str, object]:
@@ -22,7 +22,7 @@ def settings(beta: float = 0.1, workers: int = 0, steps: int = 10) -> dict[str, 
 
 
 def saved(run: ResumeCheck) -> dict[str, object]:
-    return {**dict.fromkeys(NEEDED, {}), "callbacks": {run.state_key: run.state_dict()}}
+    return {**dict.fromkeys(REQUIRED_PARTS, {}), "callbacks": {run.state_key: run.state_dict()}}
 
 
 def test_the_same_settings_pass() -> None:

@@ -1,0 +1,158 @@
+"""Files in a run's folder: metrics as JSON lines, predictions as JSON lines, figures of the last evaluation."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_info
+from typing_extensions import override
+
+from lit_align.metrics.figures import draw_matching, draw_reliability
+from lit_align.modules import LitOnline, LitReward
+from lit_align.modules.step_totals import run_data
+
+
+class MetricsFile(Logger):
+    """Appends one line per report to ``metrics.jsonl``: the step and the values.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        self.path = Path(folder) / "metrics.jsonl"
+
+    @property
+    @override
+    def name(self) -> str:
+        return self.path.stem
+
+    @property
+    @override
+    def version(self) -> str:
+        return ""
+
+    @property
+    @override
+    def save_dir(self) -> str:
+        return str(self.path.parent)
+
+    @override
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    @override
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: ``config.yaml`` beside the file describes the run."""
+
+
+class Figures(Callback):
+    """Draws figures of every evaluation into ``figures/`` of the run's folder, over those of the one before.
+
+    An on-policy run draws ``matching.png``, the policy's preferences against those of the scores, on its own responses
+    and on those of the dataset; a reward model draws ``reliability.png``. Rank zero draws what it has evaluated.
+    """
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._draw(trainer, pl_module)
+
+    @override
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._draw(trainer, pl_module)
+
+    def _draw(self, trainer: Trainer, module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        folder = Path(trainer.default_root_dir) / "figures"
+        match module:
+            case LitReward():
+                reliability = module.eval_metrics.reliability
+                if float(reliability.sums.sum()) > 0:
+                    draw_reliability(reliability, float(reliability.error()), folder / "reliability.png")
+            case LitOnline():
+                panels = {"own responses": module.eval_matching, "given responses": module.eval_given}
+                seen = {name: metric for name, metric in panels.items() if float(metric.sums[0]) > 0}
+                if seen:
+                    draw_matching(seen, folder / "matching.png")
+
+
+class Predictions(BasePredictionWriter):
+    """Writes one line per pair, in the data's order, to ``predictions.jsonl`` in the run's folder.
+
+    A line holds the predictions and the data's other columns. A column with the name of any prediction is renamed to
+    ``data/<name>`` in all lines: ``data/margin`` is the row's own, ``margin`` the policy's.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(write_interval="batch")
+        self._records: list[dict[str, Any]] = []
+
+    @override
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        self._records += prediction
+
+    @override
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gather the records of all ranks, sort them, and write them on rank zero."""
+        records = _gather_records(trainer, self._records)
+        self._records = []
+        if not trainer.is_global_zero:
+            return
+        path = Path(trainer.default_root_dir) / "predictions.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        names = {name for record in records for name in record}
+        with temporary.open("w", encoding="utf-8") as file:
+            for record in sorted(records, key=lambda record: record["index"]):
+                columns = _rename_columns(run_data(trainer).extra("predict", record["index"]), names)
+                file.write(json.dumps({**columns, **record}, ensure_ascii=False, default=str) + "\n")
+        temporary.replace(path)
+        rank_zero_info(f"predictions of {len(records)} pairs: {path}")
+
+
+def _rename_columns(columns: dict[str, Any], predictions: set[str]) -> dict[str, Any]:
+    """Rename a row's columns that have the name of a prediction.
+
+    >>> _rename_columns({"margin": 2, "source": "x"}, {"index", "margin"})
+    {'data/margin': 2, 'source': 'x'}
+    """
+    renamed = {}
+    for column, value in columns.items():
+        name = column
+        while name in predictions or (name != column and name in columns):
+            name = f"data/{name}"
+        renamed[name] = value
+    return renamed
+
+
+def _gather_records(trainer: Trainer, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if trainer.world_size == 1:
+        return records
+    gathered: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(gathered, records)
+    return [record for part in gathered for record in part]
