@@ -14,6 +14,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from lit_align.compat.torch import initialize_fsdp_root, parameters_on_meta
+
 _READ_WEIGHTS: ContextVar[bool] = ContextVar("whether weights are read", default=True)
 _UNSHARDED: ContextVar[tuple[nn.Module, ...]] = ContextVar("models that are unsharded", default=())
 
@@ -32,20 +34,12 @@ def without_weights() -> Iterator[None]:
     Buffers that no checkpoint has, such as the tables of rotary positions, are computed when a module is built; on the
     meta device they would never be filled.
     """
-    register = nn.Module.register_parameter
-
-    def register_empty(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        if param is not None and param.device.type != "meta":
-            param = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
-        register(self, name, param)
-
-    nn.Module.register_parameter = register_empty  # type: ignore[method-assign]
     reset = _READ_WEIGHTS.set(False)
     try:
-        yield
+        with parameters_on_meta():
+            yield
     finally:
         _READ_WEIGHTS.reset(reset)
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def shard(model: nn.Module, mesh: DeviceMesh, half: bool = False) -> None:
@@ -97,7 +91,7 @@ def unsharded(model: nn.Module) -> Iterator[None]:
     if not parts or any(model is other for other in _UNSHARDED.get()):
         yield
         return
-    _initialize_root(model)
+    initialize_fsdp_root(model)
     reset = _UNSHARDED.set((*_UNSHARDED.get(), model))
     try:
         for part in parts:
@@ -135,16 +129,7 @@ def fill(models: list[nn.Module], source: Callable[[], nn.Module], device: torch
         _materialize(model, device)
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=True)
         set_model_state_dict(model, dict(weights), options=options)
-        _initialize_root(model)
-
-
-def _initialize_root(model: nn.Module) -> None:
-    """Let FSDP determine now which module is the root, and which weights train and whose gradients keep their dtype.
-
-    By default it would at the first call, which may be that of an inner module, or happen while an adapter is off.
-    """
-    root: Any = model
-    root._get_fsdp_state()._lazy_init()
+        initialize_fsdp_root(model)
 
 
 def _materialize(model: nn.Module, device: torch.device) -> None:

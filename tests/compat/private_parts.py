@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from importlib.metadata import version
 from pkgutil import resolve_name
 
@@ -17,7 +18,7 @@ def check_private_part(path: str, parameters: str | None, used_by: str) -> None:
         parameters: names of a function's parameters, comma separated; None for what is not called.
         used_by: the function of ``lit_align.compat`` to look at.
     """
-    library = path.split(".")[0]
+    library = re.split(r"[.:]", path)[0]
     where = f"in {library} {version(library)}; look at lit_align.compat.{used_by}"
     try:
         part = resolve_name(path)

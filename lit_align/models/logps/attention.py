@@ -13,6 +13,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from lit_align.compat.transformers import attention_name
 from lit_align.models.lm_head.patch import base_of
 from lit_align.models.logps.packing import Packing, Rows
 
@@ -131,7 +132,7 @@ def _masked(
 def original_attention(model: nn.Module) -> str:
     """Return the implementation that a model was loaded with."""
     base: Any = base_of(model)
-    name: str = base.config._attn_implementation
+    name = attention_name(base)
     return ("eager" if _cap(model) else "sdpa") if name == NAME else name
 
 

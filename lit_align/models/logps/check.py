@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from lit_align.compat.transformers import attention_name
 from lit_align.models.lm_head.patch import base_of
 from lit_align.models.logps.inputs import PACKED_ATTENTION, VARLEN
 from lit_align.models.logps.packing import LayoutName, needed, shared_tokens
@@ -124,7 +125,7 @@ def _wrong(source: ModelReader, layout: LayoutName, pairs: PairBatch, by: tuple[
 def _unfit(source: ModelReader, layout: LayoutName) -> str | None:
     if source.obstacle is not None:
         return source.obstacle
-    attention = base_of(source.model).config._attn_implementation
+    attention = attention_name(base_of(source.model))
     if layout != "padded" and attention not in PACKED_ATTENTION:
         return f"attention {attention} cannot be told which tokens see which"
     if layout == "shared" and attention == VARLEN:

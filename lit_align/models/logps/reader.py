@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import nn
 
+from lit_align.compat.transformers import attention_name
 from lit_align.models.lm_head.patch import base_of
 from lit_align.models.logps.attention import NAME, original_attention, stands_in_for
 from lit_align.models.logps.inputs import PACKED_ATTENTION, Attention, ModelInputs, packed, padded
@@ -104,7 +105,7 @@ class ModelReader(ABC):
         """
         if layout in ("shared", "packed") and stands_in_for(self.model, self._attention):
             base_of(self.model).set_attn_implementation(NAME)
-        elif layout in ("padded", "plain") and base_of(self.model).config._attn_implementation == NAME:
+        elif layout in ("padded", "plain") and attention_name(base_of(self.model)) == NAME:
             base_of(self.model).set_attn_implementation(self._attention)
         self.layout, self.reach = layout, reach
 
@@ -112,7 +113,7 @@ class ModelReader(ABC):
         """Build the model's inputs in the layout in use, padded where a sequence is longer than its reach."""
         longest = int(needed(batch).max())
         packs = self.layout in ("shared", "packed") and longest > 0
-        name = base_of(self.model).config._attn_implementation
+        name = attention_name(base_of(self.model))
         if not packs or name not in PACKED_ATTENTION or (self.reach is not None and longest > self.reach):
             return padded(batch)
         dtype = next(self.model.parameters()).dtype

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from typing_extensions import override
 
+from lit_align.compat.transformers import attention_name
 from lit_align.files import at_home, user_cache
 from lit_align.models.loading import Loading
 from lit_align.models.reference.base import AdapterOff, Read, Reference, SecondModel, check_loading
@@ -261,7 +262,7 @@ def model_identity(model: nn.Module) -> Mapping[str, Any]:
         "version": 1,
         "class": type(base).__name__,
         "config": config,
-        "attention": base.config._attn_implementation,
+        "attention": attention_name(base),
         "dtype": str(base.dtype).removeprefix("torch."),
         "weights": _weights_digest(base),
     }
