@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from lit_align import __version__
 from lit_align.data import PreferenceData
 from lit_align.models import Reference
-from lit_align.modules import LitOnline, LitReward, Module
+from lit_align.modules import LitModule
 from lit_align.modules.step_totals import run_data
 from lit_align.objectives import Paper, papers_of
 
@@ -37,9 +37,9 @@ def describe(part: Any) -> str:
     return f"{type(part).__name__}({inner})"
 
 
-def model_card(module: Module, trainer: Trainer) -> str:
+def model_card(module: LitModule, trainer: Trainer) -> str:
     """Return the card in Markdown, with the front matter that model hubs read."""
-    cited = papers_of_run(module.objective, None if isinstance(module, LitReward) else module.reference)
+    cited = papers_of_run(module.objective, module.reference)
     metrics = {
         name: round(float(value), 6) for name, value in sorted(trainer.callback_metrics.items()) if "val/" in name
     }
@@ -55,7 +55,7 @@ tags: [lit_align, preference-alignment]
 
 # {module.policy_name}, trained on preferences
 
-- model before training: `{module.policy_name}`{_of_score(module)}
+- model before training: `{module.policy_name}`{_score_lines(module)}
 - objective: `{describe(module.objective)}`
 - data: `{trained_on}`
 - optimizer steps: {trainer.global_step}
@@ -73,18 +73,10 @@ tags: [lit_align, preference-alignment]
 {bibtex}"""
 
 
-def _of_score(module: Module) -> str:
-    """Return what scored the responses of an on-policy run, or where a reward model reads its score."""
-    match module:
-        case LitOnline():
-            return f"\n- scored by: `{describe(module.score)}`"
-        case LitReward():
-            return (
-                "\n- the score is read at the last token of the response, its end token; a batch padded with that "
-                "same token must be read through the attention mask, not by the library's own pooling"
-            )
-        case _:
-            return ""
+def _score_lines(module: LitModule) -> str:
+    """Return what scored the responses of an on-policy run, and what users of the model need to know."""
+    scored_by = f"\n- scored by: `{describe(module.score)}`" if module.score is not None else ""
+    return f"{scored_by}\n- {module.export_note}" if module.export_note else scored_by
 
 
 TRUST_REGION = Paper(

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from lit_align.data import PreferenceData
 from lit_align.models import Precomputed
-from lit_align.modules import LitPreference
+from lit_align.modules import LitModule
 from lit_align.modules.step_totals import optimizer_steps, run_data
 from lit_align.types import PairBatch
 
@@ -38,10 +38,9 @@ class Precompute(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Free the weights, after callbacks that use the reference when training starts."""
         reference = _reference_of(pl_module)
-        if reference is not None:
+        if reference is not None and isinstance(pl_module, LitModule):
             reference.release()
-            if isinstance(pl_module, LitPreference):
-                pl_module.readers.keep_only(pl_module.policy)
+            pl_module.readers.keep_only(pl_module.trained_model)
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -176,7 +175,7 @@ def _reference_of(module: LightningModule) -> Precomputed | None:
     reference = getattr(module, "reference", None)
     if not isinstance(reference, Precomputed):
         return None
-    if not isinstance(module, LitPreference):
+    if not isinstance(module, LitModule) or module.task == "online":
         raise ValueError(
             "model.reference Precomputed keeps the log-probs of responses that are known before training; expected "
             "another reference for responses that are drawn while training"

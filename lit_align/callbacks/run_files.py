@@ -16,8 +16,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
-from lit_align.metrics.figures import draw_matching, draw_reliability
-from lit_align.modules import LitOnline, LitReward
+from lit_align.modules import LitModule
 from lit_align.modules.step_totals import run_data
 
 
@@ -77,19 +76,8 @@ class Figures(Callback):
         self._draw(trainer, pl_module)
 
     def _draw(self, trainer: Trainer, module: LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        folder = Path(trainer.default_root_dir) / "figures"
-        match module:
-            case LitReward():
-                reliability = module.eval_metrics.reliability
-                if float(reliability.sums.sum()) > 0:
-                    draw_reliability(reliability, float(reliability.error()), folder / "reliability.png")
-            case LitOnline():
-                panels = {"own responses": module.eval_matching, "given responses": module.eval_given}
-                seen = {name: metric for name, metric in panels.items() if float(metric.sums[0]) > 0}
-                if seen:
-                    draw_matching(seen, folder / "matching.png")
+        if trainer.is_global_zero and isinstance(module, LitModule):
+            module.draw_figures(Path(trainer.default_root_dir) / "figures")
 
 
 class Predictions(BasePredictionWriter):

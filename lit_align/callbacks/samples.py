@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from lit_align.data import PreferenceData, SamplePrompt
 from lit_align.models.generation import Sampling, model_stop_tokens, sample_responses
-from lit_align.modules import PolicyModule
+from lit_align.modules import LitModule
 from lit_align.modules.step_totals import run_data
 from lit_align.types import ResponseScore
 
@@ -111,17 +111,20 @@ class Samples(Callback):
 
     def _sample_reference(self, trainer: Trainer, module: LightningModule) -> None:
         """Sample before training: a precomputed reference has no weights after that."""
-        if isinstance(module, PolicyModule) and module.reference is not None:
+        if isinstance(module, LitModule) and module.reference is not None:
             self._reference = self._responses(trainer, module.reference.ready())
 
     def _sample_policy(self, trainer: Trainer, module: LightningModule) -> None:
-        if not self._prompts or self._step == trainer.global_step or not isinstance(module, PolicyModule):
+        if not self._prompts or self._step == trainer.global_step:
+            return
+        if not isinstance(module, LitModule) or not module.trains_policy:
             return
         self._step = trainer.global_step
-        training = module.policy.training
-        module.policy.eval()
-        responses = self._responses(trainer, nullcontext(module.policy))
-        module.policy.train(training)
+        policy = module.trained_model
+        training = policy.training
+        policy.eval()
+        responses = self._responses(trainer, nullcontext(policy))
+        policy.train(training)
         self.after = responses.numbers()
         self.before = self.before or self.after
         if trainer.is_global_zero:

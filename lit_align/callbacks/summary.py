@@ -21,8 +21,8 @@ from lit_align.callbacks.samples import Samples
 from lit_align.compat.lightning import callbacks_of
 from lit_align.data import PreferenceData
 from lit_align.models import AdapterOff, MovingReference, Precomputed, SecondModel
-from lit_align.modules import LitOnline, LitPreference, LitReward, Module, PolicyModule
-from lit_align.modules.step_totals import optimizer_steps, run_data
+from lit_align.modules import LitModule
+from lit_align.modules.step_totals import run_data
 from lit_align.objectives.beta_scale import BetaReading
 
 CallbackType = TypeVar("CallbackType", bound=Callback)
@@ -49,22 +49,20 @@ class Summary(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Describe the run; length statistics of the data also go to ``data.json``."""
-        if not trainer.is_global_zero or not isinstance(pl_module, Module):
+        if not trainer.is_global_zero or not isinstance(pl_module, LitModule):
             return
         console = Console(soft_wrap=True)
         console.print(f"[bold]objective[/]  {describe(pl_module.objective)}", highlight=False)
-        reference = None if isinstance(pl_module, LitReward) else pl_module.reference
-        for paper in papers_of_run(pl_module.objective, reference):
+        for paper in papers_of_run(pl_module.objective, pl_module.reference):
             console.print(f"           {paper.citation()}", style="dim", highlight=False, markup=False)
-        for reading in pl_module.betas if isinstance(pl_module, LitPreference) else ():
+        for reading in pl_module.betas:
             console.print(f"[bold]beta[/]       {_beta(reading)}", highlight=False)
         console.print(f"[bold]policy[/]     {_policy(pl_module)}", highlight=False)
-        if isinstance(pl_module, PolicyModule):
+        if pl_module.trains_policy:
             console.print(f"[bold]reference[/]  {_reference(pl_module)}", highlight=False)
-        if isinstance(pl_module, LitOnline):
+        if pl_module.score is not None:
             console.print(f"[bold]score[/]      {describe(pl_module.score)}", highlight=False)
-        steps = pl_module.planned_steps if isinstance(pl_module, LitOnline) else optimizer_steps(trainer)
-        console.print(f"[bold]steps[/]      {steps}", highlight=False)
+        console.print(f"[bold]steps[/]      {pl_module.planned_steps}", highlight=False)
         console.print(f"[bold]folder[/]     {trainer.default_root_dir}", highlight=False)
         data = run_data(trainer)
         if isinstance(data, PreferenceData):
@@ -151,8 +149,8 @@ def _callbacks_of_type(trainer: Trainer, callback_type: type[CallbackType]) -> l
     return [callback for callback in callbacks_of(trainer) if isinstance(callback, callback_type)]
 
 
-def _policy(module: Module) -> str:
-    model = module.model if isinstance(module, LitReward) else module.policy
+def _policy(module: LitModule) -> str:
+    model = module.trained_model
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return f"{module.policy_name}: {total:,} parameters, {trained:,} trained, {module.loading.dtype}"
@@ -163,7 +161,7 @@ def _beta(reading: BetaReading) -> str:
     return f"{reading.beta:g}{term}: {reading.at_sum_scale:.3g} at the scale of sums"
 
 
-def _reference(module: PolicyModule) -> str:
+def _reference(module: LitModule) -> str:
     match module.reference:
         case None:
             return "none: the objective needs none"

@@ -13,11 +13,9 @@ from typing_extensions import override
 
 from lit_align.callbacks.checkpointing.checkpoints import AtomicCheckpointIO, checkpoint_folder
 from lit_align.callbacks.checkpointing.checksums import newest_intact
-from lit_align.callbacks.export import write_policy
 from lit_align.cli import main as cli
 from lit_align.cli.run_setup import idle_trainer
-from lit_align.models.score_model import save_score_model
-from lit_align.modules import LitReward, Module
+from lit_align.modules import LitModule
 
 USAGE = """usage: python -m lit_align consolidate RUN_OR_CHECKPOINT --to FOLDER [--form merged|adapter]
 
@@ -142,7 +140,7 @@ class Consolidator(cli.Cli):
 
 
 def write_model(
-    folder: Path, module: Module, weights: dict[str, Any], pad: int, form: Literal["merged", "adapter"]
+    folder: Path, module: LitModule, weights: dict[str, Any], pad: int, form: Literal["merged", "adapter"]
 ) -> None:
     """Write a checkpoint's weights as a Hugging Face folder.
 
@@ -164,7 +162,5 @@ def write_model(
         raise ValueError(f"the checkpoint's weights are not those of the run's model: {', '.join(wrong[:3])}")
     if form == "adapter" and module.lora is None:
         raise ValueError("--form adapter: the run has no adapter")
-    if isinstance(module, LitReward):
-        save_score_model(module.model, folder, pad, form=form)
-        return
-    write_policy(folder, module.policy, dict(module.policy.state_dict()), form)
+    model = module.trained_model
+    module.save_model(model, folder, dict(model.state_dict()), pad, form)

@@ -33,11 +33,11 @@ from lit_align.compat.jsonargparse import options
 from lit_align.data import DataError, PreferenceData
 from lit_align.errors import printable
 from lit_align.models.scorer import ScoreError
-from lit_align.modules import LitOnline, LitPreference, LitReward, Module
+from lit_align.modules import LitModule, LitOnline, LitPreference, LitReward
 from lit_align.modules.step_totals import NonFiniteError, NonFiniteWeightsError
 from lit_align.strategies import strategy_of
 
-TASKS: dict[str, type[Module]] = {"preference": LitPreference, "reward": LitReward, "online": LitOnline}
+TASKS: dict[str, type[LitModule]] = {"preference": LitPreference, "reward": LitReward, "online": LitOnline}
 """The values of ``task``, and the module that each trains."""
 _FAILED_RUN = (NonFiniteError, NonFiniteWeightsError, ScoreError)
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
@@ -204,12 +204,12 @@ class Cli(LightningCLI):
         self._parser(self.subcommand).error(message)
 
 
-def _needs_prompted(module: Module) -> bool:
-    return isinstance(module, LitPreference) and module.objective.needs.prompted
+def _needs_prompted(module: LitModule) -> bool:
+    return module.data_needs.prompted
 
 
-def _needs_mismatched(module: Module) -> bool:
-    return isinstance(module, LitPreference) and module.objective.needs.mismatched
+def _needs_mismatched(module: LitModule) -> bool:
+    return module.data_needs.mismatched
 
 
 def main(arguments: Sequence[str]) -> None:

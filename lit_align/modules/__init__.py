@@ -2,6 +2,7 @@
 
 from typing import TypeAlias
 
+from lit_align.modules.lit_module import LitModule
 from lit_align.modules.online.module import LitOnline
 from lit_align.modules.preference import LitPreference
 from lit_align.modules.reward import LitReward
@@ -16,6 +17,7 @@ __all__ = [
     "Constant",
     "Cosine",
     "Linear",
+    "LitModule",
     "LitOnline",
     "LitPreference",
     "LitReward",

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -18,6 +17,7 @@ from typing_extensions import override
 from lit_align.models import ForwardPass, LoRA
 from lit_align.modules.build import check_state_dict, trainable_state_dict
 from lit_align.modules.grad_cache import split_into_chunks
+from lit_align.modules.lit_module import LitModule
 from lit_align.modules.log_probs import LogProbReaders
 from lit_align.modules.reports import report
 from lit_align.modules.schedule import Schedule
@@ -33,7 +33,7 @@ from lit_align.modules.step_totals import (
 from lit_align.types import PairBatch
 
 
-class LitBase(LightningModule):
+class LitBase(LitModule):
     """Accumulates gradients of weighted losses over an optimizer step, and divides once by the total weight.
 
     A subclass returns the weighted sum of its losses from ``training_step``, multiplied by the number of processes and

@@ -14,6 +14,7 @@ from torch.optim import AdamW
 from transformers import PreTrainedModel
 from typing_extensions import override
 
+from lit_align.compat.lightning import is_accumulating
 from lit_align.metrics import PairMetrics
 from lit_align.models import (
     ForwardPass,
@@ -72,6 +73,7 @@ class LitPreference(LitBase):
     """
 
     task: Literal["preference"] = "preference"
+    objective: Objective
 
     def __init__(
         self,
@@ -156,7 +158,7 @@ class LitPreference(LitBase):
     def _batch_level_step(self, chunks: list[PairBatch]) -> Tensor:
         """Return zero before the last micro-batch of a step, and then the loss of all of them together."""
         self._micro_batches += chunks
-        if self.trainer.fit_loop._should_accumulate():
+        if is_accumulating(self.trainer):
             return torch.zeros((), device=self.device, requires_grad=True)
         batches, self._micro_batches = self._micro_batches, []
         seed = (self._seed * 1_000_003 + self.global_step) * 4099 + self.global_rank
@@ -240,6 +242,20 @@ class LitPreference(LitBase):
         return model if self.lora is None else self.lora.wrap(model)
 
     @override
+    @property
+    @override
+    def trained_model(self) -> nn.Module:
+        return self.policy
+
+    @override
+    def build_trained_model(self) -> nn.Module:
+        return self.build_policy()
+
+    @property
+    @override
+    def data_needs(self) -> Needs:
+        return self.objective.needs
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LitPreference:
         move: Any = super()._apply
         move(fn, recurse)

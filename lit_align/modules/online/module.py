@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -15,14 +15,17 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
+from typing_extensions import override
 
 from lit_align.metrics.calibration import MatchingDivergence
+from lit_align.metrics.figures import draw_matching
 from lit_align.metrics.rollouts import RolloutMetrics, pairs_of
 from lit_align.models import ForwardPass, Loading, LoRA, Reference, load_causal_lm
 from lit_align.models.generation import CachedGenerator, Generator, Sampling, mix_seed
 from lit_align.models.score_model import ScoreModel, Value
 from lit_align.models.scorer import Scorer
 from lit_align.modules.build import Builder, build_models, check_state_dict, frozen_reference, trainable_state_dict
+from lit_align.modules.lit_module import LitModule
 from lit_align.modules.log_probs import LogProbReaders
 from lit_align.modules.online.checks import Settings, check_run, check_value, checked_forward_pass
 from lit_align.modules.online.rollout import Draw, Drawn, Models, given_pairs, rollout_records
@@ -35,7 +38,7 @@ from lit_align.online.objective import OnlineObjective
 from lit_align.types import PairBatch
 
 
-class LitOnline(LightningModule):
+class LitOnline(LitModule):
     """Trains a policy on responses that it draws itself.
 
     A batch of prompts is one rollout: responses are drawn and scored once, then ``epochs`` passes of ``minibatches``
@@ -67,6 +70,8 @@ class LitOnline(LightningModule):
     """
 
     task: Literal["online"] = "online"
+    objective: OnlineObjective
+    score: Scorer
 
     def __init__(
         self,
@@ -148,6 +153,15 @@ class LitOnline(LightningModule):
         """The policy as it is before the first step, with its adapter if there is one."""
         model = load_causal_lm(self.policy_name, self.loading)
         return model if self.lora is None else self.lora.wrap(model)
+
+    @property
+    @override
+    def trained_model(self) -> nn.Module:
+        return self.policy
+
+    @override
+    def build_trained_model(self) -> nn.Module:
+        return self.build_policy()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LitOnline:
         move: Any = super()._apply
@@ -282,6 +296,13 @@ class LitOnline(LightningModule):
         if not self.trainer.sanity_checking:
             report(self, stage, values, self.global_step or self._loaded_step)
 
+    @override
+    def draw_figures(self, folder: Path) -> None:
+        panels = {"own responses": self.eval_matching, "given responses": self.eval_given}
+        evaluated = {name: metric for name, metric in panels.items() if float(metric.sums[0]) > 0}
+        if evaluated:
+            draw_matching(evaluated, folder / "matching.png")
+
     def predict_step(self, batch: PairBatch, batch_idx: int) -> list[dict[str, Any]]:
         """One record per prompt: the responses that were drawn, with score, log-probability and length of each."""
         drawn = self.draw(batch, "predict", self.settings.eval_responses, 0)
@@ -297,8 +318,8 @@ class LitOnline(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @property
+    @override
     def planned_steps(self) -> int:
-        """Optimizer steps of the whole fit."""
         return batches_of_a_run(self.trainer, self.settings.steps) * self.settings.steps
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

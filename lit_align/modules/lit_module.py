@@ -1,0 +1,83 @@
+"""What callbacks and commands ask of a module, answered by each module for itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from lightning.pytorch import LightningModule
+from torch import nn
+
+from lit_align.models import Loading, LoRA, Reference
+from lit_align.models.loading import save_causal_lm
+from lit_align.models.scorer import Scorer
+from lit_align.modules.log_probs import LogProbReaders
+from lit_align.modules.step_totals import optimizer_steps
+from lit_align.objectives.base import Needs
+from lit_align.objectives.beta_scale import BetaReading
+
+
+class LitModule(LightningModule):
+    """A module that trains one model; the defaults are those of a module that trains a policy on a dataset's pairs."""
+
+    task: Literal["preference", "reward", "online"]
+    policy_name: str
+    objective: Any
+    loading: Loading
+    lora: LoRA | None
+    readers: LogProbReaders
+    reference: Reference | None = None
+    score: Scorer | None = None
+    betas: tuple[BetaReading, ...] = ()
+    export_name: ClassVar[str] = "policy"
+    """Name of the exported folder."""
+    export_note: ClassVar[str] = ""
+    """A line for the model card on how to use the exported model."""
+    trains_policy: ClassVar[bool] = True
+    """Whether the trained model generates responses."""
+
+    @property
+    def trained_model(self) -> nn.Module:
+        """The model that is trained and exported."""
+        raise NotImplementedError
+
+    def build_trained_model(self) -> nn.Module:
+        """Build the trained model as it is before the first step, with its adapter if there is one."""
+        raise NotImplementedError
+
+    @property
+    def planned_steps(self) -> int:
+        """Optimizer steps of the whole fit."""
+        return optimizer_steps(self.trainer)
+
+    @property
+    def data_needs(self) -> Needs:
+        """What the objective needs of the data beside the pairs."""
+        return Needs()
+
+    def draw_figures(self, folder: Path) -> None:
+        """Draw what was evaluated last; nothing by default.
+
+        Args:
+            folder: for the figures.
+        """
+        return
+
+    def save_model(
+        self,
+        model: nn.Module,
+        folder: Path,
+        weights: dict[str, Any],
+        pad_token: int,
+        form: Literal["merged", "adapter"] = "merged",
+    ) -> None:
+        """Write a Hugging Face folder.
+
+        Args:
+            model: the trained model or an unsharded copy of it; ``merged`` changes its weights.
+            folder: to write to.
+            weights: of the model, by their names in it.
+            pad_token: id of padding.
+            form: of a model with an adapter: ``merged`` adds it to the weights, ``adapter`` writes it alone.
+        """
+        save_causal_lm(model, folder, weights, form)
