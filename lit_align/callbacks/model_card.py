@@ -79,13 +79,7 @@ def _score_lines(module: LitModule) -> str:
     return f"{scored_by}\n- {module.export_note}" if module.export_note else scored_by
 
 
-TRUST_REGION = Paper(
-    key="gorbatovski2024learn",
-    title="Learn Your Reference Model for Real Good Alignment",
-    authors="Gorbatovski et al.",
-    year=2024,
-    arxiv="2404.09656",
-)
+TRUST_REGION = Paper("Gorbatovski et al.", "Learn Your Reference Model for Real Good Alignment", "2404.09656")
 
 
 def papers_of_run(objective: object, reference: Reference | None) -> tuple[Paper, ...]:

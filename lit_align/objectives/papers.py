@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from copy import copy
 from dataclasses import dataclass, fields, is_dataclass
 from typing import TypeVar
@@ -14,24 +15,35 @@ class Paper:
     """The data of a citation.
 
     Args:
-        key: BibTeX key.
-        title: title as printed.
         authors: the first author's family name followed by "et al.", or the only author.
-        year: year of the first version.
+        title: title as printed.
         arxiv: arXiv identifier; None for what is not on arXiv.
-        url: address, for what is not on arXiv.
+        published: year of what is not on arXiv.
+        url: address of what is not on arXiv.
 
     >>> print(DPO.citation())
     Rafailov et al. (2023). Direct Preference Optimization: Your Language Model is Secretly a Reward Model.
     arXiv:2305.18290
     """
 
-    key: str
-    title: str
     authors: str
-    year: int
+    title: str
     arxiv: str | None = None
+    published: int = 0
     url: str | None = None
+
+    @property
+    def year(self) -> int:
+        """Year of the first version, which begins an arXiv identifier."""
+        return 2000 + int(self.arxiv[:2]) if self.arxiv else self.published
+
+    @property
+    def key(self) -> str:
+        """BibTeX key: family name, year and the first word of the title but for articles."""
+        words = re.split(r"[\s-]+", self.title.lower())
+        first = next(word for word in words if word not in {"a", "an", "on", "the"})
+        name = self.authors.removesuffix(" et al.").lower()
+        return f"{_letters(name)}{self.year}{_letters(first)}"
 
     @property
     def link(self) -> str:
@@ -64,6 +76,10 @@ class Paper:
         }
         lines = [f"  {name} = {{{value}}}," for name, value in entries.items() if value]
         return "\n".join([f"@misc{{{self.key},", *lines, "}"])
+
+
+def _letters(text: str) -> str:
+    return re.sub("[^a-z]", "", text)
 
 
 def papers_of(part: object) -> tuple[Paper, ...]:
@@ -115,220 +131,78 @@ def cite(part: Part, *papers: Paper) -> Part:
 
 
 DPO = Paper(
-    key="rafailov2023direct",
-    title="Direct Preference Optimization: Your Language Model is Secretly a Reward Model",
-    authors="Rafailov et al.",
-    year=2023,
-    arxiv="2305.18290",
+    "Rafailov et al.", "Direct Preference Optimization: Your Language Model is Secretly a Reward Model", "2305.18290"
 )
 CDPO = Paper(
-    key="mitchell2023note",
-    title="A note on DPO with noisy preferences & relationship to IPO",
-    authors="Mitchell",
-    year=2023,
+    "Mitchell",
+    "A note on DPO with noisy preferences & relationship to IPO",
+    published=2023,
     url="https://ericmitchell.ai/cdpo.pdf",
 )
 IPO = Paper(
-    key="azar2023general",
-    title="A General Theoretical Paradigm to Understand Learning from Human Preferences",
-    authors="Azar et al.",
-    year=2023,
-    arxiv="2310.12036",
+    "Azar et al.", "A General Theoretical Paradigm to Understand Learning from Human Preferences", "2310.12036"
 )
-AVERAGING = Paper(
-    key="grinsztajn2024averaging",
-    title="Averaging log-likelihoods in direct alignment",
-    authors="Grinsztajn et al.",
-    year=2024,
-    arxiv="2406.19188",
-)
-LD_DPO = Paper(
-    key="liu2024length",
-    title="Length Desensitization in Direct Preference Optimization",
-    authors="Liu et al.",
-    year=2024,
-    arxiv="2409.06411",
-)
-R_DPO = Paper(
-    key="park2024disentangling",
-    title="Disentangling Length from Quality in Direct Preference Optimization",
-    authors="Park et al.",
-    year=2024,
-    arxiv="2403.19159",
-)
-SIMPO = Paper(
-    key="meng2024simpo",
-    title="SimPO: Simple Preference Optimization with a Reference-Free Reward",
-    authors="Meng et al.",
-    year=2024,
-    arxiv="2405.14734",
-)
-SLIC = Paper(
-    key="zhao2023slic",
-    title="SLiC-HF: Sequence Likelihood Calibration with Human Feedback",
-    authors="Zhao et al.",
-    year=2023,
-    arxiv="2305.10425",
-)
-RSO = Paper(
-    key="liu2023statistical",
-    title="Statistical Rejection Sampling Improves Preference Optimization",
-    authors="Liu et al.",
-    year=2023,
-    arxiv="2309.06657",
-)
+AVERAGING = Paper("Grinsztajn et al.", "Averaging log-likelihoods in direct alignment", "2406.19188")
+LD_DPO = Paper("Liu et al.", "Length Desensitization in Direct Preference Optimization", "2409.06411")
+R_DPO = Paper("Park et al.", "Disentangling Length from Quality in Direct Preference Optimization", "2403.19159")
+SIMPO = Paper("Meng et al.", "SimPO: Simple Preference Optimization with a Reference-Free Reward", "2405.14734")
+SLIC = Paper("Zhao et al.", "SLiC-HF: Sequence Likelihood Calibration with Human Feedback", "2305.10425")
+RSO = Paper("Liu et al.", "Statistical Rejection Sampling Improves Preference Optimization", "2309.06657")
 SELF_REFINEMENT = Paper(
-    key="yu2024direct",
-    title="Direct Alignment of Language Models via Quality-Aware Self-Refinement",
-    authors="Yu et al.",
-    year=2024,
-    arxiv="2405.21040",
+    "Yu et al.", "Direct Alignment of Language Models via Quality-Aware Self-Refinement", "2405.21040"
 )
 PREFERENCE_MATCHING = Paper(
-    key="xiao2024algorithmic",
-    title="On the Algorithmic Bias of Aligning Large Language Models with RLHF: "
+    "Xiao et al.",
+    "On the Algorithmic Bias of Aligning Large Language Models with RLHF: "
     "Preference Collapse and Matching Regularization",
-    authors="Xiao et al.",
-    year=2024,
-    arxiv="2405.16455",
+    "2405.16455",
 )
 F_DPO = Paper(
-    key="wang2023beyond",
-    title="Beyond Reverse KL: Generalizing Direct Preference Optimization with Diverse Divergence Constraints",
-    authors="Wang et al.",
-    year=2023,
-    arxiv="2309.16240",
+    "Wang et al.",
+    "Beyond Reverse KL: Generalizing Direct Preference Optimization with Diverse Divergence Constraints",
+    "2309.16240",
 )
-ROBUST = Paper(
-    key="chowdhury2024provably",
-    title="Provably Robust DPO: Aligning Language Models with Noisy Feedback",
-    authors="Chowdhury et al.",
-    year=2024,
-    arxiv="2403.00409",
-)
-EXO = Paper(
-    key="ji2024towards",
-    title="Towards Efficient Exact Optimization of Language Model Alignment",
-    authors="Ji et al.",
-    year=2024,
-    arxiv="2402.00856",
-)
+ROBUST = Paper("Chowdhury et al.", "Provably Robust DPO: Aligning Language Models with Noisy Feedback", "2403.00409")
+EXO = Paper("Ji et al.", "Towards Efficient Exact Optimization of Language Model Alignment", "2402.00856")
 DISCOPOP = Paper(
-    key="lu2024discovering",
-    title="Discovering Preference Optimization Algorithms with and for Large Language Models",
-    authors="Lu et al.",
-    year=2024,
-    arxiv="2406.08414",
+    "Lu et al.", "Discovering Preference Optimization Algorithms with and for Large Language Models", "2406.08414"
 )
 DPO_POSITIVE = Paper(
-    key="pal2024smaug",
-    title="Smaug: Fixing Failure Modes of Preference Optimisation with DPO-Positive",
-    authors="Pal et al.",
-    year=2024,
-    arxiv="2402.13228",
+    "Pal et al.", "Smaug: Fixing Failure Modes of Preference Optimisation with DPO-Positive", "2402.13228"
 )
-NCA = Paper(
-    key="chen2024noise",
-    title="Noise Contrastive Alignment of Language Models with Explicit Rewards",
-    authors="Chen et al.",
-    year=2024,
-    arxiv="2402.05369",
-)
-BCO = Paper(
-    key="jung2024binary",
-    title="Binary Classifier Optimization for Large Language Model Alignment",
-    authors="Jung et al.",
-    year=2024,
-    arxiv="2404.04656",
-)
-SPPO = Paper(
-    key="wu2024self",
-    title="Self-Play Preference Optimization for Language Model Alignment",
-    authors="Wu et al.",
-    year=2024,
-    arxiv="2405.00675",
-)
+NCA = Paper("Chen et al.", "Noise Contrastive Alignment of Language Models with Explicit Rewards", "2402.05369")
+BCO = Paper("Jung et al.", "Binary Classifier Optimization for Large Language Model Alignment", "2404.04656")
+SPPO = Paper("Wu et al.", "Self-Play Preference Optimization for Language Model Alignment", "2405.00675")
 APO = Paper(
-    key="doosterlinck2024anchored",
-    title="Anchored Preference Optimization and Contrastive Revisions: Addressing Underspecification in Alignment",
-    authors="D'Oosterlinck et al.",
-    year=2024,
-    arxiv="2408.06266",
+    "D'Oosterlinck et al.",
+    "Anchored Preference Optimization and Contrastive Revisions: Addressing Underspecification in Alignment",
+    "2408.06266",
 )
-ORPO = Paper(
-    key="hong2024orpo",
-    title="ORPO: Monolithic Preference Optimization without Reference Model",
-    authors="Hong et al.",
-    year=2024,
-    arxiv="2403.07691",
-)
+ORPO = Paper("Hong et al.", "ORPO: Monolithic Preference Optimization without Reference Model", "2403.07691")
 CPO = Paper(
-    key="xu2024contrastive",
-    title="Contrastive Preference Optimization: Pushing the Boundaries of LLM Performance in Machine Translation",
-    authors="Xu et al.",
-    year=2024,
-    arxiv="2401.08417",
+    "Xu et al.",
+    "Contrastive Preference Optimization: Pushing the Boundaries of LLM Performance in Machine Translation",
+    "2401.08417",
 )
-RPO = Paper(
-    key="pang2024iterative",
-    title="Iterative Reasoning Preference Optimization",
-    authors="Pang et al.",
-    year=2024,
-    arxiv="2404.19733",
-)
+RPO = Paper("Pang et al.", "Iterative Reasoning Preference Optimization", "2404.19733")
 MPO = Paper(
-    key="wang2024enhancing",
-    title="Enhancing the Reasoning Ability of Multimodal Large Language Models via Mixed Preference Optimization",
-    authors="Wang et al.",
-    year=2024,
-    arxiv="2411.10442",
+    "Wang et al.",
+    "Enhancing the Reasoning Ability of Multimodal Large Language Models via Mixed Preference Optimization",
+    "2411.10442",
 )
 SAMPO = Paper(
-    key="lu2024eliminating",
-    title="Eliminating Biased Length Reliance of Direct Preference Optimization via Down-Sampled KL Divergence",
-    authors="Lu et al.",
-    year=2024,
-    arxiv="2406.10957",
+    "Lu et al.",
+    "Eliminating Biased Length Reliance of Direct Preference Optimization via Down-Sampled KL Divergence",
+    "2406.10957",
 )
-ODPO = Paper(
-    key="amini2024direct",
-    title="Direct Preference Optimization with an Offset",
-    authors="Amini et al.",
-    year=2024,
-    arxiv="2402.10571",
-)
-KTO = Paper(
-    key="ethayarajh2024kto",
-    title="KTO: Model Alignment as Prospect Theoretic Optimization",
-    authors="Ethayarajh et al.",
-    year=2024,
-    arxiv="2402.01306",
-)
-AOT = Paper(
-    key="melnyk2024distributional",
-    title="Distributional Preference Alignment of LLMs via Optimal Transport",
-    authors="Melnyk et al.",
-    year=2024,
-    arxiv="2406.05882",
-)
-WPO = Paper(
-    key="zhou2024wpo",
-    title="WPO: Enhancing RLHF with Weighted Preference Optimization",
-    authors="Zhou et al.",
-    year=2024,
-    arxiv="2406.11827",
-)
+ODPO = Paper("Amini et al.", "Direct Preference Optimization with an Offset", "2402.10571")
+KTO = Paper("Ethayarajh et al.", "KTO: Model Alignment as Prospect Theoretic Optimization", "2402.01306")
+AOT = Paper("Melnyk et al.", "Distributional Preference Alignment of LLMs via Optimal Transport", "2406.05882")
+WPO = Paper("Zhou et al.", "WPO: Enhancing RLHF with Weighted Preference Optimization", "2406.11827")
 CPO_SIMPO = Paper(
-    key="xu2024joint",
-    title="The joint of Contrastive Preference Optimization (CPO) & Simple Preference Optimization (SimPO)",
-    authors="Xu",
-    year=2024,
+    "Xu",
+    "The joint of Contrastive Preference Optimization (CPO) & Simple Preference Optimization (SimPO)",
+    published=2024,
     url="https://github.com/fe1ixxu/CPO_SIMPO",
 )
-ALPHA_PO = Paper(
-    key="gupta2025alphapo",
-    title="AlphaPO: Reward Shape Matters for LLM Alignment",
-    authors="Gupta et al.",
-    year=2025,
-    arxiv="2501.03884",
-)
+ALPHA_PO = Paper("Gupta et al.", "AlphaPO: Reward Shape Matters for LLM Alignment", "2501.03884")

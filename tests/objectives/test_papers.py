@@ -101,7 +101,7 @@ def test_a_citation_is_a_remark() -> None:
 
 
 def test_a_part_from_elsewhere_may_name_its_own_paper() -> None:
-    own = Paper(key="me", title="Mine", authors="Me", year=2025, url="https://example.org")
+    own = Paper("Me", "Mine", published=2025, url="https://example.org")
 
     @dataclass(frozen=True)
     class Wrapper:
