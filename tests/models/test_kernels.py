@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 
 from lit_align.models import ForwardPass, Loading, load_causal_lm
 from lit_align.models import loading as kernels
-from lit_align.modules.log_probs import Sources
+from lit_align.modules.log_probs import LogProbReaders
 from tests.models.architectures import named, telling_batch
 
 
@@ -29,7 +29,7 @@ def test_compiled_layers_give_the_same(layout: Any, backend: str, monkeypatch: p
     assert list(plain.state_dict()) == list(compiled.state_dict())
     found = {}
     for model, how in ((plain, ForwardPass(layout=layout)), (compiled, ForwardPass(layout=layout, compile=True))):
-        sources = Sources(how)
+        sources = LogProbReaders(how)
         values = [sources.read(model, pairs) for pairs in (batch, short)]
         model.zero_grad()
         values[0].sum().backward()
@@ -43,7 +43,7 @@ def test_compiled_layers_give_the_same(layout: Any, backend: str, monkeypatch: p
 def test_nothing_is_compiled_unless_it_is_asked_for() -> None:
     counters.clear()
     model = named("llama")
-    Sources(ForwardPass(layout="shared")).read(model, telling_batch())
+    LogProbReaders(ForwardPass(layout="shared")).read(model, telling_batch())
     assert not counters["frames"]
 
 
