@@ -130,7 +130,7 @@ class Whole(LitReward):
     """A module that builds its model as if there were one process."""
 
     def configure_model(self) -> None:
-        self.model = self.build_model()
+        self.model = self.build_trained_model()
 
 
 def test_a_module_that_does_not_cut_its_weights_is_refused(rows: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing_extensions import override
 from lit_align.data import PreferenceData
 from lit_align.models import Precomputed
 from lit_align.modules import LitModule
-from lit_align.modules.step_totals import optimizer_steps, run_data
+from lit_align.modules.step_totals import planned_steps, run_data
 from lit_align.types import PairBatch
 
 RowsBySplit: TypeAlias = dict[str, list[int]]
@@ -112,7 +112,7 @@ class _RunRows:
     def _used_rows(self, split: str) -> list[int]:
         """Return the training rows that the run's steps will reach, or all rows of another split."""
         if split == "train":
-            return self.data.training_rows(optimizer_steps(self.trainer))
+            return self.data.training_rows(planned_steps(self.trainer))
         is_used = split != "validation" or self.trainer.limit_val_batches != 0
         return list(range(len(self.data.splits[split].store))) if is_used else []
 

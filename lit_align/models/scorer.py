@@ -62,15 +62,18 @@ class Scorer(ABC):
 
     @property
     def model(self) -> ScoreModel | None:
-        """The score model that is read; None where something else scores."""
+        """The score model; None by default."""
         return None
 
     def ready(self) -> AbstractContextManager[None]:
         """Return the context in which scores are computed; all processes enter it equally often."""
-        return nullcontext()
+        return nullcontext() if self.model is None else unsharded(self.model)
 
-    def apply(self, change: Callable[[Tensor], Tensor]) -> None:  # noqa: B027
-        """Move or cast weights along with the policy's; does nothing by default."""
+    def apply(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Move or cast the model's weights along with the policy's."""
+        if self.model is not None:
+            apply: Any = self.model._apply
+            apply(change)
 
     @abstractmethod
     def __call__(self, batch: PairBatch, texts: Texts) -> Any:
@@ -113,16 +116,6 @@ class RewardModel(Scorer):
     @override
     def model(self) -> ScoreModel | None:
         return self._model
-
-    @override
-    def ready(self) -> AbstractContextManager[None]:
-        return nullcontext() if self._model is None else unsharded(self._model)
-
-    @override
-    def apply(self, change: Callable[[Tensor], Tensor]) -> None:
-        if self._model is not None:
-            apply: Any = self._model._apply
-            apply(change)
 
     @torch.no_grad()
     @override

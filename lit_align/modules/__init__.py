@@ -1,4 +1,4 @@
-"""The Lightning modules: they orchestrate, the mathematics is elsewhere."""
+"""The Lightning modules, one per task."""
 
 from typing import TypeAlias
 
@@ -8,8 +8,6 @@ from lit_align.modules.preference import LitPreference
 from lit_align.modules.reward import LitReward
 from lit_align.modules.schedule import Constant, Cosine, Linear, Schedule
 
-PolicyModule: TypeAlias = LitPreference | LitOnline
-"""A module that trains a policy."""
 Module: TypeAlias = LitPreference | LitOnline | LitReward
 """Any of the modules."""
 
@@ -22,6 +20,5 @@ __all__ = [
     "LitPreference",
     "LitReward",
     "Module",
-    "PolicyModule",
     "Schedule",
 ]

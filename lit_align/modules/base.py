@@ -1,7 +1,8 @@
-"""The common base of modules whose optimizer steps are means over all pairs of the step, however it is split."""
+"""The common base of the modules, and that of the modules that train a policy beside a reference."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -9,22 +10,23 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from peft import PeftModel
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
+from transformers import PreTrainedModel
 from typing_extensions import override
 
-from lit_align.models import ForwardPass, LoRA
-from lit_align.modules.build import check_state_dict, trainable_state_dict
+from lit_align.models import ForwardPass, LoRA, load_causal_lm
+from lit_align.modules.build import build_models, check_state_dict, frozen_reference, trainable_state_dict
 from lit_align.modules.grad_cache import split_into_chunks
 from lit_align.modules.lit_module import LitModule
 from lit_align.modules.log_probs import LogProbReaders
-from lit_align.modules.reports import report
+from lit_align.modules.reports import check_precision, report, restore_sums, sums_of
 from lit_align.modules.schedule import Schedule
 from lit_align.modules.step_totals import (
     NonFiniteError,
     StepTotals,
-    optimizer_steps,
     run_data,
     total_norm,
     total_over_ranks,
@@ -37,7 +39,8 @@ class LitBase(LitModule):
     """Accumulates gradients of weighted losses over an optimizer step, and divides once by the total weight.
 
     A subclass returns the weighted sum of its losses from ``training_step``, multiplied by the number of processes and
-    of accumulated batches, by which Lightning divides; and adds each batch to ``step_totals``.
+    of accumulated batches, by which Lightning divides; and adds each batch to ``step_totals``. One that takes its
+    optimizer steps itself does the same before each.
 
     Args:
         metrics: of training; their states are sums.
@@ -67,6 +70,16 @@ class LitBase(LitModule):
         self._step_weight = 0.0
         self._last_step = 0
         self._loaded_step = 0
+
+    @property
+    def summed_metrics(self) -> dict[str, Metric]:
+        """The metrics of training that a checkpoint keeps, by the prefix of their states in it."""
+        return {"": self.train_metrics}
+
+    @override
+    def setup(self, stage: str) -> None:
+        self.step_totals.reset()
+        check_precision(self.trainer.precision, self.loading, self.lora)
 
     def chunks(self, batch: PairBatch, batch_level: bool = False) -> list[PairBatch]:
         """Split a batch into chunks that go through the model one at a time; see `ForwardPass.tokens_at_once`.
@@ -118,7 +131,9 @@ class LitBase(LitModule):
         self.after_step(step)
         every = trainer.log_every_n_steps
         if (every and step % every == 0) or step == self._last_step:
-            report(self, "train", self.training_values(optimizer.param_groups[0]["lr"]), step)
+            values = self.training_values(optimizer.param_groups[0]["lr"])
+            rate = self.step_totals.rate(int(values["tokens_seen"]))
+            report(self, "train", {**values, "throughput/tokens_per_second": torch.tensor(rate)}, step)
 
     def after_step(self, step: int) -> None:
         """Advance what follows the policy.
@@ -128,33 +143,114 @@ class LitBase(LitModule):
         """
 
     def training_values(self, learning_rate: float) -> dict[str, Tensor]:
-        """Compute the metrics over all pairs since the last report; equal on all ranks, except for throughput.
+        """Compute the metrics since the last report, equal on all ranks, and reset them.
 
         Args:
             learning_rate: of the step.
         """
         values: dict[str, Tensor] = self.train_metrics.compute()
         self.train_metrics.reset()
-        tokens = total_over_ranks(self.step_totals.tokens, self.trainer.strategy)
         values["grad_norm"] = self._gradient_norm
         values["learning_rate"] = torch.tensor(learning_rate)
-        values["tokens_seen"] = tokens
-        values["throughput/tokens_per_second"] = torch.tensor(self.step_totals.rate(int(tokens)))
+        values["tokens_seen"] = total_over_ranks(self.step_totals.tokens, self.trainer.strategy)
         return values
+
+    @abstractmethod
+    def evaluation_values(self) -> dict[str, Tensor]:
+        """Compute the metrics of an evaluation over all ranks."""
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        self._report_evaluation("val")
+
+    @override
+    def on_test_epoch_start(self) -> None:
+        self.on_validation_epoch_start()
+
+    @override
+    def test_step(self, batch: PairBatch, batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+    @override
+    def on_test_epoch_end(self) -> None:
+        self._report_evaluation("test")
+
+    def _report_evaluation(self, stage: str) -> None:
+        values = self.evaluation_values()
+        if not self.trainer.sanity_checking:
+            report(self, stage, values, self.global_step or self._loaded_step)
+
+    def parameter_groups(self) -> list[Any]:
+        """Return the trainable parameters as an optimizer takes them."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     @override
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)
-        total = self._last_step = optimizer_steps(self.trainer)
+        optimizer = self.optimizer(self.parameter_groups())
+        total = self._last_step = self.planned_steps
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = trainable_state_dict(self, self.lora, checkpoint["state_dict"])
+        checkpoint["sums"] = sums_of(self.summed_metrics, self.step_totals, self.trainer.strategy)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Raises a ValueError if the weights are not those of an adapter like this one.
         check_state_dict(self, self.lora, checkpoint["state_dict"])
         self._loaded_step = int(checkpoint["global_step"])
+        restore_sums(checkpoint.get("sums"), self.summed_metrics, self.step_totals, self)
+
+
+class LitPolicy(LitBase):
+    """Trains a policy, beside a frozen reference if the objective needs one."""
+
+    policy: PreTrainedModel | PeftModel
+
+    @override
+    def configure_model(self) -> None:
+        if "policy" not in self._modules:
+            self.policy = build_models(self, self.build_trained_model, self.reference)
+            if self.reference is not None:
+                self.reference.read_with(self.readers.read)
+            self.policy.train()
+
+    @property
+    @override
+    def trained_model(self) -> nn.Module:
+        return self.policy
+
+    @override
+    def build_trained_model(self) -> PreTrainedModel | PeftModel:
+        model = load_causal_lm(self.policy_name, self.loading)
+        return model if self.lora is None else self.lora.wrap(model)
+
+    @override
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LitPolicy:
+        apply: Any = super()._apply
+        apply(fn, recurse)
+        if self.reference is not None:
+            self.reference.apply(fn)
+        return self
+
+    def frozen_models(self) -> list[nn.Module]:
+        """Return the models that are read beside the policy and not trained."""
+        return frozen_reference(self.reference, self.policy)
+
+    @override
+    def after_step(self, step: int) -> None:
+        if self.reference is not None:
+            self.reference.after_step(self.policy, step)
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["reference"] = {} if self.reference is None else self.reference.state_dict()
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if self.reference is not None and checkpoint.get("reference"):
+            self.reference.load_state_dict(checkpoint["reference"])

@@ -1,4 +1,4 @@
-"""Builds the models of a module, whole or cut among the processes, as the trainer's strategy wants them."""
+"""Building of a module's models, whole or sharded as the trainer's strategy requires, and their state dicts."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from lit_align.models.sharding import Built, fill, shard, without_weights
 
 
 class Builder:
-    """Builds models whole, or cut: then rank zero alone reads each, and gives every process its rows.
+    """Builds models whole, or sharded: then only rank zero reads the weights, and sends every process its shards.
 
     Args:
-        module: whose trainer says how weights are spread; one without a trainer has them whole.
+        module: its trainer's strategy decides; without a trainer models are whole.
     """
 
     def __init__(self, module: LightningModule) -> None:
@@ -27,30 +27,30 @@ class Builder:
         self.mesh = module.device_mesh
 
     def __call__(self, source: Callable[[], Built]) -> Built:
-        """One model.
+        """Build one model.
 
         Args:
-            source: reads it from its files.
+            source: loads it from its files.
         """
         if self.mesh is None:
             return source()
         with without_weights():
-            built = source()
-        self.cut(built)
-        self.fill([built], source)
-        return built
+            model = source()
+        self.shard(model)
+        self.fill([model], source)
+        return model
 
-    def cut(self, model: nn.Module) -> None:
-        """Cut a model without weights in place."""
+    def shard(self, model: nn.Module) -> None:
+        """Shard a model without weights in place."""
         assert self.mesh is not None
         shard(model, self.mesh["data_parallel"], self._module.trainer.precision == "bf16-mixed")
 
     def fill(self, models: list[nn.Module], source: Callable[[], nn.Module]) -> None:
-        """Give cut models of the same parameters their weights.
+        """Load the same weights into sharded models of the same parameters.
 
         Args:
             models: without weights.
-            source: reads them; called on rank zero only.
+            source: loads them; called on rank zero only.
         """
         fill(models, source, self._module.trainer.strategy.root_device)
 
@@ -61,28 +61,30 @@ def build_models(
     """Build the policy and attach the reference.
 
     Args:
-        module: whose trainer says how the weights are spread.
-        policy: builds the policy from its files.
+        module: its trainer's strategy decides whether models are sharded.
+        policy: loads the policy from its files.
         reference: to attach; None for none.
     """
     build = Builder(module)
     if build.mesh is None:
-        built = policy()
+        model = policy()
         if reference is not None:
-            reference.attach(built)
-        return built
+            reference.attach(model)
+        return model
     with without_weights():
-        built = policy()
+        model = policy()
         if reference is not None:
-            reference.attach(built)
-    build.cut(built)
-    copies: list[nn.Module] = [built]
+            reference.attach(model)
+    build.shard(model)
+    copies: list[nn.Module] = [model]
     if reference is not None:
-        copies += _cut_reference(build, reference, built)
-    build.fill(copies, _identified(reference, policy))
+        copies += _shard_reference(build, reference, model)
+    build.fill(copies, _identifying(reference, policy))
     if isinstance(reference, Precomputed):
-        _agree(reference)
-    return built
+        identity = [reference.identity]
+        torch.distributed.broadcast_object_list(identity, src=0)
+        reference.identity = identity[0]
+    return model
 
 
 def frozen_reference(reference: Reference | None, policy: nn.Module) -> list[nn.Module]:
@@ -98,69 +100,61 @@ def frozen_reference(reference: Reference | None, policy: nn.Module) -> list[nn.
         return [] if model is policy else [model]
 
 
-def _cut_reference(build: Builder, reference: Reference, policy: nn.Module) -> list[nn.Module]:
-    """Cut what the reference reads; what is left to be filled with the policy's weights."""
-    with reference.active() as model:
-        if model is policy:
-            return []
-        build.cut(model)
-        if not isinstance(reference, SecondModel | Precomputed) or reference.path is None:
-            return [model]
-        path, loading = reference.path, reference.loading
-        build.fill([model], _identified(reference, lambda: load_causal_lm(path, loading)))
-        return []
+def _shard_reference(build: Builder, reference: Reference, policy: nn.Module) -> list[nn.Module]:
+    """Shard the reference's model, and return it if it is still to be filled with the policy's weights."""
+    models = frozen_reference(reference, policy)
+    for model in models:
+        build.shard(model)
+    if not models or not isinstance(reference, SecondModel | Precomputed) or reference.path is None:
+        return models
+    path, loading = reference.path, reference.loading
+    build.fill(models, _identifying(reference, lambda: load_causal_lm(path, loading)))
+    return []
 
 
-def _identified(reference: Reference | None, source: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-    """The same source, which tells a reference that keeps log-probabilities whose they are while weights are whole."""
+def _identifying(reference: Reference | None, source: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    """Let a precomputed reference identify the model that a source loads, while its weights are whole."""
 
-    def read() -> nn.Module:
+    def load() -> nn.Module:
         model = source()
         if isinstance(reference, Precomputed) and not reference.identity:
             reference.identify(model)
         return model
 
-    return read
-
-
-def _agree(reference: Precomputed) -> None:
-    """Every process takes over what rank zero has found."""
-    told = [reference.identity]
-    torch.distributed.broadcast_object_list(told, src=0)
-    reference.identity = told[0]
+    return load
 
 
 def trainable_state_dict(module: nn.Module, lora: LoRA | None, state: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a state dict that a checkpoint keeps.
+    """Return the part of a state dict that a checkpoint keeps: that of the adapter, or all.
 
     Args:
-        module: whose state it is.
-        lora: its adapter; None keeps all.
+        module: the module.
+        lora: its adapter; None keeps all weights.
         state: name to weight.
     """
-    return dict(state) if lora is None else {name: state[name] for name in trained(module)}
+    return dict(state) if lora is None else {name: state[name] for name in trainable_names(module)}
 
 
 def check_state_dict(module: nn.Module, lora: LoRA | None, state: Mapping[str, Any]) -> None:
     """Raise if weights are not those of an adapter like the module's.
 
     Args:
-        module: that is to take them over.
-        lora: its adapter; None for any weights.
+        module: the module that loads them.
+        lora: its adapter; None accepts any weights.
         state: of a checkpoint.
 
     Raises:
-        ValueError: they are not.
+        ValueError: the names differ.
     """
-    if lora is not None and set(state) != trained(module):
+    if lora is not None and set(state) != trainable_names(module):
         raise ValueError("the checkpoint's weights are not those of this run's adapter (model.lora)")
 
 
-def trained(module: nn.Module) -> set[str]:
-    """Names of the weights that train.
+def trainable_names(module: nn.Module) -> set[str]:
+    """Return the names of the trainable weights.
 
     >>> layer = nn.Linear(2, 2)
-    >>> trained(layer.requires_grad_(False)), sorted(trained(layer.requires_grad_()))
+    >>> trainable_names(layer.requires_grad_(False)), sorted(trainable_names(layer.requires_grad_()))
     (set(), ['bias', 'weight'])
     """
     return {name for name, parameter in module.named_parameters() if parameter.requires_grad}

@@ -12,7 +12,7 @@ from lit_align.models import Loading, LoRA, Reference
 from lit_align.models.loading import save_causal_lm
 from lit_align.models.scorer import Scorer
 from lit_align.modules.log_probs import LogProbReaders
-from lit_align.modules.step_totals import optimizer_steps
+from lit_align.modules.step_totals import planned_steps
 from lit_align.objectives.base import Needs
 from lit_align.objectives.beta_scale import BetaReading
 
@@ -48,7 +48,7 @@ class LitModule(LightningModule):
     @property
     def planned_steps(self) -> int:
         """Optimizer steps of the whole fit."""
-        return optimizer_steps(self.trainer)
+        return planned_steps(self.trainer)
 
     @property
     def data_needs(self) -> Needs:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW
-from transformers import PreTrainedModel
 from typing_extensions import override
 
 from lit_align.compat.lightning import is_accumulating
@@ -22,17 +19,14 @@ from lit_align.models import (
     Loading,
     LoRA,
     Reference,
-    load_causal_lm,
 )
 from lit_align.models.lm_head.patch import sparse_embedding_grad
-from lit_align.modules.base import LitBase
-from lit_align.modules.build import build_models, frozen_reference
+from lit_align.modules.base import LitPolicy
 from lit_align.modules.global_batch import Evaluation
 from lit_align.modules.grad_cache import GradCache, backward_now
 from lit_align.modules.log_probs import LogProbs
 from lit_align.modules.objective_state import ObjectiveState
 from lit_align.modules.predict import pair_records
-from lit_align.modules.reports import check_precision, report, restore_sums, sums_of
 from lit_align.modules.schedule import Cosine, Schedule
 from lit_align.modules.setup_checks import (
     check_models,
@@ -50,7 +44,7 @@ from lit_align.objectives.pair_seed import evaluation_pair_seed, training_pair_s
 from lit_align.types import LossOutput, PairBatch, PairLogProbs, PairSeed, concatenate, map_tensors
 
 
-class LitPreference(LitBase):
+class LitPreference(LitPolicy):
     """Trains a policy on preference pairs with one objective.
 
     The gradient of an optimizer step is the weighted mean over all its pairs, whatever the micro-batches, the number
@@ -210,11 +204,10 @@ class LitPreference(LitBase):
     @override
     def setup(self, stage: str) -> None:
         # Discards what an interrupted run left, and checks everything that can be checked before any weight is read.
+        super().setup(stage)
         self._micro_batches = []
         self._evaluation.reset()
-        self.step_totals.reset()
         self.objective_state.reset()
-        check_precision(self.trainer.precision, self.loading, self.lora)
         data = run_data(self.trainer)
         if data is None:
             return
@@ -227,41 +220,10 @@ class LitPreference(LitBase):
             self.train_metrics.quarters = length_quarters(data.splits["train"])
             self.betas = read_scales(self.objective, data.splits["train"])
 
-    @override
-    def configure_model(self) -> None:
-        if "policy" in self._modules:
-            return
-        self.policy: PreTrainedModel | PeftModel = build_models(self, self.build_policy, self.reference)
-        if self.reference is not None:
-            self.reference.read_with(self.readers.read)
-        self.policy.train()
-
-    def build_policy(self) -> PreTrainedModel | PeftModel:
-        """Load the policy as it is before the first step, with its adapter if there is one."""
-        model = load_causal_lm(self.policy_name, self.loading)
-        return model if self.lora is None else self.lora.wrap(model)
-
-    @override
-    @property
-    @override
-    def trained_model(self) -> nn.Module:
-        return self.policy
-
-    @override
-    def build_trained_model(self) -> nn.Module:
-        return self.build_policy()
-
     @property
     @override
     def data_needs(self) -> Needs:
         return self.objective.needs
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LitPreference:
-        move: Any = super()._apply
-        move(fn, recurse)
-        if self.reference is not None:
-            self.reference.apply(fn)
-        return self
 
     # ── steps and evaluation ────────────────────────────────────────────────────────────────────────────────────
 
@@ -282,15 +244,10 @@ class LitPreference(LitBase):
             self.log_probs(part)  # the objective is evaluated on all parts together, and then each part is read again
         return self._log_probs.policy_alone(part).sum()
 
-    def frozen_models(self) -> list[nn.Module]:
-        """Return the models that are read beside the policy and not trained."""
-        return frozen_reference(self.reference, self.policy)
-
     @override
     def after_step(self, step: int) -> None:
+        super().after_step(step)
         self.objective_state.advance(self._step_weight, self.trainer.strategy)
-        if self.reference is not None:
-            self.reference.after_step(self.policy, step)
 
     @override
     def training_values(self, learning_rate: float) -> dict[str, Tensor]:
@@ -303,41 +260,24 @@ class LitPreference(LitBase):
         self._evaluation.update(self(batch), batch)
 
     @override
-    def on_validation_epoch_end(self) -> None:
-        self._report_evaluation("val")
-
-    @override
-    def test_step(self, batch: PairBatch, batch_idx: int) -> None:
-        self.validation_step(batch, batch_idx)
-
-    @override
-    def on_test_epoch_end(self) -> None:
-        self._report_evaluation("test")
-
-    @override
     def predict_step(self, batch: PairBatch, batch_idx: int) -> list[dict[str, Any]]:
         return pair_records(self(batch), batch, self.objective)
 
-    def _report_evaluation(self, stage: str) -> None:
-        values = self._evaluation.compute(self.trainer, self.device)
-        if not self.trainer.sanity_checking:
-            report(self, stage, values, self.global_step or self._loaded_step)
+    @override
+    def evaluation_values(self) -> dict[str, Tensor]:
+        return self._evaluation.compute(self.trainer, self.device)
 
     # ── state ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["sums"] = sums_of(self.train_metrics, self.step_totals, self.trainer.strategy)
         checkpoint["sums_of"] = list(self.train_metrics.names)
         checkpoint["running"] = dict(self.objective_state.values)
-        checkpoint["reference"] = {} if self.reference is None else self.reference.state_dict()
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if checkpoint.get("sums_of") != list(self.train_metrics.names):
+            checkpoint = {**checkpoint, "sums": None}
         super().on_load_checkpoint(checkpoint)
         self.objective_state.load(checkpoint.get("running", {}))
-        if self.reference is not None and checkpoint.get("reference"):
-            self.reference.load_state_dict(checkpoint["reference"])
-        same = checkpoint.get("sums_of") == list(self.train_metrics.names)
-        restore_sums(checkpoint["sums"] if same else None, self.train_metrics, self.step_totals, self)

@@ -82,26 +82,31 @@ def prefixed(prefix: str, metric: Metric) -> dict[str, Tensor]:
     return {f"{prefix}/{name}": value for name, value in metric.compute().items()}
 
 
-def sums_of(metric: Metric, step_totals: StepTotals, strategy: Strategy) -> dict[str, Tensor]:
+def sums_of(metrics: Mapping[str, Metric], step_totals: StepTotals, strategy: Strategy) -> dict[str, Tensor]:
     """Return the sums over all ranks that a resumed run continues from. Every rank must call this.
 
     Args:
-        metric: its states are sums.
+        metrics: metrics whose states are sums, by a prefix for the names of these states.
         step_totals: its tokens are a sum.
         strategy: of the run.
     """
-    parts: dict[str, Any] = {"tokens": step_totals.tokens, **metric.metric_state}
-    return {name: total_over_ranks(value, strategy) for name, value in parts.items()}
+    sums = {"tokens": step_totals.tokens}
+    for prefix, metric in metrics.items():
+        sums |= {f"{prefix}{name}": torch.as_tensor(getattr(metric, name)) for name in metric.metric_state}
+    return {name: total_over_ranks(value, strategy) for name, value in sums.items()}
 
 
 def restore_sums(
-    sums: Mapping[str, Tensor] | None, metric: Metric, step_totals: StepTotals, module: LightningModule
+    sums: Mapping[str, Tensor] | None,
+    metrics: Mapping[str, Metric],
+    step_totals: StepTotals,
+    module: LightningModule,
 ) -> None:
     """Load the sums of a checkpoint on rank zero; other ranks start from zero, so that the totals are right.
 
     Args:
         sums: returned by ``sums_of``; None for a checkpoint without them.
-        metric: its states are loaded.
+        metrics: as for ``sums_of``.
         step_totals: its tokens are loaded.
         module: gives rank and device.
     """
@@ -110,5 +115,6 @@ def restore_sums(
     first = module.global_rank == 0
     step_totals.resume(sums["tokens"] if first else torch.zeros_like(sums["tokens"]), int(sums["tokens"]))
     if first:
-        for name in metric.metric_state:
-            setattr(metric, name, sums[name].to(module.device))
+        for prefix, metric in metrics.items():
+            for name in metric.metric_state:
+                setattr(metric, name, sums[f"{prefix}{name}"].to(module.device))

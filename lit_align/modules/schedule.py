@@ -1,4 +1,4 @@
-"""How the learning rate moves over the optimizer steps of a run."""
+"""Schedules of the learning rate over the optimizer steps of a run."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from typing_extensions import override
+
 
 class Schedule(ABC):
     """A factor on the learning rate for each optimizer step."""
 
     @abstractmethod
     def factor(self, step: int, total: int) -> float:
-        """The factor at optimizer step ``step`` (from 0) of ``total``."""
+        """Return the factor at optimizer step ``step`` (from 0) of ``total``."""
 
 
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """Warm up, then stay.
+    """Warm up, then stay constant.
 
     Args:
         warmup: share of all steps over which the rate rises from just above 0.
@@ -31,14 +33,14 @@ class Constant(Schedule):
     def __post_init__(self) -> None:
         _check_share("Constant", "warmup", self.warmup)
 
+    @override
     def factor(self, step: int, total: int) -> float:
-        """See ``Schedule``."""
         return _rise(step, total, self.warmup)
 
 
 @dataclass(frozen=True)
 class Linear(Schedule):
-    """Warm up, then fall in a straight line to 0 behind the last step.
+    """Warm up, then decrease linearly to 0 after the last step.
 
     Args:
         warmup: share of all steps over which the rate rises.
@@ -52,18 +54,18 @@ class Linear(Schedule):
     def __post_init__(self) -> None:
         _check_share("Linear", "warmup", self.warmup)
 
+    @override
     def factor(self, step: int, total: int) -> float:
-        """See ``Schedule``."""
         return _rise(step, total, self.warmup) * (1 - _fallen(step, total, self.warmup))
 
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    r"""Warm up, then fall along half a cosine: $f + (1 - f)\,\tfrac12(1 + \cos \pi p)$ at progress p.
+    r"""Warm up, then decrease along half a cosine: $f + (1 - f)\,\tfrac12(1 + \cos \pi p)$ at progress p.
 
     Args:
         warmup: share of all steps over which the rate rises.
-        floor: the factor f that it falls to.
+        floor: the factor f at the end.
 
     >>> [round(Cosine(warmup=0.0).factor(step, 4), 3) for step in range(4)]
     [1.0, 0.854, 0.5, 0.146]
@@ -76,8 +78,8 @@ class Cosine(Schedule):
         _check_share("Cosine", "warmup", self.warmup)
         _check_share("Cosine", "floor", self.floor)
 
+    @override
     def factor(self, step: int, total: int) -> float:
-        """See ``Schedule``."""
         wave = 0.5 * (1 + math.cos(math.pi * _fallen(step, total, self.warmup)))
         return _rise(step, total, self.warmup) * (self.floor + (1 - self.floor) * wave)
 

@@ -98,11 +98,19 @@ class StepTotals:
         return new / seconds if seconds > 0 else 0.0
 
     def add(self, outcome: Outcome, batch: PairBatch) -> None:
-        """Add a chunk."""
-        self.weight = self.weight.to(batch.weight.device) + batch.weight.sum()
+        """Add a chunk of pairs."""
+        self.add_losses(outcome.loss.detach(), batch.index, batch.weight.sum())
+        self.add_tokens(batch)
+
+    def add_losses(self, loss: Tensor, index: Tensor, weight: Tensor) -> None:
+        """Add losses of rows of the training data, and their total weight."""
+        self.weight = self.weight.to(weight.device) + weight
+        self._rows.append((index, loss))
+
+    def add_tokens(self, batch: PairBatch) -> None:
+        """Count the tokens of a batch; copies of weight 0 are left out."""
         real = (batch.attention_mask.sum((1, 2)) * (batch.weight > 0)).sum()
         self.tokens = self.tokens.to(real.device) + real
-        self._rows.append((batch.index, outcome.loss.detach()))
 
     @property
     def batches(self) -> int:
@@ -175,21 +183,26 @@ def run_data(trainer: Trainer) -> Any:
     return host.datamodule
 
 
-def optimizer_steps(trainer: Trainer) -> int:
+def planned_steps(trainer: Trainer, steps_per_batch: int = 1) -> int:
     """Return the number of optimizer steps of a fit.
 
     The number of batches comes from the data module. ``trainer.estimated_stepping_batches`` would build the loader too
     early, and Lightning would lose the position that a checkpoint has restored.
+
+    Args:
+        trainer: of the run; the fit ends after the batch in which ``max_steps`` is reached.
+        steps_per_batch: optimizer steps for each batch, or for each group of accumulated batches.
     """
+    limit = math.ceil(trainer.max_steps / steps_per_batch) * steps_per_batch if trainer.max_steps > 0 else None
     if trainer.max_epochs is None or trainer.max_epochs < 0:
-        return trainer.max_steps if trainer.max_steps > 0 else _unknown()
+        if limit is None:
+            raise ValueError(
+                "trainer.max_epochs and trainer.max_steps are both open: set one, the schedule needs an end"
+            )
+        return limit
     data = run_data(trainer)
     batches = data.train_batches if data is not None else trainer.num_training_batches
-    limit = trainer.limit_train_batches
-    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    steps = math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs
-    return min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
-
-
-def _unknown() -> int:
-    raise ValueError("trainer.max_epochs and trainer.max_steps are both open: set one, the schedule needs an end")
+    share = trainer.limit_train_batches
+    batches = min(batches, share) if isinstance(share, int) else int(batches * share)
+    steps = math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs * steps_per_batch
+    return steps if limit is None else min(steps, limit)

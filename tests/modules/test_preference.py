@@ -17,7 +17,7 @@ from lit_align.data import PreferenceData
 from lit_align.models import ForwardPass, HeadGradientAccumulator, LoRA, SecondModel, response_log_probs
 from lit_align.models.logps.plain import packed_mask
 from lit_align.modules import LitPreference
-from lit_align.modules.step_totals import NonFiniteError, optimizer_steps
+from lit_align.modules.step_totals import NonFiniteError, planned_steps
 from lit_align.objectives import (
     SFT,
     AnchoredApart,
@@ -202,7 +202,7 @@ def test_the_steps_announced_are_the_steps_taken(
 
     class Ask(Callback):
         def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-            announced.append(optimizer_steps(trainer))
+            announced.append(planned_steps(trainer))
 
     host = trainer(tmp_path, Ask(), **settings)
     host.fit(LitPreference(POLICY, dpo()), datamodule=pairs(rows))

@@ -126,7 +126,7 @@ def test_an_adapter_and_the_head_alone_are_trained(rows: Path, tmp_path: Path) -
     """At first the adapter changes nothing: the head moves as it does without one."""
     plain, _ = run(rows, tmp_path, 11)
     module = LitReward(POLICY, lora=LoRA(rank=2), optimizer=sgd, schedule=Constant())
-    start = dict(module.build_model().named_parameters())
+    start = dict(module.build_trained_model().named_parameters())
     trainer(tmp_path, max_epochs=1).fit(module, pairs(rows, 11))
     moved = {name for name, weight in module.model.named_parameters() if not torch.equal(weight, start[name])}
     assert any("lora_B" in name for name in moved)

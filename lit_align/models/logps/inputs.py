@@ -64,11 +64,11 @@ class Attention:
 def padded(batch: PairBatch) -> ModelInputs:
     """Build one padded row per sequence, leaving out absent sides."""
     mask, width = scored(batch).flatten(0, 1), batch.input_ids.shape[-1]
-    there = mask.any(-1).nonzero().squeeze(-1)
-    there = there if len(there) else there.new_zeros(1)
-    row, token = mask[there].nonzero(as_tuple=True)
+    present = mask.any(-1).nonzero().squeeze(-1)
+    present = present if len(present) else present.new_zeros(1)
+    row, token = mask[present].nonzero(as_tuple=True)
     parts = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    inputs = {name: part.flatten(0, 1)[there] for name, part in parts.items()}
+    inputs = {name: part.flatten(0, 1)[present] for name, part in parts.items()}
     return ModelInputs(inputs, row * width + token - 1, _tokens(batch))
 
 

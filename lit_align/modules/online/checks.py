@@ -1,4 +1,4 @@
-"""What an on-policy run is asked before any weight is read."""
+"""Settings of an on-policy run, and what is checked of them before any weight is read."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import final
 
 from lightning.pytorch import Trainer
 
+from lit_align.data import PreferenceData
 from lit_align.models import ForwardPass, Loading
 from lit_align.models.generation import Sampling
 from lit_align.models.score_model import Value
 from lit_align.models.scorer import RewardModel, Scorer
-from lit_align.modules.setup_checks import TokenSizes, check_fit, check_reference
+from lit_align.modules.setup_checks import check_fit, check_reference, refuse_columns
 from lit_align.modules.step_totals import run_data
 from lit_align.online.objective import OnlineObjective
 
@@ -53,87 +54,76 @@ class Settings:
 
     @property
     def cautions(self) -> tuple[str, ...]:
-        """What moves the optimum that a user may not expect, one sentence each."""
-        found = list(self.objective.cautions)
+        """One sentence for each setting that moves the optimum in a way that a user may not expect."""
+        cautions = list(self.objective.cautions)
         for name, value in (("top_p", self.sampling.top_p), ("temperature", self.sampling.temperature)):
             if value != 1 and self.objective.matches_preferences:
-                found.append(
+                cautions.append(
                     f"model.sampling.{name} is {value:g}: the responses are not the policy's own, and preference "
                     "matching is about the policy's own distribution; take 1"
                 )
         if self.objective.needs.own_samples and self.steps > 1:
-            found.append(
+            cautions.append(
                 f"the surrogate is right only for the first of the {self.steps} optimizer steps on a rollout; take "
                 "Clipped, or set model.epochs and model.minibatches to 1"
             )
-        return tuple(found)
+        return tuple(cautions)
 
 
-def checked_forward_pass(how: ForwardPass) -> ForwardPass:
-    """The same, unless it asks for what an on-policy run does otherwise.
-
-    Args:
-        how: of ``model.forward_pass``.
-
-    Raises:
-        ValueError: it does.
-    """
-    if how.tokens_at_once is not None:
-        raise ValueError(
-            f"model.forward_pass.tokens_at_once is {how.tokens_at_once}; an on-policy run takes model.micro_batch "
-            "responses at once: set that, and leave this out"
-        )
-    if how.compile:
-        raise ValueError(
-            "model.forward_pass.compile is true; layers are compiled for runs that read alone, and an on-policy run "
-            "writes with its policy, token by token: leave it out"
-        )
-    return how
-
-
-def check_value(objective: OnlineObjective, value: Value) -> None:
-    """Raise if a value model is described that nothing needs.
+def check_arguments(
+    objective: OnlineObjective, value: Value, gradient_clip: float | None, forward_pass: ForwardPass
+) -> None:
+    """Raise if an argument of ``LitOnline`` is out of its range, or has no effect on an on-policy run.
 
     Args:
         objective: of the run.
-        value: of ``model.value``.
+        value: ``model.value``.
+        gradient_clip: ``model.gradient_clip``.
+        forward_pass: ``model.forward_pass``.
 
     Raises:
-        ValueError: it is.
+        ValueError: names the argument.
     """
+    if gradient_clip is not None and not gradient_clip > 0:
+        raise ValueError(f"model.gradient_clip is {gradient_clip}; expected a number above 0, or null")
     if not objective.needs.values and value != Value():
         raise ValueError(
             f"model.value is {value}, but the objective's advantage needs no value model: leave it out, or take GAE"
         )
+    if forward_pass.tokens_at_once is not None:
+        raise ValueError(
+            f"model.forward_pass.tokens_at_once is {forward_pass.tokens_at_once}; an on-policy run reads "
+            "model.micro_batch responses at once: set that, and leave this out"
+        )
+    if forward_pass.compile:
+        raise ValueError(
+            "model.forward_pass.compile is true; layers are compiled for runs that only read, and an on-policy run "
+            "generates with its policy, token by token: leave it out"
+        )
 
 
 def check_run(settings: Settings, trainer: Trainer, policy: str, loading: Loading, score: Scorer) -> None:
-    """Raise if data and models do not go together.
+    """Raise if data and models do not fit together.
 
     Args:
         settings: of the run.
         trainer: of the run.
         policy: name of the policy.
-        loading: how it is read.
-        score: what scores its responses.
+        loading: of the policy.
+        score: of the run.
 
     Raises:
-        FileNotFoundError: a model is not there.
-        ValueError: they do not.
+        FileNotFoundError: a model does not exist.
+        ValueError: the data is no ``PreferenceData``, has columns that would be ignored, or does not fit a model.
     """
     data = run_data(trainer)
-    if data is None:
+    if not isinstance(data, PreferenceData):
         raise ValueError("on-policy training needs the run's data to be a PreferenceData: it asks it for prompts")
     for name, split in data.splits.items():
-        ignored = sorted(split.honoured | ({"weight"} if bool((split.values.weight != 1).any()) else set()))
-        if ignored:
-            leave_out = ", ".join(f"{column}: null" for column in ignored)
-            raise ValueError(
-                f"data.{name} has the columns {', '.join(ignored)}, which an on-policy run would ignore: it takes "
-                f"prompts alone; if that is right, leave them out: data.columns: {{{leave_out}}}"
-            )
+        weight = {"weight"} if bool((split.values.weight != 1).any()) else set()
+        refuse_columns(name, split.honoured | weight, "an on-policy run, which takes prompts alone,")
     prompts = max((int(split.store.part_lengths[:, 0].max()) for split in data.splits.values()), default=0)
     longest = max(data.longest, prompts + settings.sampling.max_new_tokens)
-    check_fit(TokenSizes(data.tokenizer_name, data.vocabulary, data.pad_token, longest), policy, loading.revision)
+    check_fit(data, policy, loading.revision, longest)
     if isinstance(score, RewardModel):
         check_reference(score.path, policy, (score.loading.revision, loading.revision))

@@ -18,8 +18,8 @@ from lit_align.models.loading import Loading
 from lit_align.models.score_model import Value
 from lit_align.models.scorer import KnownScore, ScoreError
 from lit_align.modules import Constant, LitOnline
-from lit_align.modules.online.rollout import Draw, Drawn
-from lit_align.modules.online.update import Update
+from lit_align.modules.online.rollout import RolloutBatch, RolloutSampler
+from lit_align.modules.online.update import GradientAccumulator
 from lit_align.modules.step_totals import NonFiniteError
 from lit_align.online import GAE, RLHF, Clipped, GreedyBaseline, LeaveOneOut, OnlineObjective, Reinforce, ResponseSum
 from lit_align.online.presets import conditional_pm_rlhf, kl_rlhf, pm_rlhf
@@ -44,28 +44,28 @@ def prompts(rows: Path, batch_size: int = 4) -> PreferenceData:
     return PreferenceData(train=str(rows), tokenizer=POLICY, batch_size=batch_size)
 
 
-class Seen(Callback):
-    """Keeps what was drawn, and the weights before the first step."""
+class Recorder(Callback):
+    """Keeps the rollouts of a run."""
 
     def __init__(self) -> None:
-        self.drawn: list[Drawn] = []
+        self.rollouts: list[RolloutBatch] = []
 
     def on_fit_start(self, trainer: Any, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, LitOnline)
-        inner = pl_module.draw
+        inner = pl_module.sample_rollout
 
-        def draw(*words: Any) -> Drawn:
-            self.drawn.append(inner(*words))
-            return self.drawn[-1]
+        def sample_rollout(*arguments: Any) -> RolloutBatch:
+            self.rollouts.append(inner(*arguments))
+            return self.rollouts[-1]
 
-        pl_module.draw = draw  # type: ignore[method-assign]
+        pl_module.sample_rollout = sample_rollout  # type: ignore[method-assign]
 
 
-def fit(rows: Path, folder: Path, module: LitOnline, batch_size: int = 4, **settings: Any) -> Seen:
-    seen = Seen()
+def fit(rows: Path, folder: Path, module: LitOnline, batch_size: int = 4, **settings: Any) -> list[RolloutBatch]:
+    recorder = Recorder()
     limits: dict[str, Any] = {"max_epochs": 1, "limit_train_batches": 1, **settings}
-    trainer(folder, seen, **limits).fit(module, prompts(rows, batch_size))
-    return seen
+    trainer(folder, recorder, **limits).fit(module, prompts(rows, batch_size))
+    return recorder.rollouts
 
 
 def distance(one: LitOnline, other: LitOnline) -> float:
@@ -73,30 +73,30 @@ def distance(one: LitOnline, other: LitOnline) -> float:
     return max(float((a - b).detach().abs().max()) for a, b in pairs)
 
 
-def test_nothing_holds_gradients_while_responses_are_drawn(
+def test_no_gradients_are_kept_while_responses_are_sampled(
     rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three rollouts: with the key-value cache, the next largest thing in memory."""
     module = lit()
-    there: list[bool] = []
-    inner = Draw._write
+    has_gradients: list[bool] = []
+    inner = RolloutSampler._generate
 
-    def write(self: Draw, policy: Any, *words: Any) -> Any:
-        there.append(any(weight.grad is not None for weight in policy.parameters()))
-        return inner(self, policy, *words)
+    def generate(self: RolloutSampler, *arguments: Any) -> Any:
+        has_gradients.append(any(weight.grad is not None for weight in self.policy.parameters()))
+        return inner(self, *arguments)
 
-    monkeypatch.setattr(Draw, "_write", write)
+    monkeypatch.setattr(RolloutSampler, "_generate", generate)
     fit(rows, tmp_path, module, limit_train_batches=3)
-    assert there == [False] * 3
+    assert has_gradients == [False] * 3
 
 
-def test_a_step_is_the_policy_gradient_of_what_was_drawn(rows: Path, tmp_path: Path) -> None:
-    """SGD with rate 1 on -mean_i (R_i - R_other) log π(y_i); at the start no charge is due, so R is the score."""
+def test_a_step_is_the_policy_gradient_of_the_samples(rows: Path, tmp_path: Path) -> None:
+    """SGD with rate 1 on -mean_i (R_i - R_other) log π(y_i); at the start the penalty is 0, so R is the score."""
     module = lit()
-    (drawn,) = fit(rows, tmp_path, module).drawn
+    (responses,) = fit(rows, tmp_path, module)
     model = load_causal_lm(POLICY, Loading())
-    log_probs = response_log_probs(model, drawn.batch)[:, 0].sum(-1)
-    score = drawn.rollout.score.view(-1, 2)
+    log_probs = response_log_probs(model, responses.batch)[:, 0].sum(-1)
+    score = responses.rollout.score.view(-1, 2)
     advantage = (score - score.flip(-1)).flatten()
     assert advantage.abs().max() > 0.1
     (-(advantage * log_probs).mean()).backward()
@@ -108,17 +108,19 @@ def test_a_step_is_the_policy_gradient_of_what_was_drawn(rows: Path, tmp_path: P
 def test_scores_and_ids_belong_together(rows: Path, tmp_path: Path) -> None:
     """The log-probabilities are of the responses whose texts were scored, end token included."""
     module = lit(sampling=Sampling(max_new_tokens=40))
-    (drawn,) = fit(rows, tmp_path, module).drawn
-    assert drawn.rollout.score.tolist() == pytest.approx(TestbedScore()(drawn.texts.prompts, drawn.texts.responses))
+    (responses,) = fit(rows, tmp_path, module)
+    assert responses.rollout.score.tolist() == pytest.approx(
+        TestbedScore()(responses.texts.prompts, responses.texts.responses)
+    )
     model = load_causal_lm(POLICY, Loading())
     with torch.no_grad():
-        assert torch.allclose(response_log_probs(model, drawn.batch)[:, 0], drawn.rollout.policy, atol=1e-5)
-    lengths = drawn.rollout.mask.sum(-1)
-    last = drawn.batch.input_ids[:, 0].gather(1, (drawn.batch.attention_mask[:, 0].sum(-1) - 1)[:, None])[:, 0]
-    assert bool(drawn.ended.any())
-    assert bool((last[drawn.ended] == 2).all())
-    assert bool((lengths[~drawn.ended] == 40).all())
-    assert "<|eos|>" not in "".join(drawn.texts.responses)
+        assert torch.allclose(response_log_probs(model, responses.batch)[:, 0], responses.rollout.policy, atol=1e-5)
+    lengths = responses.rollout.mask.sum(-1)
+    last = responses.batch.input_ids[:, 0].gather(1, (responses.batch.attention_mask[:, 0].sum(-1) - 1)[:, None])[:, 0]
+    assert bool(responses.ended.any())
+    assert bool((last[responses.ended] == 2).all())
+    assert bool((lengths[~responses.ended] == 40).all())
+    assert "<|eos|>" not in "".join(responses.texts.responses)
 
 
 @pytest.mark.parametrize(
@@ -149,19 +151,19 @@ def test_rows_without_padding_change_nothing(
     """The steps are small: what rounding does to one rollout stays rounding in the next."""
     settings = {"gradient_clip": 0.02, **settings}
     one, two = (lit(objective, forward_pass=how, **settings) for how in (ForwardPass(), ForwardPass(layout="padded")))
-    drawn = []
+    rollouts = []
     for module in (one, two):
         torch.manual_seed(0)  # of the adapter
-        drawn.append(fit(rows, tmp_path, module, limit_train_batches=2).drawn)
+        rollouts.append(fit(rows, tmp_path, module, limit_train_batches=2))
     assert [module.readers.layout(module.policy) for module in (one, two)] == ["shared", "padded"]
-    for mine, other in zip(*drawn, strict=True):
+    for mine, other in zip(*rollouts, strict=True):
         assert mine.batch.input_ids.equal(other.batch.input_ids)
         assert torch.allclose(mine.rollout.policy, other.rollout.policy, atol=2e-5)
     assert distance(one, two) < 5e-6
-    assert float(one.gradient_norm) > 0.01
+    assert float(one._gradient_norm) > 0.01
 
 
-def test_the_reference_and_given_pairs_are_read_like_the_policy(rows: Path, tmp_path: Path) -> None:
+def test_the_reference_and_dataset_pairs_are_read_like_the_policy(rows: Path, tmp_path: Path) -> None:
     module = lit(forward_pass=ForwardPass(tile_mb=1.0))
     data = PreferenceData(train=str(rows), validation=str(rows), tokenizer=POLICY, batch_size=4)
     limits: dict[str, Any] = {"max_epochs": 1, "limit_train_batches": 1, "limit_val_batches": 1}
@@ -169,7 +171,7 @@ def test_the_reference_and_given_pairs_are_read_like_the_policy(rows: Path, tmp_
     assert module.reference is not None
     with module.reference.active() as model:
         assert module.readers.layout(model) == module.readers.layout(module.policy) == "shared"
-    assert set(module.eval_given.compute()) == {"d1", "d2"}
+    assert set(module.eval_dataset_matching.compute()) == {"d1", "d2"}
 
 
 @pytest.mark.parametrize(
@@ -203,18 +205,19 @@ def lit_start() -> LitOnline:
 
 
 def test_an_update_forms_its_logits_once(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One row of logits for each token that was drawn, in the forward pass; none are formed again backward."""
+    """One row of logits for each sampled token, in the forward pass; none are formed again in the backward pass."""
     formed: list[int] = []
-    inner = Update.__call__
+    inner = GradientAccumulator.__call__
 
-    def update(self: Update, prompts: Sequence[int], most: int) -> None:
-        with Largest(self.module.policy.config.vocab_size) as found:
-            inner(self, prompts, most)
+    def accumulate(self: GradientAccumulator, prompts: Sequence[int], most: int, backward: Any) -> None:
+        policy: Any = self.policy
+        with Largest(policy.config.vocab_size) as found:
+            inner(self, prompts, most, backward)
         formed.append(found.projected)
 
-    monkeypatch.setattr(Update, "__call__", update)
-    (drawn,) = fit(rows, tmp_path, lit(micro_batch=3)).drawn
-    assert formed == [int(drawn.rollout.mask.sum())]
+    monkeypatch.setattr(GradientAccumulator, "__call__", accumulate)
+    (responses,) = fit(rows, tmp_path, lit(micro_batch=3))
+    assert formed == [int(responses.rollout.mask.sum())]
 
 
 def test_epochs_and_minibatches_are_optimizer_steps(rows: Path, tmp_path: Path) -> None:
@@ -227,7 +230,7 @@ def adam(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=1e-4)
 
 
-def test_the_first_step_sees_the_policy_that_drew(rows: Path, tmp_path: Path) -> None:
+def test_the_first_step_sees_the_policy_that_sampled(rows: Path, tmp_path: Path) -> None:
     """One step per rollout: every ratio is 1, nothing is clipped, and the KL to the start is 0 at first."""
     module = lit(kl_rlhf(advantage=LeaveOneOut()), optimizer=adam)
     fit(rows, tmp_path, module, log_every_n_steps=1)
@@ -246,14 +249,14 @@ def test_later_steps_see_another(rows: Path, tmp_path: Path) -> None:
 def test_the_value_model_learns_the_returns(rows: Path, tmp_path: Path) -> None:
     """Values start at 0; after eight steps they are nearer to what was seen, by up to the clip of 0.2."""
     module = lit(kl_rlhf(), responses=4, epochs=8, optimizer=adam, value=Value(learning_rate=1e-3))
-    (drawn,) = fit(rows, tmp_path, module).drawn
-    returns, mask = module.objective.experience(drawn.rollout).returns, drawn.rollout.mask
+    (responses,) = fit(rows, tmp_path, module)
+    returns, mask = module.objective.experience(responses.rollout).returns, responses.rollout.mask
     assert returns is not None
     assert module.value_model is not None
-    assert drawn.rollout.values is not None
-    assert not drawn.rollout.values.any()
+    assert responses.rollout.values is not None
+    assert not responses.rollout.values.any()
     with torch.no_grad():
-        after = ScoreReader(module.value_model)(drawn.batch)[:, 0]
+        after = ScoreReader(module.value_model)(responses.batch)[:, 0]
     before = float((returns[mask] ** 2).mean())
     assert 0.2 * before < float(((after - returns)[mask] ** 2).mean()) < 0.95 * before
 
