@@ -19,7 +19,7 @@ from lit_align.online.objective import OnlineObjective
 
 @final
 @dataclass(frozen=True)
-class Settings:
+class OnlineSettings:
     """The numbers of an on-policy run; see ``LitOnline``.
 
     Raises:
@@ -102,7 +102,7 @@ def check_arguments(
         )
 
 
-def check_run(settings: Settings, trainer: Trainer, policy: str, loading: Loading, score: Scorer) -> None:
+def check_run(settings: OnlineSettings, trainer: Trainer, policy: str, loading: Loading, score: Scorer) -> None:
     """Raise if data and models do not fit together.
 
     Args:

@@ -23,7 +23,7 @@ from lit_align.models.score_model import ScoreModel, Value
 from lit_align.models.scorer import Scorer
 from lit_align.modules.base import LitPolicy
 from lit_align.modules.build import Builder
-from lit_align.modules.online.checks import Settings, check_arguments, check_run
+from lit_align.modules.online.checks import OnlineSettings, check_arguments, check_run
 from lit_align.modules.online.rollout import RolloutBatch, RolloutSampler, rollout_records
 from lit_align.modules.online.update import GradientAccumulator, Minibatches
 from lit_align.modules.reports import prefixed, report, warn_of_rounding
@@ -92,7 +92,9 @@ class LitOnline(LitPolicy):
     ) -> None:
         super().__init__(RolloutMetrics(), lora, optimizer, schedule, forward_pass)
         self.automatic_optimization = False
-        self.settings = Settings(objective, sampling, responses, epochs, minibatches, micro_batch, eval_responses)
+        self.settings = OnlineSettings(
+            objective, sampling, responses, epochs, minibatches, micro_batch, eval_responses
+        )
         check_arguments(objective, value, gradient_clip, forward_pass)
         self.policy_name = policy
         self.objective = objective
