@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+STARTS = {("tests.runner", "fork"), ("lightning.pytorch.trainer.trainer", "Trainer")}
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -29,12 +31,12 @@ def functions_of(test: pytest.Function) -> Iterator[Callable[..., Any]]:
 
 @cache
 def starts_run(function: Callable[..., Any]) -> bool:
-    """Return whether a function reaches ``tests.runner.fork`` or ``subprocess`` by the names that it reads."""
+    """Return whether a function reaches a trainer or a new process by the names that it reads."""
     pending: list[Any] = [function]
     seen: set[Callable[..., Any]] = set()
     while pending:
         value = pending.pop()
-        if value is subprocess or is_fork(value):
+        if value is subprocess or name_of(value) in STARTS:
             return True
         if inspect.isfunction(value) and value.__module__.startswith("tests.") and value not in seen:
             seen.add(value)
@@ -42,9 +44,9 @@ def starts_run(function: Callable[..., Any]) -> bool:
     return False
 
 
-def is_fork(value: object) -> bool:
-    """Compare names, as importing the runner would import everything that a run needs."""
-    return inspect.isfunction(value) and (value.__module__, value.__name__) == ("tests.runner", "fork")
+def name_of(value: object) -> tuple[object, object]:
+    """Return module and name, as importing what starts runs would import everything that a run needs."""
+    return getattr(value, "__module__", None), getattr(value, "__qualname__", None)
 
 
 def names_in(code: CodeType) -> Iterator[str]:

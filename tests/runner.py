@@ -1,4 +1,4 @@
-"""Runs commands of the package in forked children: everything is imported once, a command costs its own work only."""
+"""Commands of the package in forked children, which import nothing again: a command costs its own work only."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,6 +17,11 @@ from typing import Any
 import torch
 
 from lit_align.cli.main import main
+from lit_align.models import Loading, load_causal_lm
+
+for late in ("pyarrow.compute", "torch.utils.tensorboard"):
+    import_module(late)  # a run imports them late: do it before forking
+load_causal_lm("testbed:policy", Loading())  # transformers builds its table of weight names at the first model
 
 QUIET = ("--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu")
 SHORT = ("--samples.count", "0", "--export.form", "none", *QUIET)

@@ -9,6 +9,8 @@ import pytest
 
 from lit_align import __version__
 
+pytestmark = pytest.mark.representative
+
 
 def door(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -16,15 +17,13 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
-from lit_align.data import PreferenceData
-from lit_align.models import Loading, load_causal_lm
 from lit_align.modules import Constant, LitPreference
 from lit_align.modules.step_totals import total_over_ranks
 from lit_align.objectives import Objective, wpo
 from lit_align.types import PairBatch, PairSeed
 from tests.conftest import tiny_llama
 from tests.runner import distance, forked, in_processes, ok
-from tests.test_presets_train import NAMES, columns, objective
+from tests.test_presets_train import NAMES, data_for, equal_models, loaded, objective
 
 TOKENS = "testbed:policy"
 RATE = 0.05
@@ -128,17 +127,7 @@ def trained(module: LitPreference, rows: Path, layout: Layout) -> Found:
         use_distributed_sampler=False,
         default_root_dir=rows.parent,
     )
-    data = PreferenceData(
-        train=str(rows),
-        validation=str(rows),
-        tokenizer=TOKENS,
-        batch_size=layout.batch_size,
-        prompted=made.needs.prompted,
-        mismatched=made.needs.mismatched,
-        columns=columns(made),
-        seed=0,
-    )
-    trainer.fit(module, datamodule=data)
+    trainer.fit(module, datamodule=data_for(made, rows, layout.batch_size))
     return Found({name: weight.detach().clone() for name, weight in module.policy.named_parameters()}, kept.lines)
 
 
@@ -154,7 +143,7 @@ def module(worlds: Worlds, made: Objective, kind: type[LitPreference] = LitPrefe
 def worlds(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Worlds:
     """The eleven pairs cut short, and as they are, each with a margin for the objectives that require one."""
     folder = tmp_path_factory.mktemp("partitions")
-    tiny_llama(vocabulary=load_causal_lm(TOKENS, Loading()).config.vocab_size).save_pretrained(folder / "policy")
+    tiny_llama(vocabulary=loaded(TOKENS).config.vocab_size).save_pretrained(folder / "policy")
     lines = [{**json.loads(line), "margin": 0.25} for line in rows.read_text("utf-8").splitlines()]
     short = [shortened(line, place) for place, line in enumerate(lines)]
     for name, given in (("short", short), ("long", lines)):
@@ -233,11 +222,21 @@ def test_every_objective_trains_the_same(
 def test_every_objective_moves_the_weights_far_enough_to_tell(whole: dict[str, Found], worlds: Worlds) -> None:
     """By a hundred times what layouts may differ by; three training steps and a validation are reported."""
     for name in NAMES:
-        start = dict(load_causal_lm(worlds.of(objective(name)).policy, Loading()).named_parameters())
+        start = dict(loaded(worlds.of(objective(name)).policy).named_parameters())
         assert distance(start, whole[name].weights) > 1e-4, name
         steps = [line["step"] for line in whole[name].lines if "train/loss" in line]
         assert steps == [1, 2, 3]
         assert any("val/loss" in line for line in whole[name].lines)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_first_loss_is_that_of_equal_models(whole: dict[str, Found], worlds: Worlds, name: str) -> None:
+    world, made = worlds.of(objective(name)), objective(name)
+    losses = [line["train/loss"] for line in whole[name].lines if "train/loss" in line]
+    assert all(map(math.isfinite, losses))
+    assert len(set(losses)) == 3
+    logps = equal_models(made, world.rows, world.policy, FIRST.batch_size)
+    assert losses[0] == pytest.approx(made(logps).loss.mean().item(), rel=1e-5)
 
 
 # ── what would go wrong ─────────────────────────────────────────────────────────────────────────────────────────────

@@ -72,6 +72,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("words", our_commands(README), ids=" ".join)
+@pytest.mark.representative
 def test_the_command_runs(copy: Path, words: list[str]) -> None:
     limits = () if "--help" in words else LIMITS.get(words[0], ())
     quiet = ("--trainer.enable_progress_bar", "false") if limits else ()
@@ -84,6 +85,7 @@ def fenced(language: str, holding: str) -> str:
     return next(block for block in blocks if holding in block)
 
 
+@pytest.mark.representative
 def test_the_example_of_a_new_part_runs(copy: Path) -> None:
     (copy / "parts").mkdir()
     (copy / "parts" / "my_contrasts.py").write_text(fenced("python", "class Focal"), "utf-8")

@@ -81,7 +81,8 @@ def crowd(tmp_path: Path) -> Path:
     "8 x 1, 4 x 2, 1 x 8, 2 processes 4 x 1 and 2 x 2, with short last windows: weights and metrics"
 )
 @pytest.mark.parametrize(
-    "objective", [pytest.param("dpo", marks=pytest.mark.long), "averaged_dpo", "sr_dpo", "crowd.Crowd"]
+    "objective",
+    [*(pytest.param(name, marks=pytest.mark.long) for name in ("dpo", "averaged_dpo", "sr_dpo")), "crowd.Crowd"],
 )
 @pytest.mark.fault("E01", "E02", "LE1", "L07")
 def test_any_layout_trains_the_same_weights(rows: Path, tmp_path: Path, crowd: Path, objective: str) -> None:
@@ -172,20 +173,19 @@ def test_a_beta_is_reported_at_the_scale_of_sums(rows: Path, tmp_path: Path) -> 
     assert f"0.01: {line['train/beta/effective']:.3g} at the scale of sums" in ended.out
 
 
-@pytest.mark.parametrize(("workers", "validated"), [(0, True), (2, True), (0, False)])
+@pytest.mark.parametrize(("workers", "steps"), [(0, range(1, 7)), (2, (2, 3, 5))], ids=["alone", "workers"])
 @pytest.mark.resume("from every step: shuffling, accumulation, workers, validations between and at the ends of epochs")
 @pytest.mark.fault("D01", "L02", "L02b")
-def test_resume_is_exact_from_every_step(rows: Path, tmp_path: Path, workers: int, validated: bool) -> None:
-    """Shuffled epochs with a short last step, accumulation, validations between and at the ends of epochs, or none."""
+def test_resume_is_exact_from_every_step(rows: Path, tmp_path: Path, workers: int, steps: Sequence[int]) -> None:
+    """Shuffled epochs with a short last step, accumulation, validations between and at the ends of epochs."""
     more = (
         *("--data.batch_size", 2, "--trainer.accumulate_grad_batches", 2, "--data.num_workers", workers),
-        *(("--data.validation", rows, "--trainer.val_check_interval", 2) if validated else ()),
-        *("--trainer.log_every_n_steps", 2),
+        *("--data.validation", rows, "--trainer.val_check_interval", 2, "--trainer.log_every_n_steps", 2),
         *("--checkpoints.every_n_steps", 1, "--checkpoints.keep", -1, "--trainer.max_steps", 7),
     )
     whole = tmp_path / "whole"
     ok(lit_align(*words(whole, rows, *more)))
-    for step in range(1, 7):
+    for step in steps:
         resumed = tmp_path / f"from_{step}"
         ok(lit_align(*words(resumed, rows, *more, "--ckpt_path", whole / "checkpoints" / f"step={step}.ckpt")))
         assert distance(weights(whole), weights(resumed)) == 0.0
@@ -193,27 +193,29 @@ def test_resume_is_exact_from_every_step(rows: Path, tmp_path: Path, workers: in
 
 
 @pytest.mark.parametrize("validated", [True, False])
-@pytest.mark.parametrize("apart", [2, 3])
-@pytest.mark.resume("again and again, from the end of every epoch or from every third step")
+@pytest.mark.resume("again and again, from the end of every epoch or from every second step")
 @pytest.mark.fault("D01", "L02", "L02b")
-def test_a_resumed_run_is_resumed_in_its_turn(rows: Path, tmp_path: Path, apart: int, validated: bool) -> None:
-    """Three steps to an epoch; each run goes on from a checkpoint of the one before it."""
+def test_a_resumed_run_is_resumed_again(rows: Path, tmp_path: Path, validated: bool) -> None:
+    """Three steps to an epoch; each run resumes from a checkpoint of the one before it."""
     more = (
         *("--data.batch_size", 2, "--trainer.accumulate_grad_batches", 2, "--trainer.log_every_n_steps", 1),
         *(("--data.validation", rows) if validated else ()),
         *("--checkpoints.every_n_steps", 1, "--checkpoints.keep", -1, "--trainer.max_steps", 8),
     )
-    before = whole = tmp_path / "whole"
+    whole = tmp_path / "whole"
     ok(lit_align(*words(whole, rows, *more)))
-    for step in range(apart, 8, apart):
-        resumed = tmp_path / f"from_{step}"
-        ok(lit_align(*words(resumed, rows, *more, "--ckpt_path", before / "checkpoints" / f"step={step}.ckpt")))
-        assert metrics(resumed) == [line for line in metrics(whole) if line["step"] > step]
-        assert distance(weights(whole), weights(resumed)) == 0.0
-        before = resumed
+    for apart in (2, 3):
+        before = whole
+        for step in range(apart, 8, apart):
+            resumed = tmp_path / f"every_{apart}_from_{step}"
+            ok(lit_align(*words(resumed, rows, *more, "--ckpt_path", before / "checkpoints" / f"step={step}.ckpt")))
+            assert metrics(resumed) == [line for line in metrics(whole) if line["step"] > step]
+            assert distance(weights(whole), weights(resumed)) == 0.0
+            before = resumed
 
 
 @pytest.mark.resume("a run that had ended, with more steps than before")
+@pytest.mark.representative
 def test_a_run_that_ended_inside_an_epoch_goes_on_in_it(rows: Path, tmp_path: Path) -> None:
     """With more steps than before: the same as if it had never ended."""
     more = ("--data.batch_size", 3, "--trainer.log_every_n_steps", 1, "--model.schedule", "Constant")
@@ -224,12 +226,11 @@ def test_a_run_that_ended_inside_an_epoch_goes_on_in_it(rows: Path, tmp_path: Pa
     assert distance(weights(tmp_path / "parts"), weights(tmp_path / "whole")) == 0.0
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.resume("batches by a token budget, with and without workers")
-def test_resume_is_exact_with_a_token_budget(rows: Path, tmp_path: Path, workers: int) -> None:
+@pytest.mark.resume("batches by a token budget, made by workers")
+def test_resume_is_exact_with_a_token_budget(rows: Path, tmp_path: Path) -> None:
     """Batches of unequal numbers of pairs, accumulated, over two epochs."""
     more = (
-        *("--data.tokens_per_batch", 500, "--trainer.accumulate_grad_batches", 2, "--data.num_workers", workers),
+        *("--data.tokens_per_batch", 500, "--trainer.accumulate_grad_batches", 2, "--data.num_workers", 2),
         *("--checkpoints.every_n_steps", 1, "--checkpoints.keep", -1, "--trainer.max_epochs", 2),
     )
     whole = tmp_path / "whole"
@@ -244,6 +245,7 @@ def test_resume_is_exact_with_a_token_budget(rows: Path, tmp_path: Path, workers
 
 
 @pytest.mark.partition("batches by a token budget in one process or two: loss, tokens, gradient of an epoch")
+@pytest.mark.representative
 def test_a_token_budget_trains_every_pair_once_in_two_processes(rows: Path, tmp_path: Path) -> None:
     """At learning rate 0 the mean loss and the tokens of an epoch do not depend on how it is shared out."""
     found = []
@@ -264,6 +266,7 @@ def test_a_token_budget_trains_every_pair_once_in_two_processes(rows: Path, tmp_
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
+@pytest.mark.representative
 def test_a_run_leaves_what_it_says(tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = (
@@ -314,6 +317,7 @@ def test_a_checkpoint_does_not_change_the_configuration(rows: Path, tmp_path: Pa
     assert "model folder not found: ./nowhere" in ended.out
 
 
+@pytest.mark.representative
 def test_lora_trains_keeps_and_exports_the_adapter(rows: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     more = ("--model.lora.rank", 4, "--trainer.max_steps", 2, "--export.form", "adapter")
@@ -365,6 +369,7 @@ def test_a_short_run_reports_its_steps(rows: Path, tmp_path: Path) -> None:
         assert [line["step"] for line in metrics(run) if "train/loss" in line] == [2]
 
 
+@pytest.mark.representative
 def test_predict_writes_a_line_per_pair(rows: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     ok(lit_align(*words(run, rows, "--trainer.max_steps", 2)))
@@ -385,6 +390,7 @@ def test_predict_writes_a_line_per_pair(rows: Path, tmp_path: Path) -> None:
 
 @pytest.mark.fault("B15")
 @pytest.mark.fault("L01")
+@pytest.mark.representative
 def test_a_loss_that_is_not_finite_stops_before_the_step(rows: Path, tmp_path: Path) -> None:
     parts = tmp_path / "parts"
     parts.mkdir()

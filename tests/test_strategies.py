@@ -35,7 +35,7 @@ def exported(run: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.partition("a policy whose weights are cut in two: weights and metrics")
-@pytest.mark.parametrize("objective", ["averaged_dpo", "sr_dpo"])
+@pytest.mark.parametrize("objective", [pytest.param("averaged_dpo", marks=pytest.mark.representative), "sr_dpo"])
 def test_cut_weights_train_the_same_policy(rows: Path, tmp_path: Path, objective: str) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     ok(lit_align(*words(whole, rows, "--data.batch_size", 4, objective=objective)))

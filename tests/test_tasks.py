@@ -36,6 +36,7 @@ def data(rows: Path, batch_size: int = 4) -> tuple[object, ...]:
 # ── reward ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.representative
 def test_a_reward_model_is_a_hugging_face_folder_with_everything(rows: Path, tmp_path: Path) -> None:
     run = tmp_path / "rm"
     ended = ok(lit_align("fit", *REWARD, *data(rows), "--run", run, "--samples.count", 0, *QUIET))
@@ -59,6 +60,7 @@ KEPT = ("--checkpoints.every_n_steps", 1, "--checkpoints.keep", -1)
 
 
 @pytest.mark.resume("a reward model")
+@pytest.mark.representative
 def test_a_resumed_reward_model_is_the_one_that_was_never_stopped(rows: Path, tmp_path: Path) -> None:
     base = (*REWARD, *data(rows), *SHORT, *KEPT, "--trainer.max_epochs", 2)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -69,6 +71,7 @@ def test_a_resumed_reward_model_is_the_one_that_was_never_stopped(rows: Path, tm
 
 
 @pytest.mark.partition("a reward model in one process or two")
+@pytest.mark.representative
 def test_two_processes_train_the_same_reward_model(rows: Path, tmp_path: Path) -> None:
     base = (*REWARD, *SHORT, "--data.train", rows)
     ok(lit_align("fit", *base, "--data.batch_size", 4, "--run", tmp_path / "one"))
@@ -88,6 +91,7 @@ def test_predictions_of_a_reward_model(rows: Path, tmp_path: Path) -> None:
 # ── online ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.representative
 def test_an_online_run_writes_everything(rows: Path, tmp_path: Path) -> None:
     run = tmp_path / "rl"
     sampling = ("--samples.count", 2, "--samples.sampling.max_new_tokens", 8, "--samples.score", "TestbedScore")
@@ -108,7 +112,7 @@ def test_an_online_run_writes_everything(rows: Path, tmp_path: Path) -> None:
     assert distance(weights(run), weights(tmp_path / "again")) == 0
 
 
-@pytest.mark.parametrize("kind", [RLOO, PPO], ids=["RLOO", "PPO"])
+@pytest.mark.parametrize("kind", [RLOO, pytest.param(PPO, marks=pytest.mark.representative)], ids=["RLOO", "PPO"])
 @pytest.mark.resume("on-policy runs, with and without a value model")
 def test_a_resumed_run_is_the_one_that_was_never_stopped(kind: tuple[str, ...], rows: Path, tmp_path: Path) -> None:
     """Two epochs of three rollouts; from behind the second, inside the first epoch, and with sums under way."""
@@ -191,6 +195,7 @@ def test_a_score_function_of_ones_own(rows: Path, tmp_path: Path) -> None:
     assert "Traceback" not in ended.out
 
 
+@pytest.mark.representative
 def test_a_task_that_there_is_not() -> None:
     ended = lit_align("fit", "--task", "rlhf")
     assert ended.code == 2

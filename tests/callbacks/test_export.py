@@ -74,6 +74,7 @@ def trained(run: Path, model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
+@pytest.mark.representative
 def test_the_folder_is_the_trained_policy(run: Path) -> None:
     exported = AutoModelForCausalLM.from_pretrained(run / "policy")
     assert torch.equal(logits(exported), logits(trained(run, base())))

@@ -60,6 +60,7 @@ def test_an_objective_is_required(tmp_path: Path, rows: Path) -> None:
     refused(lit_align("fit", "--run", tmp_path, *BASE, "--data.train", rows), "model.objective")
 
 
+@pytest.mark.representative
 def test_what_is_required_is_told_under_the_name_of_its_option() -> None:
     ended = lit_align("fit")
     refused(ended, "required: model.policy, model.objective\n")
@@ -72,6 +73,7 @@ def test_a_misspelt_key_in_a_file(rows: Path, tmp_path: Path) -> None:
     refused(fit(tmp_path / "run", rows, "--config", tmp_path / "wrong.yaml"), "Did you mean: data.batch_size")
 
 
+@pytest.mark.representative
 def test_rows_that_cannot_be_used_name_their_file(rows: Path, tmp_path: Path) -> None:
     """Of two files the message says which, and so which split."""
     (tmp_path / "val.jsonl").write_text('{"question": "x", "better": "y", "worse": "z"}\n')
@@ -193,6 +195,7 @@ def test_print_config_parses_again_to_itself(rows: Path, tmp_path: Path) -> None
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.representative
 def test_later_files_win_and_the_command_line_wins_over_files(rows: Path, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("data: {batch_size: 2, max_length: 100}\nmodel: {optimizer: {class_path: SGD}}")
     (tmp_path / "b.yaml").write_text("data: {batch_size: 3, max_length: 90}\n")

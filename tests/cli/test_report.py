@@ -85,6 +85,7 @@ def test_the_same_numbers_as_in_the_runs_folder(tmp_path: Path) -> None:
     assert all(f"data/train/{name}".encode() in events.read_bytes() for name in ("chosen", "rejected", "gap"))
 
 
+@pytest.mark.representative
 def test_data_alone_with_scores(tmp_path: Path, own: Sequence[object]) -> None:
     rows = [{**row(n, 1 + n), "score_chosen": n, "score_rejected": 0} for n in range(9)]
     text = read_fine(report(*own, "--data.train", write(tmp_path / "rows.jsonl", rows)))
@@ -181,6 +182,7 @@ def test_what_is_refused(name: str, own: Sequence[object]) -> None:
     assert len(text.splitlines()) < 8, text
 
 
+@pytest.mark.representative
 def test_bad_rows_are_named_by_file_and_line(tmp_path: Path, own: Sequence[object]) -> None:
     data = write(tmp_path / "rows.jsonl", [row(1), "{", {"prompt": "Q", "chosen": None, "rejected": "x"}])
     text = read_fine(report(*own, "--data.train", data), code=2)

@@ -106,6 +106,7 @@ def test_weights_of_sixteen_bits_are_multiplied_as_such(dtype: str, rate: str) -
     assert f"of {rate} operations per second" in plan(*words).out
 
 
+@pytest.mark.representative
 def test_the_quickstart_is_planned_from_its_data() -> None:
     ended = plan("--config", CONFIGS / "quickstart.yaml", "--flops", "1e12")
     assert ended.code == 0, ended.out
