@@ -36,6 +36,7 @@ def formats(ranking: Ranking = Ranking(), score: Score = "last_turn") -> Mapping
 
 
 FORMATS = formats()
+"""The format of each name that ``data.format`` may have."""
 
 
 def detect(row: RawRow) -> str:
