@@ -33,6 +33,12 @@ class Combined(Objective):
     def initial_state(self) -> Mapping[str, float]:
         return _joined({name: part.initial_state for name, part in self.objectives.items()})
 
+    @property
+    @override
+    def term_names(self) -> tuple[str, ...]:
+        named = [[name] if name else part.term_names for name, part in self.objectives.items()]
+        return tuple(name for names in named for name in names)
+
     @override
     def advance_state(self, state: Mapping[str, Tensor], observed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return _joined(
@@ -101,7 +107,7 @@ class WeightedSum(Combined):
 
     def __post_init__(self) -> None:
         """Check the names."""
-        names = list(self.term_names)
+        names = [term.name for term in self.terms]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"WeightedSum.terms are named {names}; expected one or more distinct names")
 
@@ -109,11 +115,6 @@ class WeightedSum(Combined):
     @override
     def objectives(self) -> Mapping[str, Objective]:
         return {term.name: term.objective for term in self.terms}
-
-    @property
-    @override
-    def term_names(self) -> tuple[str, ...]:
-        return tuple(term.name for term in self.terms)
 
     @property
     @override
@@ -221,11 +222,6 @@ class Reweighted(Combined):
     @override
     def objectives(self) -> Mapping[str, Objective]:
         return {"": self.objective}
-
-    @property
-    @override
-    def term_names(self) -> tuple[str, ...]:
-        return self.objective.term_names
 
     @property
     @override
