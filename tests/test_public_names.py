@@ -1,4 +1,4 @@
-"""One public name, one meaning: no class or function of the package is defined at top level in two modules."""
+"""One public name, one meaning: no class, function or constant of the package is defined in two modules."""
 
 from __future__ import annotations
 
@@ -9,14 +9,20 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "lit_align"
 ENTRY_POINTS = {"main"}
 """Names that are the same on purpose: what each command line is started with."""
-TO_BE_RENAMED = {"Settings", "Writer", "write_rows"}
+TO_BE_RENAMED = {"NAMES", "SIDES", "Settings", "TokenValues", "USAGE", "Writer", "write_rows"}
 """Names that are still defined twice."""
 
 
 def public_names(source: str) -> list[str]:
-    """Return the classes and functions at top level whose names do not begin with an underscore."""
-    kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    return [node.name for node in ast.parse(source).body if isinstance(node, kinds) and not node.name.startswith("_")]
+    """Return what is defined at top level under names that do not begin with an underscore."""
+    names = []
+    for node in ast.parse(source).body:
+        match node:
+            case ast.ClassDef(name=name) | ast.FunctionDef(name=name) | ast.AnnAssign(target=ast.Name(id=name)):
+                names.append(name)
+            case ast.Assign(targets=targets):
+                names += [target.id for target in targets if isinstance(target, ast.Name)]
+    return [name for name in names if not name.startswith("_")]
 
 
 def test_no_public_name_is_defined_twice() -> None:
@@ -26,4 +32,4 @@ def test_no_public_name_is_defined_twice() -> None:
 
 
 def test_names_are_found() -> None:
-    assert public_names("class A: ...\ndef b(): ...\ndef _c(): ...\nd = 1") == ["A", "b"]
+    assert public_names("class A: ...\ndef b(): ...\ndef _c(): ...\nd = 1\ne: int = 2") == ["A", "b", "d", "e"]

@@ -19,7 +19,7 @@ QUARTERS = ("shortest", "short", "long", "longest")
 """Quarters of the responses of the training data, by their scored tokens."""
 SATURATED = 1e-6
 """A pair whose loss moves less than this per nat teaches nothing any more, however wrong it may be."""
-NAMES = (
+PAIR_METRICS = (
     "loss",
     *(f"rewards/{name}" for name in (*SIDES, "margins", "accuracies")),
     *(f"margin/{name}" for name in ("plain", "offset", "refined", "prompted", "saturated")),
@@ -42,7 +42,7 @@ class Counted:
     counts: Tensor
 
 
-Values: TypeAlias = dict[str, Counted]
+PairValues: TypeAlias = dict[str, Counted]
 """Name to values."""
 
 
@@ -72,7 +72,7 @@ class Presence:
         return self.sides.all(-1) & (self.sides.shape[1] == 2)
 
 
-def of_outcome(outcome: Outcome, present: Presence, slope: Margin | None = None) -> Values:
+def of_outcome(outcome: Outcome, present: Presence, slope: Margin | None = None) -> PairValues:
     """Return losses and their terms of every pair, rewards of every response, margins where there are two responses.
 
     Args:
@@ -88,7 +88,7 @@ def of_outcome(outcome: Outcome, present: Presence, slope: Margin | None = None)
     }
 
 
-def _rewards(outcome: Outcome, present: Presence) -> Values:
+def _rewards(outcome: Outcome, present: Presence) -> PairValues:
     values = {
         f"rewards/{name}": Counted(outcome.rewards[:, side], present.sides[:, side])
         for side, name in enumerate(SIDES[: outcome.rewards.shape[1]])
@@ -100,7 +100,7 @@ def _rewards(outcome: Outcome, present: Presence) -> Values:
     return values
 
 
-def _margins(outcome: Outcome, present: Presence, slope: Margin | None) -> Values:
+def _margins(outcome: Outcome, present: Presence, slope: Margin | None) -> PairValues:
     margins = {
         "margin/plain": outcome.margin,
         "margin/offset": outcome.offset,
@@ -112,7 +112,7 @@ def _margins(outcome: Outcome, present: Presence, slope: Margin | None) -> Value
     return {name: Counted(value, present.both) for name, value in margins.items() if value is not None}
 
 
-def of_responses(logps: PairLogProbs, batch: PairBatch, present: Presence) -> Values:
+def of_responses(logps: PairLogProbs, batch: PairBatch, present: Presence) -> PairValues:
     """Return log-probabilities and lengths of every response, and the length gap where there are two.
 
     Args:
@@ -132,7 +132,7 @@ def of_responses(logps: PairLogProbs, batch: PairBatch, present: Presence) -> Va
     return values
 
 
-def of_scales(logps: PairLogProbs, present: Presence) -> Values:
+def of_scales(logps: PairLogProbs, present: Presence) -> PairValues:
     """Return the margin of the log-ratios by sums and by means, whatever is optimised.
 
     Without a reference it is that of the log-probabilities.
@@ -154,7 +154,7 @@ def of_scales(logps: PairLogProbs, present: Presence) -> Values:
     return {f"margin/{name}": Counted(value, present.both) for name, value in margins.items()}
 
 
-def of_displacement(logps: PairLogProbs, present: Presence) -> Values:
+def of_displacement(logps: PairLogProbs, present: Presence) -> PairValues:
     """Return how far the responses' log-probs have moved from a reference that is the policy before its first step.
 
     A margin also grows while the chosen response loses probability, if the rejected one loses more (likelihood
@@ -175,7 +175,7 @@ def of_displacement(logps: PairLogProbs, present: Presence) -> Values:
     }
 
 
-def of_length_gaps(outcome: Outcome, logps: PairLogProbs, present: Presence) -> Values:
+def of_length_gaps(outcome: Outcome, logps: PairLogProbs, present: Presence) -> PairValues:
     """Return the bucket of each pair, whether it is ranked right, and what length alone would do.
 
     ``lengths/longer_wins`` is the accuracy of the rule that the longer response is the better one, ties counted one
@@ -221,7 +221,7 @@ def _bucket(lengths: Tensor) -> Tensor:
 
 def of_gradient(
     grad_logps: PairTokens, logps: PairLogProbs, batch: PairBatch, present: Presence, quarters: Sequence[float] = ()
-) -> Values:
+) -> PairValues:
     r"""Return the gradient weight of each response: $\sum_t |\partial\,\mathrm{loss} / \partial \log\pi(y_t)|$.
 
     With sums every token of a response is pulled equally hard, so long ones weigh more; with means they do not.

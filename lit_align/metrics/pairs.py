@@ -7,10 +7,10 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lit_align.metrics.pair_values import (
-    NAMES,
+    PAIR_METRICS,
     Counted,
+    PairValues,
     Presence,
-    Values,
     of_displacement,
     of_gradient,
     of_length_gaps,
@@ -46,7 +46,7 @@ class PairMetrics(Metric):
     def __init__(self, objective: Objective | None = None, from_start: bool = False) -> None:
         super().__init__()
         self.objective = objective
-        self.names = (*NAMES, *(f"loss/{term}" for term in (objective.term_names if objective else ())))
+        self.names = (*PAIR_METRICS, *(f"loss/{term}" for term in (objective.term_names if objective else ())))
         self.from_start = from_start
         self.quarters: tuple[float, ...] = ()
         """The lengths that divide the training responses into quarters, where they are known."""
@@ -95,7 +95,7 @@ class PairMetrics(Metric):
         return named
 
 
-def _stacked(values: Values, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _stacked(values: PairValues, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Return values, zero where they count nothing, and weights: each [name, pair, side]."""
     parts = [_two_sided(counted) for counted in values.values()]
     counts = torch.stack([part.counts for part in parts])

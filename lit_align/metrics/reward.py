@@ -10,7 +10,7 @@ from lit_align.metrics.calibration import BINS, Reliability
 from lit_align.metrics.pairs import correlation, moments_of
 from lit_align.types import Margin, Outcome, PairBatch
 
-NAMES = (
+REWARD_METRICS = (
     *("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"),
     *("calibration/brier", "lengths/chosen", "lengths/rejected", "lengths/truncated"),
 )
@@ -36,7 +36,7 @@ class RewardMetrics(Metric):
     def __init__(self, beta: float = 1.0) -> None:
         super().__init__()
         self.beta = beta
-        states = {"sums": (len(NAMES) + 1,), "bins": (BINS, 3), "singles": (6,), "gaps": (6,)}
+        states = {"sums": (len(REWARD_METRICS) + 1,), "bins": (BINS, 3), "singles": (6,), "gaps": (6,)}
         for name, shape in states.items():
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
@@ -57,7 +57,7 @@ class RewardMetrics(Metric):
             "lengths/rejected": lengths[:, 1],
             "lengths/truncated": batch.truncated.double().mean(-1),
         }
-        rows = [*(values[name] for name in NAMES), torch.ones_like(weight)]
+        rows = [*(values[name] for name in REWARD_METRICS), torch.ones_like(weight)]
         self.sums += (torch.stack(rows) * weight).sum(-1)
         self.bins += Reliability.of(chances, weight).sums
         both = weight.repeat_interleave(2)
@@ -66,7 +66,7 @@ class RewardMetrics(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return name to number."""
-        named = {name: (self.sums[place] / self.sums[-1]).float() for place, name in enumerate(NAMES)}
+        named = {name: (self.sums[place] / self.sums[-1]).float() for place, name in enumerate(REWARD_METRICS)}
         named["calibration/ece"] = self.reliability.error().float()
         named["lengths/score_correlation"] = correlation(self.singles).float()
         named["lengths/margin_correlation"] = correlation(self.gaps).float()

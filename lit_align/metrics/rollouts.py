@@ -13,7 +13,7 @@ from lit_align.online.matching import PairedPreferences
 from lit_align.online.objective import Experience
 from lit_align.types import Rollout, RolloutScores
 
-NAMES = (
+ROLLOUT_METRICS = (
     *("score", "score/squared", "reward", "length", "eos_rate", "entropy", "entropy/per_token", "kl", "kl/per_token"),
     *("advantage", "advantage/squared", "tie_rate", "distinct"),
     *("loss/policy", "loss/value", "update/clipped", "update/kl", "values/error", "return", "return/squared"),
@@ -37,7 +37,7 @@ class RolloutMetrics(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        zeros = torch.zeros(len(NAMES), dtype=torch.float64)
+        zeros = torch.zeros(len(ROLLOUT_METRICS), dtype=torch.float64)
         self.add_state("sums", zeros.clone(), dist_reduce_fx="sum")
         self.add_state("weights", zeros.clone(), dist_reduce_fx="sum")
 
@@ -94,14 +94,16 @@ class RolloutMetrics(Metric):
             self._mean(name, value.detach(), weight)
 
     def _mean(self, name: str, value: Tensor, weight: Tensor) -> None:
-        place = NAMES.index(name)
+        place = ROLLOUT_METRICS.index(name)
         self.sums[place] += (value.double() * weight.double()).sum()
         self.weights[place] += weight.double().sum()
 
     def compute(self) -> dict[str, Tensor]:
         """Return name to number."""
         means = {
-            name: self.sums[place] / self.weights[place] for place, name in enumerate(NAMES) if self.weights[place] > 0
+            name: self.sums[place] / self.weights[place]
+            for place, name in enumerate(ROLLOUT_METRICS)
+            if self.weights[place] > 0
         }
         named = {name: value.float() for name, value in means.items() if name not in HIDDEN}
         for name in ("score", "advantage"):

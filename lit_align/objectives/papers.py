@@ -7,7 +7,7 @@ from copy import copy
 from dataclasses import dataclass, fields, is_dataclass
 from typing import TypeVar
 
-Part = TypeVar("Part")
+Cited = TypeVar("Cited")
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def papers_of(part: object) -> tuple[Paper, ...]:
 _CITED = "_cited"
 
 
-def cite(part: Part, *papers: Paper) -> Part:
+def cite(part: Cited, *papers: Paper) -> Cited:
     """Return the same part, which also names the papers that its parts were put together in.
 
     A citation is a remark and no field: the part equals what it was, is configured and printed as before, and what is

@@ -24,7 +24,7 @@ from tests.runner import lit_align as command
 from .reading import GUIDES, ROOT, blocks, guide, rows
 
 GUIDE = guide("curves")
-NAMES = {*pair_values.NAMES, CORRELATION}
+NAMES = {*pair_values.PAIR_METRICS, CORRELATION}
 OF_STEPS = {"grad_norm", "learning_rate", "tokens_seen", "throughput/tokens_per_second", "beta/effective"}
 METRICS = [name for row in rows(GUIDE, "metric") for name in re.findall(r"`([\w/]+)`", row[0])]
 

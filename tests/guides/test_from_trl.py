@@ -24,7 +24,7 @@ GUIDE = guide("from_trl")
 HEADINGS = ("TRL", "LLaMA-Factory", "OpenRLHF", "open-instruct", "HALOs", "SimPO")
 PREFIXES = ("model.", "data.", "trainer.", "samples.", "checkpoints.", "export.")
 SINGLE = ("run", "task", "seed_everything", "ckpt_path", "on_changed_settings")
-OF_METRICS = (*pair_values.NAMES, "tokens_seen")
+OF_METRICS = (*pair_values.PAIR_METRICS, "tokens_seen")
 TASKS = ("preference", "reward", "online")
 
 

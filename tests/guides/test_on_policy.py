@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_reward_model_reports_what_the_table_says(folder: Path) -> None:
     steps = {"grad_norm", "learning_rate", "tokens_seen"}
     assert named("What a reward model reports") == reported(folder / "runs" / "reward") - steps
-    assert {*reward.NAMES} <= named("What a reward model reports")
+    assert {*reward.REWARD_METRICS} <= named("What a reward model reports")
 
 
 def test_the_on_policy_run_reports_what_the_table_says(folder: Path) -> None:
@@ -59,7 +59,7 @@ def test_the_on_policy_run_reports_what_the_table_says(folder: Path) -> None:
     in_run = reported(folder / "runs" / "online") - {"grad_norm", "learning_rate", "tokens_seen"}
     assert documented - in_run == {"loss/value", "values/explained"}  # of runs with a value model
     assert in_run < documented
-    assert {*rollouts.NAMES} - {*rollouts.HIDDEN} <= documented
+    assert {*rollouts.ROLLOUT_METRICS} - {*rollouts.HIDDEN} <= documented
 
 
 @pytest.mark.parametrize("score", SCORES, ids=lambda text: re.search(r"class_path: (\w+)", text)[1])

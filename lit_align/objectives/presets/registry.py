@@ -10,7 +10,7 @@ from typing import ParamSpec, TypeVar
 from lit_align.objectives.base import Objective
 
 Arguments = ParamSpec("Arguments")
-Kind = TypeVar("Kind", bound=Objective)
+Made = TypeVar("Made", bound=Objective)
 
 
 class Group(Enum):
@@ -45,7 +45,7 @@ PRESETS: dict[str, Preset] = {}
 """Every preset by its name; all other lists of presets are derived from it."""
 
 
-def preset(group: Group, when: str) -> Callable[[Callable[Arguments, Kind]], Callable[Arguments, Kind]]:
+def preset(group: Group, when: str) -> Callable[[Callable[Arguments, Made]], Callable[Arguments, Made]]:
     """Enter the decorated function into the list of presets.
 
     Args:
@@ -53,7 +53,7 @@ def preset(group: Group, when: str) -> Callable[[Callable[Arguments, Kind]], Cal
         when: the situation that it is for, in a line.
     """
 
-    def enter(make: Callable[Arguments, Kind]) -> Callable[Arguments, Kind]:
+    def enter(make: Callable[Arguments, Made]) -> Callable[Arguments, Made]:
         PRESETS[make.__name__] = Preset(make, group, when)
         return make
 
