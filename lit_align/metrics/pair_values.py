@@ -42,7 +42,7 @@ class Counted:
     counts: Tensor
 
 
-PairValues: TypeAlias = dict[str, Counted]
+NamedValues: TypeAlias = dict[str, Counted]
 """Name to values."""
 
 
@@ -72,7 +72,7 @@ class Presence:
         return self.sides.all(-1) & (self.sides.shape[1] == 2)
 
 
-def of_outcome(outcome: Outcome, present: Presence, slope: Margin | None = None) -> PairValues:
+def of_outcome(outcome: Outcome, present: Presence, slope: Margin | None = None) -> NamedValues:
     """Return losses and their terms of every pair, rewards of every response, margins where there are two responses.
 
     Args:
@@ -88,7 +88,7 @@ def of_outcome(outcome: Outcome, present: Presence, slope: Margin | None = None)
     }
 
 
-def _rewards(outcome: Outcome, present: Presence) -> PairValues:
+def _rewards(outcome: Outcome, present: Presence) -> NamedValues:
     values = {
         f"rewards/{name}": Counted(outcome.rewards[:, side], present.sides[:, side])
         for side, name in enumerate(SIDES[: outcome.rewards.shape[1]])
@@ -100,7 +100,7 @@ def _rewards(outcome: Outcome, present: Presence) -> PairValues:
     return values
 
 
-def _margins(outcome: Outcome, present: Presence, slope: Margin | None) -> PairValues:
+def _margins(outcome: Outcome, present: Presence, slope: Margin | None) -> NamedValues:
     margins = {
         "margin/plain": outcome.margin,
         "margin/offset": outcome.offset,
@@ -112,7 +112,7 @@ def _margins(outcome: Outcome, present: Presence, slope: Margin | None) -> PairV
     return {name: Counted(value, present.both) for name, value in margins.items() if value is not None}
 
 
-def of_responses(logps: PairLogProbs, batch: PairBatch, present: Presence) -> PairValues:
+def of_responses(logps: PairLogProbs, batch: PairBatch, present: Presence) -> NamedValues:
     """Return log-probabilities and lengths of every response, and the length gap where there are two.
 
     Args:
@@ -132,7 +132,7 @@ def of_responses(logps: PairLogProbs, batch: PairBatch, present: Presence) -> Pa
     return values
 
 
-def of_scales(logps: PairLogProbs, present: Presence) -> PairValues:
+def of_scales(logps: PairLogProbs, present: Presence) -> NamedValues:
     """Return the margin of the log-ratios by sums and by means, whatever is optimised.
 
     Without a reference it is that of the log-probabilities.
@@ -154,7 +154,7 @@ def of_scales(logps: PairLogProbs, present: Presence) -> PairValues:
     return {f"margin/{name}": Counted(value, present.both) for name, value in margins.items()}
 
 
-def of_displacement(logps: PairLogProbs, present: Presence) -> PairValues:
+def of_displacement(logps: PairLogProbs, present: Presence) -> NamedValues:
     """Return how far the responses' log-probs have moved from a reference that is the policy before its first step.
 
     A margin also grows while the chosen response loses probability, if the rejected one loses more (likelihood
@@ -175,7 +175,7 @@ def of_displacement(logps: PairLogProbs, present: Presence) -> PairValues:
     }
 
 
-def of_length_gaps(outcome: Outcome, logps: PairLogProbs, present: Presence) -> PairValues:
+def of_length_gaps(outcome: Outcome, logps: PairLogProbs, present: Presence) -> NamedValues:
     """Return the bucket of each pair, whether it is ranked right, and what length alone would do.
 
     ``lengths/longer_wins`` is the accuracy of the rule that the longer response is the better one, ties counted one
@@ -221,7 +221,7 @@ def _bucket(lengths: Tensor) -> Tensor:
 
 def of_gradient(
     grad_logps: PairTokens, logps: PairLogProbs, batch: PairBatch, present: Presence, quarters: Sequence[float] = ()
-) -> PairValues:
+) -> NamedValues:
     r"""Return the gradient weight of each response: $\sum_t |\partial\,\mathrm{loss} / \partial \log\pi(y_t)|$.
 
     With sums every token of a response is pulled equally hard, so long ones weigh more; with means they do not.

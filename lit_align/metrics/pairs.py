@@ -9,7 +9,7 @@ from torchmetrics import Metric
 from lit_align.metrics.pair_values import (
     PAIR_METRICS,
     Counted,
-    PairValues,
+    NamedValues,
     Presence,
     of_displacement,
     of_gradient,
@@ -95,7 +95,7 @@ class PairMetrics(Metric):
         return named
 
 
-def _stacked(values: PairValues, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _stacked(values: NamedValues, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Return values, zero where they count nothing, and weights: each [name, pair, side]."""
     parts = [_two_sided(counted) for counted in values.values()]
     counts = torch.stack([part.counts for part in parts])
