@@ -25,7 +25,7 @@ from lit_align.callbacks.checkpointing.sharded import (
     read_folder,
     read_plain,
     split_checkpoint,
-    write_rows,
+    write_local_rows,
 )
 from lit_align.compat.lightning import unwrapped
 
@@ -113,7 +113,7 @@ class FullySharded(ModelParallelStrategy):
         partial.mkdir(parents=True, exist_ok=True)
         check_space(target, bytes_of(dict(local_rows)))
         try:
-            return write_rows(partial, self.global_rank, local_rows)
+            return write_local_rows(partial, self.global_rank, local_rows)
         except Exception as error:  # safetensors raises its own errors for a full disk
             raise OSError(f"rank {self.global_rank} could not write its part of {target}: {error}") from error
 

@@ -9,7 +9,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "lit_align"
 ENTRY_POINTS = {"main"}
 """Names that are the same on purpose: what each command line is started with."""
-TO_BE_RENAMED = {"NAMES", "SIDES", "TokenValues", "USAGE", "Writer", "write_rows"}
+TO_BE_RENAMED = {"NAMES", "SIDES", "TokenValues", "Writer"}
 """Names that are still defined twice."""
 
 

@@ -8,16 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch import Trainer
-from typing_extensions import override
-
 from lit_align.callbacks.checkpointing.checkpoints import AtomicCheckpointIO, checkpoint_folder
 from lit_align.callbacks.checkpointing.checksums import newest_intact
 from lit_align.cli import main as cli
-from lit_align.cli.run_setup import idle_trainer
 from lit_align.modules import LitModule
 
-USAGE = """usage: python -m lit_align consolidate RUN_OR_CHECKPOINT --to FOLDER [--form merged|adapter]
+_USAGE = """usage: python -m lit_align consolidate RUN_OR_CHECKPOINT --to FOLDER [--form merged|adapter]
 
 Writes the weights of a checkpoint, and the tokenizer, as one Hugging Face folder. Of a run's folder the newest intact
 checkpoint is taken. The run's config.yaml must lie where the run wrote it.
@@ -31,9 +27,9 @@ def main(arguments: Sequence[str]) -> None:
         arguments: of the command line, without the command.
     """
     if {"-h", "--help"} & set(arguments):
-        print(USAGE, end="")
+        print(_USAGE, end="")
         return
-    parser = argparse.ArgumentParser(prog="lit_align consolidate", add_help=False, usage=USAGE, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="lit_align consolidate", add_help=False, usage=_USAGE, allow_abbrev=False)
     parser.add_argument("source", type=Path)
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--form", choices=("merged", "adapter"), default="merged")
@@ -65,9 +61,20 @@ def consolidate(
     checkpoint, config = find_checkpoint(source)
     if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
         raise FileExistsError(f"--to {target} exists and is not an empty folder; nothing is overwritten")
+
+    def write(module: Any, data: Any) -> None:
+        state = AtomicCheckpointIO().load_checkpoint(checkpoint)
+        partial_folder = target.with_name(f".{target.name}.partial")
+        partial_folder.mkdir(parents=True, exist_ok=True)
+        _write_model(partial_folder, module, state["state_dict"], data.pad_token, form)
+        data.tokenizer.save_pretrained(partial_folder)
+        if target.exists():
+            target.rmdir()
+        partial_folder.rename(target)
+        print(f"{target}: the model of {checkpoint} at step {state['global_step']}")
+
     extension = ["--extend", extend] if extend else []
-    command_line = partial(Consolidator, checkpoint=checkpoint, target=target, form=form)
-    cli.run(["fit", "--config", str(config), *extension], command_line)
+    cli.run(["fit", "--config", str(config), *extension], partial(cli.Cli, action=write))
 
 
 def find_checkpoint(source: Path) -> tuple[Path, Path]:
@@ -94,66 +101,10 @@ def find_checkpoint(source: Path) -> tuple[Path, Path]:
     return newest, run / "config.yaml"
 
 
-class Consolidator(cli.Cli):
-    """The command line of ``fit`` on the run's own configuration, up to the point where training would start.
-
-    Args:
-        arguments: of ``fit``.
-        checkpoint: to read.
-        target: folder to write.
-        form: ``merged`` or ``adapter``.
-        options: of LightningCLI.
-    """
-
-    def __init__(
-        self,
-        arguments: Sequence[str],
-        checkpoint: Path,
-        target: Path,
-        form: Literal["merged", "adapter"],
-        **options: Any,
-    ) -> None:
-        self.checkpoint, self.target, self.form = checkpoint, target, form
-        super().__init__(arguments, **options)
-
-    @override
-    def check_settings(self, config: Any) -> None:
-        """Accept any settings: no run starts."""
-
-    @override
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        return idle_trainer()
-
-    @override
-    def _run_subcommand(self, subcommand: str) -> None:
-        module: Any = self.model
-        data: Any = self.datamodule
-        state = AtomicCheckpointIO().load_checkpoint(self.checkpoint)
-        partial_folder = self.target.with_name(f".{self.target.name}.partial")
-        partial_folder.mkdir(parents=True, exist_ok=True)
-        write_model(partial_folder, module, state["state_dict"], data.pad_token, self.form)
-        data.tokenizer.save_pretrained(partial_folder)
-        if self.target.exists():
-            self.target.rmdir()
-        partial_folder.rename(self.target)
-        print(f"{self.target}: the model of {self.checkpoint} at step {state['global_step']}")
-
-
-def write_model(
+def _write_model(
     folder: Path, module: LitModule, weights: dict[str, Any], pad: int, form: Literal["merged", "adapter"]
 ) -> None:
-    """Write a checkpoint's weights as a Hugging Face folder.
-
-    Args:
-        folder: to write to.
-        module: as built from the run's configuration, without models.
-        weights: the checkpoint's, by their names in the module.
-        pad: id that a reward model's pooling takes for padding.
-        form: of a model with an adapter.
-
-    Raises:
-        ValueError: the weights are not those of the module, or there is no adapter to write.
-    """
+    """Load a checkpoint's weights into a module without models, and write them as a Hugging Face folder."""
     module.configure_model()
     missing, unexpected = module.load_state_dict(weights, strict=False)
     needed = {name for name, weight in module.named_parameters() if weight.requires_grad}

@@ -28,7 +28,14 @@ from lit_align import callbacks
 from lit_align.callbacks.checkpointing.checkpoints import checkpoint_folder
 from lit_align.cli.objective_names import help_on_presets
 from lit_align.cli.parsing import DEBUG, USER_ERRORS, Parser, prepare_parsing, read_extensions, read_task
-from lit_align.cli.run_setup import as_list, check_optimizer, check_settings, move_aside, warn_of_unused_checkpoints
+from lit_align.cli.run_setup import (
+    as_list,
+    check_optimizer,
+    check_settings,
+    idle_trainer,
+    move_aside,
+    warn_of_unused_checkpoints,
+)
 from lit_align.compat.jsonargparse import options
 from lit_align.data import DataError, PreferenceData
 from lit_align.errors import printable
@@ -79,13 +86,17 @@ class Cli(LightningCLI):
 
     Args:
         arguments: of the command line, the command first.
+        action: called with module and data in place of the command; no trainer is set up.
         options: of LightningCLI.
     """
 
     subcommands: Callable[[], dict[str, set[str]]]
 
-    def __init__(self, arguments: Sequence[str], **options: Any) -> None:
+    def __init__(
+        self, arguments: Sequence[str], action: Callable[[Any, Any], None] | None = None, **options: Any
+    ) -> None:
         self.arguments = list(arguments)
+        self.action = action
         commands = LightningCLI.subcommands()
         given = {name: skipped for name, skipped in commands.items() if name in self.arguments[:1]}
         self.subcommands = lambda: given or commands  # declaring the options of all four takes half a second longer
@@ -143,13 +154,10 @@ class Cli(LightningCLI):
                 f"say so on the command line: --extend {config.extend}"
             )
         try:
-            self.check_settings(config)
+            if self.action is None:
+                check_settings(config, str(self.subcommand))
         except ValueError as error:
             self._fail(str(error))
-
-    def check_settings(self, config: Namespace) -> None:
-        """Raise ``ValueError`` for settings that have no meaning together."""
-        check_settings(config, str(self.subcommand))
 
     @override
     def instantiate_classes(self) -> None:
@@ -163,6 +171,8 @@ class Cli(LightningCLI):
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        if self.action is not None:
+            return idle_trainer()
         config, instances = self.config[self.subcommand], self.config_init[self.subcommand]
         folder = Path(config.run)
         resume_check = self._resume_check(config)
@@ -205,6 +215,13 @@ class Cli(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Do nothing: the configuration describes the run, settings in a checkpoint must not change it silently."""
 
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        if self.action is None:
+            super()._run_subcommand(subcommand)
+        else:
+            self.action(self.model, self.datamodule)
+
     def _fail(self, message: str) -> None:
         self._parser(self.subcommand).error(message)
 
@@ -232,8 +249,8 @@ def run(arguments: Sequence[str], command_line: Callable[..., Cli] = Cli) -> Non
 
     Args:
         arguments: of the command line, the command first.
-        command_line: builds everything from the arguments and runs the command; ``plan`` and ``consolidate`` have
-            their own, which stop before training.
+        command_line: builds everything from the arguments and runs the command; ``plan`` has its own, ``consolidate``
+            gives it an action in place of the command.
     """
     _silence_libraries()
     _bind_gloo_to_loopback()

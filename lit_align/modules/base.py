@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from lit_align.models import ForwardPass, LoRA, load_causal_lm
+from lit_align.models.loading import save_causal_lm
 from lit_align.modules.build import build_models, check_state_dict, frozen_reference, trainable_state_dict
 from lit_align.modules.grad_cache import split_into_chunks
 from lit_align.modules.lit_module import LitModule
@@ -226,6 +228,17 @@ class LitPolicy(LitBase):
     def build_trained_model(self) -> PreTrainedModel | PeftModel:
         model = load_causal_lm(self.policy_name, self.loading)
         return model if self.lora is None else self.lora.wrap(model)
+
+    @override
+    def save_model(
+        self,
+        model: nn.Module,
+        folder: Path,
+        weights: dict[str, Any],
+        pad_token: int,
+        form: Literal["merged", "adapter"] = "merged",
+    ) -> None:
+        save_causal_lm(model, folder, weights, form)
 
     @override
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LitPolicy:

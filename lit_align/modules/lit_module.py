@@ -9,7 +9,6 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from lit_align.models import Loading, LoRA, Reference
-from lit_align.models.loading import save_causal_lm
 from lit_align.models.scorer import Scorer
 from lit_align.modules.log_probs import LogProbReaders
 from lit_align.modules.step_totals import planned_steps
@@ -80,4 +79,4 @@ class LitModule(LightningModule):
             pad_token: id of padding.
             form: of a model with an adapter: ``merged`` adds it to the weights, ``adapter`` writes it alone.
         """
-        save_causal_lm(model, folder, weights, form)
+        raise NotImplementedError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch.cli import OptimizerCallable
@@ -9,10 +10,11 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from typing_extensions import override
 
+from lit_align.metrics.figures import draw_reliability
 from lit_align.metrics.reward import RewardMetrics
 from lit_align.models import ForwardPass, Loading, LoRA
 from lit_align.models.lm_head.patch import sparse_embedding_grad
-from lit_align.models.score_model import ScoreModel, load_score_model
+from lit_align.models.score_model import ScoreModel, load_score_model, save_score_model
 from lit_align.modules.base import LitBase
 from lit_align.modules.build import Builder
 from lit_align.modules.grad_cache import backward_now
@@ -100,6 +102,25 @@ class LitReward(LitBase):
         model = load_score_model(self.policy_name, self.loading, head="fresh")
         inner: Any = model.model
         return model if self.lora is None else ScoreModel(self.lora.wrap(inner, head="score"))
+
+    @override
+    def draw_figures(self, folder: Path) -> None:
+        reliability = self.eval_metrics.reliability
+        if float(reliability.sums.sum()) > 0:
+            draw_reliability(reliability, float(reliability.error()), folder / "reliability.png")
+
+    @override
+    def save_model(
+        self,
+        model: nn.Module,
+        folder: Path,
+        weights: dict[str, Any],
+        pad_token: int,
+        form: Literal["merged", "adapter"] = "merged",
+    ) -> None:
+        assert isinstance(model, ScoreModel)
+        inner = {name.removeprefix("model."): weight for name, weight in weights.items()}
+        save_score_model(model, folder, pad_token, inner, form)
 
     # ── the flow ────────────────────────────────────────────────────────────────────────────────────────────────
 

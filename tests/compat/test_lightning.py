@@ -26,7 +26,7 @@ PRIVATE = {
     ),
     "lightning.pytorch.strategies.launchers.subprocess_script:_SubprocessScriptLauncher": (None, "child_processes"),
     f"{CLI}._parse_ckpt_path": ("self", "cli.main.Cli"),
-    f"{CLI}._run_subcommand": ("self, subcommand", "cli.consolidate.Consolidator"),
+    f"{CLI}._run_subcommand": ("self, subcommand", "cli.main.Cli"),
 }
 
 

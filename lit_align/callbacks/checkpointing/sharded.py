@@ -87,7 +87,7 @@ def split_checkpoint(tree: Tree) -> tuple[Tree, dict[str, Tensor]]:
     return _map_leaves(tree, leaf), local_rows
 
 
-def write_rows(folder: Path, rank: int, local_rows: Mapping[str, Tensor]) -> dict[str, int]:
+def write_local_rows(folder: Path, rank: int, local_rows: Mapping[str, Tensor]) -> dict[str, int]:
     """Write this process's rows; return the number of rows by name."""
     save_file(dict(local_rows), shard_file(folder, rank))
     return {name: len(rows) for name, rows in local_rows.items()}
