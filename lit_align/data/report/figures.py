@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from lit_align.data.report.lengths import LengthReport, PairLengths
+from lit_align.data.report.lengths import LengthReport, PairLengths, short_name
 from lit_align.data.report.statistics import Distribution
 
 CHOSEN, REJECTED, GAP, GUIDE = "#0072b2", "#d55e00", "#5b5b5b", "#8c8c8c"
@@ -32,7 +32,6 @@ _STYLE = {
 _SIZE = (7.2, 4.0)
 _MAX_POINTS = 1500
 _MARGIN = 0.3
-_NAME_SHOWN = 28
 
 
 def draw(folder: Path, reports: Mapping[str, LengthReport], gaps: Mapping[str, NDArray[np.float64]]) -> list[Path]:
@@ -172,12 +171,8 @@ def _outside(lengths: Distribution, low: float, high: float) -> int:
 def _rows(split: str, report: LengthReport) -> list[tuple[str, PairLengths]]:
     return [
         (split, report.lengths),
-        *((f"{split}: {_short(name)}", source) for name, source in report.sources.items()),
+        *((f"{split}: {short_name(name)}", source) for name, source in report.sources.items()),
     ]
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _NAME_SHOWN else f"…{name[1 - _NAME_SHOWN :]}"
 
 
 def _around_half(rows: Sequence[PairLengths]) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from lit_align.data.prepared.store import PairStore
 from lit_align.data.report.statistics import Distribution, Interval, bin_width, pearson_correlation, wilson
 
 SUMMED_BETA = 0.1
+_NAME_LENGTH = 28
 
 
 @final
@@ -155,6 +156,11 @@ def length_report(store: PairStore, train: PairStore | None = None, marks: Marks
         seen_prompts=_seen(store, train, ("prompt",)),
         seen_pairs=_seen(store, train, ("prompt", "chosen", "rejected")),
     )
+
+
+def short_name(name: str) -> str:
+    """Shorten the name of a source to its last 28 characters, for tables and figures."""
+    return name if len(name) <= _NAME_LENGTH else f"…{name[1 - _NAME_LENGTH :]}"
 
 
 def matched_beta(lengths: NDArray[np.integer[Any]], summed: float = SUMMED_BETA) -> float:

@@ -8,11 +8,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lit_align.data.report.lengths import SUMMED_BETA, LengthReport, PairLengths
+from lit_align.data.report.lengths import SUMMED_BETA, LengthReport, PairLengths, short_name
 from lit_align.data.report.statistics import Distribution
 
 SIDE_PERCENTILES, GAP_PERCENTILES = (5, 50, 95, 100), (0, 5, 50, 95, 100)
-_NAME_SHOWN = 28
 
 Cells = dict[tuple[str, str], str]
 """(section, label) → text of the cell; cells with the same key share a row."""
@@ -34,7 +33,7 @@ def table(reports: Mapping[str, LengthReport]) -> Table:
     for name in dict.fromkeys(name for report in reports.values() for name in report.sources):
         columns = [report.sources.get(name) for report in reports.values()]
         result.add_section()
-        result.add_row(f"[bold]{escape(_short(name))}[/]")
+        result.add_row(f"[bold]{escape(short_name(name))}[/]")
         _add(result, [_source_cells(lengths) if lengths else {} for lengths in columns])
     return result
 
@@ -134,7 +133,3 @@ def _wins(lengths: PairLengths) -> str:
 
 def _share(count: int, total: int) -> str:
     return f"{count} ({count / total:.1%})" if total else str(count)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _NAME_SHOWN else f"…{name[1 - _NAME_SHOWN :]}"
