@@ -1,4 +1,4 @@
-"""One measurement: a side, in a fresh process, on the work."""
+"""A measurement: one side trains on the work in a fresh process."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Case:
-    """What is optimised.
+    """An objective of both sides.
 
     Args:
-        name: for people.
+        name: in tables.
         objective: our preset.
-        beta: its β, the same on both sides.
-        loss: TRL's name of it; None where TRL has none.
-        cached: the reference's log-probabilities are computed before the first step.
-        everywhere: TRL runs at all its settings, not only with our batches.
+        beta: β on both sides.
+        loss: TRL's ``loss_type``; None where TRL has no such loss.
+        cached: whether the reference's log-probabilities are precomputed.
+        everywhere: whether TRL is measured in all its settings, not only on our batches.
     """
 
     name: str
@@ -57,13 +57,13 @@ CASES = {
 
 @dataclass(frozen=True)
 class Side:
-    """Who runs, and how the batch of an optimizer step is split.
+    """A program that trains, and how it splits the batch of an optimizer step.
 
     Args:
-        name: for people.
+        name: in tables.
         python: interpreter.
-        split: whether a step takes one pair at a time.
-        shuffled: whether the pairs stand in a random order instead of ours.
+        split: whether gradients are accumulated over single pairs.
+        shuffled: whether the pairs are in a random order instead of ours.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Device:
-    """Where both sides run: one CPU thread count, or one GPU with bfloat16 autocast."""
+    """The device of both sides: a CPU with a number of threads, or a GPU with bfloat16 autocast."""
 
     name: str = "cpu"
     threads: int = 1
@@ -87,14 +87,14 @@ class Device:
 
 @dataclass(frozen=True)
 class Result:
-    """What one process took.
+    """Time and memory of a process.
 
     Args:
-        seconds: on the wall, of the measured steps: all but the first.
-        user: seconds of the processor in user mode, of these.
+        seconds: wall time of the measured steps: all but the first.
+        user: user CPU time of these steps.
         startup: seconds from the start of the process to the first step, without the reference's precomputation.
-        wall: seconds of the whole process.
-        peak: MiB at most: resident, or allocated on the device.
+        wall: wall time of the whole process.
+        peak: peak memory in MiB, resident or allocated on the GPU.
         phases: seconds of each part, over all steps.
         losses: of each step.
     """
@@ -109,10 +109,10 @@ class Result:
 
 
 def measure(side: Side, case: Case, work: Work, vocabulary: int, device: Device) -> Result:
-    """Run a side once.
+    """Measure a side once.
 
     Raises:
-        SystemExit: it failed; says what it printed.
+        SystemExit: its process failed; the message ends with the process's output.
     """
     with TemporaryDirectory(dir=work.folder) as scratch:
         folder = Path(scratch)
@@ -135,26 +135,22 @@ def measure(side: Side, case: Case, work: Work, vocabulary: int, device: Device)
         ended = time.time()
         if child.returncode:
             sys.exit(f"{side.name}, {case.name} ended with {child.returncode}:\n{log.read_text('utf-8')[-4000:]}")
-        found = json.loads((folder / "found.json").read_text("utf-8"))
-        losses = found.get("losses") or _losses(folder / "run" / "metrics.jsonl")
-        first, last = found["steps"][1], found["steps"][-1]
+        measured = json.loads((folder / "measured.json").read_text("utf-8"))
+        losses = measured.get("losses") or _losses(folder / "run" / "metrics.jsonl")
+        first, last = measured["steps"][1], measured["steps"][-1]
         return Result(
             seconds=last["wall"] - first["wall"],
             user=last["user"] - first["user"],
-            startup=found["steps"][0]["wall"] - began - found["phases"].get("precompute", 0.0),
+            startup=measured["steps"][0]["wall"] - began - measured["phases"].get("precompute", 0.0),
             wall=ended - began,
-            peak=found["device_peak"] or usage.ru_maxrss * 1024 / MIB,
-            phases=found["phases"],
+            peak=measured["device_peak"] or usage.ru_maxrss * 1024 / MIB,
+            phases=measured["phases"],
             losses=tuple(losses),
         )
 
 
 def imports(python: str) -> tuple[float, float]:
-    """Seconds on the wall, and of the processor in user mode, to import what any such run imports.
-
-    Args:
-        python: interpreter.
-    """
+    """Measure wall and user CPU time, in seconds, of the imports that every run needs."""
     began = time.time()
     child = subprocess.Popen([python, "-c", "import torch, transformers, lightning.pytorch"])
     _, status, usage = os.wait4(child.pid, 0)
@@ -168,7 +164,7 @@ def _losses(path: Path) -> list[float]:
 
 
 def _ours(side: Side, case: Case, work: Work, vocabulary: int, device: Device, folder: Path) -> Sequence[str]:
-    """``python -m lit_align fit`` on a configuration, as anyone would."""
+    """Write a configuration and return the command of ``fit``."""
     reference: dict[str, Any] = {"class_path": "Precomputed", "init_args": {"cache": str(folder / "cache")}}
     config = {
         "run": str(folder / "run"),
@@ -197,7 +193,7 @@ def _ours(side: Side, case: Case, work: Work, vocabulary: int, device: Device, f
             "log_every_n_steps": 1,
             "enable_progress_bar": False,
             "profiler": {"class_path": "SimpleProfiler", "init_args": {"dirpath": str(folder), "filename": "profile"}},
-            "callbacks": [{"class_path": "clock.Clock", "init_args": {"path": str(folder / "found.json")}}],
+            "callbacks": [{"class_path": "clock.Clock", "init_args": {"path": str(folder / "measured.json")}}],
         },
         "samples": {"count": 0},
         "export": {"form": "none"},
@@ -211,7 +207,7 @@ def _trl(side: Side, case: Case, work: Work, vocabulary: int, device: Device, fo
     settings = {
         "model": work.model(vocabulary),
         "pairs": work.shuffled if side.shuffled else work.ordered,
-        "out": folder / "found.json",
+        "out": folder / "measured.json",
         "folder": folder / "trl",
         "loss": case.loss,
         "beta": case.beta,
@@ -221,6 +217,6 @@ def _trl(side: Side, case: Case, work: Work, vocabulary: int, device: Device, fo
         "learning-rate": LEARNING_RATE,
         "device": device.name,
     }
-    words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    options = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     script = str(Path(__file__).with_name("trl_side.py"))
-    return [side.python, script, *words, *(["--cached"] if case.cached else [])]
+    return [side.python, script, *options, *(["--cached"] if case.cached else [])]

@@ -1,4 +1,4 @@
-"""What was measured, as Markdown tables and figures."""
+"""Markdown tables and figures of measurements."""
 
 from __future__ import annotations
 
@@ -19,43 +19,43 @@ COLUMNS: Mapping[str, Callable[[Result, int, int], float]] = {
     "startup, s": lambda result, *_: result.startup,
     "reference before, s": lambda result, *_: result.phases.get("precompute", 0.0),
 }
-Found = Mapping[str, Mapping[str, Sequence[Result]]]
-"""Case → side → its measurements, in turn."""
+Results = Mapping[str, Mapping[str, Sequence[Result]]]
+"""Case → side → its measurements in order."""
 
 
-def table(found: Found, pairs: int, tokens: int) -> list[str]:
-    """Median (least–most) of each, and what TRL takes of ours: median over neighbouring measurements.
+def table(results: Results, pairs: int, tokens: int) -> list[str]:
+    """Return a table of medians (min–max), and of ratios to our side: medians over neighbouring measurements.
 
     Args:
-        found: the measurements.
-        pairs: of the measured steps.
-        tokens: of the measured steps.
+        results: the measurements.
+        pairs: number of pairs of the measured steps.
+        tokens: number of tokens of the measured steps.
     """
     lines = ["| case | side | " + " | ".join(COLUMNS) + " | user CPU / ours | wall / ours | peak / ours |"]
     lines.append("|---" * (5 + len(COLUMNS)) + "|")
-    for case, sides in found.items():
-        for side, results in sides.items():
-            cells = [spread([column(result, pairs, tokens) for result in results]) for column in COLUMNS.values()]
-            ratios = [_ratio(results, sides["ours"], name) for name in ("user", "seconds", "peak")]
+    for case, sides in results.items():
+        for side, runs in sides.items():
+            cells = [spread([column(run, pairs, tokens) for run in runs]) for column in COLUMNS.values()]
+            ratios = [_ratio(runs, sides["ours"], name) for name in ("user", "seconds", "peak")]
             lines.append(f"| {case} | {side} | " + " | ".join([*cells, *ratios]) + " |")
     return lines
 
 
-def phases(found: Found, steps: int) -> list[str]:
-    """Milliseconds of each part of a step, medians; the first step is in them.
+def phases(results: Results, steps: int) -> list[str]:
+    """Return a table of the median milliseconds of each part of a step, the first step included.
 
     Args:
-        found: the measurements.
+        results: the measurements.
         steps: of a run.
     """
     names = ("data", "forward", "backward", "optimizer", "loop", "optimizer, loop")
     lines = ["| case | side | " + " | ".join(names) + " | loop, % of a step |", "|---" * (3 + len(names)) + "|"]
-    for case, sides in found.items():
-        for side, results in sides.items():
+    for case, sides in results.items():
+        for side, runs in sides.items():
             values = {
-                name: statistics.median(result.phases[name] for result in results) * 1000 / steps
+                name: statistics.median(run.phases[name] for run in runs) * 1000 / steps
                 for name in names
-                if name in results[0].phases
+                if name in runs[0].phases
             }
             cells = [f"{values[name]:.4g}" if name in values else "" for name in names]
             share = f"{100 * values['loop'] / sum(values.values()):.1f}" if "loop" in values else ""
@@ -64,15 +64,15 @@ def phases(found: Found, steps: int) -> list[str]:
 
 
 def compare_losses(case: str, sides: Mapping[str, Sequence[Result]], most: float) -> str:
-    """How far the losses of sides that took the same pairs in the same steps are apart.
+    """Return the largest differences of losses between sides that trained on the same pairs in the same steps.
 
     Args:
         case: its name.
         sides: the measurements.
-        most: by how much losses may differ.
+        most: largest allowed difference.
 
     Raises:
-        SystemExit: they differ by more; the work was not the same.
+        SystemExit: losses differ by more, so the sides did not do the same work.
     """
     ours = np.array(sides["ours"][0].losses)
     apart = {}
@@ -87,20 +87,20 @@ def compare_losses(case: str, sides: Mapping[str, Sequence[Result]], most: float
     return f"{case}: " + ", ".join(f"{side} {value:.1e}" for side, value in apart.items() if side != "ours")
 
 
-def beside(found: Found, case: str, base: str) -> str:
-    """What one objective of ours takes of another's time: medians over neighbouring measurements.
+def beside(results: Results, case: str, base: str) -> str:
+    """Return the time of one case relative to another on our side: medians over neighbouring measurements.
 
     Args:
-        found: the measurements.
+        results: the measurements.
         case: its name.
-        base: the other's.
+        base: name of the other.
     """
-    user, wall = (_ratio(found[case]["ours"], found[base]["ours"], name) for name in ("user", "seconds"))
+    user, wall = (_ratio(results[case]["ours"], results[base]["ours"], name) for name in ("user", "seconds"))
     return f"Ours: {case} takes {user} times the user CPU of {base}, and {wall} times its wall."
 
 
 def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
-    """The slope of log(seconds) over log(size), by least squares.
+    """Return the slope of log(seconds) over log(size), by least squares.
 
     >>> round(exponent([1, 2, 4], [3, 12, 48]), 6)
     2.0
@@ -108,19 +108,19 @@ def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
-def plot_bars(found: Mapping[str, Found], pairs: int, path: Path) -> None:
-    """Pairs per second of each side, a panel per vocabulary.
+def plot_bars(results: Mapping[str, Results], pairs: int, path: Path) -> None:
+    """Plot the pairs per second of each side, in a panel per vocabulary.
 
     Args:
-        found: vocabulary → case → side → measurements.
+        results: vocabulary → case → side → measurements.
         pairs: of the measured steps.
         path: of the figure.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.5 * len(found), 3.6), layout="constrained")
-    panels = figure.subplots(1, len(found), squeeze=False)[0]
-    for panel, (vocabulary, cases) in zip(panels, found.items(), strict=True):
+    figure = Figure(figsize=(5.5 * len(results), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(results), squeeze=False)[0]
+    for panel, (vocabulary, cases) in zip(panels, results.items(), strict=True):
         sides = list(dict.fromkeys(side for case in cases.values() for side in case))
         for number, side in enumerate(sides):
             places = [place for place, case in enumerate(cases.values()) if side in case]
@@ -136,26 +136,26 @@ def plot_bars(found: Mapping[str, Found], pairs: int, path: Path) -> None:
 
 
 def plot_curves(curves: Mapping[str, Mapping[int, float]], path: Path) -> None:
-    """Seconds of a step over each size, both logarithmic, with the fitted exponent.
+    """Plot the seconds of a step over each size, both logarithmic, with the fitted exponent.
 
     Args:
-        curves: what grows → size → seconds.
+        curves: name of the size → size → seconds.
         path: of the figure.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3.4 * len(curves), 3.2), layout="constrained")
-    for panel, (name, found) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
-        slope = exponent(list(found), list(found.values()))
-        panel.loglog(list(found), list(found.values()), "o-")
+    for panel, (name, curve) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
+        slope = exponent(list(curve), list(curve.values()))
+        panel.loglog(list(curve), list(curve.values()), "o-")
         panel.set(xlabel=name, ylabel="seconds per step", title=f"exponent {slope:.2f}")
-        panel.set_xticks(list(found), [str(size) for size in found], minor=False)
+        panel.set_xticks(list(curve), [str(size) for size in curve], minor=False)
         panel.minorticks_off()
     figure.savefig(path, dpi=120)
 
 
 def spread(values: Sequence[float]) -> str:
-    """Median (least–most).
+    """Format median (min–max).
 
     >>> spread([3.0, 1.0, 2.0])
     '2 (1–3)'
@@ -167,5 +167,5 @@ def spread(values: Sequence[float]) -> str:
 def _ratio(results: Sequence[Result], ours: Sequence[Result], name: str) -> str:
     if results is ours:
         return ""
-    ratios = [getattr(one, name) / getattr(other, name) for one, other in zip(results, ours, strict=True)]
+    ratios = [getattr(theirs, name) / getattr(own, name) for theirs, own in zip(results, ours, strict=True)]
     return f"{statistics.median(ratios):.2f}"

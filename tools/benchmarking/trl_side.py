@@ -1,4 +1,4 @@
-"""TRL's side: a DPOTrainer on the work, as its users run it; a process of its own, with TRL but maybe without us."""
+"""TRL's side: a DPOTrainer on the work, as its users run it, in a process that may lack lit_align."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trl import DPOConfig, DPOTrainer
 
 
 def mark() -> dict[str, float]:
-    """Now, on the wall and on the processor."""
+    """Return wall time and CPU time as of now."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     used = resource.getrusage(resource.RUSAGE_SELF)
@@ -24,7 +24,7 @@ def mark() -> dict[str, float]:
 
 
 class Timed(DPOTrainer):
-    """Notes its losses, and what its parts take."""
+    """A trainer that records its losses and the time of its parts."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.phases = {"precompute": 0.0, "data": 0.0, "forward": 0.0, "backward": 0.0}
@@ -33,45 +33,45 @@ class Timed(DPOTrainer):
 
     def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Any:
         began = time.perf_counter()
-        found = super()._precompute_ref_logps(*args, **kwargs)
+        log_probs = super()._precompute_ref_logps(*args, **kwargs)
         self.phases["precompute"] += time.perf_counter() - began
-        return found
+        return log_probs
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """The pairs of a step."""
+        """Measure the loading of a step's pairs."""
         began = time.perf_counter()
-        found = super().get_batch_samples(*args, **kwargs)
+        samples = super().get_batch_samples(*args, **kwargs)
         self.phases["data"] += time.perf_counter() - began
-        return found
+        return samples
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        """Policy, reference and loss."""
+        """Measure the forward passes, and record the loss."""
         began = time.perf_counter()
-        found = super().compute_loss(*args, **kwargs)
+        output = super().compute_loss(*args, **kwargs)
         self.phases["forward"] += time.perf_counter() - began
-        self.losses.append(float(found.detach() if isinstance(found, torch.Tensor) else found[0].detach()))
-        return found
+        self.losses.append(float(output.detach() if isinstance(output, torch.Tensor) else output[0].detach()))
+        return output
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Forward and backward of a micro-batch."""
+        """Measure a micro-batch without its forward passes: the backward pass."""
         began, forward = time.perf_counter(), self.phases["forward"]
-        found = super().training_step(*args, **kwargs)
+        loss = super().training_step(*args, **kwargs)
         self.phases["backward"] += time.perf_counter() - began - (self.phases["forward"] - forward)
-        return found
+        return loss
 
 
 class Clock(TrainerCallback):
-    """Marks the start and every optimizer step."""
+    """Record the time of the start and of every optimizer step."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, float]] = []
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        """Everything is loaded."""
+        """Record the start, when everything is loaded."""
         self.steps.append(mark())
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        """A step is done."""
+        """Record the end of a step."""
         self.steps.append(mark())
 
 
@@ -85,21 +85,21 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, required=True)
     parser.add_argument("--learning-rate", type=float, required=True)
     parser.add_argument("--cached", action="store_true")
-    given = parser.parse_args()
-    cuda = given.device == "cuda"
+    arguments = parser.parse_args()
+    cuda = arguments.device == "cuda"
     settings = DPOConfig(
-        output_dir=given.folder,
-        per_device_train_batch_size=given.batch,
-        gradient_accumulation_steps=given.accumulate,
+        output_dir=arguments.folder,
+        per_device_train_batch_size=arguments.batch,
+        gradient_accumulation_steps=arguments.accumulate,
         num_train_epochs=1,
-        learning_rate=given.learning_rate,
+        learning_rate=arguments.learning_rate,
         lr_scheduler_type="constant",
         weight_decay=0.0,
         max_grad_norm=1.0,
-        beta=given.beta,
-        loss_type=[given.loss],
-        max_length=given.max_length,
-        precompute_ref_log_probs=given.cached,
+        beta=arguments.beta,
+        loss_type=[arguments.loss],
+        max_length=arguments.max_length,
+        precompute_ref_log_probs=arguments.cached,
         train_sampling_strategy="sequential",
         gradient_checkpointing=False,
         bf16=cuda,
@@ -111,21 +111,21 @@ def main() -> None:
     )
     clock = Clock()
     trainer = Timed(
-        model=AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32),
+        model=AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32),
         args=settings,
-        train_dataset=load_dataset("json", data_files=given.pairs, split="train"),
-        processing_class=AutoTokenizer.from_pretrained(given.model),
+        train_dataset=load_dataset("json", data_files=arguments.pairs, split="train"),
+        processing_class=AutoTokenizer.from_pretrained(arguments.model),
         callbacks=[clock],
     )
     trainer.train()
     phases = trainer.phases
     whole = clock.steps[-1]["wall"] - clock.steps[0]["wall"]
     phases["optimizer, loop"] = whole - sum(phases[name] for name in ("data", "forward", "backward"))
-    part = given.accumulate
+    part = arguments.accumulate
     losses = [sum(trainer.losses[i : i + part]) / part for i in range(0, len(trainer.losses), part)]
     peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else None
-    found = {"steps": clock.steps, "phases": phases, "losses": losses, "device_peak": peak}
-    Path(given.out).write_text(json.dumps(found), "utf-8")
+    measured = {"steps": clock.steps, "phases": phases, "losses": losses, "device_peak": peak}
+    Path(arguments.out).write_text(json.dumps(measured), "utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The work that is measured: pairs of text, a tokenizer, and a model with random weights, in a folder of their own."""
+"""The work of both sides: pairs of text, a tokenizer, and models with random weights, in a folder."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ SHAPES: dict[str, dict[str, int]] = {
 
 @dataclass(frozen=True)
 class Work:
-    """What both sides are given.
+    """Files and sizes of the work.
 
     Args:
-        folder: of everything.
-        steps: optimizer steps, the first of which warms up.
-        batch: pairs in each.
-        tokens: prompt and response tokens of both sides of each step, without padding.
+        folder: of all files.
+        steps: optimizer steps, of which the first is a warm-up.
+        batch: pairs per step.
+        tokens: of each step, prompts and responses of both sides without padding.
     """
 
     folder: Path
@@ -46,29 +46,29 @@ class Work:
 
     @property
     def pairs(self) -> Path:
-        """The pairs as our side reads them."""
+        """File of the pairs as our side reads them."""
         return self.folder / "pairs.jsonl"
 
     @property
     def ordered(self) -> Path:
-        """The same pairs in the order in which our side trains on them."""
+        """File of the same pairs in the order in which our side trains on them."""
         return self.folder / "ordered.jsonl"
 
     @property
     def shuffled(self) -> Path:
-        """The same pairs, the first batch as ours, all others in a random order: what a random sampler gives."""
+        """File of the same pairs in a random order, apart from the first batch."""
         return self.folder / "shuffled.jsonl"
 
     def model(self, vocabulary: int) -> Path:
-        """Folder of the model with so many tokens."""
+        """Return the folder of the model with a vocabulary of this size."""
         return self.folder / f"model-{vocabulary}"
 
 
 def read_pairs(path: Path | None) -> list[dict[str, str]]:
-    """Prompt, chosen and rejected of each usable row; those of the testbed without a file.
+    """Read prompt, chosen and rejected of each usable row.
 
     Args:
-        path: JSON lines, may be gzipped, with a prompt or as dialogues of HH-RLHF.
+        path: JSON lines, possibly gzipped, with a prompt or as dialogues of HH-RLHF; None for the testbed's.
     """
     path = path or testbed.path("train.jsonl")
     with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
@@ -77,7 +77,7 @@ def read_pairs(path: Path | None) -> list[dict[str, str]]:
 
 
 def _split(row: dict[str, Any]) -> dict[str, str] | None:
-    """A dialogue ends with the assistant's turn; its prompt is what both have before that turn."""
+    """Split a row; a dialogue ends with the assistant's turn, and both sides share the text before it."""
     if "prompt" in row:
         return {key: row[key] for key in ("prompt", "chosen", "rejected")}
     sides = {side: row[side].rpartition(ASSISTANT) for side in ("chosen", "rejected")}
@@ -88,7 +88,7 @@ def _split(row: dict[str, Any]) -> dict[str, str] | None:
 
 
 def words(prompt: int, response: int, count: int) -> list[dict[str, str]]:
-    """Pairs of so many one-word tokens, the end left out."""
+    """Return pairs with given numbers of one-word tokens; a response's end token counts."""
     rng = random.Random(0)
 
     def text(length: int) -> str:
@@ -100,13 +100,13 @@ def words(prompt: int, response: int, count: int) -> list[dict[str, str]]:
 
 
 def prepare(folder: Path, rows: list[dict[str, str]], steps: int, batch: int, models: dict[int, str]) -> Work:
-    """Write pairs, tokenizer and models, and the pairs once more in the order in which our side will take them.
+    """Write pairs, tokenizer and models, and the pairs again in the order in which our side trains on them.
 
     Args:
-        folder: for everything.
-        rows: pairs to draw from, with one seed.
+        folder: of all files.
+        rows: pairs to sample from, with a fixed seed.
         steps: optimizer steps.
-        batch: pairs in each.
+        batch: pairs per step.
         models: vocabulary → name of a shape.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -120,23 +120,23 @@ def prepare(folder: Path, rows: list[dict[str, str]], steps: int, batch: int, mo
     data = PreferenceData(
         train=str(folder / "pairs.jsonl"), tokenizer=str(place), batch_size=batch, max_length=MAX_LENGTH, cache=None
     )
-    with redirect_stdout(StringIO()):  # the table of lengths is not what is asked for here
+    with redirect_stdout(StringIO()):  # without the table of lengths
         data.setup("fit")
     batches = list(data.train_dataloader())
-    order = [row for found in batches for row in found.index.tolist()]
+    order = [row for each in batches for row in each.index.tolist()]
     write(folder / "ordered.jsonl", (chosen[row] for row in order))
     rest = random.Random(0).sample(order[batch:], len(order) - batch)
     write(folder / "shuffled.jsonl", (chosen[row] for row in [*order[:batch], *rest]))
-    return Work(folder, steps, batch, tuple(int(found.attention_mask.sum()) for found in batches))
+    return Work(folder, steps, batch, tuple(int(each.attention_mask.sum()) for each in batches))
 
 
 def write(path: Path, rows: Iterable[dict[str, str]]) -> None:
-    """JSON lines."""
+    """Write rows as JSON lines."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
 
 
 def _tokenizer(rows: list[dict[str, str]], most: int) -> Any:
-    """Byte-level BPE of the pairs; a blank begins a word, so a prompt and its responses split where they meet."""
+    """Train a byte-level BPE of the pairs; words begin with a space, so that prompts and responses split cleanly."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,4 +1,4 @@
-"""A clock notes when a fit of ours reaches what, and what its parts took."""
+"""A callback that records the time of a fit's steps and of their parts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FORWARD, BACKWARD = "SingleDeviceStrategy.training_step", "SingleDeviceStrategy.
 
 
 def mark() -> dict[str, float]:
-    """Now, on the wall and on the processor."""
+    """Return wall time and CPU time as of now."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     used = resource.getrusage(resource.RUSAGE_SELF)
@@ -24,7 +24,7 @@ def mark() -> dict[str, float]:
 
 
 class Clock(Callback):
-    """Writes marks, phases and the device's peak when training ends.
+    """Write times, phases and the GPU's peak memory when training ends.
 
     Args:
         path: file to write.
@@ -35,31 +35,31 @@ class Clock(Callback):
         self.steps: list[dict[str, float]] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Everything is loaded; the reference is computed, if it is computed before."""
+        """Record the start, when everything is loaded and a reference precomputed."""
         self.steps.append(mark())
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """A step is done."""
+        """Record the end of a step."""
         if not trainer.fit_loop._should_accumulate():
             self.steps.append(mark())
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write."""
+        """Write the file."""
         peak = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None
-        found = {"steps": self.steps, "phases": self._phases(trainer), "device_peak": peak}
-        Path(self.path).write_text(json.dumps(found), "utf-8")
+        measured = {"steps": self.steps, "phases": self._phases(trainer), "device_peak": peak}
+        Path(self.path).write_text(json.dumps(measured), "utf-8")
 
     def _phases(self, trainer: Trainer) -> dict[str, float]:
-        """Seconds of each; the loop is what Lightning and our callbacks take beside them."""
+        """Return the seconds of each phase; ``loop`` is the rest, of Lightning and the callbacks."""
         profiler: Any = trainer.profiler
         if not isinstance(profiler, SimpleProfiler):
             return {}
 
         def seconds(*names: str) -> float:
             known = profiler.recorded_durations.items()
-            return sum(sum(found) for action, found in known if action.endswith(names))
+            return sum(sum(times) for action, times in known if action.endswith(names))
 
         whole = self.steps[-1]["wall"] - self.steps[0]["wall"]
         phases = {
