@@ -1,4 +1,4 @@
-"""The command that says what a run will need, before any weight is read."""
+"""The ``plan`` command: a table of what a run will need, before any weight is read."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import copy
 import json
 import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,20 +16,37 @@ from typing import Any
 from lightning.pytorch import Trainer
 from rich.console import Console
 from rich.table import Table
+from typing_extensions import override
 
 from lit_align.cli import main as cli
 from lit_align.cli.run_setup import idle_trainer
-from lit_align.data import DataError, PreferenceData
-from lit_align.data.text.render import QUALITY_PROMPT
-from lit_align.modules import LitOnline, LitPreference, Module
-from lit_align.objectives.base import NO_NEEDS
+from lit_align.modules import Module
 from lit_align.plan.estimate import Estimate, estimate
-from lit_align.plan.hardware import GIB, HARDWARE, RESERVED, UTILIZATION, Hardware
-from lit_align.plan.knobs import Case, knobs
-from lit_align.plan.memory import Spread
-from lit_align.plan.workload import largest_batch, uniform_batch, whole_responses
+from lit_align.plan.memory import Parallelism
+from lit_align.plan.suggestions import Case, suggestions
+from lit_align.plan.workload import plan_batch, planned_steps
 from lit_align.types import PairBatch
 
+GIB = 2**30
+HARDWARE = {
+    "v100-32gb": (32 * GIB, 125e12, 15.7e12),
+    "a10-24gb": (24 * GIB, 125e12, 31.2e12),
+    "rtx3090-24gb": (24 * GIB, 71e12, 35.6e12),
+    "rtx4090-24gb": (24 * GIB, 165e12, 82.6e12),
+    "l40s-48gb": (48 * GIB, 362e12, 91.6e12),
+    "a100-40gb": (40 * GIB, 312e12, 19.5e12),
+    "a100-80gb": (80 * GIB, 312e12, 19.5e12),
+    "h100-80gb": (80 * GIB, 989e12, 67e12),
+    "h200-141gb": (141 * 10**9, 989e12, 67e12),
+}
+"""GPU → bytes, and peak operations per second, dense, in bfloat16 and in float32 with TensorFloat-32 off.
+
+From the makers' data sheets. The V100 has no bfloat16; its peak is that of float16.
+"""
+UTILIZATION = 0.4
+"""Share of the peak that a training step reaches by default; 0.3 to 0.5 are usual."""
+RESERVED = 0.06
+"""Share of a GPU's memory for its driver, the kernels and the allocator's gaps."""
 LABELS = {
     "parameters": "parameters",
     "optimizer": "optimizer states",
@@ -41,18 +57,7 @@ LABELS = {
     "working": "logits, arithmetic",
     "communication": "communication",
 }
-USAGE = """usage: python -m lit_align plan --config FILE [--key value ...]
-       [--hardware NAME] [--memory GIB] [--flops NUMBER] [--utilization SHARE]
-       [--lengths PROMPT,RESPONSE] [--architecture FILE]
-
-The keys are those of fit. Beside them:
-  --hardware      a GPU by name: {names}
-  --memory        memory of each GPU in GiB, in place of the named one's
-  --flops         peak floating-point operations per second of each GPU, in place of the named one's
-  --utilization   share of the peak that is reached; {utilization} unless told
-  --lengths       tokens of each prompt and of each response, in place of the data's
-  --architecture  a config.json, in place of those of the models that the configuration names
-"""
+"""Field of ``Memory`` → row of the table."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -61,38 +66,49 @@ def main(arguments: Sequence[str]) -> None:
     Args:
         arguments: of the command line, without the command.
     """
-    if {"-h", "--help"} & set(arguments):
-        print(USAGE.format(names=", ".join(HARDWARE), utilization=UTILIZATION), end="")
-        return
-    own, keys = _parser().parse_known_args(arguments)
+    options, keys = _parser().parse_known_args(arguments)
     with cli.exit_codes(), TemporaryDirectory() as folder:
-        stand_in = _stand_in(own.architecture, Path(folder)) if own.architecture else None
-        cli.run(["fit", *keys], partial(Planner, own=own, stand_in=stand_in))
+        stand_in = _stand_in(options.architecture, Path(folder)) if options.architecture else None
+        cli.run(["fit", *keys], partial(Planner, options=options, stand_in=stand_in))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--hardware", choices=sorted(HARDWARE), default=None)
-    parser.add_argument("--memory", type=_positive, default=None)
-    parser.add_argument("--flops", type=_positive, default=None)
-    parser.add_argument("--utilization", type=_share, default=UTILIZATION)
-    parser.add_argument("--lengths", type=_lengths, default=None)
-    parser.add_argument("--architecture", type=Path, default=None)
+    parser = argparse.ArgumentParser(
+        prog="python -m lit_align plan",
+        usage="%(prog)s --config FILE [--key value ...] [options]",
+        description="Estimate memory, operations and time of a run. The keys are those of fit.",
+        allow_abbrev=False,
+    )
+    above_zero = _number(sys.float_info.max, "a number above 0")
+    add = parser.add_argument
+    add("--hardware", choices=HARDWARE, metavar="NAME", help=f"GPU: {', '.join(HARDWARE)}")
+    add("--memory", type=above_zero, metavar="GIB", help="memory of each GPU, instead of the named one's")
+    add("--flops", type=above_zero, help="peak operations per second of each GPU, instead of the named one's")
+    add(
+        "--utilization",
+        type=_number(1, "a share above 0 and at most 1"),
+        default=UTILIZATION,
+        metavar="SHARE",
+        help="share of the peak that is reached (default: %(default)s)",
+    )
+    add("--lengths", type=_lengths, metavar="PROMPT,RESPONSE", help="tokens of each, instead of the data's")
+    add("--architecture", type=Path, metavar="FILE", help="a config.json, instead of those of the named models")
     return parser
 
 
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: expected a number above 0")
-    return value
+def _number(most: float, expected: str) -> Callable[[str], float]:
+    """Return a parser of numbers above 0."""
 
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = 0.0
+        if not 0 < value <= most:
+            raise argparse.ArgumentTypeError(f"{text}: expected {expected}")
+        return value
 
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected a share above 0 and at most 1")
-    return value
+    return parse
 
 
 def _lengths(text: str) -> tuple[int, int]:
@@ -103,193 +119,131 @@ def _lengths(text: str) -> tuple[int, int]:
 
 
 def _stand_in(architecture: Path, folder: Path) -> str:
-    """A folder with the given configuration alone: nothing else of a model is looked at."""
+    """Return a folder with nothing but the configuration, which is all that a plan reads of a model."""
     if not architecture.is_file():
-        sys.exit(f"error: --architecture {architecture}: no such file; expected a model's config.json")
+        raise FileNotFoundError(f"--architecture {architecture}: no such file; expected a model's config.json")
     try:
         json.loads(architecture.read_text("utf-8"))
     except ValueError as error:
-        sys.exit(f"error: --architecture {architecture}: not JSON: {error}")
+        raise ValueError(f"--architecture {architecture}: not JSON: {error}") from error
     shutil.copy(architecture, folder / "config.json")
     return str(folder)
 
 
 class Planner(cli.Cli):
-    """The command line of ``fit``, up to the point where models would be read."""
+    """The command line of ``fit``, up to the point where models would be read.
+
+    Args:
+        arguments: of ``fit``.
+        options: of ``plan``.
+        stand_in: folder that every model of the configuration is taken from; None for their own.
+        settings: of the base class.
+    """
 
     def __init__(
-        self, arguments: Sequence[str], own: argparse.Namespace, stand_in: str | None, **options: Any
+        self, arguments: Sequence[str], options: argparse.Namespace, stand_in: str | None, **settings: Any
     ) -> None:
-        self.own, self.stand_in = own, stand_in
-        super().__init__(arguments, **options)
+        self.options, self.stand_in = options, stand_in
+        super().__init__(arguments, **settings)
 
+    @override
     def before_instantiate_classes(self) -> None:
-        """Put the stand-in in the place of every model that is named."""
         config = self.config[self.subcommand]
         if self.stand_in is not None:
-            named = config.model.policy
-            config.data.tokenizer = config.data.tokenizer or named
+            config.data.tokenizer = config.data.tokenizer or config.model.policy
             config.model.policy = self.stand_in
             for part in ("reference", "score"):
-                given = config.model.get(part)
-                if given is not None and given.get("init_args", {}).get("path"):
-                    given.init_args.path = self.stand_in
+                settings = config.model.get(part)
+                if settings is not None and settings.get("init_args", {}).get("path"):
+                    settings.init_args.path = self.stand_in
             if config.model.get("value.path"):
                 config.model.value.path = self.stand_in
         super().before_instantiate_classes()
 
+    @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """One that is never used: a plan writes no files and asks for no device."""
         return idle_trainer()
 
+    @override
     def _run_subcommand(self, subcommand: str) -> None:
-        config = self.config[self.subcommand].trainer
+        config, options = self.config[self.subcommand], self.options
         module: Any = self.model
         data: Any = self.datamodule
-        batch, source = _workload(self.own, module, data, self.config[self.subcommand].data.max_length)
-        spread = _spread(config)
+        parallelism = _parallelism(config.trainer)
+        batch, source = plan_batch(module, data, options.lengths, config.data.max_length)
         try:
-            found = estimate(_fresh(module), batch, spread)
+            plan = estimate(copy.deepcopy(module), batch, parallelism)
         except FileNotFoundError as error:
             if self.stand_in is not None:
                 raise
             instead = "a plan needs no more than a config.json of the same shape: name it with --architecture"
             raise FileNotFoundError(f"{error}; {instead}") from error
-        hardware = _hardware(self.own)
+        memory, *peaks = HARDWARE.get(options.hardware, (0, 0.0, 0.0))
+        memory = int(options.memory * GIB) if options.memory else memory
+        narrow = parallelism.precision == "bf16-mixed" or module.loading.dtype in ("bfloat16", "float16")
+        peak = options.flops or peaks[0 if narrow else 1]
         console = Console(soft_wrap=True)
-        _show(console, found, batch, source, spread)
-        if hardware is not None and hardware.memory:
-            _compare(console, Case(module, batch, spread), found, hardware)
-        if hardware is not None and hardware.peak:
-            narrow = spread.precision == "bf16-mixed" or module.loading.dtype in ("bfloat16", "float16")
-            peak = hardware.peak if narrow else hardware.peak32
-            steps = _steps(config, data, spread)
-            if isinstance(module, LitOnline):
-                steps = None if steps is None else _steps_of_rollouts(config, steps, module.settings.steps)
-            _time(console, found, peak, self.own.utilization, steps)
-            if isinstance(module, LitOnline):
-                console.print("writing token by token waits for memory, and takes longer than its operations say")
+        _print_estimate(console, plan, batch, source, parallelism)
+        if memory:
+            _print_fit(console, Case(module, batch, parallelism), plan, memory)
+        if peak:
+            steps = planned_steps(module, data, config.trainer, parallelism)
+            _print_time(console, module, plan, peak, options.utilization, steps)
 
 
-def _fresh(module: Module) -> Module:
-    return copy.deepcopy(module)
-
-
-def _workload(own: argparse.Namespace, module: Module, data: PreferenceData, longest: int) -> tuple[PairBatch, str]:
-    """The largest micro-batch, or rollout: of the data where they are here, of equal lengths otherwise."""
-    settings = module.settings if isinstance(module, LitOnline) else None
-    if own.lengths is None:
-        try:
-            data.splits["train"] = data.prepare_split("train")
-            found = largest_batch(data)
-            if settings is None:
-                return found, "the largest of the data"
-            tokens = settings.sampling.max_new_tokens
-            return whole_responses(found, settings.responses, tokens), "prompts of the data and the longest responses"
-        except (OSError, ValueError, DataError) as error:
-            reason = str(error).splitlines()[0][:160]
-            print(f"the data is not read ({reason}); lengths are assumed, --lengths PROMPT,RESPONSE sets them")
-    prompt, response = own.lengths or (longest // 2, longest - longest // 2)
-    if settings is not None:
-        prompt, response = own.lengths[0] if own.lengths else longest, settings.sampling.max_new_tokens
-    rows = data.budget.pairs or max(1, (data.budget.tokens or 0) // (2 * (prompt + response)))
-    told = f"prompts of {prompt} and responses of {response}"
-    if settings is not None:
-        return whole_responses(uniform_batch(rows, prompt, 1), settings.responses, response), told
-    needs = module.objective.needs if isinstance(module, LitPreference) else NO_NEEDS
-    quality = len(QUALITY_PROMPT.split()) * 4 // 3 if needs.prompted else 0
-    return uniform_batch(rows, prompt, response, quality, needs.mismatched), told
-
-
-def _spread(trainer: Any) -> Spread:
+def _parallelism(trainer: Any) -> Parallelism:
     devices = max(1, int(trainer.devices)) if str(trainer.devices).isdigit() else 1
-    return Spread(
+    return Parallelism(
         processes=devices * trainer.num_nodes,
-        cut=trainer.strategy == "fsdp" or type(trainer.strategy).__name__ == "FullySharded",
+        sharded=trainer.strategy == "fsdp" or type(trainer.strategy).__name__ == "FullySharded",
         accumulate=trainer.accumulate_grad_batches,
         precision="bf16-mixed" if trainer.precision == "bf16-mixed" else "32-true",
         device="cpu" if trainer.accelerator == "cpu" else "cuda",
     )
 
 
-def _hardware(own: argparse.Namespace) -> Hardware | None:
-    named = HARDWARE.get(own.hardware or "", Hardware(0, 0.0, 0.0))
-    memory = int(own.memory * GIB) if own.memory else named.memory
-    found = Hardware(memory, own.flops or named.peak, own.flops or named.peak32)
-    return found if found.memory or found.peak else None
-
-
-def _show(console: Console, found: Estimate, batch: PairBatch, source: str, spread: Spread) -> None:
-    way = (
-        "one process" if spread.processes == 1 else f"{spread.processes} processes, {'fsdp' if spread.cut else 'ddp'}"
-    )
-    console.print(f"{found.parameters:,} parameters, {found.trained:,} trained; {way}; {spread.precision}")
+def _print_estimate(console: Console, plan: Estimate, batch: PairBatch, source: str, parallelism: Parallelism) -> None:
+    strategy = f"{parallelism.processes} processes, {'fsdp' if parallelism.sharded else 'ddp'}"
+    strategy = "one process" if parallelism.processes == 1 else strategy
+    console.print(f"{plan.parameters:,} parameters, {plan.trained:,} trained; {strategy}; {parallelism.precision}")
     rows, sides, width = batch.input_ids.shape
-    named = "micro-batch" if sides == 2 else "rollout"
-    console.print(f"{named}: {rows} x {sides} rows of {width} tokens ({source})")
-    console.print(f"optimizer step: {found.tokens:,} tokens, {found.operations:.3g} operations per process")
-    console.print(_table(found))
-
-
-def _table(found: Estimate) -> Table:
-    """A column for each moment, the fullest one in bold."""
+    name = "micro-batch" if sides == 2 else "rollout"
+    console.print(f"{name}: {rows} x {sides} rows of {width} tokens ({source})")
+    console.print(f"optimizer step: {plan.tokens:,} tokens, {plan.operations:.3g} operations per process")
     table = Table(title="memory per process, GiB", title_justify="left")
     table.add_column("")
-    for moment in found.moments:
-        table.add_column(f"[bold]{moment}[/]" if moment == found.fullest else moment, justify="right")
-    for name, label in LABELS.items():
-        values = [getattr(memory, name) for memory in found.moments.values()]
+    for phase in plan.phases:
+        table.add_column(phase, justify="right", style="bold" if phase == plan.fullest else "")
+    for field, label in LABELS.items():
+        values = [getattr(memory, field) for memory in plan.phases.values()]
         if any(values):
             table.add_row(label, *(f"{value / GIB:.2f}" if value else "" for value in values))
-    totals = [(moment, memory.total) for moment, memory in found.moments.items()]
-    shown = [f"{total / GIB:.2f}" for _, total in totals]
-    marked = [
-        f"[bold]{text}[/]" if moment == found.fullest else text
-        for text, (moment, _) in zip(shown, totals, strict=True)
-    ]
-    table.add_row("together", *marked)
-    return table
-
-
-def _compare(console: Console, case: Case, found: Estimate, hardware: Hardware) -> None:
-    room = hardware.memory * (1 - RESERVED)
-    if found.memory.total <= room:
-        console.print(f"fits into {hardware.memory / GIB:.0f} GiB, of which {RESERVED:.0%} are not for tensors")
-        return
-    console.print(
-        f"[bold]does not fit[/] into {hardware.memory / GIB:.0f} GiB, of which {RESERVED:.0%} are not for tensors"
-    )
-    table = Table(title="what helps", title_justify="left")
-    for column in ("setting", "GiB", "fits"):
-        table.add_column(column, justify="left" if column == "setting" else "right")
-    for knob in knobs(case):
-        table.add_row(knob.setting, f"{knob.total / GIB:.2f}", "yes" if knob.total <= room else "no")
+    table.add_row("total", *(f"{memory.total / GIB:.2f}" for memory in plan.phases.values()))
     console.print(table)
 
 
-def _time(console: Console, found: Estimate, peak: float, utilization: float, steps: int | None) -> None:
-    seconds = found.operations / (peak * utilization)
+def _print_fit(console: Console, case: Case, plan: Estimate, memory: int) -> None:
+    available = memory * (1 - RESERVED)
+    room = f"into {memory / GIB:.3g} GiB, of which {RESERVED:.0%} are not for tensors"
+    if plan.memory.total <= available:
+        console.print(f"fits {room}")
+        return
+    console.print(f"[bold]does not fit[/] {room}")
+    table = Table(title="what helps", title_justify="left")
+    table.add_column("setting")
+    table.add_column("GiB", justify="right")
+    table.add_column("fits", justify="right")
+    for setting, total in suggestions(case):
+        table.add_row(setting, f"{total / GIB:.2f}", "yes" if total <= available else "no")
+    console.print(table)
+
+
+def _print_time(
+    console: Console, module: Module, plan: Estimate, peak: float, utilization: float, steps: int | None
+) -> None:
+    seconds = plan.operations / (peak * utilization)
     console.print(f"{seconds:.3g} s per optimizer step at {utilization:.0%} of {peak:.3g} operations per second")
     if steps:
-        console.print(f"{steps:,} steps: {seconds * steps / 3600:.3g} hours, validation and sampling left out")
-
-
-def _steps(trainer: Any, data: PreferenceData, spread: Spread) -> int | None:
-    """Optimizer steps of the run, where they can be known."""
-    limit: int | None = trainer.max_steps if trainer.max_steps and trainer.max_steps > 0 else None
-    if "train" not in data.splits or not trainer.max_epochs or trainer.max_epochs < 0:
-        return limit
-    share = replace(data.share, world=spread.processes, accumulate=spread.accumulate)
-    batches = len(data.budget.training(data.splits["train"].store.widths.tolist(), share, data.seed or 0))
-    steps: int = -(-batches // spread.accumulate) * trainer.max_epochs
-    return min(steps, limit) if limit else steps
-
-
-def _steps_of_rollouts(trainer: Any, found: int, each: int) -> int:
-    """Optimizer steps where each batch is a rollout; a limit on steps counts these already.
-
-    >>> _steps_of_rollouts(argparse.Namespace(max_steps=-1), found=3, each=4)
-    12
-    """
-    limit = trainer.max_steps if trainer.max_steps and trainer.max_steps > 0 else None
-    return found * each if limit is None else min(found * each, limit)
+        console.print(f"{steps:,} steps: {seconds * steps / 3600:.3g} hours, without validation and samples")
+    if module.task == "online":
+        console.print("writing token by token waits for memory, and takes longer than its operations suggest")

@@ -1,30 +1,32 @@
-"""An estimate says what a training step needs of each GPU, found by rehearsing the step without weights."""
+"""Memory, operations and tokens of a run's optimizer step, from dry runs of its phases."""
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import DynamicCache
 
 from lit_align.models import Precomputed
+from lit_align.models.generation import RowSampling
 from lit_align.models.lm_head.patch import base_of, is_linear, output_head
 from lit_align.models.logps.check import LADDER
 from lit_align.models.logps.plain import packed_mask
 from lit_align.models.sharding import without_weights
 from lit_align.modules import LitOnline, LitPreference, LitReward, Module
 from lit_align.modules.grad_cache import even_ends
-from lit_align.plan.held import Held, hold, own_models
-from lit_align.plan.memory import Memory, Moment, Spread
-from lit_align.plan.rehearsal import Settings, give_shapes, rehearse, rehearse_reading, shapes_alone
-from lit_align.plan.rollout import longest, rehearse_scoring, rehearse_writing
+from lit_align.plan.dry_run import DryRun, fake_mode, fake_weights, optimizer_memory
+from lit_align.plan.memory import Memory, Parallelism, Phase, TrainingState, sum_bytes, trained_models
 from lit_align.types import PairBatch
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -32,194 +34,135 @@ class Estimate:
     """What a run needs.
 
     Args:
-        moments: memory of each process in each moment of a step.
-        operations: floating-point operations of each process and optimizer step; of a rollout, each step's share.
-        tokens: of all processes and each optimizer step, padding left out.
-        trained: parameters that are trained.
-        parameters: all parameters of what is trained, adapters and frozen layers included.
+        phases: memory of each process in each phase of a step.
+        operations: floating-point operations of each process and optimizer step, with its share of a rollout.
+        tokens: of an optimizer step of all processes, without padding.
+        trained: number of parameters that are trained.
+        parameters: number of all parameters of the trained models.
     """
 
-    moments: Mapping[Moment, Memory]
+    phases: Mapping[Phase, Memory]
     operations: int
     tokens: int
     trained: int
     parameters: int
 
     @property
-    def fullest(self) -> Moment:
-        """When memory holds most."""
-        return max(self.moments, key=lambda moment: self.moments[moment].total)
+    def fullest(self) -> Phase:
+        """The phase that needs most memory."""
+        return max(self.phases, key=lambda phase: self.phases[phase].total)
 
     @property
     def memory(self) -> Memory:
-        """Of each process when it holds most."""
-        return self.moments[self.fullest]
+        """Memory of each process in this phase."""
+        return self.phases[self.fullest]
 
 
-def estimate(module: Module, batch: PairBatch, spread: Spread = Spread()) -> Estimate:
-    """Rehearse a training step of a module that has no models yet; no weights are read, no memory is taken for them.
+def estimate(module: Module, batch: PairBatch, parallelism: Parallelism = Parallelism()) -> Estimate:
+    """Estimate a training step by dry runs; no weights are read, and none are allocated.
 
     Args:
-        module: as it is built from the configuration.
-        batch: the largest micro-batch that it will see; of an on-policy run, all responses of a rollout.
-        spread: how the run is spread.
+        module: as it is built from the configuration, not configured yet; it cannot be trained afterwards.
+        batch: the largest micro-batch; of an on-policy run, all responses of a rollout.
+        parallelism: of the run.
     """
     with without_weights():
         module.configure_model()
-    frozen = module.frozen_models()
-    fill: list[nn.Module] = []
+    frozen, precomputed = module.frozen_models(), []
     if module.task == "preference" and isinstance(module.reference, Precomputed):
-        fill, frozen = frozen, []
+        frozen, precomputed = [], frozen  # released before the first step
     trained = [p for p in module.parameters() if p.requires_grad]
-    held = hold(module, frozen, spread)
-    mode = shapes_alone()
-    for model in (module, *frozen, *fill):
-        give_shapes(mode, model, torch.bfloat16 if spread.narrow else None)
-    rehearsal = Rehearsal(mode, module, frozen, Settings(spread.precision, spread.share))
+    optimizer = optimizer_memory(module.optimizer, trained, parallelism.device)
+    state = TrainingState(module, frozen, optimizer, parallelism)
+    mode = fake_mode()
+    for model in (module, *frozen, *precomputed):
+        fake_weights(mode, model, torch.bfloat16 if parallelism.gathers_bfloat16 else None)
+    dry_run = DryRun(mode, [module, *frozen], parallelism)
     if module.task == "online":
-        moments, operations, tokens = rehearsal.rollout(module, batch.chosen_side(), held)
+        phases, operations, tokens = _online_step(module, batch.chosen_side(), dry_run, state)
     else:
-        part = _portion(module, batch, spread)
-        rest = rehearsal.filling(module, part, fill, held) if isinstance(module, LitPreference) else {}
-        moments, operations = rehearsal.batch(module, part, Parts(spread.accumulate, part is not batch), held)
-        sizes = [int(pairs.attention_mask.sum()) for pairs in (batch, part)]
-        moments, tokens = {**rest, **moments}, sizes[0] * spread.accumulate
-        operations = operations * spread.accumulate * sizes[0] // sizes[1]
+        phases, operations, tokens = _pair_step(module, batch, dry_run, state, precomputed)
     return Estimate(
-        moments=moments,
+        phases=phases,
         operations=operations,
-        tokens=tokens * spread.processes,
+        tokens=tokens * parallelism.processes,
         trained=sum(p.numel() for p in trained),
         parameters=sum(p.numel() for p in module.parameters()),
     )
 
 
-@dataclass(frozen=True)
-class Parts:
-    """In how many parts a step is taken.
-
-    Args:
-        micro_batches: batches whose gradients are summed up.
-        portions: whether each of them goes through in several portions.
-    """
-
-    micro_batches: int
-    portions: bool
-
-    @property
-    def several(self) -> bool:
-        """Whether there is more than one part."""
-        return self.micro_batches > 1 or self.portions
+# ── steps on pairs ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True)
-class Rehearsal:
-    """What a step is rehearsed with.
-
-    Args:
-        mode: that the weights belong to.
-        module: without values.
-        frozen: models beside it.
-        settings: of the run.
-    """
-
-    mode: FakeTensorMode
-    module: Module
-    frozen: Sequence[nn.Module]
-    settings: Settings
-
-    @property
-    def models(self) -> list[nn.Module]:
-        """All that are there."""
-        return [self.module, *self.frozen]
-
-    def batch(
-        self, module: LitPreference | LitReward, part: PairBatch, parts: Parts, held: Held
-    ) -> tuple[dict[Moment, Memory], int]:
-        """Memory of each moment of a step on pairs, and the operations of one micro-batch.
-
-        Args:
-            module: what is trained.
-            part: what goes through the policy at once.
-            parts: how many of these a step takes.
-            held: weights and their companions.
-        """
-        loss = partial(module.dry_run_loss, part, parts.several)
-        step = self._in_a_layout(module, partial(rehearse, self.mode, self.models, loss, self.settings))
-        apart = _summed_apart(module) // self.settings.share if parts.micro_batches == 1 and parts.portions else 0
-        return held.moments(step, parts.several, apart), step.operations
-
-    def filling(
-        self, module: LitPreference, part: PairBatch, fill: Sequence[nn.Module], held: Held
-    ) -> dict[Moment, Memory]:
-        """Memory while a precomputed reference reads what it has not kept, before there is an optimizer."""
-        if not isinstance(module.reference, Precomputed):
-            return {}
-        models = [*self.models, *fill]
-        with module.reference.active() as model:
-            read = partial(module.readers.read, model, part)
-            peak, _ = self._in_a_layout(
-                module, partial(rehearse_reading, self.mode, models, read, self.settings), model
-            )
-        setattr(module.reference, "log_probs", _no_log_probs)  # noqa: B010 (from here on they come from disk)
-        return {"reference": held.reading(peak, sum(_bytes(model.parameters()) for model in fill))}
-
-    def _in_a_layout(self, module: Module, run: Callable[[], Any], *others: nn.Module) -> Any:
-        """In the first layout that the model can be read in; a run tries the same ones, on real weights."""
-        asked = module.readers.how.layout
-        for layout in LADDER if asked == "auto" else (asked,):
-            for model in (*own_models(module), *self.frozen, *others):
-                module.readers.assume(model, layout)
-            try:
-                return run()
-            except Exception as error:  # noqa: BLE001 (whatever a model does with inputs that it was not made for)
-                refused = error
-        raise refused
-
-    def rollout(self, module: LitOnline, batch: PairBatch, held: Held) -> tuple[dict[Moment, Memory], int, int]:
-        """Memory of each moment of a rollout and of the steps on it; operations and tokens of one of these steps.
-
-        Args:
-            module: what is trained.
-            batch: all responses of the rollout.
-            held: weights and their companions.
-        """
-        settings, rows = module.settings, len(batch.index)
-        module.policy.eval()
-        written = rehearse_writing(self.mode, self.models, module, batch, self.settings)
-        peak, scoring = self._in_a_layout(
-            module, partial(rehearse_scoring, self.mode, self.models, module, batch, self.settings)
-        )
-        module.policy.train()
-        each = math.ceil(rows / settings.minibatches)
-        part = longest(batch, min(each, settings.micro_batch))
-        step = rehearse(self.mode, self.models, partial(module.dry_run_loss, part), self.settings)
-        several = each > settings.micro_batch
-        moments: dict[Moment, Memory] = {
-            "writing": held.rolling(written.working, written.cache),
-            "scoring": held.rolling(peak),
-            **held.moments(step, several),
-        }
-        sizes = [int(found.attention_mask.sum()) for found in (batch, part)]
-        updates = step.operations * sizes[0] // sizes[1] // settings.minibatches
-        operations = updates + (written.operations + scoring) // settings.steps
-        return moments, operations, sizes[0] // settings.minibatches
+def _pair_step(
+    module: LitPreference | LitReward,
+    batch: PairBatch,
+    dry_run: DryRun,
+    state: TrainingState,
+    precomputed: Sequence[nn.Module],
+) -> tuple[dict[Phase, Memory], int, int]:
+    """Return the memory of each phase, the operations and the tokens of a step on pairs."""
+    accumulate, shards = dry_run.parallelism.accumulate, dry_run.parallelism.shards
+    chunk = _largest_chunk(module, batch, dry_run.parallelism)
+    chunked = chunk is not batch
+    phases: dict[Phase, Memory] = {}
+    if module.task == "preference" and isinstance(module.reference, Precomputed):
+        phases["reference"] = _precompute(module, chunk, dry_run, state, precomputed)
+    is_part = chunked or accumulate > 1
+    cost = _in_first_layout(
+        module, dry_run.models[1:], lambda: dry_run.train(partial(module.dry_run_loss, chunk, is_part))
+    )
+    head_gradient = _head_gradient(module) // shards if chunked and accumulate == 1 else 0
+    tokens, chunk_tokens = (int(pairs.attention_mask.sum()) for pairs in (batch, chunk))
+    return (
+        phases | state.training(cost, is_part, head_gradient),
+        cost.operations * accumulate * tokens // chunk_tokens,
+        tokens * accumulate,
+    )
 
 
-def _portion(module: Module, batch: PairBatch, spread: Spread) -> PairBatch:
-    """What goes through the policy at once: the batch, or the largest of the portions that it is taken in."""
-    across = isinstance(module, LitPreference) and module.objective.needs.batch_level
-    most = module.readers.how.chunk_tokens(spread.device, across)
+def _precompute(
+    module: LitPreference, chunk: PairBatch, dry_run: DryRun, state: TrainingState, models: Sequence[nn.Module]
+) -> Memory:
+    """Return the memory while a reference computes what it stores; afterwards it reads zeros from its store."""
+    assert module.reference is not None
+    everything = DryRun(dry_run.mode, [*dry_run.models, *models], dry_run.parallelism)
+    with module.reference.active() as model:
+        read = partial(module.readers.read, model, chunk)
+        peak, _ = _in_first_layout(module, [*dry_run.models[1:], model], partial(everything.read, read))
+    vars(module.reference)["log_probs"] = lambda batch: torch.zeros(packed_mask(batch).shape)
+    weights = sum(sum_bytes(model.parameters()) for model in models)
+    return Memory(state.resident.parameters, frozen=weights, working=peak, communication=state.gathered_layers)
+
+
+def _in_first_layout(module: Module, others: Sequence[nn.Module], run: Callable[[], Result]) -> Result:
+    """Run in the first layout that the models can be read in, as a training run chooses it with real weights."""
+    chosen = module.readers.how.layout
+    for layout in LADDER if chosen == "auto" else (chosen,):
+        for model in (*trained_models(module), *others):
+            module.readers.assume(model, layout)
+        try:
+            return run()
+        except Exception as error:  # noqa: BLE001 (whatever a model does with inputs that it was not made for)
+            refused = error
+    raise refused
+
+
+def _largest_chunk(module: LitPreference | LitReward, batch: PairBatch, parallelism: Parallelism) -> PairBatch:
+    """Return what goes through the model at once: the batch, or the largest of its chunks."""
+    batch_level = module.task == "preference" and module.objective.needs.batch_level
+    most = module.readers.how.chunk_tokens(parallelism.device, batch_level)
     sizes = batch.attention_mask.sum((1, 2)).tolist()
     if not 0 < most < sum(sizes) or len(sizes) == 1:
         return batch
     ends = even_ends(sizes, min(math.ceil(sum(sizes) / most), len(sizes)))
-    return max((batch.rows(slice(*cut)) for cut in pairwise((0, *ends))), key=lambda found: int(found.mask.sum()))
+    chunks = (batch.rows(slice(*bounds)) for bounds in pairwise((0, *ends)))
+    return max(chunks, key=lambda chunk: int(chunk.mask.sum()))
 
 
-def _summed_apart(module: LitPreference | LitReward) -> int:
-    """Bytes of an output head's gradient in a ``HeadGradientAccumulator``."""
-    if isinstance(module, LitReward) or module.objective.needs.batch_level:
+def _head_gradient(module: LitPreference | LitReward) -> int:
+    """Return the bytes of the output head's gradient that a ``HeadGradientAccumulator`` holds outside of ``.grad``."""
+    if module.task == "reward" or module.objective.needs.batch_level:
         return 0
     if module.readers.layout(module.policy) == "plain":
         return 0
@@ -230,9 +173,115 @@ def _summed_apart(module: LitPreference | LitReward) -> int:
     return weight.nbytes if weight.requires_grad and weight is not embedding.weight else 0
 
 
-def _no_log_probs(batch: PairBatch) -> Tensor:
-    return torch.zeros(packed_mask(batch).shape)
+# ── steps on rollouts ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _bytes(weights: Iterable[Tensor]) -> int:
-    return sum(weight.nbytes for weight in weights)
+def _online_step(
+    module: LitOnline, batch: PairBatch, dry_run: DryRun, state: TrainingState
+) -> tuple[dict[Phase, Memory], int, int]:
+    """Return the memory of each phase of a rollout and its steps; operations and tokens of one of these steps."""
+    settings, rows = module.settings, len(batch.index)
+    module.policy.eval()
+    cache, writing, operations = write_responses(module, batch, dry_run)
+    scoring, scoring_operations = _in_first_layout(
+        module, dry_run.models[1:], partial(_score_responses, module, batch, dry_run)
+    )
+    module.policy.train()
+    minibatch = math.ceil(rows / settings.minibatches)
+    part = longest_responses(batch, min(minibatch, settings.micro_batch))
+    cost = dry_run.train(partial(module.dry_run_loss, part))
+    phases: dict[Phase, Memory] = {
+        "writing": state.rollout(writing, cache),
+        "scoring": state.rollout(scoring),
+        **state.training(cost, is_part=minibatch > settings.micro_batch),
+    }
+    tokens, part_tokens = (int(responses.attention_mask.sum()) for responses in (batch, part))
+    update_operations = cost.operations * tokens // part_tokens // settings.minibatches
+    return (
+        phases,
+        update_operations + (operations + scoring_operations) // settings.steps,
+        tokens // settings.minibatches,
+    )
+
+
+def longest_responses(batch: PairBatch, rows: int) -> PairBatch:
+    """Return the longest responses of a rollout, prompts included.
+
+    Args:
+        batch: the rollout.
+        rows: how many.
+    """
+    lengths = batch.attention_mask.flatten(1).sum(-1)
+    return batch.rows(lengths.argsort(descending=True, stable=True)[:rows])
+
+
+def write_responses(module: LitOnline, batch: PairBatch, dry_run: DryRun) -> tuple[int, int, int]:
+    """Measure the writing of a rollout: bytes of keys and values, peak of what is beside them, operations.
+
+    A pass over the prompts is followed by one for each token, of which the first and the last are run; operations in
+    between grow evenly. A generator without a ``batch_size`` is taken to write all responses at once.
+
+    Args:
+        module: with fake weights.
+        batch: responses of full length, side axis of 1.
+        dry_run: measures passes of the models.
+    """
+    rows = min(len(batch.index), getattr(module.generator, "batch_size", len(batch.index)))
+    group, new_tokens = longest_responses(batch, rows), module.settings.sampling.max_new_tokens
+    prompt = int((group.attention_mask & ~group.mask).sum(-1).max())
+    cache = _new_cache(module.policy)
+    peak, operations = dry_run.read(partial(_write_token, module, cache, rows, prompt))
+    if new_tokens > 1:
+        first_peak, first = dry_run.read(partial(_write_token, module, cache, rows, 1), _keys_and_values(cache))
+        cache = _new_cache(module.policy)
+        dry_run.read(partial(_write_token, module, cache, rows, prompt + new_tokens - 2))
+        last_peak, last = dry_run.read(partial(_write_token, module, cache, rows, 1), _keys_and_values(cache))
+        peak = max(peak, first_peak, last_peak)
+        operations += (new_tokens - 1) * (first + last) // 2
+    cached = sum_bytes(_keys_and_values(cache))
+    groups = len(batch.index) * (1 + module.objective.needs.greedy / module.settings.responses) / rows
+    return cached, max(0, peak - cached), int(operations * groups)
+
+
+def _new_cache(policy: nn.Module) -> Any:
+    return DynamicCache(config=base_of(policy).config.get_text_config(decoder=True))
+
+
+def _keys_and_values(cache: Any) -> Iterator[Tensor]:
+    parts = (part for layer in cache.layers for part in (layer.keys, layer.values))
+    return (part for part in parts if part is not None)
+
+
+def _write_token(module: LitOnline, cache: Any, rows: int, tokens: int) -> None:
+    """Read tokens behind those in the cache, and choose the next one, as ``generate`` does."""
+    policy: Any = module.policy
+    sampling = module.settings.sampling
+    ids = torch.zeros(rows, tokens, dtype=torch.int64)
+    attention = torch.ones(rows, cache.get_seq_length() + tokens, dtype=torch.int64)
+    accepted = inspect.signature(base_of(policy).forward).parameters
+    options = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+    output = policy(input_ids=ids, attention_mask=attention, past_key_values=cache, use_cache=True, **options)
+    logits = output.logits[:, -1].to(copy=True, dtype=torch.float32)
+    RowSampling(torch.zeros(rows, sampling.max_new_tokens, dtype=torch.float64), sampling)(ids, logits).argmax(-1)
+
+
+def _score_responses(module: LitOnline, batch: PairBatch, dry_run: DryRun) -> tuple[int, int]:
+    """Measure how every model reads a rollout: the peak in bytes, and the operations."""
+    peaks, operations = [0], 0
+    for read, rows in _readings(module):
+        peak, part_operations = dry_run.read(partial(read, longest_responses(batch, rows)))
+        peaks.append(peak)
+        operations += part_operations * math.ceil(len(batch.index) / rows)
+    return max(peaks), operations
+
+
+def _readings(module: LitOnline) -> Iterator[tuple[Callable[[PairBatch], object], int]]:
+    """Iterate over what reads a rollout, and how many responses at once."""
+    micro_batch, score_model = module.settings.micro_batch, module.score.model
+    yield partial(module.readers.read, module.policy), micro_batch
+    if module.reference is not None:
+        yield module.reference.log_probs, micro_batch
+    if module.value_model is not None:
+        yield partial(module.readers.values, module.value_model), micro_batch
+    if score_model is not None:
+        yield partial(module.readers.scores, score_model), getattr(module.score, "batch_size", micro_batch)

@@ -1,39 +1,81 @@
-"""The workload of a plan is the micro-batch that needs most memory."""
+"""The batch that a plan is made for, of the data or of equal lengths, and the number of optimizer steps."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 
-from lit_align.data import PairDataset, PreferenceData
+from lit_align.data import DataError, PairDataset, PreferenceData
 from lit_align.data.batches.collate import Collate
+from lit_align.data.text.render import QUALITY_PROMPT
+from lit_align.modules import Module
+from lit_align.objectives.base import NO_NEEDS
+from lit_align.plan.memory import Parallelism
 from lit_align.types import PairBatch
 
 
-def largest_batch(data: PreferenceData) -> PairBatch:
-    """The batch of the first epoch that has the most tokens, padding included.
+def plan_batch(
+    module: Module, data: PreferenceData, lengths: tuple[int, int] | None, max_length: int
+) -> tuple[PairBatch, str]:
+    """Return the largest micro-batch, or a rollout with the longest responses, and where its lengths come from.
 
     Args:
-        data: whose training pairs have been prepared.
+        module: what is trained.
+        data: read unless lengths are given; where it cannot be, a line is printed and lengths are assumed.
+        lengths: tokens of each prompt and each response.
+        max_length: tokens of the longest pair, which assumed lengths add up to.
+    """
+    online = module.settings if module.task == "online" else None
+    if lengths is None:
+        try:
+            data.splits["train"] = data.prepare_split("train")
+            batch = largest_batch(data)
+            if online is None:
+                return batch, "the largest of the data"
+            rollout = rollout_batch(batch, online.responses, online.sampling.max_new_tokens)
+            return rollout, "prompts of the data and the longest responses"
+        except (OSError, ValueError, DataError) as error:
+            reason = str(error).splitlines()[0][:160]
+            print(f"the data is not read ({reason}); lengths are assumed, --lengths PROMPT,RESPONSE sets them")
+    prompt, response = lengths or (max_length // 2, max_length - max_length // 2)
+    if online is not None:
+        prompt, response = lengths[0] if lengths else max_length, online.sampling.max_new_tokens
+    rows = data.budget.pairs or max(1, (data.budget.tokens or 0) // (2 * (prompt + response)))
+    source = f"prompts of {prompt} and responses of {response}"
+    if online is not None:
+        return rollout_batch(uniform_batch(rows, prompt, 1), online.responses, response), source
+    needs = module.objective.needs if module.task == "preference" else NO_NEEDS
+    quality = len(QUALITY_PROMPT.split()) * 4 // 3 if needs.prompted else 0
+    return uniform_batch(rows, prompt, response, quality, needs.mismatched), source
+
+
+def largest_batch(data: PreferenceData) -> PairBatch:
+    """Return the batch of the first epoch that has the most tokens, padding included.
+
+    Args:
+        data: with prepared training pairs.
     """
     split = data.splits["train"]
     widths = split.store.widths
-    plan = data.budget.training(widths.tolist(), data.share, data.seed or 0)
-    largest = max(plan, key=lambda batch: len(batch) * max(int(widths[index]) for index, _ in batch))
+    batches = data.budget.training(widths.tolist(), data.share, data.seed or 0)
+    largest = max(batches, key=lambda batch: len(batch) * max(int(widths[index]) for index, _ in batch))
     return Collate(data.pad_token)(PairDataset(split.store, split.values)[largest])
 
 
 def uniform_batch(
-    pairs: int, prompt: int, response: int, quality_prompt: int = 0, mismatched: bool = False, opening: int = 0
+    pairs: int, prompt: int, response: int, quality_prompt: int = 0, mismatched: bool = False, prefix: int = 0
 ) -> PairBatch:
-    """Pairs of the same lengths, for data that is not there.
+    """Return pairs of equal lengths.
 
     Args:
         pairs: in the micro-batch.
         prompt: tokens of each prompt.
         response: tokens of each response.
-        quality_prompt: tokens that the prompted pair has more; 0 for none.
-        mismatched: with the responses of other rows.
-        opening: tokens that all prompts begin with.
+        quality_prompt: further tokens of each prompt in a ``prompted`` batch; 0 for no such batch.
+        mismatched: whether there is a batch with the responses of other rows.
+        prefix: tokens that all prompts begin with.
 
     >>> uniform_batch(2, prompt=3, response=4).input_ids.shape
     torch.Size([2, 2, 7])
@@ -42,8 +84,8 @@ def uniform_batch(
     mask = torch.zeros(shape, dtype=torch.bool)
     mask[..., prompt:] = True
     ids = torch.zeros(shape, dtype=torch.int64)
-    ids[:, :, opening] = torch.arange(pairs).unsqueeze(-1)  # not the same prompt twice
-    ids[:, 1, prompt:] = pairs  # nor the same response
+    ids[:, :, prefix] = torch.arange(pairs).unsqueeze(-1)  # no prompt twice
+    ids[:, 1, prompt:] = pairs  # and no response
     return PairBatch(
         input_ids=ids,
         attention_mask=torch.ones(shape, dtype=torch.bool),
@@ -52,33 +94,52 @@ def uniform_batch(
         weight=torch.ones(pairs),
         index=torch.arange(pairs),
         mismatched=uniform_batch(pairs, prompt, response) if mismatched else None,
-        prompted=uniform_batch(pairs, prompt + quality_prompt, response, opening=quality_prompt)
+        prompted=uniform_batch(pairs, prompt + quality_prompt, response, prefix=quality_prompt)
         if quality_prompt
         else None,
     )
 
 
-def whole_responses(batch: PairBatch, each: int, tokens: int) -> PairBatch:
-    """A rollout whose responses are all as long as they may get.
+def rollout_batch(batch: PairBatch, responses: int, tokens: int) -> PairBatch:
+    """Return a rollout in which all responses have full length.
 
     Args:
-        batch: whose prompts are answered.
-        each: responses to each prompt.
+        batch: with the prompts.
+        responses: to each prompt.
         tokens: of each response.
 
-    >>> whole_responses(uniform_batch(2, prompt=3, response=4), each=2, tokens=5).mask.sum((1, 2)).tolist()
+    >>> rollout_batch(uniform_batch(2, prompt=3, response=4), responses=2, tokens=5).mask.sum((1, 2)).tolist()
     [5, 5, 5, 5]
     """
-    prompts = (batch.attention_mask & ~batch.mask)[:, 0].sum(-1).repeat_interleave(each)[:, None, None]
-    place = torch.arange(int(prompts.max()) + tokens)
+    prompts = (batch.attention_mask & ~batch.mask)[:, 0].sum(-1).repeat_interleave(responses)[:, None, None]
+    position = torch.arange(int(prompts.max()) + tokens)
     rows = len(prompts)
-    ids = torch.zeros(rows, 1, len(place), dtype=torch.int64)
-    ids[:, 0, 0] = torch.arange(rows)  # no two are taken to begin alike
+    ids = torch.zeros(rows, 1, len(position), dtype=torch.int64)
+    ids[:, 0, 0] = torch.arange(rows)  # no prompt twice
     return PairBatch(
         input_ids=ids,
-        attention_mask=place < prompts + tokens,
-        mask=(place >= prompts) & (place < prompts + tokens),
+        attention_mask=position < prompts + tokens,
+        mask=(position >= prompts) & (position < prompts + tokens),
         truncated=torch.ones(rows, 1, dtype=torch.bool),
         weight=torch.ones(rows),
         index=torch.arange(rows),
     )
+
+
+def planned_steps(module: Module, data: PreferenceData, trainer: Any, parallelism: Parallelism) -> int | None:
+    """Return the optimizer steps of the run; None where they cannot be known.
+
+    Args:
+        module: what is trained; an on-policy run takes several steps on each batch.
+        data: with prepared training pairs, or without.
+        trainer: its settings.
+        parallelism: of the run.
+    """
+    limit = trainer.max_steps if (trainer.max_steps or 0) > 0 else None
+    if "train" not in data.splits or (trainer.max_epochs or 0) <= 0:
+        return limit
+    share = replace(data.share, world=parallelism.processes, accumulate=parallelism.accumulate)
+    batches = len(data.budget.training(data.splits["train"].store.widths.tolist(), share, data.seed or 0))
+    per_batch = module.settings.steps if module.task == "online" else 1
+    steps: int = -(-batches // parallelism.accumulate) * trainer.max_epochs * per_batch
+    return min(steps, limit) if limit else steps

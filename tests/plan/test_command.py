@@ -1,4 +1,4 @@
-"""The plan of a configuration, also of one whose models and data are not here."""
+"""Plans of configurations, with and without their models and data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from _pytest.mark import ParameterSet
 
 from lit_align.plan.command import main
 from lit_align.testbed import path
-from tests.plan.worlds import ARCHITECTURES, model
+from tests.plan.models import ARCHITECTURES, model
 from tests.runner import Ended, forked
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -66,7 +66,7 @@ def few_of(names: Iterable[str], always: str) -> list[ParameterSet]:
     return [pytest.param(name, marks=() if name == always else pytest.mark.long) for name in names]
 
 
-def plan(*words: object, folder: Path | None = None) -> Ended:
+def plan(*words: object) -> Ended:
     def work() -> None:
         main([str(word) for word in words])
 
@@ -74,7 +74,7 @@ def plan(*words: object, folder: Path | None = None) -> Ended:
 
 
 @pytest.mark.parametrize("name", few_of(PUBLISHED, "sr_dpo_pythia2.8b_hh"))
-def test_an_experiment_at_a_paper_s_size_fits_where_it_ran(name: str, tmp_path: Path) -> None:
+def test_published_experiments_fit_the_gpus_of_their_papers(name: str, tmp_path: Path) -> None:
     """Eight GPUs of 80 GiB, without a look at models or data."""
     architecture, parameters = PUBLISHED[name]
     (tmp_path / "config.json").write_text(json.dumps(architecture))
@@ -101,7 +101,7 @@ def test_the_steps_before_rlhf_fit_on_the_device_that_their_files_name(name: str
 
 
 @pytest.mark.parametrize(("dtype", "rate"), [("float32", "1.95e+13"), ("bfloat16", "3.12e+14")])
-def test_weights_of_sixteen_bits_are_multiplied_as_such(dtype: str, rate: str) -> None:
+def test_the_peak_depends_on_the_dtype_of_the_weights(dtype: str, rate: str) -> None:
     words = ("--config", CONFIGS / "quickstart.yaml", "--model.loading.dtype", dtype, "--hardware", "a100-80gb")
     assert f"of {rate} operations per second" in plan(*words).out
 
@@ -116,7 +116,7 @@ def test_the_quickstart_is_planned_from_its_data() -> None:
     assert "Warning" not in ended.out
 
 
-def test_what_does_not_fit_gets_knobs_that_do(tmp_path: Path) -> None:
+def test_suggestions_make_a_run_fit(tmp_path: Path) -> None:
     folder = model(tmp_path / "model")
     words = ("--config", CONFIGS / "quickstart.yaml", "--model.policy", folder, "--trainer.accelerator", "auto")
     ended = plan(*words, "--trainer.devices", 4, "--lengths", "100,100", "--memory", "1")
@@ -150,14 +150,14 @@ def test_rlhf_fits_on_the_device_that_its_file_names(name: str, tmp_path: Path) 
         assert word in ended.out
 
 
-def test_rlhf_that_does_not_fit_gets_knobs_of_its_own() -> None:
+def test_suggestions_for_on_policy_runs() -> None:
     words = ("--config", CONFIGS / "experiment" / "pm_testbed" / "rlhf.yaml", "--architecture", TESTBED)
     ended = plan(*words, "--memory", "0.05", "--flops", "1e12", "--trainer.accelerator", "cpu")
     assert ended.code == 0, ended.out
     assert "rollout: 128 x 1 rows" in ended.out
     assert "does not fit" in ended.out
-    knobs = [row for row in ended.out.splitlines() if row.rstrip("│ ").endswith(("yes", "no"))]
-    totals = {row.split("│")[1].strip(): float(row.split("│")[2]) for row in knobs}
+    rows = [row for row in ended.out.splitlines() if row.rstrip("│ ").endswith(("yes", "no"))]
+    totals = {row.split("│")[1].strip(): float(row.split("│")[2]) for row in rows}
     assert {"model.micro_batch: 1", "model.generator.batch_size: 8", "all of these"} <= totals.keys()
     assert totals["all of these"] == min(totals.values())
     assert "60 steps: " in ended.out
@@ -184,14 +184,14 @@ def test_a_reward_model_is_planned() -> None:
         (("--trainer.max_step", "3"), "Did you mean: trainer.max_steps"),
     ],
 )
-def test_wrong_words_are_told(words: tuple[str, ...], message: str) -> None:
+def test_wrong_arguments_are_refused(words: tuple[str, ...], message: str) -> None:
     ended = plan("--config", CONFIGS / "quickstart.yaml", *words)
     assert ended.code != 0
     assert message in ended.out
     assert "Traceback" not in ended.out
 
 
-def test_a_model_that_another_run_has_yet_to_make_may_be_described_instead(tmp_path: Path) -> None:
+def test_a_missing_model_can_be_described_by_its_architecture(tmp_path: Path) -> None:
     ended = plan("--config", CONFIGS / "quickstart.yaml", "--model.policy", tmp_path / "policy", "--lengths", "9,9")
     assert ended.code == 2
     assert re.search(r"model folder not found: .*/policy .*a config.json of .* --architecture", ended.out)

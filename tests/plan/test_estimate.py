@@ -1,4 +1,4 @@
-"""What a plan says is what a run takes."""
+"""Estimates against numbers by hand, and against the measured peaks of runs."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from lit_align.models.scorer import KnownScore
 from lit_align.modules import LitOnline, LitPreference, LitReward, Module
 from lit_align.objectives import aot, dpo, simpo, sr_dpo
 from lit_align.online import kl_rlhf
-from lit_align.plan import Spread, estimate, largest_batch, uniform_batch, whole_responses
+from lit_align.plan import Parallelism, estimate, largest_batch, rollout_batch, uniform_batch
 from lit_align.testbed.truth import TestbedScore
 from lit_align.types import PairBatch
-from tests.plan.worlds import model, pairs
+from tests.plan.models import model, pairs
 
-CPU = Spread(device="cpu")
+CPU = Parallelism(device="cpu")
 RANDOM = Loading(weights="random")
 BATCH = uniform_batch(4, prompt=40, response=24)
 WHOLE = ForwardPass(tokens_at_once=0)
@@ -52,22 +52,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model(tmp_path_factory.mktemp("model") / "model", tie_word_embeddings=False)
 
 
-def test_what_is_counted_is_exact(folder: Path) -> None:
+def test_weights_gradients_and_states_are_exact(folder: Path) -> None:
     """38,750,592 weights by hand: two embeddings, eight layers, one norm; four bytes each, eight of AdamW's."""
     layer = 4 * 384 * 384 + 3 * 384 * 1024 + 2 * 384
     weights = 2 * 32000 * 384 + 8 * layer + 384
     found = estimate(policy(folder), BATCH, CPU)
     assert found.parameters == found.trained == weights
-    step = found.moments["step"]
+    step = found.phases["step"]
     assert step.parameters == step.gradients == step.frozen == 4 * weights
     assert step.optimizer == 8 * weights
     assert found.tokens == 4 * 2 * 64
 
 
-def test_portions_keep_fewer_activations_and_compute_the_same(folder: Path) -> None:
+def test_chunks_keep_fewer_activations_and_need_the_same_operations(folder: Path) -> None:
     plain = estimate(policy(folder), BATCH, CPU)
     found = estimate(policy(folder, forward_pass=ForwardPass(tokens_at_once=128)), BATCH, CPU)
-    assert found.moments["forward"].activations < plain.moments["forward"].activations / 2
+    assert found.phases["forward"].activations < plain.phases["forward"].activations / 2
     assert found.operations == pytest.approx(plain.operations, rel=0.01)
 
 
@@ -85,70 +85,72 @@ def test_operations_are_three_passes_of_the_policy_and_one_of_the_reference(fold
 
 def test_what_a_setting_changes(folder: Path) -> None:
     plain = estimate(policy(folder), BATCH, CPU)
-    before = plain.moments["forward"]
+    before = plain.phases["forward"]
     adapter = estimate(policy(folder, lora=LoRA(rank=4)), BATCH, CPU)
     assert adapter.memory.frozen == 0
-    assert adapter.moments["step"].gradients == 4 * adapter.trained < plain.moments["step"].gradients / 50
-    alone = estimate(LitPreference(str(folder), simpo(), loading=RANDOM), BATCH, CPU).moments["forward"]
+    assert adapter.phases["step"].gradients == 4 * adapter.trained < plain.phases["step"].gradients / 50
+    alone = estimate(LitPreference(str(folder), simpo(), loading=RANDOM), BATCH, CPU).phases["forward"]
     assert alone.frozen == 0
     tile = 4 * 32000 * 4 * 2 * 24  # of the reference's logits, which is kept
     assert 0 <= before.activations - alone.activations <= 1.01 * tile
     loading = replace(RANDOM, gradient_checkpointing=True)
     recomputed = estimate(LitPreference(str(folder), dpo(), loading=loading), BATCH, CPU)
-    assert recomputed.moments["forward"].activations < before.activations / 2.5
+    assert recomputed.phases["forward"].activations < before.activations / 2.5
     assert recomputed.operations > plain.operations
-    doubled = estimate(policy(folder, forward_pass=WHOLE), uniform_batch(8, 40, 24), CPU).moments["forward"]
+    doubled = estimate(policy(folder, forward_pass=WHOLE), uniform_batch(8, 40, 24), CPU).phases["forward"]
     assert doubled.activations == pytest.approx(2 * before.activations, rel=0.05)
 
 
-def test_gradients_are_there_when_they_are(folder: Path) -> None:
-    """Behind the backward pass; before the forward pass only where a step has another micro-batch already."""
+def test_gradients_exist_after_the_first_backward_pass(folder: Path) -> None:
+    """They exist before a forward pass only if the step has had another micro-batch."""
     weights = 4 * 38_738_304
-    one = estimate(policy(folder), BATCH, CPU).moments
-    assert [one[moment].gradients for moment in ("forward", "step")] == [0, weights]
+    one = estimate(policy(folder), BATCH, CPU).phases
+    assert [one[phase].gradients for phase in ("forward", "step")] == [0, weights]
     assert 0 < one["backward"].gradients < weights
-    two = estimate(policy(folder), BATCH, replace(CPU, accumulate=2)).moments
-    assert [two[moment].gradients for moment in ("forward", "backward", "step")] == [weights] * 3
+    two = estimate(policy(folder), BATCH, replace(CPU, accumulate=2)).phases
+    assert [two[phase].gradients for phase in ("forward", "backward", "step")] == [weights] * 3
 
 
-def test_a_reference_that_is_precomputed_is_gone_before_the_first_step(folder: Path) -> None:
+def test_a_precomputed_reference_is_released_before_the_first_step(folder: Path) -> None:
     found = estimate(policy(folder, reference=Precomputed()), BATCH, CPU)
-    reading = found.moments["reference"]
+    reading = found.phases["reference"]
     assert (reading.frozen, reading.optimizer) == (reading.parameters, 0)
-    assert {found.moments[moment].frozen for moment in ("forward", "backward", "step")} == {0}
+    assert {found.phases[phase].frozen for phase in ("forward", "backward", "step")} == {0}
     live = estimate(policy(folder), BATCH, CPU)
     assert found.operations == pytest.approx(live.operations * 3 / 4, rel=0.01)
     assert found.memory.total <= live.memory.total - live.memory.frozen
 
 
-def test_pairs_that_depend_on_each_other_are_read_twice(folder: Path) -> None:
+def test_batch_level_objectives_read_each_micro_batch_twice(folder: Path) -> None:
     """One more forward pass of the policy where a step has several micro-batches, without gradient."""
-    spreads = (CPU, replace(CPU, accumulate=2))
-    one, two = (estimate(LitPreference(str(folder), aot(), loading=RANDOM), BATCH, spread) for spread in spreads)
+    one, two = (
+        estimate(LitPreference(str(folder), aot(), loading=RANDOM), BATCH, replace(CPU, accumulate=accumulate))
+        for accumulate in (1, 2)
+    )
     layers = 8 * (4 * 384 * 384 + 3 * 384 * 1024)
     reading = 2 * (layers * 4 * (40 + 2 * 24) + 32000 * 384 * 4 * 2 * 24)
     assert two.operations / 2 - one.operations == pytest.approx(reading, rel=0.05)
 
 
-def test_how_it_is_spread(folder: Path) -> None:
-    plain = estimate(policy(folder), BATCH, CPU).moments["step"]
+def test_ddp_and_fsdp(folder: Path) -> None:
+    plain = estimate(policy(folder), BATCH, CPU).phases["step"]
     ddp = estimate(policy(folder), BATCH, replace(CPU, processes=8)).memory
     assert ddp.communication == plain.gradients
-    cut = estimate(policy(folder), BATCH, replace(CPU, processes=8, cut=True)).memory
+    cut = estimate(policy(folder), BATCH, replace(CPU, processes=8, sharded=True)).memory
     for name in ("parameters", "optimizer", "frozen"):
         assert getattr(cut, name) == getattr(plain, name) // 8
     assert cut.total < ddp.total
 
 
-def test_cut_weights_are_put_together_in_sixteen_bits(folder: Path) -> None:
+def test_sharded_weights_are_gathered_in_bfloat16(folder: Path) -> None:
     """Embedding and head are whole in two bytes a weight, and two of the eight layers; a layer's gradients in four."""
     layer = 4 * 384 * 384 + 3 * 384 * 1024 + 2 * 384
     outside = 2 * 32000 * 384 + 384
-    cut = replace(CPU, processes=8, cut=True, precision="bf16-mixed")
+    cut = replace(CPU, processes=8, sharded=True, precision="bf16-mixed")
     found = estimate(policy(folder), BATCH, cut)
-    assert found.moments["forward"].communication == 2 * (outside + 2 * layer) + 4 * layer
-    assert found.moments["step"].parameters == 4 * (outside + 8 * layer) // 8
-    assert found.moments["step"].optimizer == 8 * (outside + 8 * layer) // 8
+    assert found.phases["forward"].communication == 2 * (outside + 2 * layer) + 4 * layer
+    assert found.phases["step"].parameters == 4 * (outside + 8 * layer) // 8
+    assert found.phases["step"].optimizer == 8 * (outside + 8 * layer) // 8
 
 
 def test_a_prompted_pair_costs_operations_but_keeps_no_activations(folder: Path) -> None:
@@ -157,7 +159,7 @@ def test_a_prompted_pair_costs_operations_but_keeps_no_activations(folder: Path)
     refined = estimate(LitPreference(str(folder), sr_dpo(), loading=RANDOM), batch, CPU)
     assert refined.operations > 1.4 * plain.operations
     tile = 4 * 32000 * 4 * 2 * 24
-    more = refined.moments["forward"].activations - plain.moments["forward"].activations
+    more = refined.phases["forward"].activations - plain.phases["forward"].activations
     assert 0 <= more <= 2.02 * tile
 
 
@@ -188,11 +190,11 @@ class Run:
 
     words: tuple[object, ...]
     module: Callable[[str], Module]
-    spread: Spread = CPU
+    parallelism: Parallelism = CPU
     at_once: int = 8
 
 
-def aligned(*words: object, spread: Spread = CPU, **how: Any) -> Run:
+def aligned(*words: object, parallelism: Parallelism = CPU, **how: Any) -> Run:
     settings = {"loading": RANDOM, "forward_pass": WHOLE, **how}
     fixed = (
         "--model.objective",
@@ -201,7 +203,7 @@ def aligned(*words: object, spread: Spread = CPU, **how: Any) -> Run:
         settings["forward_pass"].tokens_at_once,
     )
     words = tuple("null" if word is None else word for word in (*fixed, *words))
-    return Run(words, lambda name: LitPreference(name, dpo(), **settings), spread)
+    return Run(words, lambda name: LitPreference(name, dpo(), **settings), parallelism)
 
 
 def drawing(name: str) -> LitOnline:
@@ -212,8 +214,8 @@ def drawing(name: str) -> LitOnline:
 
 RUNS = {
     "plain": aligned(),
-    "portions": aligned(forward_pass=ForwardPass()),
-    "bf16-mixed": aligned("--trainer.precision", "bf16-mixed", spread=replace(CPU, precision="bf16-mixed")),
+    "chunks": aligned(forward_pass=ForwardPass()),
+    "bf16-mixed": aligned("--trainer.precision", "bf16-mixed", parallelism=replace(CPU, precision="bf16-mixed")),
     "recomputed": aligned(
         *("--model.loading.gradient_checkpointing", "true"), loading=replace(RANDOM, gradient_checkpointing=True)
     ),
@@ -227,7 +229,7 @@ RUNS = {
             "--model.optimizer.lr",
             1e-6,
         ),
-        spread=replace(CPU, accumulate=2),
+        parallelism=replace(CPU, accumulate=2),
         optimizer=lambda weights: SGD(weights, lr=1e-6),
     ),
     "precomputed": aligned("--model.reference", "Precomputed", reference=Precomputed()),
@@ -254,8 +256,8 @@ def test_a_run_takes_what_the_plan_says(folder: Path, tmp_path: Path, name: str)
     large = measured(tmp_path / "large", "--model.policy", folder, "--model.loading.weights", "random", *more)
     batch = batch_of(data, run.at_once)
     if name == "online":
-        batch = whole_responses(batch, each=2, tokens=40)
+        batch = rollout_batch(batch, responses=2, tokens=40)
     planned = [
-        estimate(run.module(where), batch, run.spread).memory.total for where in ("testbed:policy", str(folder))
+        estimate(run.module(where), batch, run.parallelism).memory.total for where in ("testbed:policy", str(folder))
     ]
     assert large - tiny == pytest.approx(planned[1] - planned[0], rel=0.2)

@@ -1,4 +1,4 @@
-"""What an on-policy run takes: responses that are written and scored, and the steps on them; by hand."""
+"""Estimates of on-policy runs against numbers by hand: responses that are written and scored, and updates."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from lit_align.modules import LitOnline
 from lit_align.online import OnlineObjective, Reinforce, ResponseSum
 from lit_align.online.advantage import GreedyBaseline, LeaveOneOut
 from lit_align.online.presets import kl_rlhf, pm_rlhf
-from lit_align.plan import Spread, estimate, uniform_batch, whole_responses
-from lit_align.plan.rehearsal import Settings, give_shapes, shapes_alone
-from lit_align.plan.rollout import longest, rehearse_writing
+from lit_align.plan import Parallelism, estimate, rollout_batch, uniform_batch
+from lit_align.plan.dry_run import DryRun, fake_mode, fake_weights
+from lit_align.plan.estimate import longest_responses, write_responses
 from lit_align.testbed.truth import TestbedScore
-from tests.plan.worlds import model
+from tests.plan.models import model
 
-CPU = Spread(device="cpu")
+CPU = Parallelism(device="cpu")
 RANDOM = Loading(weights="random")
 RLOO = kl_rlhf(0.1, LeaveOneOut(), Reinforce(), ResponseSum())
 LAYER = 4 * 384 * 384 + 3 * 384 * 1024
@@ -32,7 +32,7 @@ POLICY = 2 * 32000 * 384 + LAYERS * (LAYER + 2 * 384) + 384
 SCORER = POLICY - 32000 * 384 + 384
 """Weights of a policy, and of a score model: a row in place of the output embedding."""
 PROMPTS, EACH, PROMPT, NEW = 8, 2, 20, 12
-ROLLOUT = whole_responses(uniform_batch(PROMPTS, PROMPT, 1), EACH, NEW)
+ROLLOUT = rollout_batch(uniform_batch(PROMPTS, PROMPT, 1), EACH, NEW)
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +56,12 @@ def rewarding(folder: Path) -> Scorer:
 def test_every_model_is_counted(folder: Path) -> None:
     """Policy and value model with gradients and two moments each; reference and reward model alone."""
     found = estimate(online(folder, kl_rlhf(), score=rewarding(folder)), ROLLOUT, CPU)
-    assert list(found.moments) == ["writing", "scoring", "forward", "backward", "step"]
-    for moment, memory in found.moments.items():
-        assert memory.parameters == 4 * (POLICY + SCORER), moment
-        assert memory.optimizer == 8 * (POLICY + SCORER), moment
-        assert memory.frozen == 4 * (POLICY + SCORER), moment
-    assert found.moments["step"].gradients == 4 * (POLICY + SCORER)
+    assert list(found.phases) == ["writing", "scoring", "forward", "backward", "step"]
+    for phase, memory in found.phases.items():
+        assert memory.parameters == 4 * (POLICY + SCORER), phase
+        assert memory.optimizer == 8 * (POLICY + SCORER), phase
+        assert memory.frozen == 4 * (POLICY + SCORER), phase
+    assert found.phases["step"].gradients == 4 * (POLICY + SCORER)
     assert found.trained == POLICY + SCORER
 
 
@@ -70,7 +70,7 @@ def test_every_model_is_counted(folder: Path) -> None:
     [(RLOO, {}, POLICY), (RLOO, {"lora": LoRA(rank=2)}, 0), (pm_rlhf(), {}, 0)],
     ids=["a reference", "an adapter", "no reference"],
 )
-def test_what_is_not_needed_takes_nothing(
+def test_only_needed_models_take_memory(
     folder: Path, objective: OnlineObjective, how: dict[str, Any], frozen: int
 ) -> None:
     assert estimate(online(folder, objective, **how), ROLLOUT, CPU).memory.frozen == 4 * frozen
@@ -78,17 +78,17 @@ def test_what_is_not_needed_takes_nothing(
 
 def test_keys_and_values_are_those_of_the_longest_responses_written_at_once(folder: Path) -> None:
     """In each layer two numbers of 384 for each of 8 responses and all tokens but the last, which is not read."""
-    found = estimate(online(folder), ROLLOUT, CPU).moments
+    found = estimate(online(folder), ROLLOUT, CPU).phases
     assert found["writing"].cache == LAYERS * 2 * 384 * 8 * (PROMPT + NEW - 1) * 4
-    assert {memory.cache for moment, memory in found.items() if moment != "writing"} == {0}
-    more = estimate(online(folder, generator=CachedGenerator(batch_size=16)), ROLLOUT, CPU).moments
+    assert {memory.cache for phase, memory in found.items() if phase != "writing"} == {0}
+    more = estimate(online(folder, generator=CachedGenerator(batch_size=16)), ROLLOUT, CPU).phases
     assert more["writing"].cache == 2 * found["writing"].cache
 
 
-def test_gradients_are_gone_while_responses_are_written(folder: Path) -> None:
-    found = estimate(online(folder, micro_batch=16), ROLLOUT, CPU).moments
+def test_there_are_no_gradients_while_responses_are_written(folder: Path) -> None:
+    found = estimate(online(folder, micro_batch=16), ROLLOUT, CPU).phases
     assert found["writing"].gradients == found["scoring"].gradients == found["forward"].gradients == 0
-    assert estimate(online(folder, micro_batch=4), ROLLOUT, CPU).moments["forward"].gradients == 4 * POLICY
+    assert estimate(online(folder, micro_batch=4), ROLLOUT, CPU).phases["forward"].gradients == 4 * POLICY
 
 
 def test_operations_of_a_rollout_by_hand(folder: Path) -> None:
@@ -107,7 +107,7 @@ def test_operations_of_a_rollout_by_hand(folder: Path) -> None:
         assert found.tokens == rows * width // minibatches
 
 
-def test_whole_logits_are_never_there(folder: Path, tmp_path: Path) -> None:
+def test_logits_are_never_whole(folder: Path, tmp_path: Path) -> None:
     """Twice the vocabulary: no tile is larger, where whole logits of 16 responses would take 65 MB more.
 
     The head's gradient is formed in the forward pass, and larger by what the head is.
@@ -115,13 +115,13 @@ def test_whole_logits_are_never_there(folder: Path, tmp_path: Path) -> None:
     more = 16 * (PROMPT + NEW) * 32_000 * 4
     larger = model(tmp_path / "model", num_hidden_layers=LAYERS, tie_word_embeddings=False, vocab_size=64_000)
     how = {"forward_pass": ForwardPass(tile_mb=4.0), "micro_batch": 16}
-    found, other = (estimate(online(place, **how), ROLLOUT, CPU).moments for place in (folder, larger))
+    found, other = (estimate(online(place, **how), ROLLOUT, CPU).phases for place in (folder, larger))
     head = 32_000 * 384 * 4
-    for moment, gradient in (("scoring", 0), ("forward", head)):
-        assert abs(other[moment].working - found[moment].working - gradient) < more / 16
+    for phase, gradient in (("scoring", 0), ("forward", head)):
+        assert abs(other[phase].working - found[phase].working - gradient) < more / 16
 
 
-def test_a_greedy_baseline_writes_one_response_more(folder: Path) -> None:
+def test_a_greedy_baseline_writes_another_response(folder: Path) -> None:
     greedy = kl_rlhf(0.1, GreedyBaseline(), Reinforce(), ResponseSum())
     rows = PROMPTS * EACH
     writing = 2 * rows * (LAYERS * LAYER * (PROMPT + NEW - 1) + 32000 * 384 * NEW)
@@ -133,16 +133,16 @@ def test_a_greedy_baseline_writes_one_response_more(folder: Path) -> None:
 
 def test_minibatches_and_micro_batches_set_what_a_pass_takes(folder: Path) -> None:
     """Sixteen responses in four steps are four at a time, whatever the micro-batch allows."""
-    whole = estimate(online(folder, micro_batch=16), ROLLOUT, CPU).moments["forward"]
-    dealt = estimate(online(folder, micro_batch=16, minibatches=4), ROLLOUT, CPU).moments["forward"]
+    whole = estimate(online(folder, micro_batch=16), ROLLOUT, CPU).phases["forward"]
+    dealt = estimate(online(folder, micro_batch=16, minibatches=4), ROLLOUT, CPU).phases["forward"]
     assert dealt.activations == pytest.approx(whole.activations / 4, rel=0.01)
-    small = estimate(online(folder, micro_batch=4), ROLLOUT, CPU).moments["forward"]
+    small = estimate(online(folder, micro_batch=4), ROLLOUT, CPU).phases["forward"]
     assert small.activations == dealt.activations
     assert (dealt.gradients, small.gradients) == (0, 4 * POLICY)
 
 
-def test_cut_models_are_whole_while_responses_are_written(folder: Path) -> None:
-    found = estimate(online(folder), ROLLOUT, Spread(processes=4, cut=True, device="cpu")).moments
+def test_sharded_models_are_gathered_while_responses_are_written(folder: Path) -> None:
+    found = estimate(online(folder), ROLLOUT, Parallelism(processes=4, sharded=True, device="cpu")).phases
     assert found["writing"].communication == 4 * POLICY
     assert found["writing"].parameters == 4 * POLICY // 4
     layer = LAYER + 2 * 384
@@ -157,20 +157,20 @@ def test_the_operations_of_writing_are_those_of_generate() -> None:
     object.__setattr__(module.settings, "sampling", Sampling(NEW))
     module.configure_model()
     policy: Any = module.policy.eval()
-    batch = whole_responses(uniform_batch(3, PROMPT, 1), 2, NEW)
+    batch = rollout_batch(uniform_batch(3, PROMPT, 1), 2, NEW)
     with FlopCounterMode(display=False) as counter:
         asked = [GenerationRequest(list(range(5, 5 + PROMPT)), number) for number in range(6)]
         module.generator(policy, asked, [10**6], 0, module.settings.sampling)
-    mode = shapes_alone()
-    give_shapes(mode, module)
-    found = rehearse_writing(mode, [module], module, batch, Settings())
-    assert found.operations == pytest.approx(counter.get_total_flops(), rel=0.001)
+    mode = fake_mode()
+    fake_weights(mode, module)
+    *_, operations = write_responses(module, batch, DryRun(mode, [module], Parallelism()))
+    assert operations == pytest.approx(counter.get_total_flops(), rel=0.001)
 
 
-def test_the_longest_responses_stand_for_a_pass() -> None:
-    short, long = (whole_responses(uniform_batch(2, prompt, 1), 1, 3) for prompt in (4, 9))
+def test_the_longest_responses_are_measured() -> None:
+    short, long = (rollout_batch(uniform_batch(2, prompt, 1), 1, 3) for prompt in (4, 9))
     mixed = torch.zeros(4, 1, 12, dtype=torch.bool)
     mixed[:2, :, :7], mixed[2:, :, :12] = short.attention_mask, long.attention_mask
-    batch = whole_responses(uniform_batch(4, 9, 1), 1, 3)
+    batch = rollout_batch(uniform_batch(4, 9, 1), 1, 3)
     object.__setattr__(batch, "attention_mask", mixed)
-    assert longest(batch, 3).index.tolist() == [2, 3, 0]
+    assert longest_responses(batch, 3).index.tolist() == [2, 3, 0]

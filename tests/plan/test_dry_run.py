@@ -1,4 +1,4 @@
-"""What optimizers keep and need, by hand."""
+"""Memory of optimizers, by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.optim import SGD, Adafactor, AdamW, Optimizer, RMSprop
 
-from lit_align.plan.optimizer import rehearse_optimizer
+from lit_align.plan.dry_run import optimizer_memory
 
 WEIGHTS = [torch.zeros(64, 64), torch.zeros(128, 64)]
 ALL, LARGEST = 4 * 3 * 64 * 64, 4 * 128 * 64
@@ -30,18 +30,16 @@ FACTORS = 4 * (64 + 64 + 128 + 64)
     ],
 )
 def test_states_and_arithmetic_on_a_gpu(optimizer: Callable[..., Optimizer], states: int, at_once: int) -> None:
-    found = rehearse_optimizer(optimizer, WEIGHTS, "cuda")
-    assert found.states == states
-    assert found.working == pytest.approx(at_once, rel=0.1)
+    kept, working = optimizer_memory(optimizer, WEIGHTS, "cuda")
+    assert kept == states
+    assert working == pytest.approx(at_once, rel=0.1)
 
 
-def test_on_a_cpu_one_weight_is_stepped_after_the_other() -> None:
+def test_on_a_cpu_one_weight_is_updated_after_the_other() -> None:
     """AdamW's root of the largest one, a copy of it divided, and the last weight's root, which it still holds."""
-    found = rehearse_optimizer(AdamW, WEIGHTS, "cpu")
-    assert found.states == 2 * ALL
-    assert found.working == 2 * LARGEST + ALL - LARGEST
+    assert optimizer_memory(AdamW, WEIGHTS, "cpu") == (2 * ALL, 2 * LARGEST + ALL - LARGEST)
 
 
 def test_states_are_of_the_weights_dtype() -> None:
     weights = [weight.bfloat16() for weight in WEIGHTS]
-    assert rehearse_optimizer(AdamW, weights, "cuda").states == ALL
+    assert optimizer_memory(AdamW, weights, "cuda")[0] == ALL
