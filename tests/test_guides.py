@@ -57,9 +57,9 @@ def test_every_format_is_explained() -> None:
 
 def test_the_objectives_for_unpaired_rows_are_named() -> None:
     presets = [name for name in objectives.__all__ if name.islower() and name != "papers_of"]
-    taking = {name for name in presets if getattr(objectives, name)().needs.unpaired}
-    documented = DATA.split("judge each response by itself take them:")[1].split(". Those")[0]
-    assert set(re.findall(r"`(\w+)`", documented)) == taking
+    accepting = {name for name in presets if getattr(objectives, name)().needs.unpaired}
+    documented = DATA.split("each response on its own accept them:")[1].split(". Objectives")[0]
+    assert set(re.findall(r"`(\w+)`", documented)) == accepting
 
 
 def test_every_limit_is_explained_with_its_default() -> None:
@@ -80,7 +80,7 @@ def test_the_other_keys_have_the_defaults_that_are_said() -> None:
 
 def test_every_row_of_the_table_is_explained() -> None:
     labels = [str(label).strip() for label in table({"train": length_report(STORE)}).columns[0].cells]
-    explained = DATA.split("## What the table says")[1].split("## The figures")[0]
+    explained = DATA.split("## Reading the table")[1].split("## Figures")[0]
     assert all(label in explained or label.endswith("%") for label in labels), labels
 
 
