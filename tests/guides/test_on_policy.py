@@ -75,7 +75,7 @@ def test_the_score_is_taken(folder: Path, score: str) -> None:
 
 def test_every_choice_is_named() -> None:
     """Presets, advantages, surrogates, weightings and scores that there are."""
-    documented = set(re.findall(r"`(\w+)`", GUIDE.split("| key | says | choices |")[1].split("\n\n")[0]))
+    documented = set(re.findall(r"`(\w+)`", GUIDE.split("| key | meaning | choices |")[1].split("\n\n")[0]))
     leaves = {
         part.__name__
         for kind in (online.Advantage, online.Surrogate, online.TokenWeighting, Scorer)
