@@ -44,7 +44,7 @@ def test_nothing_without_pairs() -> None:
 
 def test_each_pair_is_counted_both_ways() -> None:
     turned = metric(PairedPreferences(-PAIRS.score_gap, -PAIRS.log_prob_gap))
-    for name in ("wanted", "found", "curve"):
+    for name in ("scores", "policy", "curve"):
         assert torch.allclose(getattr(turned, name), getattr(metric(), name)), name
     assert float(metric().scores.sum()) == 6
 
