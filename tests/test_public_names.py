@@ -9,7 +9,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "lit_align"
 ENTRY_POINTS = {"main"}
 """Names that are the same on purpose: what each command line is started with."""
-TO_BE_RENAMED = {"NAMES", "SIDES", "TokenValues", "Writer"}
+TO_BE_RENAMED = {"NAMES", "Result", "SIDES", "TokenValues", "planned_steps"}
 """Names that are still defined twice."""
 
 
