@@ -254,11 +254,11 @@ class OwnMean(LitPreference):
         super().on_before_optimizer_step(optimizer)
 
 
-class OwnDraw(LitPreference):
-    """Draws by the process instead of by the pair."""
+class OwnSeed(LitPreference):
+    """Samples tokens by the process instead of by the pair."""
 
-    def _training_draw(self, batch: PairBatch) -> PairSeed:
-        return super()._training_draw(batch) + self.global_rank
+    def _pair_seed(self, batch: PairBatch) -> PairSeed:
+        return super()._pair_seed(batch) + self.global_rank
 
 
 class CountsCopies(LitPreference):
@@ -272,7 +272,7 @@ class CountsCopies(LitPreference):
     ("kind", "name", "layout", "seen"),
     [
         (OwnMean, "dpo", "two processes", "step 3: train/grad_norm"),
-        (OwnDraw, "sampo", "two processes", "weights differ"),
+        (OwnSeed, "sampo", "two processes", "weights differ"),
         (CountsCopies, "dpo", "four processes", "val/loss"),
     ],
 )
