@@ -38,6 +38,7 @@ RENAMED_KEYS: dict[str, str] = {}
 _UNKNOWN_KEY = re.compile(
     r"(?:[Uu]nrecognized arguments: --|does not accept option '|Option '|[Kk]ey ')(?P<key>[\w.]+)"
 )
+_MOVED_MODULE = re.compile(r"(module 'lit_align[\w.]*' has no attribute|[Nn]o module named 'lit_align)")
 
 
 class Parser(LightningArgumentParser):
@@ -70,6 +71,8 @@ class Parser(LightningArgumentParser):
             short, suggestion = suggest_objectives(message, shorten(message), self._task)
         if new_name := _new_name(short):
             short = f"{short.partition('; did you mean')[0]}; the key has a new name: {new_name}"
+        elif _MOVED_MODULE.search(short):
+            short += "; modules have moved since: name the class alone, for example class_path: TestbedScore"
         elif "id you mean" not in short:
             short += suggestion or self._suggest_keys(message)
         super().error(printable(short), ex)

@@ -165,6 +165,13 @@ def test_a_former_top_level_key_is_answered_with_its_new_name(
         assert "the key has a new name: trainer.max_steps\n" in refused(parser, capsys, "--objective", "dpo", *words)
 
 
+def test_a_class_in_a_former_module_is_answered_with_how_to_name_it(
+    parser: parsing.Parser, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = refused(parser, capsys, "--objective", "lit_align.objectives.weighted.WeightedSum")
+    assert "name the class alone" in text
+
+
 @pytest.fixture
 def module_in_folder(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "evil_parts.py").write_text(

@@ -35,6 +35,8 @@ NO_EFFECT_ON_RESULT = {
 REQUIRED_PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks")
 """Parts of a checkpoint; a run that resumed without one of them would partly start anew, without notice."""
 
+FORMER_STATE_KEY = "SameRun"
+"""Key of the settings in checkpoints that were written before the callback had its present name."""
 WEIGHT_KEYS = ("model.policy", "model.lora")
 OPTIMIZER_KEYS = ("model.optimizer", "model.value.learning_rate")
 ADVICE = "To start anew from its weights, make a model of it (python -m lit_align consolidate) and set model.policy"
@@ -75,7 +77,8 @@ class ResumeCheck(Callback):
             ValueError: settings differ (names each with both values), or a part of the checkpoint is missing.
         """
         self._check_parts(checkpoint)
-        saved = checkpoint.get("callbacks", {}).get(self.state_key)
+        stored = checkpoint.get("callbacks", {})
+        saved = stored.get(self.state_key, stored.get(FORMER_STATE_KEY))
         if saved is None:
             return
         changes = [

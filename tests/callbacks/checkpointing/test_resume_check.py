@@ -39,6 +39,13 @@ def test_a_change_is_named_with_both_values() -> None:
         ResumeCheck(settings(beta=0.5)).compare(saved(ResumeCheck(settings(beta=0.1))))
 
 
+def test_settings_under_the_former_name_are_compared() -> None:
+    checkpoint = {**saved(ResumeCheck(settings())), "callbacks": {"SameRun": ResumeCheck(settings()).state_dict()}}
+    ResumeCheck(settings()).compare(checkpoint)
+    with pytest.raises(ValueError, match=r"was 0\.1, is 0\.5"):
+        ResumeCheck(settings(beta=0.5)).compare(checkpoint)
+
+
 def test_a_change_can_be_wanted() -> None:
     with pytest.warns(UserWarning, match=r"beta: was 0\.1, is 0\.5"):
         ResumeCheck(settings(beta=0.5), "warn").compare(saved(ResumeCheck(settings(beta=0.1))))
