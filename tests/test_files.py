@@ -17,7 +17,9 @@ def test_a_folder_is_made_for_the_user_alone(tmp_path: Path) -> None:
 @pytest.mark.security(14)
 def test_one_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
-    with pytest.raises(PermissionError, match=r"data\.cache .*: others may write to it; expected a folder of your"):
+    with pytest.raises(
+        PermissionError, match=r"data\.cache .*: others may write to it; expected a folder that only you"
+    ):
         own_folder(tmp_path, "data.cache")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from functools import wraps
 from typing import Any, get_args
 
 import jsonargparse._actions as actions
@@ -31,11 +32,13 @@ def patch(functions: Mapping[type, Mapping[str, Any]]) -> None:
         functions: base class to the functions that return it, by short name.
     """
 
+    @wraps(_resolve_class_path)
     def resolve_class_path(cls: Any, name: str) -> str:
         path: str = _resolve_class_path(cls, name)
         function = functions.get(cls, {}).get(path)
         return path if function is None else f"{_package(function)}.{path}"
 
+    @wraps(_resolve_help_type)
     def resolve_help_type(action: Any, value: str | None, option: str) -> Any:
         for base in action._help_types:
             function = functions.get(base, {}).get((value or "").rpartition(".")[2])

@@ -115,7 +115,7 @@ def test_c03_what_the_last_step_destroys_is_neither_kept_nor_exported(rows: Path
     ended = fit(run, rows, *more, "--model.optimizer.weight_decay", "1e30")
     assert ended.code == 1, ended.out
     assert "step 1, rank 0: weight policy." in ended.out
-    assert "is not finite behind the optimizer step" in ended.out
+    assert "is not finite after the optimizer step" in ended.out
     assert not (run / "policy").exists()
     assert not list((run / "checkpoints").iterdir())
 
@@ -143,7 +143,7 @@ def test_c03_a_checkpoint_of_good_weights_is_not_replaced_by_one_of_bad_ones(
     more = ("--extend", tmp_path / "parts", "--trainer.callbacks+=spoils.Spoils", "--checkpoints.every_n_steps", 1)
     ended = fit(run, rows, *more, "--trainer.max_steps", steps)
     assert ended.code == 1, ended.out
-    assert "is not finite behind the optimizer step" in ended.out
+    assert "is not finite after the optimizer step" in ended.out
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 1
     assert all(value.isfinite().all() for value in weights(run).values())
 

@@ -102,8 +102,8 @@ def test_a_wrong_logit_rule_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_wrong_gradient_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Log-probs that are right, with a hundredth of their gradient lost in the head."""
-    right = Projection.push
-    monkeypatch.setattr(Projection, "push", lambda self, *given: 0.99 * right(self, *given))
+    right = Projection.backward
+    monkeypatch.setattr(Projection, "backward", lambda self, *given: 0.99 * right(self, *given))
     choice = choose_layout(LogProbReader(named("gpt2")), telling_batch())
     assert choice.layout == "plain"
     assert all("gradients by 1.0e-02" in line for line in choice.refused)
