@@ -11,7 +11,11 @@ from typing import Any
 
 import pytest
 
-STARTS = {("tests.runner", "fork"), ("lightning.pytorch.trainer.trainer", "Trainer")}
+STARTS = {
+    ("tests.runner", "fork"),
+    ("lightning.pytorch.trainer.trainer", "Trainer"),
+    ("lit_align.plan.estimate", "estimate"),  # a dry run
+}
 
 
 @pytest.hookimpl(tryfirst=True)

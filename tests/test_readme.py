@@ -85,7 +85,6 @@ def fenced(language: str, holding: str) -> str:
     return next(block for block in blocks if holding in block)
 
 
-@pytest.mark.representative
 def test_the_example_of_a_new_part_runs(copy: Path) -> None:
     (copy / "parts").mkdir()
     (copy / "parts" / "my_contrasts.py").write_text(fenced("python", "class Focal"), "utf-8")

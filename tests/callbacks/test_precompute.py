@@ -51,7 +51,6 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-@pytest.mark.representative
 def test_it_trains_what_a_second_model_trains(rows: Path, tmp_path: Path, cache: Path) -> None:
     validated, objective = ("--data.validation", rows), "sr_dpo"
     plain, first, second = (tmp_path / name for name in ("plain", "first", "second"))

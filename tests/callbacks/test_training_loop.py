@@ -68,7 +68,6 @@ def alive(group: int) -> bool:
 
 @pytest.mark.resume("behind SIGTERM")
 @pytest.mark.fault("D11", "L06")
-@pytest.mark.representative
 def test_sigterm_saves_and_the_resumed_run_is_the_undisturbed_one(rows: Path, tmp_path: Path) -> None:
     many = ("--trainer.max_steps", 120)
     code, out = stopped(tmp_path / "stopped", *words(tmp_path / "stopped", rows, *many))

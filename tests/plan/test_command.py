@@ -106,7 +106,6 @@ def test_the_peak_depends_on_the_dtype_of_the_weights(dtype: str, rate: str) -> 
     assert f"of {rate} operations per second" in plan(*words).out
 
 
-@pytest.mark.representative
 def test_the_quickstart_is_planned_from_its_data() -> None:
     ended = plan("--config", CONFIGS / "quickstart.yaml", "--flops", "1e12")
     assert ended.code == 0, ended.out

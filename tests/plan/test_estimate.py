@@ -52,6 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model(tmp_path_factory.mktemp("model") / "model", tie_word_embeddings=False)
 
 
+@pytest.mark.representative
 def test_weights_gradients_and_states_are_exact(folder: Path) -> None:
     """38,750,592 weights by hand: two embeddings, eight layers, one norm; four bytes each, eight of AdamW's."""
     layer = 4 * 384 * 384 + 3 * 384 * 1024 + 2 * 384

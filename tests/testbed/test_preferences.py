@@ -46,8 +46,8 @@ def test_demonstrations_are_true_but_leave_room() -> None:
     assert 0.5 < told < 0.65
 
 
-def test_labels_carry_signal_and_bias() -> None:
-    report = report_labels(preferences.sample_splits()["train"])
+def test_labels_carry_signal_and_bias(splits: dict[str, list[Row]]) -> None:
+    report = report_labels(splits["train"])
     assert 0.75 < report.accuracy < 0.8
     assert report.contradicted == pytest.approx(1 - report.accuracy, abs=0.02)
     assert report.longer_wins > 0.6
