@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lit_align.objectives.base import Part
+from lit_align.objectives.base import check_field
 from lit_align.objectives.contrast import Contrast, Logistic
 from lit_align.objectives.papers import Paper
 from lit_align.online.papers import INSTRUCT
@@ -14,7 +13,7 @@ from lit_align.types import Margin, Outcome, PairScores
 
 
 @dataclass(frozen=True)
-class BradleyTerry(Part):
+class BradleyTerry:
     """``contrast(s_w - s_l - margin) + centring (s_w + s_l)²``; with the default, ``-log σ(s_w - s_l)``.
 
     Paper: Ouyang et al. 2022, arXiv:2203.02155, Eq. 1; the margin as in Llama 2, arXiv:2307.09288, Eq. 2; centring,
@@ -34,7 +33,10 @@ class BradleyTerry(Part):
     contrast: Contrast = Logistic(beta=1.0)
     centring: float = 0.0
     source: ClassVar[Paper | None] = INSTRUCT
-    ranges: ClassVar[Mapping[str, str]] = {"centring": "[0, inf)"}
+
+    def __post_init__(self) -> None:
+        # a dataclass without a base, so that the command line takes its fields as keys of model.objective
+        check_field(self, "centring", "[0, inf)")
 
     def __call__(self, scores: PairScores, margin: Margin | None = None) -> Outcome:
         """Return the loss of each pair, and what there is to report.
