@@ -10,7 +10,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from lit_align.cli import parsing
+from lit_align.cli.configuration import read_task
 from lit_align.models import Loading
 from lit_align.models.score_model import load_score_model
 from tests.runner import QUIET, SHORT, distance, distributed, lit_align, metrics, ok, weights
@@ -214,8 +214,8 @@ def test_help_lists_the_keys_of_the_task() -> None:
 def test_the_task_is_found(words: list[str], tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("task: online\n", "utf-8")
-    assert parsing.read_task(["fit", *(word.replace("FILE", str(file)) for word in words)]) == "online"
-    assert parsing.read_task(["fit", "--config", str(file), "--task", "reward"]) == "reward"
+    assert read_task(["fit", *(word.replace("FILE", str(file)) for word in words)]) == "online"
+    assert read_task(["fit", "--config", str(file), "--task", "reward"]) == "reward"
 
 
 def test_the_trainers_own_clipping_is_refused_with_a_reason(rows: Path, tmp_path: Path) -> None:

@@ -26,8 +26,9 @@ from typing_extensions import override
 
 from lit_align import callbacks
 from lit_align.callbacks.checkpointing.checkpoints import checkpoint_folder
+from lit_align.cli.configuration import read_extensions, read_task
 from lit_align.cli.objective_names import help_on_presets
-from lit_align.cli.parsing import DEBUG, USER_ERRORS, Parser, prepare_parsing, read_extensions, read_task
+from lit_align.cli.parsing import DEBUG, USER_ERRORS, Parser, prepare_parsing
 from lit_align.cli.run_setup import (
     as_list,
     check_optimizer,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lit_align.cli.parsing import read_extensions
+from lit_align.cli.configuration import read_extensions
 from tests.runner import BASE, SHORT, Ended, lit_align, metrics, ok
 
 
