@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from typing_extensions import override
 
 from lit_align.callbacks.model_card import model_card
 from lit_align.data import PreferenceData
+from lit_align.models.export import Form, check_values, pooling_pad, read_back
 from lit_align.models.sharding import is_sharded
 from lit_align.modules import LitModule
 from lit_align.modules.step_totals import run_data
+
+PROBES, PROBE_TOKENS, PROBED_ROWS = 2, 64, 64
+"""Sequences that an export is compared on, most tokens of each, and rows of which they are the shortest."""
 
 
 class Export(Callback):
     """Writes ``policy/`` into the run's folder when training ends: weights, tokenizer, generation config, model card.
 
     A reward model is written to ``reward_model/``, as a sequence classification model with one label. The folder is
-    written atomically; an older one is replaced.
+    written atomically; an older one is replaced. Before that it is read back on the CPU, and what it gives for two
+    short rows must be what the trained model gives.
 
     Args:
         form: for a LoRA run, ``merged`` adds the adapter to the weights, ``adapter`` writes the adapter alone (of a
@@ -50,9 +56,12 @@ class Export(Callback):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gather the weights on every rank, write them on rank zero."""
+        """Gather the weights on every rank; write them, and read them back, on rank zero."""
         if self.form == "none" or not isinstance(pl_module, LitModule):
             return
+        data = run_data(trainer)
+        sequences = probe_sequences(data)
+        trained = pl_module.read_sequences(sequences) if sequences else None
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         weights = get_model_state_dict(pl_module.trained_model, options=options)
         if trainer.is_global_zero:
@@ -60,8 +69,15 @@ class Export(Callback):
             self.folder = Path(trainer.default_root_dir) / name
             partial = self.folder.with_name(f".{name}.partial")
             shutil.rmtree(partial, ignore_errors=True)
-            self._write(partial, pl_module, run_data(trainer), weights)
-            (partial / "README.md").write_text(model_card(pl_module, trainer), encoding="utf-8")
+            form: Form = "adapter" if self.form == "adapter" else "merged"
+            merges = pl_module.lora is not None and form == "merged"
+            model = _unsharded_copy(pl_module, weights) if merges else pl_module.trained_model
+            pad = write_model(partial, pl_module, model, data, weights, form)
+            note = _adapter_note(pl_module, pad) if form == "adapter" else ""
+            (partial / "README.md").write_text(model_card(pl_module, trainer, note), encoding="utf-8")
+            del model, weights
+            if trained is not None:
+                check_export(partial, pl_module, sequences, trained, form, pad)
             older = self.folder.with_name(f".{name}.older")
             shutil.rmtree(older, ignore_errors=True)
             if self.folder.exists():
@@ -70,13 +86,83 @@ class Export(Callback):
             shutil.rmtree(older, ignore_errors=True)
         trainer.strategy.barrier()
 
-    def _write(self, folder: Path, module: LitModule, data: Any, weights: dict[str, Any]) -> None:
-        if isinstance(data, PreferenceData):
-            data.tokenizer.save_pretrained(folder)
-        form: Literal["merged", "adapter"] = "adapter" if self.form == "adapter" else "merged"
-        merges = module.lora is not None and form == "merged"
-        model = _unsharded_copy(module, weights) if merges else module.trained_model
-        module.save_model(model, folder, weights, getattr(data, "pad_token", 0), form)
+
+def write_model(
+    folder: Path, module: LitModule, model: nn.Module, data: Any, weights: dict[str, Any], form: Form
+) -> int:
+    """Write a model and its tokenizer, and return the id of padding.
+
+    Args:
+        folder: to write to.
+        module: whose model it is.
+        model: the trained model or an unsharded copy of it; merging changes its weights.
+        data: the data module; its tokenizer is written if it is a ``PreferenceData``.
+        weights: of the model.
+        form: of a model with an adapter.
+    """
+    pad = int(getattr(data, "pad_token", 0))
+    if isinstance(data, PreferenceData):
+        tokenizer = copy.deepcopy(data.tokenizer)
+        pad = pad if module.trains_policy else pooling_pad(tokenizer)
+        tokenizer.save_pretrained(folder)
+    module.save_model(model, folder, weights, pad, form)
+    return pad
+
+
+def probe_sequences(data: Any) -> list[list[int]]:
+    """Return short sequences of ids to compare models on: rows of the data, or a text if none are prepared.
+
+    Args:
+        data: the data module; only a ``PreferenceData`` gives any.
+    """
+    if not isinstance(data, PreferenceData):
+        return []
+    if not data.splits:
+        ids: list[int] = data.tokenizer("An export is read back.", add_special_tokens=False)["input_ids"]
+        end = int(data.tokenizer.eos_token_id)
+        return [[*ids, end], [*ids[: len(ids) // 2], end]]
+    split = next(iter(data.splits))
+    widths = data.splits[split].store.widths[:PROBED_ROWS]
+    rows = sorted(range(len(widths)), key=widths.__getitem__)[:PROBES]
+    sequences = [
+        ids[attention].tolist()[-PROBE_TOKENS:]
+        for batch in data.rows_dataloader(split, rows)
+        for ids, attention in zip(batch.input_ids[:, 0], batch.attention_mask[:, 0], strict=True)
+    ]
+    return [sequence for sequence in sequences if len(sequence) > 1]
+
+
+def check_export(
+    folder: Path, module: LitModule, sequences: Sequence[Sequence[int]], trained: Tensor, form: Form, pad: int
+) -> None:
+    """Raise unless a written folder gives the trained model's numbers in plain transformers.
+
+    Args:
+        folder: what was written.
+        module: whose model it is.
+        sequences: token ids.
+        trained: what the trained model gives for them.
+        form: what was written of a model with an adapter.
+        pad: id of padding.
+
+    Raises:
+        ExportError: the numbers differ.
+    """
+    base = (module.policy_name, module.loading) if form == "adapter" else None
+    exported = read_back(folder, sequences, base, None if module.trains_policy else pad)
+    check_values(folder, exported, trained, module.rounds)
+
+
+def _adapter_note(module: LitModule, pad: int) -> str:
+    """Return what users of a reward model's adapter must do with its base; empty for a policy."""
+    if module.trains_policy:
+        return ""
+    return (
+        "this folder is an adapter: after loading its base with `AutoModelForSequenceClassification` and "
+        f"`num_labels=1`, set `config.pad_token_id = {pad}`, the padding token of this folder's tokenizer (if the "
+        f"embedding has no row {pad}, call `resize_token_embeddings({pad + 1})` too); transformers reads the score at "
+        "the last token that is not that one"
+    )
 
 
 def _unsharded_copy(module: LitModule, weights: dict[str, Any]) -> nn.Module:

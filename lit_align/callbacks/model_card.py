@@ -37,8 +37,14 @@ def describe(part: Any) -> str:
     return f"{type(part).__name__}({inner})"
 
 
-def model_card(module: LitModule, trainer: Trainer) -> str:
-    """Return the card in Markdown, with the front matter that model hubs read."""
+def model_card(module: LitModule, trainer: Trainer, note: str = "") -> str:
+    """Return the card in Markdown, with the front matter that model hubs read.
+
+    Args:
+        module: of the run.
+        trainer: of the run.
+        note: one more line on how to use the exported model; empty for none.
+    """
     cited = papers_of_run(module.objective, module.reference)
     metrics = {
         name: round(float(value), 6) for name, value in sorted(trainer.callback_metrics.items()) if "val/" in name
@@ -55,7 +61,7 @@ tags: [lit_align, preference-alignment]
 
 # {module.policy_name}, trained on preferences
 
-- model before training: `{module.policy_name}`{_score_lines(module)}
+- model before training: `{module.policy_name}`{_score_lines(module)}{note and f"{chr(10)}- {note}"}
 - objective: `{describe(module.objective)}`
 - data: `{trained_on}`
 - optimizer steps: {trainer.global_step}

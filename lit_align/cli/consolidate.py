@@ -6,11 +6,13 @@ import argparse
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lit_align.callbacks.checkpointing.checkpoints import AtomicCheckpointIO, checkpoint_folder
 from lit_align.callbacks.checkpointing.checksums import newest_intact
+from lit_align.callbacks.export import check_export, probe_sequences, write_model
 from lit_align.cli import main as cli
+from lit_align.models.export import Form
 from lit_align.modules import LitModule
 
 _USAGE = """usage: python -m lit_align consolidate RUN_OR_CHECKPOINT --to FOLDER [--form merged|adapter]
@@ -39,9 +41,7 @@ def main(arguments: Sequence[str]) -> None:
         consolidate(parsed.source, parsed.to, parsed.form, parsed.extend)
 
 
-def consolidate(
-    source: Path, target: Path, form: Literal["merged", "adapter"] = "merged", extend: str | None = None
-) -> None:
+def consolidate(source: Path, target: Path, form: Form = "merged", extend: str | None = None) -> None:
     """Write a checkpoint's weights, and the tokenizer, as one Hugging Face folder.
 
     The module is built from the run's configuration as ``fit`` builds it; a configuration that cannot be parsed ends
@@ -66,8 +66,7 @@ def consolidate(
         state = AtomicCheckpointIO().load_checkpoint(checkpoint)
         partial_folder = target.with_name(f".{target.name}.partial")
         partial_folder.mkdir(parents=True, exist_ok=True)
-        _write_model(partial_folder, module, state["state_dict"], data.pad_token, form)
-        data.tokenizer.save_pretrained(partial_folder)
+        _write_model(partial_folder, module, state["state_dict"], data, form)
         if target.exists():
             target.rmdir()
         partial_folder.rename(target)
@@ -101,10 +100,8 @@ def find_checkpoint(source: Path) -> tuple[Path, Path]:
     return newest, run / "config.yaml"
 
 
-def _write_model(
-    folder: Path, module: LitModule, weights: dict[str, Any], pad: int, form: Literal["merged", "adapter"]
-) -> None:
-    """Load a checkpoint's weights into a module without models, and write them as a Hugging Face folder."""
+def _write_model(folder: Path, module: LitModule, weights: dict[str, Any], data: Any, form: Form) -> None:
+    """Load a checkpoint's weights into a module without models, write them as a folder, and read that back."""
     module.configure_model()
     missing, unexpected = module.load_state_dict(weights, strict=False)
     needed = {name for name, weight in module.named_parameters() if weight.requires_grad}
@@ -114,4 +111,7 @@ def _write_model(
     if form == "adapter" and module.lora is None:
         raise ValueError("--form adapter: the run has no adapter")
     model = module.trained_model
-    module.save_model(model, folder, dict(model.state_dict()), pad, form)
+    sequences = probe_sequences(data)
+    trained = module.read_sequences(sequences)
+    pad = write_model(folder, module, model, data, dict(model.state_dict()), form)
+    check_export(folder, module, sequences, trained, form, pad)

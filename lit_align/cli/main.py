@@ -40,6 +40,7 @@ from lit_align.cli.run_setup import (
 from lit_align.compat.jsonargparse import options
 from lit_align.data import DataError, PreferenceData
 from lit_align.errors import printable
+from lit_align.models.export import ExportError
 from lit_align.models.scorer import ScoreError
 from lit_align.modules import LitModule, LitOnline, LitPreference, LitReward
 from lit_align.modules.step_totals import NonFiniteError, NonFiniteWeightsError
@@ -47,7 +48,7 @@ from lit_align.strategies import strategy_of
 
 TASKS: dict[str, type[LitModule]] = {"preference": LitPreference, "reward": LitReward, "online": LitOnline}
 """The values of ``task``, and the module that each trains."""
-_FAILED_RUN = (NonFiniteError, NonFiniteWeightsError, ScoreError)
+_FAILED_RUN = (NonFiniteError, NonFiniteWeightsError, ScoreError, ExportError)
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 _PEER_ERROR = re.compile(r"gloo|NCCL|[Cc]onnection (closed|reset)|Timed out waiting|DistBackend|TCPStore")
 _CLUSTER_VARIABLES = ("SLURM_NTASKS", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE", "PMI_RANK")

@@ -257,20 +257,3 @@ class LoRA:
             modules_to_save=None if head is None else [head],
         )
         return get_peft_model(model, config)
-
-
-def save_causal_lm(
-    model: nn.Module, folder: Path, weights: dict[str, Any], form: Literal["merged", "adapter"] = "merged"
-) -> None:
-    """Write a causal language model as a Hugging Face folder.
-
-    Args:
-        model: a model of transformers, or one with an adapter; ``merged`` changes the weights of the latter.
-        folder: to write to.
-        weights: of the model, all of them.
-        form: of a model with an adapter: ``merged`` adds it to the weights, ``adapter`` writes it alone.
-    """
-    if isinstance(model, PeftModel) and form == "merged":
-        model.merge_and_unload().save_pretrained(str(folder))
-    elif isinstance(model, PeftModel | PreTrainedModel):
-        model.save_pretrained(str(folder), state_dict=weights)

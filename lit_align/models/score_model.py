@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -24,7 +23,7 @@ class ScoreModel(nn.Module):
     """A Hugging Face sequence classification model of one label, read at every token.
 
     The caller, who has the mask, chooses the position that counts: the library's own pooling takes the last id that is
-    not padding, which is wrong where the padding is the end token.
+    not padding, which is wrong where the padding is the end token; see `lit_align.models.export.pooling_pad`.
 
     Args:
         model: with a head named ``score``, with or without adapter.
@@ -107,30 +106,6 @@ def _initialize(layer: nn.Linear, head: Head, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(layer.weight.shape, generator=generator) / math.sqrt(layer.in_features + 1)
     layer.weight.copy_(noise)
-
-
-def save_score_model(
-    model: ScoreModel,
-    folder: Path,
-    pad: int,
-    weights: dict[str, Any] | None = None,
-    form: Literal["merged", "adapter"] = "merged",
-) -> None:
-    """Write a folder that ``AutoModelForSequenceClassification`` reads.
-
-    Args:
-        model: the model to write.
-        folder: where to.
-        pad: id that the library's own pooling takes for padding.
-        weights: gathered weights by their names in ``model.model``; None takes them as they are.
-        form: of a model with an adapter: ``merged`` changes the model's weights, ``adapter`` writes adapter and head.
-    """
-    inner: Any = model.model
-    inner.config.pad_token_id = pad
-    if isinstance(inner, PeftModel) and form == "merged":
-        inner.merge_and_unload().save_pretrained(str(folder))
-    else:
-        inner.save_pretrained(str(folder), state_dict=weights)
 
 
 @dataclass(frozen=True)

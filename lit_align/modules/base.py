@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from lit_align.models import ForwardPass, LoRA, load_causal_lm
-from lit_align.models.loading import save_causal_lm
+from lit_align.models.export import Form, save_causal_lm
 from lit_align.modules.build import build_models, check_state_dict, frozen_reference, trainable_state_dict
 from lit_align.modules.grad_cache import split_into_chunks
 from lit_align.modules.lit_module import LitModule
@@ -236,7 +236,7 @@ class LitPolicy(LitBase):
         folder: Path,
         weights: dict[str, Any],
         pad_token: int,
-        form: Literal["merged", "adapter"] = "merged",
+        form: Form = "merged",
     ) -> None:
         save_causal_lm(model, folder, weights, form)
 

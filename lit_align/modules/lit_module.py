@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import torch
 from lightning.pytorch import LightningModule
-from torch import nn
+from torch import Tensor, nn
 
 from lit_align.models import Loading, LoRA, Reference
+from lit_align.models.export import Form, token_log_probs
 from lit_align.models.scorer import Scorer
+from lit_align.models.sharding import is_sharded
+from lit_align.models.start_checks import evaluating
 from lit_align.modules.log_probs import LogProbReaders
 from lit_align.modules.step_totals import planned_steps
 from lit_align.objectives.base import Needs
@@ -54,6 +59,24 @@ class LitModule(LightningModule):
         """What the objective needs of the data beside the pairs."""
         return Needs()
 
+    def read_sequences(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        """Compute what an exported folder is compared with: numbers of the trained model, in evaluation mode.
+
+        All processes must call it together where the model is sharded.
+
+        Args:
+            sequences: token ids.
+        """
+        with evaluating(self.trained_model):
+            return token_log_probs(self.trained_model, sequences)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether the trained model is read in bfloat16, by its weights or because its layers are gathered in it."""
+        dtypes = {parameter.dtype for parameter in self.trained_model.parameters()}
+        gathers = is_sharded(self.trained_model) and self.trainer.precision == "bf16-mixed"
+        return torch.bfloat16 in dtypes or gathers
+
     def draw_figures(self, folder: Path) -> None:
         """Draw what was evaluated last; nothing by default.
 
@@ -68,7 +91,7 @@ class LitModule(LightningModule):
         folder: Path,
         weights: dict[str, Any],
         pad_token: int,
-        form: Literal["merged", "adapter"] = "merged",
+        form: Form = "merged",
     ) -> None:
         """Write a Hugging Face folder.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +14,10 @@ from typing_extensions import override
 from lit_align.metrics.figures import draw_reliability
 from lit_align.metrics.reward import RewardMetrics
 from lit_align.models import ForwardPass, Loading, LoRA
+from lit_align.models.export import Form, end_scores, save_score_model
 from lit_align.models.lm_head.patch import sparse_embedding_grad
-from lit_align.models.score_model import ScoreModel, load_score_model, save_score_model
+from lit_align.models.score_model import ScoreModel, load_score_model
+from lit_align.models.start_checks import evaluating
 from lit_align.modules.base import LitBase
 from lit_align.modules.build import Builder
 from lit_align.modules.grad_cache import backward_now
@@ -51,8 +54,8 @@ class LitReward(LitBase):
     objective: BradleyTerry
     export_name = "reward_model"
     export_note = (
-        "the score is read at the last token of the response, its end token; a batch padded with that same token must "
-        "be read through the attention mask, not by the library's own pooling"
+        "the score is read at the last token of the response, its end token; transformers reads it at the last token "
+        "that is not the padding token of config and tokenizer, which is why that token has no other role"
     )
     trains_policy = False
 
@@ -116,11 +119,16 @@ class LitReward(LitBase):
         folder: Path,
         weights: dict[str, Any],
         pad_token: int,
-        form: Literal["merged", "adapter"] = "merged",
+        form: Form = "merged",
     ) -> None:
         assert isinstance(model, ScoreModel)
         inner = {name.removeprefix("model."): weight for name, weight in weights.items()}
         save_score_model(model, folder, pad_token, inner, form)
+
+    @override
+    def read_sequences(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        with evaluating(self.model):
+            return end_scores(self.model, sequences)
 
     # ── the flow ────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -203,13 +203,17 @@ def check_fit(data: Any, model: str, revision: str | None = None, longest: int |
         )
 
 
-def check_reference(reference: str, policy: str, revisions: tuple[str | None, str | None] = (None, None)) -> None:
+def check_reference(
+    reference: str, policy: str, revisions: tuple[str | None, str | None] = (None, None), scores: bool = False
+) -> None:
     """Raise if a frozen model has another vocabulary than the policy, and so gives probabilities of other tokens.
 
     Args:
         reference: folder or hub name of the reference or the reward model.
         policy: the policy's.
         revisions: of reference and policy.
+        scores: whether it is a reward model, which only reads tokens and may know more of them than the policy, such
+            as a padding token of its own.
 
     Raises:
         FileNotFoundError: one of them does not exist.
@@ -219,7 +223,7 @@ def check_reference(reference: str, policy: str, revisions: tuple[str | None, st
         read_config(name, revision).get_text_config()
         for name, revision in zip((reference, policy), revisions, strict=True)
     )
-    if theirs.vocab_size != ours.vocab_size:
+    if theirs.vocab_size < ours.vocab_size or (theirs.vocab_size > ours.vocab_size and not scores):
         raise ValueError(
             f"reference {reference}: vocabulary of {theirs.vocab_size}, but the policy's ({policy}) has "
             f"{ours.vocab_size}; expected two models of the same tokens"

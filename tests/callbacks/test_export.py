@@ -17,10 +17,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_align import testbed
 from lit_align.callbacks import Export
+from lit_align.cli.consolidate import main as consolidate
 from lit_align.models import Loading, LoRA, load_causal_lm
 from lit_align.modules import LitPreference
 from lit_align.objectives import dpo
-from tests.runner import BASE, QUIET, distance, distributed, lit_align, metrics, ok, weights
+from tests.runner import BASE, QUIET, Ended, distance, distributed, forked, lit_align, metrics, ok, weights
 
 KINDS: tuple[Literal["bfloat16", "float32"], ...] = ("bfloat16", "float32")
 IDS = torch.arange(2, 42).view(2, 20)
@@ -190,3 +191,25 @@ def test_the_card_says_what_was_done(run: Path, rows: Path) -> None:
         assert said in text
     assert "2405.21040" in text.split("```bibtex\n")[1]
     assert "None" not in text
+
+
+def test_an_export_that_is_another_model_is_not_put_in_place(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is read back first; the run fails, and what it wrote is left to look at."""
+    monkeypatch.setattr("lit_align.models.export.merge", lambda model: model.unload())  # forgets the adapter
+    for command in (
+        words(tmp_path / "run", rows, *LORA),
+        ("consolidate", tmp_path / "run", "--to", tmp_path / "folder"),
+    ):
+        ended = lit_align(*command) if command[0] == "fit" else consolidated(command)
+        assert ended.code == 1
+        assert "error: the exported model is not the trained one: read back from" in ended.out
+        assert "Traceback" not in ended.out
+    assert not (tmp_path / "run" / "policy").exists()
+    assert (tmp_path / "run" / ".policy.partial" / "config.json").is_file()
+    assert not (tmp_path / "folder").exists()
+
+
+def consolidated(command: tuple[object, ...]) -> Ended:
+    return forked([lambda: consolidate([str(word) for word in command[1:]])])[0]

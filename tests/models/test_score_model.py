@@ -19,7 +19,8 @@ from transformers import (
 
 from lit_align.models import ForwardPass, Loading, ScoreReader, choose_layout
 from lit_align.models import score_model as reward
-from lit_align.models.score_model import ScoreModel, Value, load_score_model, save_score_model
+from lit_align.models.export import save_score_model
+from lit_align.models.score_model import ScoreModel, Value, load_score_model
 from lit_align.types import PairBatch
 from tests.conftest import pair_batch, tiny_llama
 

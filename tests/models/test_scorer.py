@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from lit_align.models import Loading, ScoreReader
-from lit_align.models.score_model import load_score_model, save_score_model
+from lit_align.models.export import save_score_model
+from lit_align.models.score_model import load_score_model
 from lit_align.models.scorer import FunctionScore, KnownScore, RewardModel, ScoreError, Texts, check_scores
 from lit_align.testbed.truth import TestbedScore
 from lit_align.types import PairBatch

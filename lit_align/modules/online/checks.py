@@ -126,4 +126,4 @@ def check_run(settings: OnlineSettings, trainer: Trainer, policy: str, loading: 
     longest = max(data.longest, prompts + settings.sampling.max_new_tokens)
     check_fit(data, policy, loading.revision, longest)
     if isinstance(score, RewardModel):
-        check_reference(score.path, policy, (score.loading.revision, loading.revision))
+        check_reference(score.path, policy, (score.loading.revision, loading.revision), scores=True)

@@ -1,0 +1,258 @@
+"""Writing models as Hugging Face folders, and reading the folders back to see that they hold the trained models."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from jaxtyping import Float
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from lit_align.models.loading import Loading, locate
+from lit_align.models.score_model import ScoreModel
+
+Form: TypeAlias = Literal["merged", "adapter"]
+"""Of a model with an adapter: ``merged`` adds it to the weights, ``adapter`` writes it alone."""
+PAD_TOKEN = "<|pad|>"
+"""Name of the padding token that a reward model's tokenizer is given where it has none of its own."""
+
+
+class ExportError(RuntimeError):
+    """A written folder does not hold the trained model. Raised before the folder is put in place."""
+
+
+# ── writing ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def save_causal_lm(model: nn.Module, folder: Path, weights: dict[str, Any], form: Form = "merged") -> None:
+    """Write a causal language model as a Hugging Face folder.
+
+    Args:
+        model: a model of transformers, or one with an adapter; ``merged`` changes the weights of the latter.
+        folder: to write to.
+        weights: of the model, all of them.
+        form: of a model with an adapter: ``merged`` adds it to the weights, ``adapter`` writes it alone.
+    """
+    if isinstance(model, PeftModel) and form == "merged":
+        merge(model).save_pretrained(str(folder))
+    elif isinstance(model, PeftModel | PreTrainedModel):
+        model.save_pretrained(str(folder), state_dict=weights)
+
+
+def save_score_model(
+    model: ScoreModel, folder: Path, pad: int, weights: dict[str, Any] | None = None, form: Form = "merged"
+) -> None:
+    """Write a folder that ``AutoModelForSequenceClassification`` reads.
+
+    The library reads the score at the last token that is not ``pad``, so that id must never end a sequence; see
+    `pooling_pad`. Where the embedding has no row for it, one is appended.
+
+    Args:
+        model: the model to write.
+        folder: where to.
+        pad: id that the library's own pooling takes for padding.
+        weights: gathered weights by their names in ``model.model``; None takes them as they are.
+        form: of a model with an adapter: ``merged`` changes the model's weights, ``adapter`` writes adapter and head.
+    """
+    inner: Any = model.model
+    if isinstance(inner, PeftModel):
+        if form == "adapter":
+            inner.save_pretrained(str(folder), state_dict=weights)
+            return
+        inner, weights = merge(inner), None
+    weights = dict(inner.state_dict()) if weights is None else dict(weights)
+    own, inner.config = inner.config, copy.deepcopy(inner.config)
+    try:
+        for config in {id(part): part for part in (inner.config, inner.config.get_text_config())}.values():
+            config.pad_token_id = pad
+        _append_rows(inner, weights, pad + 1)
+        inner.save_pretrained(str(folder), state_dict=weights)
+    finally:
+        inner.config = own
+
+
+def _append_rows(model: Any, weights: dict[str, Any], rows: int) -> None:
+    """Append mean rows to the embedding among the weights until it has so many, and count them in the config."""
+    embedding = model.get_input_embeddings().weight
+    name = next(name for name, weight in model.named_parameters() if weight is embedding)
+    missing = rows - len(weights[name])
+    if missing > 0:
+        mean = weights[name].mean(0, keepdim=True, dtype=torch.float32).to(weights[name].dtype)
+        weights[name] = torch.cat([weights[name], mean.expand(missing, -1)])
+        model.config.get_text_config().vocab_size = rows
+
+
+def merge(model: PeftModel) -> PreTrainedModel:
+    """Add an adapter to the weights it adapts, and return the model without it.
+
+    A weight that another layer shares, as embedding and output head do where they are tied, is copied first: the
+    change belongs to one of the two. The merged model is then no longer tied.
+
+    Args:
+        model: with an adapter; its weights are changed.
+    """
+    base: Any = model.get_base_model()
+    for layer in [module for module in base.modules() if isinstance(module, BaseTunerLayer)]:
+        adapted: Any = layer.get_base_layer()
+        if _is_shared(adapted, base):
+            adapted.weight = nn.Parameter(adapted.weight.detach().clone(), requires_grad=False)
+            for config in (base.config, base.config.get_text_config()):
+                config.tie_word_embeddings = False
+    merged: PreTrainedModel = model.merge_and_unload()
+    return merged
+
+
+def _is_shared(layer: nn.Module, model: nn.Module) -> bool:
+    """Return whether another layer of the model has the same weight."""
+    weight = layer._parameters.get("weight")
+    others = (other for other in model.modules() if other is not layer)
+    return weight is not None and any(part is weight for other in others for part in other._parameters.values())
+
+
+def pooling_pad(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Return an id that only padding has, and make it the tokenizer's padding token.
+
+    It is the tokenizer's own padding token unless that one has another role too, or is part of the chat template; else
+    another control token made for padding; else a new token.
+
+    Args:
+        tokenizer: of the data; its padding token is set.
+    """
+    added = tokenizer.added_tokens_decoder
+    candidates = [str(token) for token in added.values() if token.special and "pad" in str(token).lower()]
+    own = [] if tokenizer.pad_token is None else [str(tokenizer.pad_token)]
+    free = next((token for token in own + candidates if _only_pads(tokenizer, token)), None)
+    if free is None:
+        names = (f"<|pad_{number}|>" if number else PAD_TOKEN for number in range(len(tokenizer)))
+        vocabulary = tokenizer.get_vocab()
+        free = next(name for name in names if name not in vocabulary and _only_pads(tokenizer, name))
+    if free != tokenizer.pad_token:
+        tokenizer.add_special_tokens({"pad_token": free})
+    return int(tokenizer.get_vocab()[free])
+
+
+def _only_pads(tokenizer: PreTrainedTokenizerFast, token: str) -> bool:
+    roles = {role: value for role, value in tokenizer.special_tokens_map.items() if role != "pad_token"}
+    return token not in map(str, roles.values()) and token not in str(tokenizer.chat_template or "")
+
+
+# ── reading back ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@torch.no_grad()
+def token_log_probs(model: nn.Module, sequences: Sequence[Sequence[int]]) -> Float[Tensor, " token"]:
+    """Compute the log-probability of every token but the first of some sequences, each read by itself.
+
+    Args:
+        model: a causal language model, in evaluation mode.
+        sequences: token ids.
+    """
+    device = next(model.parameters()).device
+    values = []
+    for ids in sequences:
+        row = torch.tensor([list(ids)], device=device)
+        logits = model(input_ids=row, use_cache=False).logits[0, :-1]
+        values.append(logits.double().log_softmax(-1).gather(-1, row[0, 1:, None])[:, 0].cpu())
+    return torch.cat(values)
+
+
+@torch.no_grad()
+def end_scores(model: nn.Module, sequences: Sequence[Sequence[int]]) -> Float[Tensor, " sequence"]:
+    """Compute the score at the last token of some sequences, each read by itself.
+
+    Args:
+        model: a score model, in evaluation mode.
+        sequences: token ids.
+    """
+    device = next(model.parameters()).device
+    rows = (torch.tensor([list(ids)], device=device) for ids in sequences)
+    return torch.stack([model(input_ids=row)[0, -1].double().cpu() for row in rows])
+
+
+@torch.no_grad()
+def pooled_scores(model: Any, sequences: Sequence[Sequence[int]]) -> Float[Tensor, " sequence"]:
+    """Compute the scores of sequences as users of transformers do, in one batch that is padded on the right.
+
+    Args:
+        model: of the library, in evaluation mode.
+        sequences: token ids.
+    """
+    pad, width = model.config.get_text_config().pad_token_id, max(map(len, sequences)) + 2
+    ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in sequences])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in sequences])
+    scores: Tensor = model(input_ids=ids, attention_mask=mask).logits[:, 0].double()
+    return scores
+
+
+def read_back(
+    folder: Path, sequences: Sequence[Sequence[int]], base: tuple[str, Loading] | None, pad: int | None = None
+) -> list[Tensor]:
+    """Read what a written folder gives in plain transformers, on the CPU.
+
+    Args:
+        folder: what was written.
+        sequences: token ids.
+        base: name and loading of the model that an adapter alone is put on; None for a whole model.
+        pad: padding id of a reward model; None for a language model.
+
+    Returns:
+        Log-probabilities of the tokens; or scores of the sequences alone, and padded.
+    """
+    auto: Any = AutoModelForCausalLM if pad is None else AutoModelForSequenceClassification
+    options: dict[str, Any] = {} if pad is None else {"num_labels": 1}
+    if base is None:
+        model = auto.from_pretrained(str(folder), trust_remote_code=False, use_safetensors=True)
+    else:
+        name, loading = base
+        options |= {"dtype": getattr(torch, loading.dtype), "revision": loading.revision}
+        model = auto.from_pretrained(locate(name), trust_remote_code=False, use_safetensors=True, **options)
+        _set_pad(model, pad)
+        model = PeftModel.from_pretrained(model, str(folder))
+    model.eval()
+    if pad is None:
+        return [token_log_probs(model, sequences)]
+    return [torch.cat([pooled_scores(model, [row]) for row in sequences]), pooled_scores(model, sequences)]
+
+
+def _set_pad(model: Any, pad: int | None) -> None:
+    """Do what the card of an adapter tells its users to do with the base of a reward model."""
+    if pad is not None:
+        config: PretrainedConfig = model.config.get_text_config()
+        config.pad_token_id = model.config.pad_token_id = pad
+        if pad >= config.vocab_size:
+            model.resize_token_embeddings(pad + 1, mean_resizing=False)
+
+
+def check_values(folder: Path, exported: Sequence[Tensor], trained: Tensor, rounds: bool) -> None:
+    """Raise unless a written folder gives the trained model's numbers.
+
+    Args:
+        folder: what was written.
+        exported: its numbers, read in one or two ways.
+        trained: the numbers of the trained model.
+        rounds: whether the weights are kept, or were read, in bfloat16.
+
+    Raises:
+        ExportError: they differ by more than rounding explains, in the mean.
+    """
+    allowed = (0.1 if rounds else 1e-3) * max(1.0, float(trained.abs().mean()))
+    for values in exported:
+        difference = float((values - trained).abs().mean())
+        if not difference <= allowed:
+            raise ExportError(
+                f"the exported model is not the trained one: read back from {folder}, its numbers differ by "
+                f"{difference:.2g} in the mean, and rounding explains {allowed:.2g}; the folder is left there to look "
+                "at, and the checkpoint has the trained weights"
+            )
