@@ -18,10 +18,11 @@ from lit_align.callbacks.checkpointing.checkpoints import checkpoint_folder
 from lit_align.callbacks.export import Export
 from lit_align.callbacks.model_card import describe, papers_of_run
 from lit_align.callbacks.samples import Samples
-from lit_align.compat.lightning import callbacks_of
+from lit_align.compat.lightning import callbacks_of, unwrapped
 from lit_align.data import PreferenceData
 from lit_align.models import AdapterOff, MovingReference, Precomputed, SecondModel
 from lit_align.modules import LitModule
+from lit_align.modules.optimizer import describe_groups
 from lit_align.modules.step_totals import run_data
 from lit_align.objectives.beta_scale import BetaReading
 
@@ -63,6 +64,8 @@ class Summary(Callback):
         if pl_module.score is not None:
             console.print(f"[bold]score[/]      {describe(pl_module.score)}", highlight=False)
         console.print(f"[bold]steps[/]      {pl_module.planned_steps}", highlight=False)
+        for optimizer in trainer.optimizers:
+            console.print(f"[bold]optimizer[/]  {describe_groups(unwrapped(optimizer))}", highlight=False)
         console.print(f"[bold]folder[/]     {trainer.default_root_dir}", highlight=False)
         data = run_data(trainer)
         if isinstance(data, PreferenceData):

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from lit_align.callbacks.checkpointing.checkpoints import checkpoint_folder
 from lit_align.errors import printable
+from lit_align.modules.optimizer import check_kind
 
 RUN_FILES = (
     *("metrics.jsonl", "samples.jsonl", "predictions.jsonl", "data.json", "config.yaml"),
@@ -59,14 +60,17 @@ def _check_fit_settings(config: Namespace) -> None:
 
 
 def check_optimizer(optimizer: Optimizer) -> None:
-    """Raise for a setting that is not finite; optimizers refuse other impossible settings themselves.
+    """Raise for an optimizer that cannot be used, or a setting of it that is not finite.
+
+    Optimizers refuse other impossible settings themselves.
 
     Args:
         optimizer: built from the run's settings.
 
     Raises:
-        ValueError: a number is not finite.
+        ValueError: a number is not finite, or the optimizer evaluates the loss several times per step.
     """
+    check_kind(optimizer)
     for key, value in optimizer.param_groups[0].items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"model.optimizer.{key} is {value}; expected a finite number")

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.distributed.constants import default_pg_timeout
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -54,9 +55,54 @@ class StepCheckpoint(ModelCheckpoint):
         return self.may_remove(previous) and super()._should_remove_checkpoint(trainer, previous, current)
 
 
+def save_at_step_ends(checkpoint: ModelCheckpoint) -> None:
+    """Let a ModelCheckpoint save at the ends of optimizer steps only, and put off what falls inside of one.
+
+    Its hooks are replaced on the instance: Lightning finds its state by the name of its class, which must stay.
+
+    Args:
+        checkpoint: of the user.
+    """
+    after_validation, after_batch = checkpoint.on_validation_end, checkpoint.on_train_batch_end
+    postponed = False
+
+    def on_validation_end(trainer: Trainer, pl_module: LightningModule) -> None:
+        nonlocal postponed
+        inside = trainer.state.fn == "fit" and not trainer.sanity_checking and is_accumulating(trainer)
+        if inside and not postponed:
+            rank_zero_warn(
+                "a validation falls inside an optimizer step: ModelCheckpoint saves when the step has been taken, one "
+                "step after the weights that were validated; let trainer.val_check_interval be a multiple of "
+                "trainer.accumulate_grad_batches"
+            )
+        postponed = inside
+        if not inside:
+            after_validation(trainer, pl_module)
+
+    def on_train_batch_end(
+        trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        nonlocal postponed
+        if is_accumulating(trainer):
+            return
+        if postponed and not validation_follows(trainer):
+            postponed = False
+            after_validation(trainer, pl_module)
+        after_batch(trainer, pl_module, outputs, batch, batch_idx)
+
+    replaced: Any = checkpoint
+    replaced.on_validation_end, replaced.on_train_batch_end = on_validation_end, on_train_batch_end
+
+
 def is_accumulating(trainer: Trainer) -> bool:
     """Return whether the current batch does not end an optimizer step."""
     return trainer.fit_loop._should_accumulate()
+
+
+def is_inside_batch(trainer: Trainer) -> bool:
+    """Return whether a training batch has begun and its step or accumulation has not ended."""
+    current: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    return bool(current.ready > current.processed)
 
 
 def validation_follows(trainer: Trainer) -> bool:

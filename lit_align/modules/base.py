@@ -24,11 +24,15 @@ from lit_align.modules.build import build_models, check_state_dict, frozen_refer
 from lit_align.modules.grad_cache import split_into_chunks
 from lit_align.modules.lit_module import LitModule
 from lit_align.modules.log_probs import LogProbReaders
+from lit_align.modules.optimizer import SingleEvaluation, build_optimizer, check_kind
 from lit_align.modules.reports import check_precision, report, restore_sums, sums_of
 from lit_align.modules.schedule import Schedule
 from lit_align.modules.step_totals import (
+    BATCHES_IN_STEP,
     NonFiniteError,
     StepTotals,
+    batches_in_step,
+    check_steps_are_fixed,
     run_data,
     total_norm,
     total_over_ranks,
@@ -50,6 +54,7 @@ class LitBase(LitModule):
         optimizer: of the trainable parameters.
         schedule: of the learning rate.
         forward_pass: how models are read.
+        decay_norms_and_biases: let weight decay act on norms and biases as well.
     """
 
     def __init__(
@@ -59,12 +64,14 @@ class LitBase(LitModule):
         optimizer: OptimizerCallable,
         schedule: Schedule,
         forward_pass: ForwardPass,
+        decay_norms_and_biases: bool,
     ) -> None:
         super().__init__()
         self.train_metrics: Any = metrics
         self.lora = lora
         self.optimizer = optimizer
         self.schedule = schedule
+        self.decay_norms_and_biases = decay_norms_and_biases
         self.readers = LogProbReaders(forward_pass)
         self.step_totals = StepTotals()
         self.strict_loading = lora is None
@@ -81,6 +88,8 @@ class LitBase(LitModule):
     @override
     def setup(self, stage: str) -> None:
         self.step_totals.reset()
+        if stage == "fit":
+            check_steps_are_fixed(self.trainer)
         check_precision(self.trainer.precision, self.loading, self.lora)
 
     def chunks(self, batch: PairBatch, batch_level: bool = False) -> list[PairBatch]:
@@ -91,6 +100,14 @@ class LitBase(LitModule):
             batch_level: whether a pair's loss depends on other pairs.
         """
         return split_into_chunks(batch, self.readers.how.chunk_tokens(self.device.type, batch_level), self.trainer)
+
+    @override
+    def on_train_epoch_start(self) -> None:
+        if self.planned_steps != self._last_step:
+            raise ValueError(
+                f"the run now has {self.planned_steps} optimizer steps, and its schedule was made for "
+                f"{self._last_step}: a callback has changed the batches of a step or of an epoch, or the epochs"
+            )
 
     @override
     def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
@@ -127,7 +144,10 @@ class LitBase(LitModule):
     ) -> None:
         # Reports before any callback that ends a batch: a checkpoint then holds sums that have been reported and
         # reset, and a resumed run reports what the uninterrupted one does.
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        assert optimizer_closure is not None
+        closure = SingleEvaluation(optimizer_closure, optimizer)
+        super().optimizer_step(epoch, batch_idx, optimizer, closure)
+        closure.check()
         trainer: Any = self.trainer
         step = self.global_step + 1
         self.after_step(step)
@@ -188,7 +208,8 @@ class LitBase(LitModule):
 
     @override
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = self.optimizer(self.parameter_groups())
+        optimizer = build_optimizer(self.optimizer, self.parameter_groups(), self, self.decay_norms_and_biases)
+        check_kind(optimizer)
         total = self._last_step = self.planned_steps
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -196,6 +217,7 @@ class LitBase(LitModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = trainable_state_dict(self, self.lora, checkpoint["state_dict"])
+        checkpoint[BATCHES_IN_STEP] = batches_in_step(self.trainer, self.step_totals)
         checkpoint["sums"] = sums_of(self.summed_metrics, self.step_totals, self.trainer.strategy)
 
     @override

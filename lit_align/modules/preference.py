@@ -61,6 +61,7 @@ class LitPreference(LitPolicy):
         optimizer: any torch optimizer by class path.
         schedule: of the learning rate.
         forward_pass: how log-probabilities are computed; this affects time and memory, not the result.
+        decay_norms_and_biases: let weight decay act on norms and biases as well.
 
     Raises:
         ValueError: a reference is given to an objective that needs none, or a moving one where there is an adapter.
@@ -79,10 +80,13 @@ class LitPreference(LitPolicy):
         optimizer: OptimizerCallable = lambda params: AdamW(params, lr=1e-6, weight_decay=0.0),
         schedule: Schedule = Cosine(),
         forward_pass: ForwardPass = ForwardPass(),
+        decay_norms_and_biases: bool = False,
     ) -> None:
         chosen = reference_of(objective, reference, lora)
         from_start = chosen is not None and chosen.is_start
-        super().__init__(PairMetrics(objective, from_start), lora, optimizer, schedule, forward_pass)
+        super().__init__(
+            PairMetrics(objective, from_start), lora, optimizer, schedule, forward_pass, decay_norms_and_biases
+        )
         self.policy_name = policy
         self.objective = objective
         self.loading = loading

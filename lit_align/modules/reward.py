@@ -45,6 +45,7 @@ class LitReward(LitBase):
         optimizer: any torch optimizer by class path.
         schedule: of the learning rate.
         forward_pass: how the model is read; this affects time and memory, not the result.
+        decay_norms_and_biases: let weight decay act on norms and biases as well.
 
     Raises:
         ValueError: ``forward_pass.tile_mb`` is set, and there are no logits.
@@ -68,12 +69,15 @@ class LitReward(LitBase):
         optimizer: OptimizerCallable = lambda params: AdamW(params, lr=1e-5, weight_decay=0.0),
         schedule: Schedule = Cosine(),
         forward_pass: ForwardPass = ForwardPass(),
+        decay_norms_and_biases: bool = False,
     ) -> None:
         if forward_pass.tile_mb != ForwardPass().tile_mb:
             raise ValueError(
                 f"model.forward_pass.tile_mb is {forward_pass.tile_mb}; a reward model has no logits: leave it out"
             )
-        super().__init__(RewardMetrics(objective.contrast.beta), lora, optimizer, schedule, forward_pass)
+        super().__init__(
+            RewardMetrics(objective.contrast.beta), lora, optimizer, schedule, forward_pass, decay_norms_and_biases
+        )
         self.policy_name = policy
         self.objective = objective
         self.loading = loading

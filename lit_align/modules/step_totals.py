@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder, GradientAccumulationScheduler
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from lit_align.compat.lightning import callbacks_of, is_inside_batch
 from lit_align.types import Outcome, PairBatch
 
 
@@ -58,6 +60,10 @@ class NonFiniteWeightsError(RuntimeError):
         )
 
 
+BATCHES_IN_STEP = "batches_in_step"
+"""Key of a checkpoint: how many batches of an optimizer step were accumulated when it was written."""
+
+
 class StepTotals:
     """Accumulates the weight, losses and time of the current optimizer step, and the tokens of all steps."""
 
@@ -66,6 +72,7 @@ class StepTotals:
         self.tokens = torch.zeros((), dtype=torch.int64)
         self._rows: list[tuple[Tensor, Tensor]] = []
         self._under_way = False
+        self.begun = 0
         self._started = 0.0
         self._seconds = 0.0
         self._rated = 0
@@ -75,9 +82,11 @@ class StepTotals:
         self.weight = torch.zeros_like(self.weight)
         self._rows = []
         self._under_way = False
+        self.begun = 0
 
     def start(self) -> None:
-        """Start the clock, unless the step is already under way."""
+        """Count a batch of the step, and start the clock unless the step is already under way."""
+        self.begun += 1
         if not self._under_way:
             self._under_way = True
             self._started = time.monotonic()
@@ -181,6 +190,35 @@ def run_data(trainer: Trainer) -> Any:
     """Return the run's data module, or None. Lightning sets the attribute without declaring it."""
     host: Any = trainer
     return host.datamodule
+
+
+def batches_in_step(trainer: Trainer, totals: StepTotals) -> int:
+    """Return how many batches have been accumulated for an optimizer step that is not taken yet.
+
+    Args:
+        trainer: of the run.
+        totals: of the step.
+    """
+    return max(0, totals.begun - is_inside_batch(trainer))
+
+
+def check_steps_are_fixed(trainer: Trainer) -> None:
+    """Raise for a callback that changes the number of batches per step or their size while training.
+
+    Args:
+        trainer: of the run.
+
+    Raises:
+        ValueError: there is one; names the key to set instead.
+    """
+    for callback in callbacks_of(trainer):
+        if isinstance(callback, GradientAccumulationScheduler | BatchSizeFinder):
+            finds = isinstance(callback, BatchSizeFinder)
+            raise ValueError(
+                f"trainer.callbacks has {type(callback).__name__}, which changes the batches of an optimizer step "
+                "during the run; the schedule and the position in the data count steps ahead. Set "
+                f"{'data.batch_size, see plan' if finds else 'trainer.accumulate_grad_batches'}"
+            )
 
 
 def planned_steps(trainer: Trainer, steps_per_batch: int = 1) -> int:

@@ -39,6 +39,7 @@ def test_private_parts(path: str) -> None:
 ATTRIBUTES = {
     "fit_loop._data_fetcher": "validation_follows",
     "fit_loop.epoch_loop.batch_progress.is_last_batch": "epoch_under_way",
+    "fit_loop.epoch_loop.batch_progress.current.processed": "is_inside_batch",
     "fit_loop.epoch_loop.total_batch_idx": "StepSeed, lit_align.callbacks",
     "fit_loop.epoch_progress.current.ready": "count_begun_epoch",
     "fit_loop.epoch_progress.total.completed": "epoch_under_way",

@@ -11,6 +11,7 @@ from typing import IO, Any, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
@@ -27,9 +28,11 @@ from lit_align.callbacks.checkpointing.checksums import (
 from lit_align.callbacks.checkpointing.sharded import read_plain, read_whole
 from lit_align.compat.lightning import (
     StepCheckpoint,
+    callbacks_of,
     count_begun_epoch,
     epoch_under_way,
     is_accumulating,
+    save_at_step_ends,
     seconds_between_validations,
     validation_follows,
 )
@@ -167,6 +170,10 @@ class Checkpoints(StepCheckpoint):
                 f"trainer.val_check_interval is a time ({seconds:g} s), and {trainer.world_size} processes do not "
                 "agree on the batch where it is over; expected a number of batches or a share of an epoch"
             )
+        if stage == "fit":
+            for other in callbacks_of(trainer):
+                if isinstance(other, ModelCheckpoint) and other is not self:
+                    save_at_step_ends(other)
         self.dirpath = self.dirpath or str(checkpoint_folder(trainer.default_root_dir))
         if stage == "fit" and trainer.is_global_zero:
             _prepare_folder(Path(self.dirpath))  # fail before anything is loaded rather than at the first save

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from lit_align import testbed
 from lit_align.files import at_home
+from lit_align.modules.step_totals import BATCHES_IN_STEP
 
 NO_EFFECT_ON_RESULT = {
     "model.forward_pass.compile",
@@ -98,6 +99,12 @@ class ResumeCheck(Callback):
         rank_zero_warn(message)
 
     def _check_parts(self, checkpoint: Mapping[str, Any]) -> None:
+        batches = checkpoint.get(BATCHES_IN_STEP, 0)
+        if self.resumes and batches:
+            raise ValueError(
+                f"the checkpoint was written inside an accumulation window, and the gradients of its {batches} "
+                f"batches are not in it: a run cannot go on from it. {ADVICE}"
+            )
         missing = [part for part in REQUIRED_PARTS if part not in checkpoint]
         if self.resumes and missing:
             raise ValueError(f"the checkpoint has no {', '.join(missing)}: a run cannot go on from it. {ADVICE}")

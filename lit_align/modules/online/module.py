@@ -63,6 +63,7 @@ class LitOnline(LitPolicy):
         schedule: of the learning rate.
         forward_pass: how log-probabilities are computed; this affects time and memory, not the result. The number of
             responses that go through the policy at once is ``micro_batch``.
+        decay_norms_and_biases: let weight decay act on norms and biases as well.
     """
 
     task: Literal["online"] = "online"
@@ -89,8 +90,9 @@ class LitOnline(LitPolicy):
         optimizer: OptimizerCallable = lambda params: AdamW(params, lr=1e-6, weight_decay=0.0),
         schedule: Schedule = Cosine(),
         forward_pass: ForwardPass = ForwardPass(),
+        decay_norms_and_biases: bool = False,
     ) -> None:
-        super().__init__(RolloutMetrics(), lora, optimizer, schedule, forward_pass)
+        super().__init__(RolloutMetrics(), lora, optimizer, schedule, forward_pass, decay_norms_and_biases)
         self.automatic_optimization = False
         self.settings = OnlineSettings(
             objective, sampling, responses, epochs, minibatches, micro_batch, eval_responses
