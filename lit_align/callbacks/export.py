@@ -19,10 +19,8 @@ from lit_align.data import PreferenceData
 from lit_align.models.export import Form, check_values, pooling_pad, read_back
 from lit_align.models.sharding import is_sharded
 from lit_align.modules import LitModule
+from lit_align.modules.probes import probe_sequences
 from lit_align.modules.step_totals import run_data
-
-PROBES, PROBE_TOKENS, PROBED_ROWS = 2, 64, 64
-"""Sequences that an export is compared on, most tokens of each, and rows of which they are the shortest."""
 
 
 class Export(Callback):
@@ -107,29 +105,6 @@ def write_model(
         tokenizer.save_pretrained(folder)
     module.save_model(model, folder, weights, pad, form)
     return pad
-
-
-def probe_sequences(data: Any) -> list[list[int]]:
-    """Return short sequences of ids to compare models on: rows of the data, or a text if none are prepared.
-
-    Args:
-        data: the data module; only a ``PreferenceData`` gives any.
-    """
-    if not isinstance(data, PreferenceData):
-        return []
-    if not data.splits:
-        ids: list[int] = data.tokenizer("An export is read back.", add_special_tokens=False)["input_ids"]
-        end = int(data.tokenizer.eos_token_id)
-        return [[*ids, end], [*ids[: len(ids) // 2], end]]
-    split = next(iter(data.splits))
-    widths = data.splits[split].store.widths[:PROBED_ROWS]
-    rows = sorted(range(len(widths)), key=widths.__getitem__)[:PROBES]
-    sequences = [
-        ids[attention].tolist()[-PROBE_TOKENS:]
-        for batch in data.rows_dataloader(split, rows)
-        for ids, attention in zip(batch.input_ids[:, 0], batch.attention_mask[:, 0], strict=True)
-    ]
-    return [sequence for sequence in sequences if len(sequence) > 1]
 
 
 def check_export(

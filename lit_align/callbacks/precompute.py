@@ -62,6 +62,8 @@ class Precompute(Callback):
             return
         if not isinstance(data, PreferenceData):
             raise ValueError("reference Precomputed needs the run's data to be a PreferenceData")
+        if isinstance(module, LitModule):
+            module.check_models()  # before hours are spent on a reference of a run that will be refused
         began = time.monotonic()
         rows = _RunRows(trainer, module.device, reference, data)
         with trainer.precision_plugin.forward_context():

@@ -10,10 +10,11 @@ from typing import Any
 
 from lit_align.callbacks.checkpointing.checkpoints import AtomicCheckpointIO, checkpoint_folder
 from lit_align.callbacks.checkpointing.checksums import newest_intact
-from lit_align.callbacks.export import check_export, probe_sequences, write_model
+from lit_align.callbacks.export import check_export, write_model
 from lit_align.cli import main as cli
 from lit_align.models.export import Form
 from lit_align.modules import LitModule
+from lit_align.modules.probes import probe_sequences
 
 _USAGE = """usage: python -m lit_align consolidate RUN_OR_CHECKPOINT --to FOLDER [--form merged|adapter]
 

@@ -14,6 +14,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from lit_align import testbed
@@ -46,6 +47,10 @@ class Loading:
     gradient_checkpointing: bool = False
     seed: int = 0
     kernels: Literal["own", "liger"] = "own"
+
+
+NOISE = re.compile(r"dropout|pdrop$|layer_?drop|drop_?path|drop_(?:rate|connect)|jitter_(?:noise|eps)")
+"""Names under which configurations keep what is random in training mode."""
 
 
 def locate(name: str) -> str:
@@ -145,7 +150,7 @@ def build_model(auto: Any, place: str, config: PretrainedConfig, loading: Loadin
 
 
 def finish_model(model: PreTrainedModel, place: str, loading: Loading) -> PreTrainedModel:
-    """Check a model's weights, apply kernels and gradient checkpointing, and put it into evaluation mode.
+    """Check a model's weights, switch dropout off, apply kernels and gradient checkpointing, and set evaluation mode.
 
     Args:
         model: as it was built.
@@ -158,6 +163,9 @@ def finish_model(model: PreTrainedModel, place: str, loading: Loading) -> PreTra
     for name, parameter in model.named_parameters():
         if weights_wanted() and not bool(parameter.isfinite().all()):
             raise ValueError(f"{place}: weight {name} has values that are not finite")
+    for layer in model.modules():
+        if isinstance(layer, _DropoutNd):
+            layer.p = 0.0  # also where no configuration names it
     if loading.kernels == "liger":
         use_liger(model)
     if loading.gradient_checkpointing:
@@ -167,15 +175,16 @@ def finish_model(model: PreTrainedModel, place: str, loading: Loading) -> PreTra
 
 
 def switch_dropout_off(config: PretrainedConfig) -> None:
-    """Set every dropout probability of a configuration to 0, nested configurations included.
+    """Set the noise of training mode to 0, in nested configurations too: dropout, left-out layers, jitter of routers.
 
-    Preference objectives compare log-probabilities; noise in them moves the margin.
+    Preference objectives compare log-probabilities; noise in them moves the margin. What no configuration has a name
+    for is checked when training starts; see ``check_training_mode``.
     """
     values: dict[str, Any] = vars(config)
     for key, value in values.items():
         if isinstance(value, PretrainedConfig):
             switch_dropout_off(value)
-        elif isinstance(value, float) and ("dropout" in key or key.endswith("pdrop")):
+        elif isinstance(value, float) and NOISE.search(key):
             setattr(config, key, 0.0)
 
 

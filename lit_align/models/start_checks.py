@@ -1,11 +1,25 @@
-"""Checks of a loaded model, on a few short rows, before it is trained or evaluated."""
+"""Checks of a loaded model, on two short rows, before it is trained or evaluated."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import pickle
+import random
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from torch import nn
+import numpy as np
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from lit_align.models.lm_head.patch import base_of
+from lit_align.models.score_model import ScoreModel
+
+PROBE_TOKENS = 32
+"""Most tokens of a row that a check reads."""
+PASSES = 8
+"""Passes in training mode of a model that draws random numbers; each with another seed."""
 
 
 @contextmanager
@@ -22,3 +36,141 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def probe_rows(sequences: Sequence[Sequence[int]]) -> Tensor:
+    """Build two rows of one length that differ in their last quarter, of ids that occur in some sequences.
+
+    Args:
+        sequences: token ids; at least one.
+
+    >>> probe_rows([[1, 5, 6, 7, 8, 9, 2]])
+    tensor([[1, 5, 6, 7, 8, 9, 2],
+            [1, 5, 6, 7, 8, 9, 1]])
+    >>> probe_rows([[4, 4]])
+    tensor([[4, 4],
+            [4, 3]])
+    """
+    longest = max(range(len(sequences)), key=lambda number: len(sequences[number]))
+    row = list(sequences[longest])[:PROBE_TOKENS]
+    tail = max(1, len(row) // 4)
+    ids = [*dict.fromkeys(token for sequence in sequences for token in sequence), max(0, row[-1] - 1)]
+    other = [next((token for token in ids if token != old), old) for old in row[-tail:]]
+    return torch.tensor([row, [*row[:-tail], *other]])
+
+
+@torch.no_grad()
+def check_causal(model: nn.Module, name: str, sequences: Sequence[Sequence[int]]) -> None:
+    """Raise if later tokens change what a model gives for earlier ones.
+
+    Args:
+        model: a language model or a score model.
+        name: of the model, for the message.
+        sequences: token ids of real rows.
+
+    Raises:
+        ValueError: the model is not causal.
+    """
+    rows = probe_rows(sequences)
+    same = int((rows[0] == rows[1]).long().cumprod(0).sum())
+    with evaluating(model):
+        values = _read(model, rows)[:, :same]
+    difference, scale = _largest(values[0] - values[1]), _largest(values[0])
+    if difference > _tolerance(model, 1e-4, 1e-2) * scale:
+        raise ValueError(
+            f"{name} ({base_of(model).config.model_type}) is not causal: tokens that come later change what it gives "
+            f"for earlier ones, by up to {difference:.2g} of {scale:.2g}; the log-probability of a response would "
+            "depend on its own future. Expected a model that predicts each token from those before it"
+        )
+
+
+@torch.no_grad()
+def check_training_mode(model: nn.Module, name: str, sequences: Sequence[Sequence[int]]) -> None:
+    """Raise if a model gives other numbers in training mode than in evaluation mode.
+
+    Dropout is switched off when a model is loaded. What is left are routers with noise, drawn experts, layers that are
+    left out. The dropout of an adapter, which is a setting of its own, is not looked at.
+
+    Args:
+        model: a language model or a score model.
+        name: of the model, for the message.
+        sequences: token ids of real rows.
+
+    Raises:
+        ValueError: it does; a reference, or a sampled response, would have other log-probabilities at the first step.
+    """
+    rows = probe_rows(sequences)
+    with evaluating(model), _restored_generators(model):
+        expected = _read(model, rows)
+        scale = _largest(expected)
+        model.train()
+        for layer in [part for part in model.modules() if isinstance(part, BaseTunerLayer)]:
+            for adapter in [part for key, part in layer.named_children() if key.endswith("dropout")]:
+                adapter.eval()
+        first, draws = _seeded(model, rows, 0)
+        passes = [first, *(_seeded(model, rows, seed)[0] for seed in range(1, PASSES if draws else 1))]
+    noise = max(_largest(values - first) for values in passes)
+    apart = _largest(first - expected)
+    kind = base_of(model).config.model_type
+    if noise > _tolerance(model, 1e-5, 1e-2) * scale:
+        raise ValueError(
+            f"{name} ({kind}) draws random numbers in training mode beside dropout, which move what it gives by up to "
+            f"{noise:.2g} of {scale:.2g}: policy and reference would differ before the first step. Expected a model "
+            "without noise, or a setting in its config.json that switches it off"
+        )
+    if apart > _tolerance(model, 1e-3, 5e-2) * scale:
+        raise ValueError(
+            f"{name} ({kind}) gives other numbers in training mode than in evaluation mode, by up to {apart:.2g} of "
+            f"{scale:.2g}: policy and reference would differ before the first step. Expected a model whose mode makes "
+            "no difference once dropout is off"
+        )
+
+
+def _read(model: nn.Module, rows: Tensor) -> Tensor:
+    """Return the logits, or scores, of every token of rows without padding, in float32 or wider."""
+    ids = rows.to(next(model.parameters()).device)
+    options = {} if isinstance(model, ScoreModel) else {"use_cache": False}
+    output = model(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+    values: Tensor = output if isinstance(output, Tensor) else output.logits
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _seeded(model: nn.Module, rows: Tensor, seed: int) -> tuple[Tensor, bool]:
+    """Read rows after seeding every generator; also return whether any of them was drawn from."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+    before = _states(model)
+    values = _read(model, rows)
+    return values, before != _states(model)
+
+
+def _states(model: nn.Module) -> tuple[bytes, ...]:
+    device = next(model.parameters()).device
+    parts = [torch.random.get_rng_state()]
+    parts += [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    others = (random.getstate(), np.random.get_state(legacy=False))
+    return (*(part.numpy().tobytes() for part in parts), *(pickle.dumps(state) for state in others))
+
+
+@contextmanager
+def _restored_generators(model: nn.Module) -> Iterator[None]:
+    device, states = next(model.parameters()).device, (random.getstate(), np.random.get_state())
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+def _tolerance(model: nn.Module, single: float, half: float) -> float:
+    """Return the tolerance of a model's dtype; sharded ones may be gathered in bfloat16."""
+    sharded = any(isinstance(part, FSDPModule) for part in model.modules())
+    return half if sharded or next(model.parameters()).dtype == torch.bfloat16 else single
+
+
+def _largest(values: Tensor) -> float:
+    """Return the largest absolute value; 0 where none is finite, which other checks report."""
+    largest = float(values.abs().max()) if values.numel() else 0.0
+    return largest if np.isfinite(largest) else 0.0

@@ -20,11 +20,13 @@ from typing_extensions import override
 
 from lit_align.models import ForwardPass, LoRA, load_causal_lm
 from lit_align.models.export import Form, save_causal_lm
+from lit_align.models.start_checks import check_causal, check_training_mode
 from lit_align.modules.build import build_models, check_state_dict, frozen_reference, trainable_state_dict
 from lit_align.modules.grad_cache import split_into_chunks
 from lit_align.modules.lit_module import LitModule
 from lit_align.modules.log_probs import LogProbReaders
 from lit_align.modules.optimizer import SingleEvaluation, build_optimizer, check_kind
+from lit_align.modules.probes import probe_sequences
 from lit_align.modules.reports import check_precision, report, restore_sums, sums_of
 from lit_align.modules.schedule import Schedule
 from lit_align.modules.step_totals import (
@@ -79,6 +81,7 @@ class LitBase(LitModule):
         self._step_weight = 0.0
         self._last_step = 0
         self._loaded_step = 0
+        self._models_checked = False
 
     @property
     def summed_metrics(self) -> dict[str, Metric]:
@@ -88,6 +91,7 @@ class LitBase(LitModule):
     @override
     def setup(self, stage: str) -> None:
         self.step_totals.reset()
+        self._models_checked = False
         if stage == "fit":
             check_steps_are_fixed(self.trainer)
         check_precision(self.trainer.precision, self.loading, self.lora)
@@ -100,6 +104,41 @@ class LitBase(LitModule):
             batch_level: whether a pair's loss depends on other pairs.
         """
         return split_into_chunks(batch, self.readers.how.chunk_tokens(self.device.type, batch_level), self.trainer)
+
+    def check_models(self) -> None:
+        """Check once, on two short rows, that the trained models are causal, and free of noise in training mode.
+
+        All processes must call it together.
+
+        Raises:
+            ValueError: a model gives numbers that an objective cannot be trained on.
+        """
+        sequences = [] if self._models_checked else probe_sequences(run_data(self.trainer))
+        self._models_checked = True
+        for name, model in self.trained_models().items() if sequences else ():
+            check_causal(model, name, sequences)
+            if self.trainer.state.fn == "fit":
+                check_training_mode(model, name, sequences)
+
+    def trained_models(self) -> dict[str, nn.Module]:
+        """Return all models that are trained, by what messages call them."""
+        return {f"model.policy {self.policy_name}": self.trained_model}
+
+    @override
+    def on_fit_start(self) -> None:
+        self.check_models()
+
+    @override
+    def on_validation_start(self) -> None:
+        self.check_models()
+
+    @override
+    def on_test_start(self) -> None:
+        self.check_models()
+
+    @override
+    def on_predict_start(self) -> None:
+        self.check_models()
 
     @override
     def on_train_epoch_start(self) -> None:

@@ -49,6 +49,9 @@ class LitModule(LightningModule):
         """Build the trained model as it is before the first step, with its adapter if there is one."""
         raise NotImplementedError
 
+    def check_models(self) -> None:
+        """Check the trained models on short rows, once; nothing by default."""
+
     @property
     def planned_steps(self) -> int:
         """Optimizer steps of the whole fit."""

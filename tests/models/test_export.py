@@ -17,7 +17,6 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from lit_align.callbacks.export import probe_sequences
 from lit_align.data.text.tokenizer import load_tokenizer
 from lit_align.models import Loading, LoRA
 from lit_align.models.export import (
@@ -31,6 +30,7 @@ from lit_align.models.export import (
     save_score_model,
 )
 from lit_align.models.score_model import ScoreModel, load_score_model
+from lit_align.modules.probes import probe_sequences
 from tests.conftest import VOCABULARY, tiny_llama
 from tests.runner import BASE, QUIET, lit_align, ok
 

@@ -61,7 +61,7 @@ def test_whatever_changes_the_steps_later_ends_the_run(rows: Path, tmp_path: Pat
 
 WINDOW = (
     *("--data.batch_size", 1, "--trainer.accumulate_grad_batches", 4, "--trainer.val_check_interval", 6),
-    *("--trainer.max_epochs", 1, "--model.schedule", "Constant", "--model.optimizer.lr", "1e-2"),
+    *("--trainer.max_epochs", 2, "--model.schedule", "Constant", "--model.optimizer.lr", "1e-2"),
 )
 BEST = (
     *("--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.monitor", "val/loss"),

@@ -141,6 +141,11 @@ class LitOnline(LitPolicy):
         return self
 
     @override
+    def trained_models(self) -> dict[str, nn.Module]:
+        values = {} if self.value_model is None else {"the value model": self.value_model}
+        return super().trained_models() | values
+
+    @override
     def frozen_models(self) -> list[nn.Module]:
         return super().frozen_models() + ([] if self.score.model is None else [self.score.model])
 
