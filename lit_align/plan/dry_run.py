@@ -93,13 +93,14 @@ class Tracker(TorchDispatchMode):
             self.live -= size - size // self._shards
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
+            return args[0].fake_device  # two of three calls only ask for a tensor's device
         kwargs = kwargs or {}
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return torch.ones((), dtype=args[0].dtype).item()  # a harmless value where the program looks at one
-        has_inputs = any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs)))
-        with self._mode if not has_inputs and _elements(args) > _LARGE else nullcontext():
+        with self._mode if _elements(args) > _LARGE else nullcontext():
             out = func(*args, **kwargs)
-        for leaf in tree_leaves(out):
+        for leaf in (out,) if isinstance(out, Tensor) else tree_leaves(out):
             if isinstance(leaf, FakeTensor):
                 self._add(leaf)
         packet = func._overloadpacket
@@ -109,7 +110,7 @@ class Tracker(TorchDispatchMode):
 
 
 def _elements(args: Any) -> int:
-    """Return the number of elements of a shape that comes first; 0 where none does."""
+    """Return the number of elements that a tensor made without inputs gets from the shape that comes first; else 0."""
     shape = args[0] if args and isinstance(args[0], list | tuple) else (0,)
     return math.prod(size if isinstance(size, int) else 0 for size in shape)
 

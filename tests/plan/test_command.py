@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from _pytest.mark import ParameterSet
 
 from lit_align.plan.command import main
 from lit_align.testbed import path
@@ -56,14 +54,10 @@ PUBLISHED = {
     "averaged_dpo_llama2-7b_tldr": (LLAMA, 6_738_415_616),
 }
 """Experiment → configuration of its model, and the number of parameters that its authors publish."""
-
-
+FEW_PAIRS = ("--lengths", "9,9", "--data.batch_size", 2)
 CLASSES = {"opt": "OPTForCausalLM", "llama": "LlamaForCausalLM"}
-
-
-def few_of(names: Iterable[str], always: str) -> list[ParameterSet]:
-    """All of them, and one in every run of the gate: sizes take seconds each."""
-    return [pytest.param(name, marks=() if name == always else pytest.mark.long) for name in names]
+TWO_LAYERS = {"num_hidden_layers": 2}
+"""Makes a dry run quick: its time grows with the number of layers."""
 
 
 def plan(*words: object) -> Ended:
@@ -73,41 +67,62 @@ def plan(*words: object) -> Ended:
     return forked([work])[0]
 
 
-@pytest.mark.parametrize("name", few_of(PUBLISHED, "sr_dpo_pythia2.8b_hh"))
-def test_published_experiments_fit_the_gpus_of_their_papers(name: str, tmp_path: Path) -> None:
-    """Eight GPUs of 80 GiB, without a look at models or data."""
-    architecture, parameters = PUBLISHED[name]
-    (tmp_path / "config.json").write_text(json.dumps(architecture))
-    words = ("--config", CONFIGS / "experiment" / f"{name}.yaml", "--architecture", tmp_path / "config.json")
-    ended = plan(*words, "--lengths", "384,128", "--hardware", "a100-80gb")
+def published(name: str, folder: Path, *words: object, **sizes: int) -> str:
+    """Plan a published experiment for eight GPUs of 80 GiB, and return the output."""
+    (folder / "config.json").write_text(json.dumps(PUBLISHED[name][0] | sizes))
+    config = ("--config", CONFIGS / "experiment" / f"{name}.yaml", "--architecture", folder / "config.json")
+    ended = plan(*config, "--lengths", "384,128", "--hardware", "a100-80gb", *words)
     assert ended.code == 0, ended.out
-    assert f"{parameters:,} parameters, {parameters:,} trained; 8 processes, fsdp; bf16-mixed" in ended.out
     assert "fits into 80 GiB" in ended.out
     assert "s per optimizer step at 40%" in ended.out
+    return ended.out
 
 
-@pytest.mark.parametrize("step", ["sft", "reward"])
-@pytest.mark.parametrize("name", few_of(ARCHITECTURES, "opt1.3b_hh"))
-def test_the_steps_before_rlhf_fit_on_the_device_that_their_files_name(name: str, step: str, tmp_path: Path) -> None:
+@pytest.mark.long
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_experiments_fit_the_gpus_of_their_papers(name: str, tmp_path: Path) -> None:
+    """Neither models nor data are read."""
+    parameters = PUBLISHED[name][1]
+    expected = f"{parameters:,} parameters, {parameters:,} trained; 8 processes, fsdp; bf16-mixed"
+    assert expected in published(name, tmp_path)
+
+
+def test_a_published_experiment_is_planned_from_an_architecture(tmp_path: Path) -> None:
+    """Pythia of two layers: two embeddings, the final norm, and 12 h² + 13 h parameters of each layer."""
+    parameters = 2 * 50304 * 2560 + 2 * 2560 + 2 * (12 * 2560**2 + 13 * 2560)
+    out = published("sr_dpo_pythia2.8b_hh", tmp_path, "--data.batch_size", 2, **TWO_LAYERS)
+    assert f"{parameters:,} parameters, {parameters:,} trained; 8 processes, fsdp; bf16-mixed" in out
+
+
+def preference_matching(name: str, step: str, folder: Path, *words: object, **sizes: int) -> str:
+    """Plan a step of a published RLHF run for the device that its file names, and return the output."""
     file = CONFIGS / "experiment" / "preference_matching" / name / f"{step}.yaml"
     room = re.search(r"[Oo]ne GPU of (\d+) GB", file.read_text("utf-8"))
     assert room is not None
-    config = ARCHITECTURES[name].to_dict() | {"architectures": [CLASSES[ARCHITECTURES[name].model_type]]}
-    (tmp_path / "config.json").write_text(json.dumps(config, default=str))
-    words = ("--config", file, "--architecture", tmp_path / "config.json", "--lengths", "384,128")
-    ended = plan(*words, "--memory", int(float(room[1]) * 1e9 / 2**30), "--flops", "3e14")
+    config = ARCHITECTURES[name].to_dict() | {"architectures": [CLASSES[ARCHITECTURES[name].model_type]]} | sizes
+    (folder / "config.json").write_text(json.dumps(config, default=str))
+    memory = ("--memory", int(float(room[1]) * 1e9 / 2**30))
+    ended = plan("--config", file, "--architecture", folder / "config.json", *memory, *words)
     assert ended.code == 0, ended.out
     assert re.search(r"^fits into", ended.out, re.MULTILINE), ended.out
+    return ended.out
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("step", ["sft", "reward"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_steps_before_rlhf_fit_on_the_device_that_their_files_name(name: str, step: str, tmp_path: Path) -> None:
+    preference_matching(name, step, tmp_path, "--lengths", "384,128", "--flops", "3e14")
 
 
 @pytest.mark.parametrize(("dtype", "rate"), [("float32", "1.95e+13"), ("bfloat16", "3.12e+14")])
 def test_the_peak_depends_on_the_dtype_of_the_weights(dtype: str, rate: str) -> None:
     words = ("--config", CONFIGS / "quickstart.yaml", "--model.loading.dtype", dtype, "--hardware", "a100-80gb")
-    assert f"of {rate} operations per second" in plan(*words).out
+    assert f"of {rate} operations per second" in plan(*words, *FEW_PAIRS).out
 
 
 def test_the_quickstart_is_planned_from_its_data() -> None:
-    ended = plan("--config", CONFIGS / "quickstart.yaml", "--flops", "1e12")
+    ended = plan("--config", CONFIGS / "quickstart.yaml", "--data.batch_size", 4, "--flops", "1e12")
     assert ended.code == 0, ended.out
     assert "557,696 parameters, 557,696 trained; one process; 32-true" in ended.out
     assert "(the largest of the data)" in ended.out
@@ -116,11 +131,13 @@ def test_the_quickstart_is_planned_from_its_data() -> None:
 
 
 def test_suggestions_make_a_run_fit(tmp_path: Path) -> None:
-    folder = model(tmp_path / "model")
+    """Four pairs of 2,000 tokens, whose activations take more than the weights and optimizer states."""
+    folder = model(tmp_path / "model", **TWO_LAYERS)
     words = ("--config", CONFIGS / "quickstart.yaml", "--model.policy", folder, "--trainer.accelerator", "auto")
-    ended = plan(*words, "--trainer.devices", 4, "--lengths", "100,100", "--memory", "1")
+    more = ("--trainer.devices", 4, "--data.batch_size", 4, "--lengths", "1000,500", "--memory", "0.75")
+    ended = plan(*words, *more)
     assert ended.code == 0, ended.out
-    assert "does not fit into 1 GiB" in ended.out
+    assert "does not fit into 0.75 GiB" in ended.out
     rows = [line for line in ended.out.splitlines() if line.startswith("│")]
     settings = [row for row in rows if row.rstrip("│ ").endswith(("yes", "no"))]
     assert any("gradient_checkpointing" in row for row in settings)
@@ -132,28 +149,23 @@ def test_suggestions_make_a_run_fit(tmp_path: Path) -> None:
 TESTBED = path("policy") / "config.json"
 
 
-@pytest.mark.parametrize("name", few_of(ARCHITECTURES, "opt1.3b_hh"))
-def test_rlhf_fits_on_the_device_that_its_file_names(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("opt1.3b_hh", TWO_LAYERS), *(pytest.param(name, {}, marks=pytest.mark.long) for name in ARCHITECTURES)],
+)
+def test_rlhf_fits_on_the_device_that_its_file_names(name: str, sizes: dict[str, int], tmp_path: Path) -> None:
     """Every model of it is taken from the given architecture, and counted."""
-    file = CONFIGS / "experiment" / "preference_matching" / name / "rlhf.yaml"
-    room = re.search(r"[Oo]ne GPU of (\d+) GB", file.read_text("utf-8"))
-    assert room is not None
-    config = ARCHITECTURES[name].to_dict() | {"architectures": [CLASSES[ARCHITECTURES[name].model_type]]}
-    (tmp_path / "config.json").write_text(json.dumps(config, default=str))
-    ended = plan(
-        *("--config", file, "--architecture", tmp_path / "config.json"), "--memory", int(float(room[1]) * 1e9 / 2**30)
-    )
-    assert ended.code == 0, ended.out
-    assert re.search(r"^fits into", ended.out, re.MULTILINE), ended.out
+    out = preference_matching(name, "rlhf", tmp_path, **sizes)
     for word in ("writing", "scoring", "forward", "backward", "step", "keys and values", "frozen models"):
-        assert word in ended.out
+        assert word in out
 
 
 def test_suggestions_for_on_policy_runs() -> None:
     words = ("--config", CONFIGS / "experiment" / "pm_testbed" / "rlhf.yaml", "--architecture", TESTBED)
-    ended = plan(*words, "--memory", "0.05", "--flops", "1e12", "--trainer.accelerator", "cpu")
+    more = ("--data.batch_size", 4, "--memory", "0.01", "--flops", "1e12", "--trainer.accelerator", "cpu")
+    ended = plan(*words, *more)
     assert ended.code == 0, ended.out
-    assert "rollout: 128 x 1 rows" in ended.out
+    assert "rollout: 16 x 1 rows" in ended.out
     assert "does not fit" in ended.out
     rows = [row for row in ended.out.splitlines() if row.rstrip("│ ").endswith(("yes", "no"))]
     totals = {row.split("│")[1].strip(): float(row.split("│")[2]) for row in rows}

@@ -30,6 +30,9 @@ CPU = Parallelism(device="cpu")
 RANDOM = Loading(weights="random")
 BATCH = uniform_batch(4, prompt=40, response=24)
 WHOLE = ForwardPass(tokens_at_once=0)
+LAYERS = 3
+LAYER = 4 * 384 * 384 + 3 * 384 * 1024
+"""Weights of a layer's matrices."""
 MEASURE = """
 import sys
 from pathlib import Path
@@ -49,14 +52,13 @@ def policy(folder: Path, **how: object) -> LitPreference:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model(tmp_path_factory.mktemp("model") / "model", tie_word_embeddings=False)
+    return model(tmp_path_factory.mktemp("model") / "model", num_hidden_layers=LAYERS, tie_word_embeddings=False)
 
 
 @pytest.mark.representative
 def test_weights_gradients_and_states_are_exact(folder: Path) -> None:
-    """38,750,592 weights by hand: two embeddings, eight layers, one norm; four bytes each, eight of AdamW's."""
-    layer = 4 * 384 * 384 + 3 * 384 * 1024 + 2 * 384
-    weights = 2 * 32000 * 384 + 8 * layer + 384
+    """Two embeddings, the layers with two norms each, and the final norm; four bytes each, and eight of AdamW."""
+    weights = 2 * 32000 * 384 + LAYERS * (LAYER + 2 * 384) + 384
     found = estimate(policy(folder), BATCH, CPU)
     assert found.parameters == found.trained == weights
     step = found.phases["step"]
@@ -77,7 +79,7 @@ def test_operations_are_three_passes_of_the_policy_and_one_of_the_reference(fold
 
     With shared prompts a pair has 40 + 2 x 24 tokens; attention adds a little.
     """
-    layers = 8 * (4 * 384 * 384 + 3 * 384 * 1024)
+    layers = LAYERS * LAYER
     tokens, scored = 4 * (40 + 2 * 24), 4 * 2 * 24
     by_hand = 2 * 4 * (layers * tokens + 32000 * 384 * scored)
     found = estimate(policy(folder), BATCH, CPU)
@@ -96,7 +98,7 @@ def test_what_a_setting_changes(folder: Path) -> None:
     assert 0 <= before.activations - alone.activations <= 1.01 * tile
     loading = replace(RANDOM, gradient_checkpointing=True)
     recomputed = estimate(LitPreference(str(folder), dpo(), loading=loading), BATCH, CPU)
-    assert recomputed.phases["forward"].activations < before.activations / 2.5
+    assert recomputed.phases["forward"].activations < before.activations / 2
     assert recomputed.operations > plain.operations
     doubled = estimate(policy(folder, forward_pass=WHOLE), uniform_batch(8, 40, 24), CPU).phases["forward"]
     assert doubled.activations == pytest.approx(2 * before.activations, rel=0.05)
@@ -104,7 +106,7 @@ def test_what_a_setting_changes(folder: Path) -> None:
 
 def test_gradients_exist_after_the_first_backward_pass(folder: Path) -> None:
     """They exist before a forward pass only if the step has had another micro-batch."""
-    weights = 4 * 38_738_304
+    weights = 4 * (2 * 32000 * 384 + LAYERS * (LAYER + 2 * 384) + 384)
     one = estimate(policy(folder), BATCH, CPU).phases
     assert [one[phase].gradients for phase in ("forward", "step")] == [0, weights]
     assert 0 < one["backward"].gradients < weights
@@ -128,7 +130,7 @@ def test_batch_level_objectives_read_each_micro_batch_twice(folder: Path) -> Non
         estimate(LitPreference(str(folder), aot(), loading=RANDOM), BATCH, replace(CPU, accumulate=accumulate))
         for accumulate in (1, 2)
     )
-    layers = 8 * (4 * 384 * 384 + 3 * 384 * 1024)
+    layers = LAYERS * LAYER
     reading = 2 * (layers * 4 * (40 + 2 * 24) + 32000 * 384 * 4 * 2 * 24)
     assert two.operations / 2 - one.operations == pytest.approx(reading, rel=0.05)
 
@@ -144,14 +146,14 @@ def test_ddp_and_fsdp(folder: Path) -> None:
 
 
 def test_sharded_weights_are_gathered_in_bfloat16(folder: Path) -> None:
-    """Embedding and head are whole in two bytes a weight, and two of the eight layers; a layer's gradients in four."""
-    layer = 4 * 384 * 384 + 3 * 384 * 1024 + 2 * 384
+    """Embedding and head are whole in two bytes a weight, and two of the layers; a layer's gradients in four."""
+    layer = LAYER + 2 * 384
     outside = 2 * 32000 * 384 + 384
     cut = replace(CPU, processes=8, sharded=True, precision="bf16-mixed")
     found = estimate(policy(folder), BATCH, cut)
     assert found.phases["forward"].communication == 2 * (outside + 2 * layer) + 4 * layer
-    assert found.phases["step"].parameters == 4 * (outside + 8 * layer) // 8
-    assert found.phases["step"].optimizer == 8 * (outside + 8 * layer) // 8
+    assert found.phases["step"].parameters == 4 * (outside + LAYERS * layer) // 8
+    assert found.phases["step"].optimizer == 8 * (outside + LAYERS * layer) // 8
 
 
 def test_a_prompted_pair_costs_operations_but_keeps_no_activations(folder: Path) -> None:
@@ -249,8 +251,9 @@ RUNS = {
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_takes_what_the_plan_says(folder: Path, tmp_path: Path, name: str) -> None:
+def test_a_run_takes_what_the_plan_says(tmp_path: Path, name: str) -> None:
     """Above what the same run takes with the testbed's tiny policy: within a fifth."""
+    folder = model(tmp_path / "model", tie_word_embeddings=False)
     run, data = RUNS[name], pairs(tmp_path / "pairs.jsonl")
     more = ("--data.train", data, "--data.batch_size", run.at_once, "--data.tokenizer", "testbed:policy", *run.words)
     tiny = measured(tmp_path / "tiny", "--model.policy", "testbed:policy", "--model.loading.weights", "random", *more)
