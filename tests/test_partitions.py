@@ -1,9 +1,10 @@
-"""Every objective trains the same weights, and reports the same numbers, however its pairs are shared out."""
+"""Every objective trains the same weights and reports the same numbers, however pairs are split over processes."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
@@ -32,7 +34,7 @@ SIDES = (("chosen", 3), ("rejected", 2))
 
 @dataclass(frozen=True)
 class World:
-    """What a run reads.
+    """The inputs of a run.
 
     Args:
         policy: folder of a random two-layer model, or a name.
@@ -45,7 +47,7 @@ class World:
 
 @dataclass(frozen=True)
 class Layout:
-    """How four pairs are shared out; eleven make two full steps and one of three."""
+    """How the four pairs of a step are split; eleven pairs make two full steps and one of three."""
 
     processes: int
     batch_size: int
@@ -60,13 +62,13 @@ LAYOUTS = {
     "two processes, accumulated": Layout(2, 1, 2),
     "four processes": Layout(4, 1, 1),
 }
-"""On two processes the last step has two pairs here and one there; on four, one process has only a copy."""
+"""In two processes the last step has two pairs and one pair; in four, one process has only a copy of a pair."""
 FEW = ("kto", "aot", "sampo", "bco", "rpo", "sr_dpo")
-"""With a mean or an order over all pairs, draws, running numbers, a token-weighted term, a second kind of prompt."""
+"""With a mean or an order over all pairs, sampled tokens, state, a token-weighted term, a second kind of prompt."""
 
 
 class Kept(Logger):
-    """Keeps what is reported, but for the clock."""
+    """Keep the reported numbers, without throughput."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,8 +90,8 @@ class Kept(Logger):
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a run came to."""
+class Result:
+    """The weights and the reported numbers of a run."""
 
     weights: dict[str, Tensor]
     lines: list[dict[str, float]]
@@ -97,7 +99,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Worlds:
-    """A small world for most objectives, and one whose responses are likely for the one that weighs pairs by that."""
+    """Small inputs for most objectives, and likely responses for the objective that weighs pairs by likelihood."""
 
     small: World
     likely: World
@@ -106,8 +108,8 @@ class Worlds:
         return self.likely if made == wpo() else self.small
 
 
-def trained(module: LitPreference, rows: Path, layout: Layout) -> Found:
-    """One epoch with SGD, and a validation on the same rows."""
+def trained(module: LitPreference, rows: Path, layout: Layout) -> Result:
+    """Train for one epoch with SGD, and validate on the same rows."""
     made = module.objective
     kept = Kept()
     alone = layout.processes == 1
@@ -128,7 +130,7 @@ def trained(module: LitPreference, rows: Path, layout: Layout) -> Found:
         default_root_dir=rows.parent,
     )
     trainer.fit(module, datamodule=data_for(made, rows, layout.batch_size))
-    return Found({name: weight.detach().clone() for name, weight in module.policy.named_parameters()}, kept.lines)
+    return Result({name: weight.detach().clone() for name, weight in module.policy.named_parameters()}, kept.lines)
 
 
 def sgd(weights: Any) -> torch.optim.Optimizer:
@@ -141,7 +143,7 @@ def module(worlds: Worlds, made: Objective, kind: type[LitPreference] = LitPrefe
 
 @pytest.fixture(scope="module")
 def worlds(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Worlds:
-    """The eleven pairs cut short, and as they are, each with a margin for the objectives that require one."""
+    """The eleven pairs, shortened and whole, each with a margin for the objectives that require one."""
     folder = tmp_path_factory.mktemp("partitions")
     tiny_llama(vocabulary=loaded(TOKENS).config.vocab_size).save_pretrained(folder / "policy")
     lines = [{**json.loads(line), "margin": 0.25} for line in rows.read_text("utf-8").splitlines()]
@@ -152,7 +154,7 @@ def worlds(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Worlds:
 
 
 def shortened(row: dict[str, Any], place: int) -> dict[str, Any]:
-    """Responses of a few words, no two of the same number."""
+    """Shorten the responses of a row to a few words, to lengths that differ."""
     words = {side: " ".join(row[side].split()[: 3 + (place * step) % 7]) for side, step in SIDES}
     return {**row, "prompt": " ".join(row["prompt"].split()[:8]), **words}
 
@@ -164,41 +166,55 @@ def plain(worlds: Worlds, name: str) -> LitPreference:
     return module(worlds, objective(name))
 
 
-def of_all(names: Sequence[str], worlds: Worlds, layout: Layout, folder: Path, kind: Kind = plain) -> dict[str, Found]:
-    """Each objective trained in one layout, the processes being started once."""
+def of_all(
+    names: Sequence[str], worlds: Worlds, layout: Layout, folder: Path, kind: Kind = plain
+) -> dict[str, Result]:
+    """Train each objective in one layout, in processes that are started once."""
 
     def work(rank: int) -> None:
-        found = {}
-        for name in names:
-            result = trained(kind(worlds, name), worlds.of(objective(name)).rows, layout)
-            found[name] = {"weights": result.weights, "lines": result.lines}
+        results = {name: vars(trained(kind(worlds, name), worlds.of(objective(name)).rows, layout)) for name in names}
         if rank == 0:
-            torch.save(found, folder / "found.pt")
+            torch.save(results, folder / "results.pt")
 
     alone: list[Callable[[], None]] = [lambda: work(0)]
     for ended in forked(alone if layout.processes == 1 else in_processes(layout.processes, work)):
         ok(ended)
-    return {name: Found(**it) for name, it in torch.load(folder / "found.pt", weights_only=True).items()}
+    return results_in(folder)
+
+
+def results_in(folder: Path) -> dict[str, Result]:
+    """Return what runs of several objectives came to, by objective."""
+    return {name: Result(**parts) for name, parts in torch.load(folder / "results.pt", weights_only=True).items()}
 
 
 @pytest.fixture(scope="module")
-def whole(worlds: Worlds, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Found]:
-    """Every objective in one process with four pairs to a batch."""
-    return of_all(NAMES, worlds, FIRST, tmp_path_factory.mktemp("whole"))
+def whole(worlds: Worlds, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
+    """Every objective in one process with four pairs to a batch, trained once for all workers of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "partitions-whole"
+    with FileLock(f"{folder}.lock"):
+        if folder.exists():
+            return results_in(folder)
+        folder.mkdir()
+        return of_all(NAMES, worlds, FIRST, folder)
 
 
-def differences(one: Found, other: Found) -> list[str]:
-    """What is not the same: weights to 1e-6, numbers to five digits, and what divides by small ones to four."""
-    found = []
+def differences(one: Result, other: Result) -> list[str]:
+    """Describe where two runs differ: weights by 1e-6, numbers in five digits, ratios of small numbers in four."""
+    problems = []
     apart = distance(one.weights, other.weights)
     if not apart < 1e-6:
-        found.append(f"weights differ by {apart:.1e}")
+        problems.append(f"weights differ by {apart:.1e}")
     for ours, theirs in zip(one.lines, other.lines, strict=True):
         assert ours.keys() == theirs.keys()
         near = {name: 1e-4 if "correlation" in name else 3e-6 for name in ours}
-        wrong = [it for it in ours if theirs[it] != pytest.approx(ours[it], rel=2e-5, abs=near[it], nan_ok=True)]
-        found += [f"step {ours['step']:.0f}: {name} is {theirs[name]}, was {ours[name]}" for name in wrong]
-    return found
+        wrong = [
+            name
+            for name, value in ours.items()
+            if theirs[name] != pytest.approx(value, rel=2e-5, abs=near[name], nan_ok=True)
+        ]
+        problems += [f"step {ours['step']:.0f}: {name} is {theirs[name]}, was {ours[name]}" for name in wrong]
+    return problems
 
 
 @pytest.mark.partition("every objective: weights, losses and metrics for 1, 2 and 4 processes, and accumulated")
@@ -209,18 +225,18 @@ def differences(one: Found, other: Found) -> list[str]:
         *((layout, FEW) for layout in ("accumulated", "four processes")),
         *(pytest.param(layout, NAMES, marks=pytest.mark.long) for layout in LAYOUTS if layout != "two processes"),
     ],
-    ids=lambda it: it if isinstance(it, str) else "all" if it is NAMES else "few",
+    ids=lambda value: value if isinstance(value, str) else "all" if value is NAMES else "few",
 )
 def test_every_objective_trains_the_same(
-    whole: dict[str, Found], worlds: Worlds, tmp_path: Path, layout: str, names: Sequence[str]
+    whole: dict[str, Result], worlds: Worlds, tmp_path: Path, layout: str, names: Sequence[str]
 ) -> None:
-    found = of_all(names, worlds, LAYOUTS[layout], tmp_path)
-    problems = {name: differences(whole[name], found[name]) for name in names}
-    assert not {name: found for name, found in problems.items() if found}
+    results = of_all(names, worlds, LAYOUTS[layout], tmp_path)
+    problems = {name: differences(whole[name], results[name]) for name in names}
+    assert not {name: lines for name, lines in problems.items() if lines}
 
 
-def test_every_objective_moves_the_weights_far_enough_to_tell(whole: dict[str, Found], worlds: Worlds) -> None:
-    """By a hundred times what layouts may differ by; three training steps and a validation are reported."""
+def test_every_objective_moves_the_weights_far_enough_to_tell(whole: dict[str, Result], worlds: Worlds) -> None:
+    """They move by a hundred times the tolerance between layouts; three steps and a validation are reported."""
     for name in NAMES:
         start = dict(loaded(worlds.of(objective(name)).policy).named_parameters())
         assert distance(start, whole[name].weights) > 1e-4, name
@@ -229,21 +245,22 @@ def test_every_objective_moves_the_weights_far_enough_to_tell(whole: dict[str, F
         assert any("val/loss" in line for line in whole[name].lines)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_first_loss_is_that_of_equal_models(whole: dict[str, Found], worlds: Worlds, name: str) -> None:
-    world, made = worlds.of(objective(name)), objective(name)
-    losses = [line["train/loss"] for line in whole[name].lines if "train/loss" in line]
-    assert all(map(math.isfinite, losses))
-    assert len(set(losses)) == 3
-    logps = equal_models(made, world.rows, world.policy, FIRST.batch_size)
-    assert losses[0] == pytest.approx(made(logps).loss.mean().item(), rel=1e-5)
+def test_the_first_loss_is_that_of_equal_models(whole: dict[str, Result], worlds: Worlds) -> None:
+    for name in NAMES:
+        made = objective(name)
+        world = worlds.of(made)
+        losses = [line["train/loss"] for line in whole[name].lines if "train/loss" in line]
+        assert all(map(math.isfinite, losses)), name
+        assert len(set(losses)) == 3, name
+        logps = equal_models(made, world.rows, world.policy, FIRST.batch_size)
+        assert losses[0] == pytest.approx(made(logps).loss.mean().item(), rel=1e-5), name
 
 
 # ── what would go wrong ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class OwnMean(LitPreference):
-    """Divides by the pairs of its own process, and leaves the mean over processes to DDP."""
+    """Divide by the pairs of this process, and leave the mean over processes to DDP."""
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         own = self.step_totals.weight
@@ -255,14 +272,14 @@ class OwnMean(LitPreference):
 
 
 class OwnSeed(LitPreference):
-    """Samples tokens by the process instead of by the pair."""
+    """Sample tokens by process instead of by pair."""
 
     def _pair_seed(self, batch: PairBatch) -> PairSeed:
         return super()._pair_seed(batch) + self.global_rank
 
 
 class CountsCopies(LitPreference):
-    """Takes the copies that fill up a process for pairs."""
+    """Count the copies that pad a process's batch as pairs."""
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
         super().validation_step(replace(batch, weight=torch.ones_like(batch.weight)), batch_idx)
@@ -277,7 +294,7 @@ class CountsCopies(LitPreference):
     ],
 )
 def test_a_module_that_forgets_the_others_is_found_out(
-    whole: dict[str, Found],
+    whole: dict[str, Result],
     worlds: Worlds,
     tmp_path: Path,
     kind: type[LitPreference],
@@ -288,5 +305,5 @@ def test_a_module_that_forgets_the_others_is_found_out(
     def wrong(where: Worlds, what: str) -> LitPreference:
         return module(where, objective(what), kind)
 
-    found = of_all([name], worlds, LAYOUTS[layout], tmp_path, wrong)
-    assert any(seen in said for said in differences(whole[name], found[name]))
+    results = of_all([name], worlds, LAYOUTS[layout], tmp_path, wrong)
+    assert any(seen in line for line in differences(whole[name], results[name]))
