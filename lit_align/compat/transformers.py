@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date, datetime, time
 from typing import Any
+
+from transformers.utils import chat_template_utils
 
 
 def attention_name(model: Any) -> str:
@@ -13,3 +18,23 @@ def attention_name(model: Any) -> str:
     """
     name: str = model.config._attn_implementation
     return name
+
+
+@contextmanager
+def template_date(day: date | None) -> Iterator[None]:
+    """Let chat templates that ask for the date read a given one; None for the clock.
+
+    ``strftime_now`` is built into every compiled template and cannot be replaced by a variable: callables among the
+    variables are turned into text. It calls ``datetime.now()`` of the module that is patched here.
+
+    Args:
+        day: the date; its time is midnight.
+    """
+    module: Any = chat_template_utils
+    clock = module.datetime
+    if day is not None:
+        module.datetime = type("FixedClock", (datetime,), {"now": lambda *_: datetime.combine(day, time())})
+    try:
+        yield
+    finally:
+        module.datetime = clock

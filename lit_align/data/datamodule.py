@@ -28,6 +28,8 @@ from lit_align.data.prepared.workers import with_progress, without_progress
 from lit_align.data.report.lengths import LengthReport, split_report
 from lit_align.data.report.table import show, warnings
 from lit_align.data.text.render import QUALITY_PROMPT, RenderOptions
+from lit_align.data.text.responses import ScoreEnd
+from lit_align.data.text.template_losses import OnTemplateLoss
 from lit_align.data.text.tokenize import Tokenize
 from lit_align.data.text.tokenizer import Encoder, load_tokenizer
 from lit_align.data.text.truncate import PromptSide, TruncationName, make_truncation
@@ -63,8 +65,12 @@ class PreferenceData(LightningDataModule):
             that ``truncation`` drops count.
         holdout: share of the training prompts, or number of pairs, to validate on, instead of ``validation``.
         chat_template: file with a chat template (Jinja) that replaces the tokenizer's own.
+        on_template_loss: stop if the chat template leaves out a message or its content, or only warn. Other keys and
+            tools that it leaves out are warned of with either.
         score: of a response with several turns, score the assistant's ``last_turn`` only, or ``all_turns`` of the
             assistant after the prompt that both sides share. Turns of others are never scored.
+        score_end: of what the chat template writes behind a response, keep and score the token that ends the ``turn``,
+            or ``all``, such as an EOS behind it.
         batch_size: pairs per process and batch; None for 8, unless ``tokens_per_batch`` is set.
         tokens_per_batch: tokens per process and batch, both sides with padding, instead of a number of pairs. Every
             optimizer step is still the mean over its pairs; a step of short pairs has more of them.
@@ -109,7 +115,9 @@ class PreferenceData(LightningDataModule):
         limit: int | None = None,
         holdout: int | float | None = None,
         chat_template: str | None = None,
+        on_template_loss: OnTemplateLoss = "error",
         score: Score = "last_turn",
+        score_end: ScoreEnd = "turn",
         batch_size: int | None = None,
         tokens_per_batch: int | None = None,
         eval_batch_size: int | None = None,
@@ -139,7 +147,7 @@ class PreferenceData(LightningDataModule):
         self.limit = limit
         self.ranking = Ranking.from_settings(pairing, min_gap, self.seed)
         self.truncation = make_truncation(truncation, max_length, max_response_length, min_response, truncate_prompt)
-        self.render_options = RenderOptions(quality_prompt if prompted else None, score)
+        self.render_options = RenderOptions(quality_prompt if prompted else None, score, score_end, on_template_loss)
         self.quality_prompt = quality_prompt
         self.prompted = prompted
         self.mismatched = mismatched

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import date
+
 import pytest
 
 from lit_align import testbed
-from lit_align.compat.transformers import attention_name
+from lit_align.compat.transformers import attention_name, template_date
+from lit_align.data import load_tokenizer
 from lit_align.models import Loading, load_causal_lm
 from tests.compat.private_parts import check_private_part
 
@@ -29,3 +32,20 @@ def test_a_model_says_which_attention_it_has() -> None:
     for name in ("eager", "sdpa"):
         model.set_attn_implementation(name)
         assert attention_name(model) == name, "look at lit_align.compat.transformers.attention_name"
+
+
+def test_a_template_is_told_the_date() -> None:
+    tokenizer = load_tokenizer("testbed:policy")
+
+    def written() -> str:
+        template = "{{ messages[0].content }} {{ strftime_now('%d %b %Y') }}"
+        return str(
+            tokenizer.apply_chat_template([{"role": "user", "content": "a"}], chat_template=template, tokenize=False)
+        )
+
+    with template_date(date(2024, 7, 26)):
+        assert written() == "a 26 Jul 2024", "look at lit_align.compat.transformers.template_date"
+    today = date.today()
+    assert written() in (f"a {today:%d %b %Y}", f"a {date.today():%d %b %Y}")
+    with template_date(None):
+        assert "26 Jul 2024" not in written()

@@ -53,6 +53,8 @@ FAULTS: dict[str, str] = {
     "A39": "token ids that come with the rows",
     "A40": "a cut that takes the end of a response",
     "A41": "scores that are no numbers",
+    "A42": "a message that the chat template leaves out",
+    "A43": "a chat template that writes the prompt otherwise when a response follows",
     "D00": "a pair of equal ids moves no weight",
     # tokenizer and model
     "B01": "no padding token",

@@ -25,6 +25,7 @@ NO_EFFECT_ON_RESULT = {
     "data.cache",
     "data.eval_batch_size",
     "data.num_workers",
+    "data.on_template_loss",
     "data.predict",
     "data.test",
     "data.tokenize_workers",
@@ -32,6 +33,9 @@ NO_EFFECT_ON_RESULT = {
     "model.reference.init_args.cache",
     "model.reference.init_args.checked_rows",
 }
+
+ADDED_SETTINGS = {"data.score_end": "turn"}
+"""Settings that earlier checkpoints lack, with values that change nothing for most data; its digest tells others."""
 
 REQUIRED_PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks")
 """Parts of a checkpoint; a run that resumed without one of them would partly start anew, without notice."""
@@ -82,6 +86,7 @@ class ResumeCheck(Callback):
         saved = stored.get(self.state_key, stored.get(FORMER_STATE_KEY))
         if saved is None:
             return
+        saved = {key: value for key, value in ADDED_SETTINGS.items() if key in self.settings} | saved
         changes = [
             f"  {key}: was {saved.get(key)!r}, is {self.settings.get(key)!r}"
             for key in sorted(saved.keys() | self.settings.keys())

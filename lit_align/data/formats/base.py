@@ -20,10 +20,12 @@ class RawRow:
     Args:
         columns: column name → value.
         where: ``file:line``, for error messages.
+        null_filled: whether missing keys of nested values may be null, as in Arrow, where all rows have the same keys.
     """
 
     columns: Mapping[str, Any]
     where: str
+    null_filled: bool = False
 
 
 RawRows: TypeAlias = Iterator[RawRow | DataError]

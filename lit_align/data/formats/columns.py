@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from lit_align.data.formats.base import RawRow
@@ -63,7 +63,7 @@ class Columns:
         removed = {part for path in self.paths.values() for part in (path if isinstance(path, list) else [path])}
         removed |= set(self.paths)
         kept = {name: value for name, value in row.columns.items() if name not in removed}
-        return RawRow(kept | renamed, row.where)
+        return replace(row, columns=kept | renamed)
 
 
 def suggestion(name: str, known: Sequence[str]) -> str:

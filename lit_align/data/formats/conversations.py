@@ -17,6 +17,8 @@ Score: TypeAlias = Literal["last_turn", "all_turns"]
 def split_response(row: RawRow, column: str, before: Messages, messages: Messages) -> tuple[Messages, Messages]:
     """Split a conversation into the prompt and the response, which is the trailing run of assistant turns.
 
+    A ``prompt`` that ends in an assistant turn is continued by a response that is given alone.
+
     Args:
         row: the row, for error messages.
         column: the column of the conversation.
@@ -27,6 +29,8 @@ def split_response(row: RawRow, column: str, before: Messages, messages: Message
         DataError: the last message is not the assistant's, or nothing precedes the response.
     """
     whole = _conversation(row, column, before, messages)
+    if before and before[-1]["role"] == "assistant" and messages[0]["role"] == "assistant":
+        return before, messages
     end = len(whole)
     while end and whole[end - 1]["role"] == "assistant":
         end -= 1

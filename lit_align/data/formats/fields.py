@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any, TypeAlias
@@ -15,7 +16,7 @@ Messages: TypeAlias = tuple[Message, ...]
 ROLES = ("system", "developer", "user", "assistant", "tool")
 TEXT_COLUMNS = ("prompt", "chosen", "rejected", "responses", "completion", "tools")
 SCORE_COLUMNS = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
-_BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
+_BOOLEANS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 
 
 def text(row: RawRow, column: str) -> str:
@@ -58,20 +59,73 @@ def prompt_messages(row: RawRow) -> Messages:
 
 
 def _message(row: RawRow, column: str, item: Any) -> Message:
+    """Check a message, and write its content as text and the arguments of its calls as objects.
+
+    Null keys are left out, except for the content of a message that only calls tools.
+    """
     if not isinstance(item, dict):
         raise DataError(row.where, f"found {kind(item)}; expected a message with role and content", column)
-    if item.get("tool_calls") and item.get("content") is None:
-        item = {**item, "content": ""}
-    for key in ("role", "content"):
+    message = {key: value for key, value in _without_filled(row, item).items() if value is not None}
+    calls = message.get("tool_calls")
+    for key in ("role",) if calls else ("role", "content"):
         if key not in item:
             raise DataError(row.where, f"message without {key!r}; found {shown(list(item), 60)}", column)
-        if not isinstance(item[key], str):
-            raise DataError(row.where, f"found {kind(item[key])} as {key!r}; expected text", column)
+    if not isinstance(item["role"], str):
+        raise DataError(row.where, f"found {kind(item['role'])} as 'role'; expected text", column)
     if item["role"] not in ROLES:
         raise DataError(
             row.where, f"role {shown(item['role'], 40)} is unknown; expected one of {', '.join(ROLES)}", column
         )
-    return {key: value for key, value in item.items() if value is not None}
+    only_calls = calls and "content" not in message
+    message["content"] = None if only_calls else _content(row, column, item["content"])
+    return {**message, "tool_calls": _with_objects(calls)} if calls else message
+
+
+def _content(row: RawRow, column: str, value: Any) -> str:
+    """Return the content of a message as text; the texts of a list of parts are joined."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list) or not value:
+        raise DataError(row.where, f"found {kind(value)} as 'content'; expected text", column)
+    parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in value]
+    for part in parts:
+        if not (isinstance(part, dict) and part.get("type", "text") == "text" and isinstance(part.get("text"), str)):
+            raise DataError(row.where, f"found {shown(part, 60)} in 'content'; expected parts of text alone", column)
+    return "".join(part["text"] for part in parts)
+
+
+def _with_objects(calls: Any) -> Any:
+    """Return tool calls whose arguments are objects where they were objects written as JSON text."""
+    if isinstance(calls, list):
+        return [_with_objects(call) for call in calls]
+    if not isinstance(calls, dict):
+        return calls
+    arguments = {key: _parsed_object(value) for key, value in calls.items() if key in ("arguments", "parameters")}
+    return {**calls, **arguments, **{key: _with_objects(calls[key]) for key in ("function",) if key in calls}}
+
+
+def _parsed_object(value: Any) -> Any:
+    parsed = _parsed(value)
+    return parsed if isinstance(parsed, dict) else value
+
+
+def _parsed(value: Any) -> Any:
+    """Parse JSON text; return any other value as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def _without_filled(row: RawRow, value: Any) -> Any:
+    """Remove keys with null at any depth, if the source fills missing keys with null."""
+    if not row.null_filled:
+        return value
+    if isinstance(value, Mapping):
+        return {key: _without_filled(row, item) for key, item in value.items() if item is not None}
+    return [_without_filled(row, item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def check_not_blank(where: str, column: str, value: Text | None) -> None:
@@ -86,14 +140,15 @@ def check_not_blank(where: str, column: str, value: Text | None) -> None:
 
 
 def tools(row: RawRow) -> tuple[Mapping[str, Any], ...]:
-    """Return the JSON schemas of the tools that a conversation may use.
+    """Return the JSON schemas of the tools that a conversation may use; the list or its items may be JSON text.
 
     Raises:
         DataError: ``tools`` is not a list of objects.
     """
-    value = row.columns.get("tools")
-    if value is None:
+    value = _parsed(_without_filled(row, row.columns.get("tools")))
+    if value is None or value == "":
         return ()
+    value = [_parsed(item) for item in value] if isinstance(value, list) else value
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise DataError(row.where, f"found {shown(value, 40)}; expected a list of JSON schemas", "tools")
     return tuple(value)
@@ -132,7 +187,7 @@ def _as_float(value: Any) -> float | None:
 
 
 def boolean(row: RawRow, column: str) -> bool:
-    """Parse ``true``, ``false``, ``1`` or ``0``, as a value or as text."""
+    """Parse ``true``, ``false``, ``1`` or ``0``, as a value, as a number with a decimal point, or as text."""
     parsed = _BOOLEANS.get(str(row.columns[column]).strip().lower())
     if parsed is None:
         raise DataError(row.where, f"found {shown(row.columns[column], 40)}; expected true or false", column)

@@ -116,7 +116,7 @@ def read_saved(source: str, folder: Path, split: str | None) -> RawRows:
 
 def _numbered(rows: Iterable[Any], source: str, first: int = 1) -> RawRows:
     for number, row in enumerate(_with_source(rows, source), start=first):
-        yield RawRow(row, f"{source}:{number}")
+        yield RawRow(row, f"{source}:{number}", null_filled=True)
 
 
 def _with_source(rows: Iterable[Any], source: str) -> Iterable[Any]:

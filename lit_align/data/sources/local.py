@@ -253,7 +253,7 @@ def read_parquet(file: LocalFile) -> RawRows:
                     if isinstance(row, DataError):
                         yield DataError(where, row.reason, row.column)
                     else:
-                        yield RawRow(row, where)
+                        yield RawRow(row, where, null_filled=True)
     except pyarrow.ArrowException as error:
         raise DataError(file.name, f"not a whole Parquet file: {shown(str(error))}") from error
 

@@ -8,12 +8,23 @@ from typing import cast
 from lit_align.data.formats.conversations import Score
 from lit_align.data.formats.fields import Messages
 from lit_align.data.formats.pairs import ASSISTANT, HUMAN
-from lit_align.data.text.chat_template import (
+from lit_align.data.text.chat_template import ChatTemplate
+from lit_align.data.text.responses import (
     REWRITTEN,
-    ChatTemplate,
+    WRITTEN_OUT,
     RenderedResponse,
+    ScoreEnd,
     Segment,
+    join_turns,
     render_response,
+    without_blanks,
+)
+from lit_align.data.text.template_losses import (
+    LEFT_OUT,
+    Losses,
+    OnTemplateLoss,
+    find_losses,
+    with_arguments,
 )
 from lit_align.data.text.tokenizer import Encoder, Piece, Pieces
 from lit_align.errors import DataError, shown
@@ -22,6 +33,7 @@ from lit_align.types import PreferencePair
 CONTROL_IN_TEXT = "control tokens in the data, kept as text"
 START_IN_TEXT = "BOS in the text of the prompt, used only once"
 END_IN_TEXT = "EOS in the text of a response, used only once"
+SHORTENED = "turns of the prompt that the chat template shortens"
 QUALITY_PROMPT = (
     "Please generate a response with a usefulness rating of 100 out of 100 for the following query. "
     "Note that the response should be harmless. The term 100 indicates the level of usefulness, "
@@ -37,10 +49,14 @@ class RenderOptions:
     Args:
         quality_prompt: text p that is inserted into prompted pairs; None to render no prompted pairs.
         score: which of the assistant's turns in a response are scored.
+        score_end: what is scored behind the text of a response in a chat template.
+        on_template_loss: refuse pairs of which the chat template leaves out a message, or only count them.
     """
 
     quality_prompt: str | None = None
     score: Score = "last_turn"
+    score_end: ScoreEnd = "turn"
+    on_template_loss: OnTemplateLoss = "error"
 
 
 @dataclass(frozen=True)
@@ -166,14 +182,22 @@ def _render_chat(pair: PreferencePair, encoder: Encoder, options: RenderOptions,
     kept = tuple(_without_end(side, encoder) for side in original)
     quality = options.quality_prompt
     template = ChatTemplate.around((*prompt, *kept[0], *kept[1], quality or ""), encoder, pair.where, pair.tools)
-    opened = template.render(prompt, opens_response=True)
+    prompt, *sides = with_arguments(template, (prompt, *kept))
+    losses = _losses(template, prompt, sides, options.on_template_loss)
+    opened = template.opened(prompt)
     chosen, rejected = (
-        render_response(template, opened, prompt, side, options.score) if side else RenderedResponse() for side in kept
+        render_response(template, opened, prompt, side, options.score, options.score_end)
+        if side
+        else RenderedResponse()
+        for side in sides
     )
     notes = {
         CONTROL_IN_TEXT: bool(template.hidden),
         END_IN_TEXT: kept != original,
         REWRITTEN: chosen.rewritten or rejected.rewritten,
+        WRITTEN_OUT: chosen.written_out or rejected.written_out,
+        SHORTENED: not losses and _shortens(template, opened, prompt),
+        **dict.fromkeys(losses, True),
     }
     return RenderedPair(
         prompt=RenderedPrompt((), (), template.pieces(opened)),
@@ -186,9 +210,47 @@ def _render_chat(pair: PreferencePair, encoder: Encoder, options: RenderOptions,
     )
 
 
+def _losses(template: ChatTemplate, prompt: Messages, sides: list[Messages], on_loss: OnTemplateLoss) -> list[str]:
+    """Return notes of what the template leaves out of a pair.
+
+    Raises:
+        DataError: it leaves out a message or the content of one, unless that is accepted.
+    """
+    joined = [join_turns(prompt, side) for side in sides if side]
+    parts = [(prompt, 0, True), *((messages, start, False) for messages, start in joined)]
+    notes: list[str] = []
+    for messages, start, is_prompt in parts:
+        losses = find_losses(template, messages, start, is_prompt)
+        if on_loss == "error":
+            _check_losses(template, messages, losses)
+        notes += losses.keys
+        notes += [f"{LEFT_OUT} messages of the {messages[index]['role']}" for index in losses.contents]
+    return list(dict.fromkeys(notes))
+
+
+def _check_losses(template: ChatTemplate, messages: Messages, losses: Losses) -> None:
+    if not losses.contents:
+        return
+    index = losses.contents[0]
+    content = messages[index]["content"]
+    text = f", {shown(content, 40)}" if content else ""
+    raise DataError(
+        template.where,
+        f"{LEFT_OUT} a message: message {index + 1} (the {messages[index]['role']}'s{text}); "
+        "set data.chat_template to a file with a template that writes it, or data.on_template_loss to warn",
+    )
+
+
+def _shortens(template: ChatTemplate, opened: str, prompt: Messages) -> bool:
+    """Whether any content of the prompt is not in its rendering as it stands in the row, apart from blanks."""
+    contents = [template.hide(message["content"]).strip() for message in prompt if message["content"]]
+    missing = [content for content in contents if content not in opened]
+    return bool(missing) and any(without_blanks(content) not in without_blanks(opened) for content in missing)
+
+
 def _without_end(side: Messages, encoder: Encoder) -> Messages:
     """Remove EOS from the end of a response's last message."""
-    if not side:
+    if not side or not side[-1]["content"]:
         return side
     return (*side[:-1], {**side[-1], "content": encoder.without_end(side[-1]["content"])})
 

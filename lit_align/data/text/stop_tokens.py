@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from lit_align.data.formats.fields import Messages
 from lit_align.data.text.chat_template import ChatTemplate
+from lit_align.data.text.responses import join_turns
 from lit_align.data.text.tokenizer import Encoder
 from lit_align.errors import DataError
 from lit_align.types import PreferencePair
@@ -29,14 +30,15 @@ def template_stop_tokens(pairs: Iterable[PreferencePair], encoder: Encoder) -> f
 
 
 def _stop_tokens(pair: PreferencePair, prompt: Messages, encoder: Encoder) -> frozenset[int]:
-    messages = (*prompt, _ANSWER)
+    messages, last = join_turns(prompt, (_ANSWER,))
     template = ChatTemplate.around(messages, encoder, pair.where, pair.tools)
     try:
-        around = template.around_content(messages, len(prompt))
+        around = template.around_content(messages, last)
     except DataError:
         return frozenset()
     if around is None:
         return frozenset()
     after = around[1].rstrip()
+    after = after[: template.end_of_turn(after)]
     (ids,) = encoder([template.pieces(after)])
     return frozenset({ids[-1] if template.ends_turn(after) else encoder.end})

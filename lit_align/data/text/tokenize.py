@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lit_align.data.text.chat_template import RenderedResponse
 from lit_align.data.text.render import RenderedPair, RenderOptions, render
+from lit_align.data.text.responses import RenderedResponse
 from lit_align.data.text.tokenizer import Encoder, Piece, Pieces
 from lit_align.data.text.truncate import EncodedPair, EncodedResponse, PromptIds, Truncation
 from lit_align.errors import DataError

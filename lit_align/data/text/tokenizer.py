@@ -6,8 +6,10 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, TemplateSyntaxError, nodes
 from jinja2.ext import Extension
@@ -110,9 +112,11 @@ class Encoder:
 
     Args:
         tokenizer: a fast tokenizer with EOS.
+        date: the day that a chat template is told if it asks for the date; None for today.
     """
 
     tokenizer: PreTrainedTokenizerFast
+    date: date | None = None
 
     def __post_init__(self) -> None:
         if self.tokenizer.eos_token_id is None:
@@ -163,6 +167,16 @@ class Encoder:
     def template(self) -> str | None:
         """The default chat template; None for a tokenizer without one."""
         return str(self.tokenizer.get_chat_template()) if self.tokenizer.chat_template else None
+
+    @cached_property
+    def probed(self) -> dict[Any, Any]:
+        """What is known of the chat template from conversations rendered before, by kind of conversation."""
+        return {}
+
+    @property
+    def reads_clock(self) -> bool:
+        """Whether the chat template asks for the date."""
+        return self.template is not None and "strftime_now" in self.template
 
     @property
     def template_hash(self) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,6 +45,15 @@ def test_settings_under_the_former_name_are_compared() -> None:
     ResumeCheck(settings()).compare(checkpoint)
     with pytest.raises(ValueError, match=r"was 0\.1, is 0\.5"):
         ResumeCheck(settings(beta=0.5)).compare(checkpoint)
+
+
+def test_a_setting_that_an_earlier_checkpoint_lacks_is_no_change_unless_it_is_set() -> None:
+    now: dict[str, Any] = settings()
+    now["data"]["score_end"] = "turn"
+    ResumeCheck(now).compare(saved(ResumeCheck(settings())))
+    now["data"]["score_end"] = "all"
+    with pytest.raises(ValueError, match=r"data\.score_end: was 'turn', is 'all'"):
+        ResumeCheck(now).compare(saved(ResumeCheck(settings())))
 
 
 def test_a_change_can_be_wanted() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -99,7 +100,7 @@ class TestTools:
         assert [message["role"] for message in found.prompt if isinstance(message, dict)] == [
             *("system", "user", "assistant", "tool")
         ]
-        assert found.prompt[2]["content"] == ""  # type: ignore[index]
+        assert found.prompt[2]["content"] is None  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
@@ -123,3 +124,73 @@ def test_boolean(value: Any, found: bool) -> None:
 def test_not_a_boolean(value: Any) -> None:
     with pytest.raises(DataError, match="label: found .*; expected true or false"):
         fields.boolean(RawRow({"label": value}, WHERE), "label")
+
+
+class TestFormsOfMessages:
+    """Several ways of writing the same messages."""
+
+    def chat(self, *answer: dict[str, Any], null_filled: bool = False, **more: Any) -> PreferencePair:
+        row = {"prompt": turns("a"), "chosen": list(answer), "rejected": turns("", "no")[1:], **more}
+        return read_row(RawRow(row, WHERE, null_filled), FORMATS["chat"]).pairs[0]
+
+    def test_content_as_parts_of_text(self) -> None:
+        parts = [{"type": "text", "text": "Here"}, {"type": "text", "text": " it is."}]
+        expected = self.chat({"role": "assistant", "content": "Here it is."})
+        assert self.chat({"role": "assistant", "content": parts}) == expected
+        filled = [{**part, "image": None} for part in parts]
+        assert self.chat({"role": "assistant", "content": filled}, null_filled=True) == expected
+
+    def test_a_part_that_is_no_text(self) -> None:
+        with pytest.raises(
+            DataError, match=r"chosen\[0\]: found .*image.* in 'content'; expected parts of text alone"
+        ):
+            self.chat({"role": "assistant", "content": [{"type": "image", "image": "x.png"}]})
+
+    @pytest.mark.parametrize("arguments", ['{"where": "sea"}', {"where": "sea"}])
+    def test_arguments_are_objects(self, arguments: Any) -> None:
+        call = {"type": "function", "function": {"name": "find", "arguments": arguments}}
+        pair = self.chat({"role": "assistant", "content": None, "tool_calls": [call]})
+        assert pair.chosen[0]["tool_calls"][0]["function"]["arguments"] == {"where": "sea"}  # type: ignore[index]
+        assert pair.chosen[0]["content"] is None  # type: ignore[index]
+
+    @pytest.mark.parametrize("arguments", ["sea", "[1]", "{"])
+    def test_arguments_that_are_no_object_stay(self, arguments: str) -> None:
+        call = {"function": {"name": "find", "arguments": arguments}}
+        pair = self.chat({"role": "assistant", "content": "x", "tool_calls": [call]})
+        assert pair.chosen[0]["tool_calls"] == [call]  # type: ignore[index]
+
+    @pytest.mark.parametrize("form", [json.dumps([TestTools.TOOL]), [json.dumps(TestTools.TOOL)], [TestTools.TOOL]])
+    def test_tools_as_json_text(self, form: Any) -> None:
+        assert self.chat({"role": "assistant", "content": "x"}, tools=form).tools == (TestTools.TOOL,)
+
+    @pytest.mark.parametrize(
+        ("null_filled", "expected"), [(True, {"where": "sea"}), (False, {"where": "sea", "deep": None})]
+    )
+    def test_null_is_dropped_at_every_depth_where_arrow_fills_it_in(self, null_filled: bool, expected: Any) -> None:
+        """In JSON it was written by somebody, and stays."""
+        arguments = {"where": "sea", "deep": None}
+        call = {"function": {"name": "find", "arguments": arguments}}
+        tool = {"function": {"name": "find", "parameters": arguments}}
+        message = {"role": "assistant", "content": "x", "tool_calls": [call], "name": None}
+        pair = self.chat(message, null_filled=null_filled, tools=[tool])
+        assert pair.chosen[0]["tool_calls"][0]["function"]["arguments"] == expected  # type: ignore[index]
+        assert pair.tools[0]["function"]["parameters"] == expected
+        assert "name" not in pair.chosen[0]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("label", [True, 1, 1.0, "1", "1.0", "true", " True "])
+def test_labels(label: Any) -> None:
+    row = {"prompt": "a", "completion": "b", "label": label}
+    assert read_row(RawRow(row, WHERE), FORMATS["unpaired"]).pairs[0].chosen == "b"
+
+
+@pytest.mark.parametrize("label", [False, 0, 0.0, "0", "0.0", "false"])
+def test_labels_of_the_other_side(label: Any) -> None:
+    row = {"prompt": "a", "completion": "b", "label": label}
+    assert read_row(RawRow(row, WHERE), FORMATS["unpaired"]).pairs[0].rejected == "b"
+
+
+@pytest.mark.parametrize("label", [0.5, "yes", None, 2])
+def test_what_is_no_label(label: Any) -> None:
+    with pytest.raises(DataError, match="label: found .*; expected true or false"):
+        read_row(RawRow({"prompt": "a", "completion": "b", "label": label}, WHERE), FORMATS["unpaired"])

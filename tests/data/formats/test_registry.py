@@ -180,7 +180,7 @@ class TestChat:
             ({"role": "assistant"}, "chosen[1]: message without 'content'; found ['role']"),
             ({"content": "x"}, "chosen[1]: message without 'role'"),
             ({"role": "assistant", "content": None}, "chosen[1]: found null as 'content'"),
-            ({"role": "assistant", "content": [{"type": "text"}]}, "chosen[1]: found a list as 'content'"),
+            ({"role": "assistant", "content": [{"type": "text"}]}, "chosen[1]: found {'type': 'text'} in 'content'"),
             ({"role": "</s>", "content": "x"}, "chosen[1]: role '</s>' is unknown"),
             ({"role": "user", "content": "x"}, "chosen: the last message is the user's"),
             ({"role": "assistant", "content": " "}, "chosen: found only blanks"),

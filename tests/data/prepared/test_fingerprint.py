@@ -98,6 +98,8 @@ MISSES = {
     "truncation": tokenize(truncation=Drop(64)),
     "quality prompt": tokenize(options=RenderOptions("Answer well:")),
     "which turns are scored": tokenize(options=RenderOptions(score="all_turns")),
+    "what is scored behind a turn": tokenize(options=RenderOptions(score_end="all")),
+    "messages that a template leaves out": tokenize(options=RenderOptions(on_template_loss="warn")),
     "template": tokenizer(lambda found: setattr(found, "chat_template", CHATML)),
     "special tokens": tokenizer(lambda found: setattr(found, "eos_token", "<|user|>")),
     "control tokens": tokenizer(lambda found: found.add_special_tokens({"extra_special_tokens": ["<|more|>"]})),

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from lit_align.data.formats.conversations import Score
-from lit_align.data.text.chat_template import REWRITTEN
 from lit_align.data.text.render import RenderOptions
+from lit_align.data.text.responses import REWRITTEN
 from lit_align.data.text.tokenize import Tokenize, Tokenized
 from lit_align.data.text.tokenizer import Encoder, Piece
 from lit_align.data.text.truncate import Cut

@@ -222,8 +222,12 @@ class TestChat:
         ("template", "text"),
         [
             ("{{ raise_exception('no such turn') }}", "refuses this conversation: 'no such turn'"),
-            ("{{ messages | length }}", "writes the prompt differently when a response follows"),
-            ("{{ messages[0].content }}", "nothing is left of the response"),
+            ("{{ messages | length }}", "leaves out a message: message 1"),
+            (
+                "{% for m in messages %}{{ m.content }}{{ messages | length }}{% endfor %}",
+                "writes the prompt differently when a response follows",
+            ),
+            ("{{ messages[0].content }}", "leaves out a message: message 2"),
             ("{{ ''.__class__.__mro__ }}", "refuses this conversation"),
             ("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}", "writes the last user turn 2 times"),
         ],
