@@ -26,7 +26,7 @@ Preference alignment of language models as free combinations of parts.
 commands:
 {commands}
 
-python -m lit_align COMMAND --help lists a command's keys.
+python -m lit_align COMMAND --help lists a command's keys, COMMAND --help trainer those of Lightning's Trainer.
 python -m lit_align fit --config configs/quickstart.yaml is the place to start.
 """
 
@@ -45,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(__version__)
     elif arguments[0] in COMMANDS:
         module, _ = COMMANDS[arguments[0]]
+        if arguments[0] == "plan" or module == "lit_align.cli.main":
+            import_module("lit_align.cli.early").answer_early(arguments, COMMANDS[arguments[0]][1])
         # LightningCLI parses its own subcommands, so it needs the command as well
         import_module(module).main(arguments if module == "lit_align.cli.main" else arguments[1:])
     else:

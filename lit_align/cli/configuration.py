@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lit_align.compat.jsonargparse import read_yaml, yaml_loader
+from lit_align.errors import shown
 
 MAX_YAML_CHARACTERS = 1_000_000
 MAX_IN_YAML = ((50, "aliases"), (50_000, "values"), (50, "levels"))
@@ -56,6 +58,90 @@ def _task_in_configuration(config: str) -> str | None:
         return None
     task = settings.get("task") if isinstance(settings, dict) else None
     return task if isinstance(task, str) else None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A key with its value, and where both stand.
+
+    Args:
+        key: dotted.
+        value: read as YAML.
+        text: as it stands on the command line; None in a file.
+        file: that it stands in; empty for the command line.
+    """
+
+    key: str
+    value: Any
+    text: str | None = None
+    file: str = ""
+
+
+def read_settings(arguments: Sequence[str]) -> Iterator[Setting]:
+    """Yield the settings of a command line in its order, those of its files where these stand.
+
+    Args:
+        arguments: of the command line, the command first.
+
+    Raises:
+        ValueError: a file cannot be read; names it.
+    """
+    for word, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        key, equals, text = word.removeprefix("--").partition("=")
+        value = text if equals else None if following.startswith("--") else following
+        if (word.startswith("--") and key == "config") or word == "-c":
+            yield from _in_configuration(value or "")
+        elif word.startswith("--") and value is not None and key not in ("help", "print_config"):
+            yield Setting(key.removesuffix("+"), _read_value(value), value)
+
+
+def _read_value(text: str) -> Any:
+    try:
+        return load_yaml(text)
+    except (yaml.YAMLError, ValueError):
+        return text
+
+
+def _in_configuration(config: str) -> Iterator[Setting]:
+    """Yield the settings of a configuration, which is a file or, as jsonargparse allows, YAML itself."""
+    settings, file = read_configuration(config)
+    for key, value in settings.items():
+        yield Setting(str(key), value, file=file)
+
+
+def read_configuration(config: str) -> tuple[dict[Any, Any], str]:
+    """Read a configuration, and return its settings and its name, which is empty for YAML on the command line.
+
+    Args:
+        config: path of a file, or YAML.
+
+    Raises:
+        ValueError: it cannot be read, or holds no settings; names the file, and the line if there is one.
+    """
+    is_inline = "\n" in config or config.lstrip().startswith("{")
+    name = "--config" if is_inline else config
+    try:
+        text = config if is_inline else Path(config).read_text("utf-8")
+        settings = load_yaml(text)
+    except UnicodeDecodeError as error:
+        line = 1 + error.object[: error.start].count(b"\n")
+        raise ValueError(f"{name}:{line}: not UTF-8: {error.reason}; save the file as UTF-8") from None
+    except OSError as error:
+        raise ValueError(f"--config {config}: {error.strerror or error}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(_yaml_problem(name, error)) from None
+    if settings is None:
+        raise ValueError(f"{name} is empty; expected keys, such as model, data and trainer")
+    if not isinstance(settings, dict):
+        found = "a list" if isinstance(settings, list) else shown(settings)
+        raise ValueError(f"{name} holds {found}; expected keys, such as model, data and trainer")
+    return settings, "" if is_inline else name
+
+
+def _yaml_problem(name: str, error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    where = f"{name}:{mark.line + 1}" if mark is not None else name
+    return f"{where}: not plain YAML: {getattr(error, 'problem', None) or error}"
 
 
 def load_yaml(text: str) -> Any:

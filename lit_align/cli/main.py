@@ -27,16 +27,17 @@ from typing_extensions import override
 from lit_align import callbacks
 from lit_align.callbacks.checkpointing.checkpoints import checkpoint_folder
 from lit_align.cli.configuration import read_extensions, read_task
+from lit_align.cli.keys import RUN_KEYS, TRAINER_DEFAULTS
 from lit_align.cli.objective_names import help_on_presets
-from lit_align.cli.parsing import DEBUG, USER_ERRORS, Parser, prepare_parsing
+from lit_align.cli.parsing import USER_ERRORS, Parser, prepare_parsing
 from lit_align.cli.run_setup import (
     as_list,
     check_optimizer,
-    check_settings,
     idle_trainer,
     move_aside,
     warn_of_unused_checkpoints,
 )
+from lit_align.cli.settings import DEBUG, check_settings
 from lit_align.compat.jsonargparse import options
 from lit_align.data import DataError, PreferenceData
 from lit_align.errors import printable
@@ -115,22 +116,15 @@ class Cli(LightningCLI):
             "--task",
             type=Literal["preference", "reward", "online"],
             default=task,
-            help="preference: align a policy directly; reward: train a reward model; online: RLHF on a policy's own "
-            "responses. Says which keys model has.",
+            help=RUN_KEYS["task"].help,
         )
-        parser.add_argument("--run", type=str, default="runs/default", help="Folder for everything the run writes.")
-        parser.add_argument(
-            "--extend",
-            type=str,
-            default=None,
-            help="Folders or modules with your own parts, comma separated; their code is imported. "
-            "Counts on the command line only.",
-        )
+        for name in ("run", "extend"):
+            parser.add_argument(f"--{name}", type=str, default=RUN_KEYS[name].default, help=RUN_KEYS[name].help)
         parser.add_argument(
             "--on_changed_settings",
             type=Literal["error", "warn"],
             default="error",
-            help="When a run is resumed with other settings of model or data.",
+            help=RUN_KEYS["on_changed_settings"].help,
         )
         objective = options(parser)["model.objective"]
         objective.help = f"{objective.help}{help_on_presets(task)}"
@@ -268,10 +262,7 @@ def run(arguments: Sequence[str], command_line: Callable[..., Cli] = Cli) -> Non
         save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
         trainer_defaults={
             "callbacks": callbacks.last_callbacks(),
-            "use_distributed_sampler": False,
-            "num_sanity_val_steps": 0,
-            "log_every_n_steps": 10,
-            "enable_model_summary": False,
+            **TRAINER_DEFAULTS,
         },
         seed_everything_default=0,
         parser_class=Parser,

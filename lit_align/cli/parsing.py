@@ -23,16 +23,12 @@ from typing_extensions import override
 from lit_align.cli.configuration import load_yaml
 from lit_align.cli.error_messages import shorten
 from lit_align.cli.objective_names import PACKAGES, presets_of, suggest_objectives
+from lit_align.cli.settings import ALLOWED_IMPORTS, RENAMED_KEYS
 from lit_align.compat.jsonargparse import options, patch, subparsers
 from lit_align.errors import printable
 from lit_align.files import at_home
 
-ALLOWED_IMPORTS = ["lit_align", "lightning.pytorch", "torch.optim"]
-DEBUG = "LIT_ALIGN_DEBUG"
-"""Environment variable; if it is set, errors come with their traceback."""
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
-RENAMED_KEYS: dict[str, str] = {}
-"""Former dotted key → its name now; an error names the new one."""
 _UNKNOWN_KEY = re.compile(
     r"(?:[Uu]nrecognized arguments: --|does not accept option '|Option '|[Kk]ey ')(?P<key>[\w.]+)"
 )

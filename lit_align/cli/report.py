@@ -15,7 +15,8 @@ import yaml
 from jsonargparse import Namespace
 
 from lit_align.cli.configuration import load_yaml, read_extensions
-from lit_align.cli.parsing import DEBUG, USER_ERRORS, Parser, prepare_parsing
+from lit_align.cli.parsing import USER_ERRORS, Parser, prepare_parsing
+from lit_align.cli.settings import DEBUG
 from lit_align.data import LengthReport, PreferenceData
 from lit_align.data.report.figures import draw
 from lit_align.data.report.lengths import score_gaps

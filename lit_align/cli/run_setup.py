@@ -1,4 +1,4 @@
-"""What happens before a run starts: settings that are refused, and the folder of an earlier run moved aside."""
+"""What happens before a run starts: an optimizer is checked, and the folder of an earlier run moved aside."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
 from torch.optim import Optimizer
@@ -22,41 +21,6 @@ RUN_FILES = (
     *("tensorboard", "checkpoints", "policy", "reward_model", "figures"),
 )
 """What a run writes into its folder."""
-
-
-def check_settings(config: Namespace, command: str) -> None:
-    """Raise for settings that cannot be meant, or would be ignored.
-
-    Args:
-        config: of the command.
-        command: ``fit``, ``validate``, ``test`` or ``predict``.
-
-    Raises:
-        ValueError: names the key.
-    """
-    trainer = config.trainer
-    if str(trainer.precision) in ("16", "16-mixed", "16-true"):  # overflows, and without a GPU becomes bfloat16
-        raise ValueError(f"trainer.precision {trainer.precision}: expected bf16-mixed, or 32-true")
-    if config.task == "online" and trainer.gradient_clip_val:
-        raise ValueError("trainer.gradient_clip_val has no place in an on-policy run; set model.gradient_clip")
-    if config.task == "online" and trainer.accumulate_grad_batches != 1:
-        raise ValueError("trainer.accumulate_grad_batches has no place in an on-policy run; set model.micro_batch")
-    if command == "fit":
-        _check_fit_settings(config)
-
-
-def _check_fit_settings(config: Namespace) -> None:
-    trainer = config.trainer
-    if trainer.max_epochs == -1 and trainer.max_steps == -1:
-        raise ValueError("trainer.max_epochs and trainer.max_steps are both -1: the schedule needs an end; set one")
-    for key in ("max_steps", "max_epochs", "limit_train_batches"):
-        if trainer[key] == 0:
-            raise ValueError(f"trainer.{key} is 0: nothing would be trained")
-    # the run would move the model aside, or overwrite it
-    if Path(config.model.policy).resolve().is_relative_to(Path(config.run).resolve()):
-        raise ValueError(
-            f"model.policy {config.model.policy} lies in the run's own folder; give the run another (run)"
-        )
 
 
 def check_optimizer(optimizer: Optimizer) -> None:

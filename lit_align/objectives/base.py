@@ -184,7 +184,7 @@ def check_field(part: object, key: str, interval: str) -> None:
     >>> from lit_align.objectives import Logistic
     >>> Logistic(beta=-0.1)
     Traceback (most recent call last):
-    ValueError: Logistic.beta is -0.1; expected a finite number in (0, inf)
+    ValueError: Logistic.beta is -0.1; expected a finite number in (0, 1e6]
     """
     value = float(getattr(part, key))
     low, high = (float(end) for end in interval[1:-1].split(","))

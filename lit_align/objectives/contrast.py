@@ -73,7 +73,7 @@ class Logistic(Contrast):
     beta: float = 0.1
     label_smoothing: float = 0.0
     source: ClassVar[Paper | None] = DPO
-    ranges: ClassVar[Mapping[str, str]] = {"beta": "(0, inf)", "label_smoothing": "[0, 0.5)"}
+    ranges: ClassVar[Mapping[str, str]] = {"beta": "(0, 1e6]", "label_smoothing": "[0, 0.5)"}
 
     @override
     def __call__(self, margin: Margin) -> Margin:
@@ -98,7 +98,7 @@ class Square(Contrast):
     beta: float = 0.1
     source: ClassVar[Paper | None] = IPO
     beta_sets_slope: ClassVar[bool] = False  # β sets the target, and the slope at margin 0 is 1 / β
-    ranges: ClassVar[Mapping[str, str]] = {"beta": "(0, inf)"}
+    ranges: ClassVar[Mapping[str, str]] = {"beta": "(0, 1e6]"}
 
     @override
     def __call__(self, margin: Margin) -> Margin:
@@ -121,7 +121,7 @@ class Hinge(Contrast):
 
     beta: float = 0.1
     source: ClassVar[Paper | None] = SLIC
-    ranges: ClassVar[Mapping[str, str]] = {"beta": "(0, inf)"}
+    ranges: ClassVar[Mapping[str, str]] = {"beta": "(0, 1e6]"}
 
     @override
     def __call__(self, margin: Margin) -> Margin:
@@ -148,7 +148,7 @@ class Robust(Contrast):
     beta: float = 0.1
     label_smoothing: float = 0.1
     source: ClassVar[Paper | None] = ROBUST
-    ranges: ClassVar[Mapping[str, str]] = {"beta": "(0, inf)", "label_smoothing": "[0, 0.5)"}
+    ranges: ClassVar[Mapping[str, str]] = {"beta": "(0, 1e6]", "label_smoothing": "[0, 0.5)"}
 
     @override
     def __call__(self, margin: Margin) -> Margin:
@@ -177,7 +177,7 @@ class ReverseLogistic(Contrast):
     beta: float = 0.1
     label_smoothing: float = 1e-3
     source: ClassVar[Paper | None] = EXO
-    ranges: ClassVar[Mapping[str, str]] = {"beta": "(0, inf)", "label_smoothing": "(0, 0.5)"}
+    ranges: ClassVar[Mapping[str, str]] = {"beta": "(0, 1e6]", "label_smoothing": "(0, 0.5)"}
 
     @override
     def __call__(self, margin: Margin) -> Margin:
@@ -209,7 +209,7 @@ class LogisticExponential(Contrast):
     beta: float = 0.05
     temperature: float = 0.05
     source: ClassVar[Paper | None] = DISCOPOP
-    ranges: ClassVar[Mapping[str, str]] = {"beta": "(0, inf)", "temperature": "(0, 1]"}
+    ranges: ClassVar[Mapping[str, str]] = {"beta": "(0, 1e6]", "temperature": "(0, 1]"}
 
     @override
     def __call__(self, margin: Margin) -> Margin:

@@ -66,7 +66,7 @@ class NoiseContrast(Pointwise):
 
     beta: float = 0.01
     source: ClassVar[Paper | None] = NCA
-    ranges: ClassVar[Mapping[str, str]] = {"beta": "(0, inf)"}
+    ranges: ClassVar[Mapping[str, str]] = {"beta": "(0, 1e6]"}
 
     @override
     def __call__(self, scores: PairScores) -> PairScores:
@@ -91,7 +91,7 @@ class BinaryLogistic(Pointwise):
 
     beta: float = 0.1
     source: ClassVar[Paper | None] = BCO
-    ranges: ClassVar[Mapping[str, str]] = {"beta": "(0, inf)"}
+    ranges: ClassVar[Mapping[str, str]] = {"beta": "(0, 1e6]"}
 
     @override
     def __call__(self, scores: PairScores) -> PairScores:
@@ -116,7 +116,7 @@ class SquareTargets(Pointwise):
     beta: float = 0.001
     source: ClassVar[Paper | None] = SPPO
     beta_sets_slope: ClassVar[bool] = False  # β sets the targets, and the slopes at scores of 0 are 1 / β
-    ranges: ClassVar[Mapping[str, str]] = {"beta": "(0, inf)"}
+    ranges: ClassVar[Mapping[str, str]] = {"beta": "(0, 1e6]"}
 
     @override
     def __call__(self, scores: PairScores) -> PairScores:
@@ -148,7 +148,7 @@ class AnchoredApart(Pointwise):
     rejected_weight: float = 1.0
     source: ClassVar[Paper | None] = APO
     ranges: ClassVar[Mapping[str, str]] = {
-        "beta": "(0, inf)",
+        "beta": "(0, 1e6]",
         "chosen_weight": "[0, inf)",
         "rejected_weight": "[0, inf)",
     }
@@ -176,7 +176,7 @@ class AnchoredDown(Pointwise):
     beta: float = 0.1
     source: ClassVar[Paper | None] = APO
     needs: ClassVar[Needs] = Needs(rejected=True)
-    ranges: ClassVar[Mapping[str, str]] = {"beta": "(0, inf)"}
+    ranges: ClassVar[Mapping[str, str]] = {"beta": "(0, 1e6]"}
 
     @override
     def __call__(self, scores: PairScores) -> PairScores:

@@ -41,7 +41,7 @@ class Shaping:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        check_field(self, "beta", "(0, inf)")
+        check_field(self, "beta", "(0, 1e6]")
         if self.score_limit is not None:
             check_field(self, "score_limit", "(0, inf)")
 

@@ -24,7 +24,7 @@ def fit(run: Path, rows: Path, *more: object) -> Ended:
 # ── what is refused ─────────────────────────────────────────────────────────────────────────────────────────────
 
 REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
-    "unknown key": (("--trainer.max_stepz", 3), "Did you mean: trainer.max_steps"),
+    "unknown key": (("--trainer.max_stepz", 3), "did you mean trainer.max_steps?"),
     "wrong type": (("--data.batch_size", "many"), "data.batch_size"),
     "unknown objective": (("--model.objective", "srdpo"), "sr_dpo"),
     "objective of another task": (("--model.objective", "kl_rlhf"), "of task online, and the task is preference"),
@@ -70,7 +70,7 @@ def test_what_is_required_is_told_under_the_name_of_its_option() -> None:
 
 def test_a_misspelt_key_in_a_file(rows: Path, tmp_path: Path) -> None:
     (tmp_path / "wrong.yaml").write_text("data: {batch_syze: 4}\n")
-    refused(fit(tmp_path / "run", rows, "--config", tmp_path / "wrong.yaml"), "Did you mean: data.batch_size")
+    refused(fit(tmp_path / "run", rows, "--config", tmp_path / "wrong.yaml"), "did you mean data.batch_size?")
 
 
 @pytest.mark.representative

@@ -21,17 +21,18 @@ MEAN_OF = (
 SUM_OF = "{class_path: WeightedSum, init_args: {terms: [{name: one, objective: {class_path: dpo}, %s}]}}"
 BOUNDS = "expected a finite number in"
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
-    "C01": (("--model.objective.beta", "0"), f"Logistic.beta is 0.0; {BOUNDS} (0, inf)"),
-    "C01b": (("--model.objective.beta", "-0.1"), f"Logistic.beta is -0.1; {BOUNDS} (0, inf)"),
-    "C01c": (("--model.objective.beta", ".nan"), f"Logistic.beta is nan; {BOUNDS} (0, inf)"),
-    "C01d inf": (("--model.objective.beta", ".inf"), f"Logistic.beta is inf; {BOUNDS} (0, inf)"),
-    "C01e": ((*IPO, "--model.objective.beta", "0"), f"Square.beta is 0.0; {BOUNDS} (0, inf)"),
+    "C01": (("--model.objective.beta", "0"), f"Logistic.beta is 0.0; {BOUNDS} (0, 1e6]"),
+    "C01b": (("--model.objective.beta", "-0.1"), f"Logistic.beta is -0.1; {BOUNDS} (0, 1e6]"),
+    "C01c": (("--model.objective.beta", ".nan"), f"Logistic.beta is nan; {BOUNDS} (0, 1e6]"),
+    "C01d inf": (("--model.objective.beta", ".inf"), f"Logistic.beta is inf; {BOUNDS} (0, 1e6]"),
+    "C01d": (("--model.objective.beta", "1e30"), f"Logistic.beta is 1e+30; {BOUNDS} (0, 1e6]"),
+    "C01e": ((*IPO, "--model.objective.beta", "0"), f"Square.beta is 0.0; {BOUNDS} (0, 1e6]"),
     "C02": (("--model.objective", DPO_OF % ("Robust", "label_smoothing: 0.5")), f"0.5; {BOUNDS} [0, 0.5)"),
     "C02b": (("--model.objective", DPO_OF % ("Robust", "label_smoothing: 2")), f"2.0; {BOUNDS} [0, 0.5)"),
     "C03b": (("--model.optimizer.lr", ".nan"), "Invalid learning rate"),
     "C03b inf": (("--model.optimizer.lr", "1e400"), "model.optimizer.lr is inf; expected a finite number"),
     "C03c": (("--model.optimizer.lr", "-1"), "Invalid learning rate"),
-    "C04": (("--model.objective", "dppo"), "model.objective is 'dppo'; expected the name of a class that is known"),
+    "C04": (("--model.objective", "dppo"), "model.objective is 'dppo'; did you mean dpo or "),
     "C04b": (("--model.objective", SUM_OF % "weights: [1, 2]"), "model.objective.terms.weights: Term has no such"),
     "C05": (("--data.batch_size", "0"), "data.batch_size is 0; expected 1 or more"),
     "C06": (("--model.objective", "ld_dpo", "--model.objective.weight", "3"), f"weight is 3.0; {BOUNDS} [0, 1]"),
@@ -43,7 +44,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
         "model.reference is set, but the objective needs none",
     ),
     "C07": (("--data.truncate_prompt", "middle"), "truncate_prompt is 'middle'; expected one of 'left', 'right'"),
-    "C08": (("--data.batch_siz", "4"), "Did you mean: data.batch_size"),
+    "C08": (("--data.batch_siz", "4"), "did you mean data.batch_size?"),
     "C08 nested": (
         ("--model.objective", DPO_OF % ("Hinge", "bet: 1")),
         "model.objective.contrast.bet: Hinge has no such option; did you mean beta?",
@@ -55,7 +56,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "C12": (("--trainer.precision", "16-mixed"), "trainer.precision 16-mixed: expected bf16-mixed"),
     "C12 true": (("--trainer.precision", "16-true"), "trainer.precision 16-true: expected bf16-mixed"),
-    "C13": (("--data.padding_free", "true"), "unrecognized arguments: --data.padding_free"),
+    "C13": (("--data.padding_free", "true"), "data.padding_free: no such key"),
     "C13 layout": (("--model.forward_pass.layout", "free"), "layout is 'free'; expected one of"),
     "A20": (("--data.max_length", "0"), "data.max_length is 0; expected 4 or more"),
     "A20b": (("--data.max_length", "-5"), "data.max_length is -5; expected 4 or more"),
@@ -86,14 +87,6 @@ def test_a_setting_that_cannot_be_meant_is_refused(fault: str, rows: Path, tmp_p
     refused(ended, reason)
     assert "Union" not in ended.out
     assert "<class" not in ended.out
-
-
-@pytest.mark.fault("C01d")
-def test_c01d_a_beta_beyond_all_bounds_stops_before_the_first_step(rows: Path, tmp_path: Path) -> None:
-    ended = fit(tmp_path / "run", rows, "--model.objective.beta", "1e30", "--trainer.gradient_clip_val", "1")
-    assert ended.code == 1, ended.out
-    assert "step 0, rank 0: gradient norm is inf" in ended.out
-    assert not (tmp_path / "run" / "policy").exists()
 
 
 @pytest.mark.fault("C03")

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from lit_align import models, modules, objectives, online
+from lit_align.cli.keys import keys_of
 from lit_align.metrics import pair_values
 from tests.runner import QUIET
 from tests.runner import lit_align as command
@@ -56,9 +57,8 @@ def trl() -> ModuleType:
 
 @cache
 def known_keys(task: str) -> frozenset[str]:
-    ended = command("fit", "--task", task, "--help")
-    assert ended.code == 0, ended.out
-    return frozenset(re.findall(r"^\s+(?:-c CONFIG, )?--([\w.]+)", ended.out, re.MULTILINE))
+    keys = keys_of("fit", task)
+    return frozenset(keys.leaves) | keys.groups
 
 
 def public(*modules: object) -> dict[str, object]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_align.plan.command import main
+from lit_align.__main__ import main
 from lit_align.testbed import path
 from tests.plan.models import ARCHITECTURES, model
 from tests.runner import Ended, forked
@@ -62,7 +62,7 @@ TWO_LAYERS = {"num_hidden_layers": 2}
 
 def plan(*words: object) -> Ended:
     def work() -> None:
-        main([str(word) for word in words])
+        main(["plan", *map(str, words)])
 
     return forked([work])[0]
 
@@ -192,7 +192,7 @@ def test_a_reward_model_is_planned() -> None:
         (("--utilization", "2"), "expected a share above 0"),
         (("--architecture", "nowhere.json"), "no such file"),
         (("--hardware", "a1000"), "invalid choice"),
-        (("--trainer.max_step", "3"), "Did you mean: trainer.max_steps"),
+        (("--trainer.max_step", "3"), "did you mean trainer.max_steps?"),
     ],
 )
 def test_wrong_arguments_are_refused(words: tuple[str, ...], message: str) -> None:

@@ -1,0 +1,310 @@
+"""Checks of a command line before anything is imported: keys, names, simple values, settings, the objective's numbers.
+
+Nothing is refused here that the parser would accept: what cannot be told from the source alone is left to it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from lit_align.cli.configuration import Setting, read_extensions, read_settings, read_task
+from lit_align.cli.keys import MODULES, Keys, bases_of, choices_of, default_class, keys_of, options_of
+from lit_align.cli.settings import ALLOWED_IMPORTS, DEBUG, RENAMED_KEYS, check_settings
+from lit_align.cli.signatures import Definition, Kind, Parameter, constant, kinds, modules_of, source_of_module
+from lit_align.cli.suggestions import did_you_mean, near, suggest_key, suggest_name
+from lit_align.errors import check_range, shown
+
+_RANGE = re.compile(r'check_range\("(data\.\w+)", \w+, (\d+)(?:, (\d+))?\)')
+_SCALARS = ("int", "float", "bool", "str", "None", "Literal")
+_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "None": "null"}
+_CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
+_MATHEMATICS = ("lit_align.objectives", "lit_align.online")
+"""Packages whose parts are built here: they import nothing but torch."""
+
+
+@dataclass
+class Choice:
+    """The class or preset of a key, and its options so far; None for a class that is not known."""
+
+    definition: Definition | None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+class Unjudged(Exception):  # noqa: N818 (it is no error)
+    """Raised for what cannot be built here."""
+
+
+def check_command_line(arguments: Sequence[str]) -> list[str]:
+    """Return the mistakes of a command line and of its files, one sentence each.
+
+    Args:
+        arguments: of the command line, the command first.
+    """
+    if DEBUG in os.environ or any(word.partition("=")[0].endswith(".help") for word in arguments):
+        return []
+    task = read_task(arguments)
+    if task not in MODULES:
+        return [f"task is {task!r}; expected one of {', '.join(MODULES)}"]
+    checker = Checker(keys_of(arguments[0], task), task, extended=bool(read_extensions(arguments)))
+    try:
+        for setting in read_settings(arguments):
+            checker.read(setting)
+    except ValueError as error:
+        return [*checker.mistakes, str(error)]
+    return checker.mistakes or checker.missing() or checker.check_values(arguments[0])
+
+
+class Checker:
+    """Compares settings with the keys of a command and collects the mistakes.
+
+    Args:
+        keys: of the command.
+        task: of the run.
+        extended: whether the command line names code of the user's own, whose classes are not known here.
+    """
+
+    def __init__(self, keys: Keys, task: str, extended: bool) -> None:
+        self.keys, self.task, self.extended = keys, task, extended
+        self.mistakes: list[str] = []
+        self.values: dict[str, Any] = {}
+        self.choices: dict[str, Choice] = {}
+        self._files: dict[str, str] = {}
+        self._unjudged: list[str] = []
+        self._file = ""
+
+    def read(self, setting: Setting) -> None:
+        """Check a setting, and keep it for the checks of values."""
+        self._file = f"{setting.file}: " if setting.file else ""
+        self._read(setting.key, setting.value, setting.text)
+
+    def _mistake(self, sentence: str) -> None:
+        self.mistakes.append(f"{self._file}{sentence}")
+
+    def _read(self, key: str, value: Any, text: str | None) -> None:
+        owner = next((leaf for leaf in _parents(key) if leaf in self.keys.leaves), None)
+        if key in self.keys.groups:
+            if isinstance(value, dict):
+                for name, inner in value.items():
+                    self._read(f"{key}.{name}", inner, None)
+            else:  # a file with the keys of the group
+                self._unjudged.append(key)
+        elif key in self.keys.leaves:
+            self._read_leaf(key, self.keys.leaves[key], value, text)
+        elif owner is not None:
+            self._read_option(owner, self.keys.leaves[owner], key.removeprefix(f"{owner}."), value, text)
+        else:
+            new_name = RENAMED_KEYS.get(key)
+            chosen = {name: choice.definition for name, choice in self.choices.items()}
+            hint = f"; the key has a new name: {new_name}" if new_name else suggest_key(key, self.keys, chosen)
+            self._mistake(f"{key}: no such key{hint}")
+
+    def _read_leaf(self, key: str, parameter: Parameter, value: Any, text: str | None) -> None:
+        self.values[key] = value
+        self._files[key] = self._file
+        types = kinds(parameter.module, parameter.annotation)
+        if problem := _problem(types, value, text):
+            self._mistake(f"{key} is {shown(value if text is None else text)}; expected {problem}")
+        elif isinstance(value, str) and _names_class(types):
+            self._choose(key, parameter, value)
+        elif isinstance(value, dict) and bases_of(parameter):
+            self._read_class(key, parameter, value)
+
+    def _read_class(self, key: str, parameter: Parameter, value: dict[Any, Any]) -> None:
+        """Read ``{class_path, init_args}``, or the options alone."""
+        if isinstance(value.get("class_path"), str):
+            self._choose(key, parameter, value["class_path"])
+        inner = value.get("init_args", {}) if "class_path" in value or "init_args" in value else value
+        for name, option in inner.items() if isinstance(inner, dict) else ():
+            self._read_option(key, parameter, str(name), option, None)
+
+    def _choose(self, key: str, parameter: Parameter, name: str) -> None:
+        """Read the name of a class, a preset or a function."""
+        choices = [choices_of(base) for base in bases_of(parameter)]
+        short = name.rpartition(".")[2]
+        found = next((known[short] for known in choices if short in known), None)
+        if "." in name and not name.startswith(ALLOWED_IMPORTS):
+            found = None
+            self._check_import(key, name)
+        elif "." not in name and found is None and self._is_closed(parameter) and not Path(name).exists():
+            self._mistake(f"{key} is {shown(name)}{suggest_name(key, name, parameter, self.task)}")
+        self._put(key, Choice(found))
+
+    def _put(self, key: str, choice: Choice) -> None:
+        """Set the class of a key; an option of the same class stays, as the parser keeps it."""
+        before = self.choices.get(key)
+        if before is None or before.definition != choice.definition:
+            for stale in [name for name in (*self.choices, *self.values) if name.startswith(f"{key}.")]:
+                self.choices.pop(stale, None)
+                self.values.pop(stale, None)
+            self.choices[key] = choice
+
+    def _is_closed(self, parameter: Parameter) -> bool:
+        """Return whether every class that a parameter may have is known."""
+        bases = bases_of(parameter)
+        types = kinds(parameter.module, parameter.annotation)
+        others = [kind for kind in types if kind.definition is None and kind.name != "None"]
+        own = all(base.module.startswith("lit_align") for base in bases)
+        return bool(bases) and own and not others and not self.extended
+
+    def _check_import(self, key: str, name: str) -> None:
+        if not self.extended and not Path(name).exists():
+            self._mistake(
+                f"{key}: importing {shown(name)} is not allowed; code of your own is named on the command line: "
+                f"--extend {name.partition('.')[0]}"
+            )
+
+    def _read_option(self, key: str, parameter: Parameter, option: str, value: Any, text: str | None) -> None:
+        """Read an option of the class that stands at a key."""
+        name, _, deeper = option.removeprefix("init_args.").partition(".")
+        if name == "class_path" and isinstance(value, str):
+            self._choose(key, parameter, value)
+        if name in _CLASS_KEYS:
+            return
+        if key not in self.choices:
+            self._put(key, Choice(default_class(parameter)))
+        choice = self.choices[key]
+        options = options_of(choice.definition) if choice.definition is not None else None
+        if choice.definition is None or options is None:
+            return
+        if name not in options:
+            close = ["lr"] if name == "learning_rate" and "lr" in options else near(name, options)
+            self._mistake(f"{key}.{name}: {choice.definition.name} has no such option{did_you_mean(close)}")
+        elif deeper:
+            self._read_option(f"{key}.{name}", options[name], deeper, value, text)
+        else:
+            self._read_leaf(f"{key}.{name}", options[name], value, text)
+
+    def missing(self) -> list[str]:
+        """Return a sentence on the required keys that are not set, in a list that is empty if all are."""
+        required = (key for key, parameter in self.keys.leaves.items() if parameter.default is None)
+        judged = (key for key in required if not any(key.startswith(f"{group}.") for group in self._unjudged))
+        names = [key for key in judged if key not in self.values and key not in self.choices]
+        return [f"the following arguments are required: {', '.join(names)}"] if names else []
+
+    # ── values ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def check_values(self, command: str) -> list[str]:
+        """Return what is wrong about settings of the run, and about the numbers of the objective.
+
+        Args:
+            command: of the command line.
+        """
+        try:
+            for key, low, high in stated_ranges():
+                value = self.values.get(key)
+                if isinstance(value, int | float):
+                    check_range(key, value, low, high)
+            if not self._unjudged:
+                check_settings(self._namespace(), command)
+            if "model.objective" in self.choices and not self.extended:
+                self._build("model.objective")
+        except Unjudged:
+            return []
+        except ValueError as error:
+            return [str(error)]
+        return []
+
+    def _namespace(self) -> Namespace:
+        """Return the settings of the run with their defaults, as the parser would."""
+        config = Namespace()
+        for key, parameter in self.keys.leaves.items():
+            try:
+                config[key] = self.values.get(key, None if parameter.default is None else constant(parameter))
+            except (ValueError, TypeError):
+                config[key] = None
+        return config
+
+    def _build(self, key: str) -> Any:
+        """Build the class or preset at a key.
+
+        Raises:
+            Unjudged: a part of it is not known here, or is not of the mathematics.
+            ValueError: a number is out of range; the constructor's own message.
+        """
+        choice = self.choices[key]
+        if choice.definition is None or not choice.definition.module.startswith(_MATHEMATICS):
+            raise Unjudged
+        options = options_of(choice.definition) or {}
+        settings = {}
+        for name, parameter in options.items():
+            inner = f"{key}.{name}"
+            if inner in self.choices:
+                settings[name] = self._build(inner)
+            elif inner in self.values:
+                settings[name] = _as_argument(kinds(parameter.module, parameter.annotation), self.values[inner])
+            elif parameter.default is None:
+                raise Unjudged
+        make = getattr(import_module(choice.definition.module), choice.definition.name)
+        try:
+            return make(**settings)
+        except ValueError as error:
+            files = dict.fromkeys(filter(None, (self._files.get(f"{key}.{name}") for name in settings)))
+            raise ValueError(f"{''.join(files)}{error}") from None
+        except (TypeError, AttributeError):
+            raise Unjudged from None
+
+
+def stated_ranges() -> Iterator[tuple[str, float, float]]:
+    """Yield key, smallest and largest value of the numbers that the data's constructors check by ``check_range``."""
+    for module in modules_of("lit_align.data"):
+        path = source_of_module(module)
+        for key, low, high in _RANGE.findall(path.read_text("utf-8") if path is not None else ""):
+            yield key, int(low), int(high) if high else math.inf
+
+
+def _parents(key: str) -> Iterator[str]:
+    """Yield the keys that hold a key, the innermost first."""
+    while "." in key:
+        key = key.rpartition(".")[0]
+        yield key
+
+
+def _names_class(types: Sequence[Kind]) -> bool:
+    """Return whether text for a parameter is the name of a class or of a function."""
+    is_class = any(kind.definition is not None or kind.name.startswith("Callable") for kind in types)
+    return is_class and all(kind.name != "str" for kind in types)
+
+
+def _problem(types: Sequence[Kind], value: Any, text: str | None) -> str:
+    """Return what was expected in place of a value; empty if it fits, or if a type is not a simple one."""
+    if any(kind.name not in _SCALARS for kind in types) or any(_fits(kind, value, text) for kind in types):
+        return ""
+    literals = [f"one of {', '.join(map(repr, kind.choices))}" for kind in types if kind.name == "Literal"]
+    words = [_WORDS[kind.name] for kind in types if kind.name in _WORDS and kind.name != "None"]
+    return " or ".join([*literals, *words])
+
+
+def _fits(kind: Kind, value: Any, text: str | None) -> bool:
+    match kind.name:
+        case "int":
+            return isinstance(value, int | float) and not isinstance(value, bool)
+        case "float":
+            return isinstance(value, int | float) and not isinstance(value, bool)
+        case "str":
+            return text is not None or not isinstance(value, bool | dict | list)
+        case "bool":
+            return isinstance(value, bool) or str(value).lower() in ("true", "false", "yes", "no")
+        case "Literal":
+            return value in kind.choices or text in kind.choices
+    return value is None
+
+
+def _as_argument(types: Sequence[Kind], value: Any) -> Any:
+    """Return a value as the parser would give it to a constructor.
+
+    Raises:
+        Unjudged: it holds classes.
+    """
+    if isinstance(value, dict | list):
+        raise Unjudged
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if is_whole and [kind.name for kind in types] == ["float"] else value

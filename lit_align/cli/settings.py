@@ -1,0 +1,49 @@
+"""Settings that are refused before anything is imported for a run, and what the command line allows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+ALLOWED_IMPORTS = ("lit_align", "lightning.pytorch", "torch.optim")
+"""Packages whose classes a configuration may name."""
+DEBUG = "LIT_ALIGN_DEBUG"
+"""Environment variable; if it is set, errors come with their traceback."""
+RENAMED_KEYS: dict[str, str] = {}
+"""Former dotted key → its name now; an error names the new one."""
+
+
+def check_settings(config: Namespace, command: str) -> None:
+    """Raise for settings that cannot be meant, or would be ignored.
+
+    Args:
+        config: of the command.
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+
+    Raises:
+        ValueError: names the key.
+    """
+    trainer = config.trainer
+    if str(trainer.precision) in ("16", "16-mixed", "16-true"):  # overflows, and without a GPU becomes bfloat16
+        raise ValueError(f"trainer.precision {trainer.precision}: expected bf16-mixed, or 32-true")
+    if config.task == "online" and trainer.gradient_clip_val:
+        raise ValueError("trainer.gradient_clip_val has no place in an on-policy run; set model.gradient_clip")
+    if config.task == "online" and trainer.accumulate_grad_batches != 1:
+        raise ValueError("trainer.accumulate_grad_batches has no place in an on-policy run; set model.micro_batch")
+    if command == "fit":
+        _check_fit_settings(config)
+
+
+def _check_fit_settings(config: Namespace) -> None:
+    trainer = config.trainer
+    if trainer.max_epochs == -1 and trainer.max_steps == -1:
+        raise ValueError("trainer.max_epochs and trainer.max_steps are both -1: the schedule needs an end; set one")
+    for key in ("max_steps", "max_epochs", "limit_train_batches"):
+        if trainer[key] == 0:
+            raise ValueError(f"trainer.{key} is 0: nothing would be trained")
+    # the run would move the model aside, or overwrite it
+    if Path(config.model.policy).resolve().is_relative_to(Path(config.run).resolve()):
+        raise ValueError(
+            f"model.policy {config.model.policy} lies in the run's own folder; give the run another (run)"
+        )

@@ -1,0 +1,360 @@
+"""Signatures of classes and functions, read from their source: nothing is imported, so that help comes at once.
+
+What cannot be told from the source alone is None or empty: whoever asks leaves it to the parser, which imports.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+_ENTRY = re.compile(r"(?P<indent> *)(?P<name>\w+)(?: *\([^)]*\))?: *(?P<text>.*)")
+ANY_NAME = "**"
+"""Name of the parameter that takes any name."""
+_SIMPLE = ("int", "float", "bool", "str", "None", "list", "dict", "tuple", "Path")
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A class, a function, or the value of an assignment, and the module in which it stands."""
+
+    module: str
+    node: ast.AST
+
+    @property
+    def name(self) -> str:
+        """Name of the class or function; empty for the value of an assignment."""
+        return getattr(self.node, "name", "")
+
+    @property
+    def docstring(self) -> str:
+        """The docstring, without indentation; that of ``__init__`` is joined to that of a class."""
+        nodes = [self.node, _constructor(self.node)]
+        documented = (node for node in nodes if isinstance(node, ast.ClassDef | ast.FunctionDef))
+        return "\n".join(inspect.cleandoc(ast.get_docstring(node) or "") for node in documented)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a class or function.
+
+    Args:
+        name: of the parameter.
+        annotation: its type; None for none.
+        default: its default; None if it is required.
+        module: in which the names of annotation and default have a meaning.
+        help: what the docstring says of it, on one line.
+    """
+
+    name: str
+    annotation: ast.expr | None
+    default: ast.expr | None
+    module: str
+    help: str
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One of the types that a parameter may have.
+
+    Args:
+        name: ``int``, ``list``, ``Literal``, the name of a class, or the source of what is none of these.
+        choices: the values of a ``Literal``.
+        definition: of a class; None for other types.
+    """
+
+    name: str
+    choices: tuple[object, ...] = ()
+    definition: Definition | None = None
+
+
+@cache
+def source_of_module(module: str) -> Path | None:
+    """Return the file of a module, whose packages are not imported for it; None if there is none."""
+    top, *rest = module.split(".")
+    spec = find_spec(top)
+    roots = [] if spec is None else list(spec.submodule_search_locations or [])
+    candidates = (Path(root, *rest) for root in roots)
+    files = (file for path in candidates for file in (path / "__init__.py", path.with_name(f"{path.name}.py")))
+    return next((file for file in files if file.is_file()), None)
+
+
+@cache
+def _names(module: str) -> tuple[dict[str, ast.AST | tuple[str, str]], list[str]]:
+    """Return what the names of a module stand for, a definition or a name elsewhere, and its star imports."""
+    path = source_of_module(module)
+    names: dict[str, ast.AST | tuple[str, str]] = {}
+    stars: list[str] = []
+    for node in _statements(ast.parse(path.read_text("utf-8")).body if path is not None else []):
+        match node:
+            case ast.ClassDef() | ast.FunctionDef():
+                names[node.name] = node
+            case (
+                ast.Assign(targets=[ast.Name(id=name)], value=value)
+                | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value)
+            ):
+                names[name] = value
+            case ast.ImportFrom():
+                origin = _absolute(module, path, node)
+                stars += [origin for alias in node.names if alias.name == "*"]
+                names |= {alias.asname or alias.name: (origin, alias.name) for alias in node.names}
+    return names, stars
+
+
+def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Yield the statements of a module, those under ``if`` and ``try`` included."""
+    for node in body:
+        if isinstance(node, ast.If | ast.Try):
+            yield from _statements([*node.body, *node.orelse])
+        else:
+            yield node
+
+
+def _absolute(module: str, path: Path | None, node: ast.ImportFrom) -> str:
+    """Return the module that a statement imports from."""
+    if not node.level:
+        return node.module or ""
+    is_package = path is not None and path.name == "__init__.py"
+    parts = module.split(".")[: len(module.split(".")) - node.level + is_package]
+    return ".".join([*parts, *([node.module] if node.module else [])])
+
+
+@cache
+def resolve(module: str, name: str) -> Definition | None:
+    """Find the definition of a name, through imports; None for what is built in or not found.
+
+    Args:
+        module: in which the name is used.
+        name: the name.
+    """
+    names, stars = _names(module)
+    target = names.get(name)
+    if isinstance(target, tuple):
+        return resolve(*target) if target != (module, name) else None  # a module inside of the package
+    if target is not None:
+        return Definition(module, target)
+    return next((definition for star in stars if (definition := resolve(star, name)) is not None), None)
+
+
+def bases(definition: Definition) -> list[Definition]:
+    """Return the base classes of a class that are found."""
+    nodes = definition.node.bases if isinstance(definition.node, ast.ClassDef) else []
+    names = (node.value if isinstance(node, ast.Subscript) else node for node in nodes)
+    parents = (resolve(definition.module, node.id) for node in names if isinstance(node, ast.Name))
+    return [parent for parent in parents if parent is not None]
+
+
+def is_subclass(definition: Definition, base: Definition) -> bool:
+    """Return whether a class is a base class or derives from it."""
+    return definition == base or any(is_subclass(parent, base) for parent in bases(definition))
+
+
+def is_abstract(definition: Definition) -> bool:
+    """Return whether a class names ``ABC`` among its bases or leaves an abstract method open."""
+    node = definition.node
+    return isinstance(node, ast.ClassDef) and (
+        "ABC" in map(ast.unparse, node.bases) or bool(_open_methods(definition))
+    )
+
+
+def _open_methods(definition: Definition) -> set[str]:
+    """Return the names of the abstract methods that a class has or inherits and does not implement."""
+    inherited = {name for parent in bases(definition) for name in _open_methods(parent)}
+    own = {
+        getattr(part, "name", None) or ast.unparse(getattr(part, "target", part)): part
+        for part in getattr(definition.node, "body", [])
+    }
+    abstract = {name for name, part in own.items() if "abstractmethod" in map(ast.unparse, _decorators(part))}
+    return (inherited - set(own)) | abstract
+
+
+def _decorators(node: ast.AST) -> list[ast.expr]:
+    return node.decorator_list if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
+
+
+def is_plain_record(definition: Definition) -> bool:
+    """Return whether a class is a dataclass without bases, whose fields the parser takes as keys of their own."""
+    node = definition.node
+    return isinstance(node, ast.ClassDef) and not node.bases and _is_dataclass(node)
+
+
+def _is_dataclass(node: ast.ClassDef) -> bool:
+    return any(ast.unparse(decorator).startswith("dataclass") for decorator in _decorators(node))
+
+
+def parameters(definition: Definition) -> tuple[Parameter, ...]:
+    """Return the parameters of a class's constructor or of a function."""
+    texts = documented_arguments(definition.docstring)
+    node = definition.node
+    function = node if isinstance(node, ast.FunctionDef) else _constructor(node)
+    if function is not None:
+        return tuple(_of_function(function, definition.module, texts))
+    if isinstance(node, ast.ClassDef) and _is_dataclass(node):
+        return tuple(_of_dataclass(definition, texts).values())
+    return next((found for parent in bases(definition) if (found := parameters(parent))), ())
+
+
+def _constructor(node: ast.AST) -> ast.FunctionDef | None:
+    body = node.body if isinstance(node, ast.ClassDef) else []
+    return next((part for part in body if isinstance(part, ast.FunctionDef) and part.name == "__init__"), None)
+
+
+def _of_function(function: ast.FunctionDef, module: str, texts: dict[str, str]) -> Iterator[Parameter]:
+    positional = [*function.args.posonlyargs, *function.args.args]
+    defaults = [None] * (len(positional) - len(function.args.defaults)) + list(function.args.defaults)
+    pairs = [
+        *zip(positional, defaults, strict=True),
+        *zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True),
+    ]
+    for argument, default in pairs:
+        if argument.arg not in ("self", "cls"):
+            yield Parameter(argument.arg, argument.annotation, default, module, texts.get(argument.arg, ""))
+    if function.args.kwarg is not None:
+        yield Parameter(ANY_NAME, None, None, module, "")
+
+
+def _of_dataclass(definition: Definition, texts: dict[str, str]) -> dict[str, Parameter]:
+    """Return the fields of a dataclass, those of its bases first."""
+    fields: dict[str, Parameter] = {}
+    for parent in reversed(bases(definition)):
+        if isinstance(parent.node, ast.ClassDef) and _is_dataclass(parent.node):
+            fields |= _of_dataclass(parent, documented_arguments(parent.docstring))
+    assert isinstance(definition.node, ast.ClassDef)
+    for part in definition.node.body:
+        match part:
+            case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation, value=value) if not ast.unparse(
+                annotation
+            ).startswith("ClassVar"):
+                fields[name] = Parameter(name, annotation, value, definition.module, texts.get(name, ""))
+    return fields
+
+
+def documented_arguments(docstring: str) -> dict[str, str]:
+    r"""Return the texts of the section ``Args`` of a docstring in Google's style, each on one line.
+
+    >>> documented_arguments("Train.\n\nArgs:\n    lr: the rate,\n        above 0.\n    steps: how many.\n")
+    {'lr': 'the rate, above 0.', 'steps': 'how many.'}
+    """
+    lines = docstring.partition("Args:\n")[2].splitlines()
+    texts: dict[str, list[str]] = {}
+    indent, name = None, ""
+    for line in lines:
+        depth = len(line) - len(line.lstrip())
+        if line.strip() and (depth == 0 or (indent is not None and depth < indent)):
+            break
+        entry = _ENTRY.fullmatch(line)
+        if entry and (indent is None or depth == indent):
+            indent, name = depth, entry["name"]
+            texts[name] = [entry["text"]]
+        elif name and line.strip():
+            texts[name].append(line.strip())
+    return {key: " ".join(parts).strip() for key, parts in texts.items()}
+
+
+def kinds(module: str, annotation: ast.expr | None) -> list[Kind]:
+    """Return the types that an annotation allows, unions and aliases taken apart.
+
+    Args:
+        module: in which the annotation stands.
+        annotation: of a parameter; None for none, which allows anything.
+    """
+    match annotation:
+        case None:
+            return [Kind("Any")]
+        case ast.Constant(value=str(text)):
+            return kinds(module, ast.parse(text, mode="eval").body)
+        case ast.Constant(value=None):
+            return [Kind("None")]
+        case ast.BinOp(op=ast.BitOr(), left=left, right=right):
+            return [*kinds(module, left), *kinds(module, right)]
+        case ast.Subscript(value=ast.Name(id=name), slice=inner):
+            return _subscripted(module, name, inner, annotation)
+        case ast.Name(id=name) if name in _SIMPLE:
+            return [Kind(name)]
+        case ast.Name(id=name):
+            return _named(module, name)
+    return [Kind(ast.unparse(annotation))]
+
+
+def _subscripted(module: str, name: str, inner: ast.expr, annotation: ast.expr) -> list[Kind]:
+    parts = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+    if name == "Union":
+        return [kind for part in parts for kind in kinds(module, part)]
+    if name == "Optional":
+        return [*kinds(module, inner), Kind("None")]
+    if name == "Literal":
+        return [Kind("Literal", tuple(part.value for part in parts if isinstance(part, ast.Constant)))]
+    return [
+        Kind(
+            name.lower() if name in ("List", "Dict", "Tuple") else name if name in _SIMPLE else ast.unparse(annotation)
+        )
+    ]
+
+
+def _named(module: str, name: str) -> list[Kind]:
+    definition = resolve(module, name)
+    if definition is None or isinstance(definition.node, ast.FunctionDef):
+        return [Kind(name)]
+    if isinstance(definition.node, ast.ClassDef):
+        return [Kind(name, definition=definition)]
+    assert isinstance(definition.node, ast.expr)
+    return kinds(definition.module, definition.node)
+
+
+def constant(parameter: Parameter) -> object:
+    """Return the value of a default that is a literal, or the name of one.
+
+    Raises:
+        ValueError: there is no default, or it is neither.
+    """
+    node = parameter.default
+    if isinstance(node, ast.Name) and (definition := resolve(parameter.module, node.id)) is not None:
+        node = definition.node if isinstance(definition.node, ast.expr) else None
+    if node is None:
+        raise ValueError(f"{parameter.name} has no constant as its default")
+    return ast.literal_eval(node)
+
+
+@cache
+def modules_of(package: str) -> tuple[str, ...]:
+    """Return the modules inside a package, by their files."""
+    path = source_of_module(package)
+    if path is None or path.name != "__init__.py":
+        return (package,)
+    files = (file.relative_to(path.parent).with_suffix("") for file in sorted(path.parent.rglob("*.py")))
+    parts = ([part for part in file.parts if part != "__init__"] for file in files)
+    return tuple(".".join([package, *part]) for part in parts)
+
+
+@cache
+def _text(module: str) -> str:
+    path = source_of_module(module)
+    return path.read_text("utf-8") if path is not None else ""
+
+
+@cache
+def subclasses(base: Definition, packages: tuple[str, ...]) -> dict[str, Definition]:
+    """Return the classes in some packages that derive from a base class and can be built, by name.
+
+    Args:
+        base: the base class.
+        packages: where to look.
+    """
+    found: dict[str, Definition] = {}
+    pending = [base]
+    while pending:
+        parent = pending.pop()
+        mention = re.compile(rf"^class (\w+)\([^)]*\b{parent.name}\b", re.MULTILINE)
+        for module in (module for package in packages for module in modules_of(package)):
+            for name in mention.findall(_text(module)):
+                child = resolve(module, name)
+                if child is not None and name not in found and parent in bases(child):
+                    found[name] = child
+                    pending.append(child)
+    return {name: child for name, child in found.items() if not is_abstract(child) and not name.startswith("_")}
