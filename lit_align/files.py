@@ -47,6 +47,17 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def code_digest(package: Path) -> str:
+    """Return a digest of the Python sources of a package at any depth, and of ``types`` and ``errors`` beside it.
+
+    Args:
+        package: folder of the package.
+    """
+    paths = (*sorted(package.rglob("*.py")), package.parent / "types.py", package.parent / "errors.py")
+    parts = [f"{path.relative_to(package.parent)}".encode() + b"\0" + path.read_bytes() for path in paths]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+
 def to_disk(path: Path) -> None:
     """Flush a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-from lit_align.files import digest, own_folder, to_disk, user_cache
+import lit_align
+from lit_align.files import code_digest, digest, own_folder, to_disk, user_cache
 
 
 def test_a_folder_is_made_for_the_user_alone(tmp_path: Path) -> None:
@@ -43,3 +45,41 @@ def test_a_digest_is_of_the_content(tmp_path: Path) -> None:
     file.write_bytes(b"abc")
     to_disk(file)
     assert digest(file) == hashlib.sha256(b"abc").hexdigest()
+
+
+class TestCode:
+    """The digest that cache keys contain covers the sources of a package at any depth."""
+
+    @pytest.fixture
+    def package(self, tmp_path: Path) -> Path:
+        return (
+            Path(
+                shutil.copytree(
+                    Path(lit_align.__file__).parent,
+                    tmp_path / "lit_align",
+                    ignore=shutil.ignore_patterns("__pycache__", "*.pyc"),
+                )
+            )
+            / "data"
+        )
+
+    def test_a_copy_has_the_same_digest(self, package: Path) -> None:
+        assert code_digest(package) == code_digest(Path(lit_align.__file__).parent / "data")
+
+    @pytest.mark.parametrize("name", ["datamodule.py", "text/render.py", "prepared/deep/er/new.py", "../types.py"])
+    def test_a_changed_file_changes_the_digest(self, package: Path, name: str) -> None:
+        before = code_digest(package)
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        with (package / name).open("a", encoding="utf-8") as file:
+            file.write("# changed\n")
+        assert code_digest(package) != before
+
+    def test_a_renamed_nested_file_changes_the_digest(self, package: Path) -> None:
+        before = code_digest(package)
+        (package / "text" / "render.py").rename(package / "text" / "other.py")
+        assert code_digest(package) != before
+
+    def test_a_file_that_is_no_source_does_not(self, package: Path) -> None:
+        before = code_digest(package)
+        (package / "text" / "notes.txt").write_text("", "utf-8")
+        assert code_digest(package) == before

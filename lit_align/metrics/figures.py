@@ -10,19 +10,10 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lit_align.data.report.figures import CHOSEN, GUIDE, REJECTED, STYLE
 from lit_align.metrics.calibration import BINS, MatchingDivergence, Reliability
 
-SCORES, POLICY, GUIDE = "#0072b2", "#d55e00", "#8c8c8c"
-"""Of the palette of Okabe and Ito, which readers with any kind of colour vision tell apart."""
-_LOOK = {
-    "font.size": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 12,
-    "legend.frameon": False,
-    "figure.constrained_layout.use": True,
-    "savefig.dpi": 150,
-}
+SCORES, POLICY = CHOSEN, REJECTED
 
 
 def draw_matching(panels: Mapping[str, MatchingDivergence], file: Path) -> Path:
@@ -36,7 +27,7 @@ def draw_matching(panels: Mapping[str, MatchingDivergence], file: Path) -> Path:
         file: where the figure goes; its folder is made.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with rc_context(_LOOK):  # type: ignore[arg-type]
+    with rc_context(STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(3.2 * max(1, len(panels)), 5.6))
         axes = figure.subplots(2, len(panels), squeeze=False, sharex=True, sharey="row")
         for column, (name, metric) in enumerate(panels.items()):
@@ -61,7 +52,7 @@ def draw_reliability(reliability: Reliability, error: float, file: Path) -> Path
         file: where the figure goes; its folder is made.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with rc_context(_LOOK):  # type: ignore[arg-type]
+    with rc_context(STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(4.2, 4.2))
         axes = figure.subplots()
         _diagonal(axes, 0.5)

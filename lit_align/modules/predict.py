@@ -6,10 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
+from lit_align.metrics.pair_values import SIDES
 from lit_align.objectives.base import Objective
 from lit_align.types import PairBatch, PairLogProbs
-
-SIDES = ("chosen", "rejected")
 
 
 def pair_records(logps: PairLogProbs, batch: PairBatch, objective: Objective) -> list[dict[str, Any]]:

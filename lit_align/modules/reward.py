@@ -12,6 +12,7 @@ from torch.optim import AdamW
 from typing_extensions import override
 
 from lit_align.metrics.figures import draw_reliability
+from lit_align.metrics.pair_values import SIDES
 from lit_align.metrics.reward import RewardMetrics
 from lit_align.models import ForwardPass, Loading, LoRA
 from lit_align.models.export import Form, end_scores, save_score_model
@@ -26,8 +27,6 @@ from lit_align.modules.setup_checks import check_fit, check_reward_data
 from lit_align.modules.step_totals import run_data
 from lit_align.online.bradley_terry import BradleyTerry
 from lit_align.types import Outcome, PairBatch, PairScores
-
-SIDES = ("chosen", "rejected")
 
 
 class LitReward(LitBase):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lit_align.objectives.anchor import Anchor, MismatchedMean, NoAnchor, RunningMean
 from lit_align.objectives.averaging import Averaging, DownSampled, LengthPower, Mean, SharedLength, Sum
 from lit_align.objectives.base import Needs, Objective
 from lit_align.objectives.batch_level import RankedMargins, RankedResponses
@@ -42,7 +41,7 @@ from lit_align.objectives.refinement import (
     TargetMargin,
 )
 from lit_align.objectives.regularizer import KL, ConditionalMatching, Entropy, Regularizer
-from lit_align.objectives.response import ResponseObjective
+from lit_align.objectives.response import Anchor, MismatchedMean, NoAnchor, ResponseObjective, RunningMean
 
 if not TYPE_CHECKING:  # type checkers see the imports; to them a derived list would hide every name
     __all__ = sorted(

@@ -16,7 +16,7 @@ from typing_extensions import override
 from lit_align.objectives.base import NO_NEEDS, Needs, Part
 from lit_align.objectives.papers import PREFERENCE_MATCHING, Paper
 
-TokenValues: TypeAlias = Float[Tensor, "*batch token"]
+TokenLogps: TypeAlias = Float[Tensor, "*batch token"]
 """A value per token, of pairs or of rollouts."""
 
 
@@ -45,7 +45,7 @@ class Regularizer(Part, ABC):
         return False
 
     @abstractmethod
-    def __call__(self, policy: TokenValues, reference: TokenValues | None) -> TokenValues:
+    def __call__(self, policy: TokenLogps, reference: TokenLogps | None) -> TokenLogps:
         """Return the penalty of each token.
 
         Args:
@@ -70,7 +70,7 @@ class KL(Regularizer):
     matches_preferences: ClassVar[bool] = False
 
     @override
-    def __call__(self, policy: TokenValues, reference: TokenValues | None) -> TokenValues:
+    def __call__(self, policy: TokenLogps, reference: TokenLogps | None) -> TokenLogps:
         return policy - _present(self, reference)
 
 
@@ -92,7 +92,7 @@ class Entropy(Regularizer):
     uses_whole_support: ClassVar[bool] = True
 
     @override
-    def __call__(self, policy: TokenValues, reference: TokenValues | None) -> TokenValues:
+    def __call__(self, policy: TokenLogps, reference: TokenLogps | None) -> TokenLogps:
         return policy
 
 
@@ -121,13 +121,13 @@ class ConditionalMatching(Regularizer):
     ranges: ClassVar[Mapping[str, str]] = {"alpha": "(0, 1)"}
 
     @override
-    def __call__(self, policy: TokenValues, reference: TokenValues | None) -> TokenValues:
+    def __call__(self, policy: TokenLogps, reference: TokenLogps | None) -> TokenLogps:
         known = _present(self, reference)
         supported = known.float() > math.log(self.alpha)
         return policy - torch.where(supported, 0.0, known)
 
 
-def _present(part: Regularizer, reference: TokenValues | None) -> TokenValues:
+def _present(part: Regularizer, reference: TokenLogps | None) -> TokenLogps:
     if reference is None:
         name = type(part).__name__
         raise ValueError(f"{name} compares each token with the reference, but the log-probabilities hold no reference")

@@ -24,7 +24,7 @@ from lit_align.modules import Module
 from lit_align.plan.estimate import Estimate, estimate
 from lit_align.plan.memory import Parallelism
 from lit_align.plan.suggestions import Case, suggestions
-from lit_align.plan.workload import plan_batch, planned_steps
+from lit_align.plan.workload import count_steps, plan_batch
 from lit_align.types import PairBatch
 
 RESERVED = 0.06
@@ -123,7 +123,7 @@ class Planner(cli.Cli):
         if memory:
             _print_fit(console, Case(module, batch, parallelism), plan, memory)
         if peak:
-            steps = planned_steps(module, data, config.trainer, parallelism)
+            steps = count_steps(module, data, config.trainer, parallelism)
             _print_time(console, module, plan, peak, options.utilization, steps)
 
 

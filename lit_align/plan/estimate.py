@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+from typing_extensions import override
 
 from lit_align.models import Precomputed
 from lit_align.models.generation import RowSampling
@@ -24,9 +25,9 @@ from lit_align.modules import LitOnline, LitPreference, LitReward, Module
 from lit_align.modules.grad_cache import even_ends
 from lit_align.plan.dry_run import DryRun, fake_mode, fake_weights, optimizer_memory
 from lit_align.plan.memory import Memory, Parallelism, Phase, TrainingState, sum_bytes, trained_models
-from lit_align.types import PairBatch
+from lit_align.types import PairBatch, PairTokens
 
-Result = TypeVar("Result")
+Measured = TypeVar("Measured")
 
 
 @dataclass(frozen=True)
@@ -124,18 +125,26 @@ def _pair_step(
 def _precompute(
     module: LitPreference, chunk: PairBatch, dry_run: DryRun, state: TrainingState, models: Sequence[nn.Module]
 ) -> Memory:
-    """Return the memory while a reference computes what it stores; afterwards it reads zeros from its store."""
+    """Return the memory while a reference computes what it stores; afterwards it is a `_Stored` one."""
     assert module.reference is not None
     everything = DryRun(dry_run.mode, [*dry_run.models, *models], dry_run.parallelism)
     with module.reference.active() as model:
         read = partial(module.readers.read, model, chunk)
         peak, _ = _in_first_layout(module, [*dry_run.models[1:], model], partial(everything.read, read))
-    vars(module.reference)["log_probs"] = lambda batch: torch.zeros(packed_mask(batch).shape)
+    module.reference = _Stored()
     weights = sum(sum_bytes(model.parameters()) for model in models)
     return Memory(state.resident.parameters, frozen=weights, working=peak, communication=state.gathered_layers)
 
 
-def _in_first_layout(module: Module, others: Sequence[nn.Module], run: Callable[[], Result]) -> Result:
+class _Stored(Precomputed):
+    """A reference whose values are all on disk, and zeros."""
+
+    @override
+    def log_probs(self, batch: PairBatch) -> PairTokens:
+        return torch.zeros(packed_mask(batch).shape)
+
+
+def _in_first_layout(module: Module, others: Sequence[nn.Module], run: Callable[[], Measured]) -> Measured:
     """Run in the first layout that the models can be read in, as a training run chooses it with real weights."""
     chosen = module.readers.how.layout
     for layout in LADDER if chosen == "auto" else (chosen,):

@@ -126,7 +126,7 @@ def rollout_batch(batch: PairBatch, responses: int, tokens: int) -> PairBatch:
     )
 
 
-def planned_steps(module: Module, data: PreferenceData, trainer: Any, parallelism: Parallelism) -> int | None:
+def count_steps(module: Module, data: PreferenceData, trainer: Any, parallelism: Parallelism) -> int | None:
     """Return the optimizer steps of the run; None where they cannot be known.
 
     Args:

@@ -8,9 +8,9 @@ tiny policy fine-tuned on demonstrations; ``tools/testbed`` reproduces them from
 from importlib.resources import files
 from pathlib import Path
 
-__all__ = ["NAMES", "path", "resolve"]
+__all__ = ["PARTS", "path", "resolve"]
 
-NAMES = {
+PARTS = {
     "policy": "policy",
     "train": "train.jsonl",
     "validation": "validation.jsonl",
@@ -44,6 +44,6 @@ def resolve(name: str) -> Path | None:
     if not name.startswith(_PREFIX):
         return None
     key = name.removeprefix(_PREFIX)
-    if key not in NAMES:
-        raise ValueError(f"the testbed has no {key!r}; it has {', '.join(_PREFIX + known for known in NAMES)}")
-    return path(NAMES[key])
+    if key not in PARTS:
+        raise ValueError(f"the testbed has no {key!r}; it has {', '.join(_PREFIX + known for known in PARTS)}")
+    return path(PARTS[key])

@@ -1,3 +1,5 @@
+"""Anchors against numbers by hand, and objectives that judge each response by itself."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -10,8 +12,10 @@ from lit_align.objectives import (
     Entropy,
     ForwardKL,
     Mean,
+    MismatchedMean,
     NoiseContrast,
     ResponseObjective,
+    RunningMean,
     SharedLength,
     apo_down,
     apo_zero,
@@ -25,6 +29,76 @@ from lit_align.objectives.examples import worked_pair
 from lit_align.types import PairLogProbs
 
 from ..laws.cases import gradient, random_pairs, with_gradient
+
+
+def mismatched(policy: list[list[float]], present: list[list[bool]] | None = None) -> PairLogProbs:
+    """One token a side, with a reference of 0: the log-ratios are what is given."""
+    values = torch.tensor(policy)[..., None]
+    mask = torch.tensor(present)[..., None] if present else torch.ones_like(values, dtype=torch.bool)
+    return PairLogProbs(policy=values, reference=torch.zeros_like(values), mask=mask)
+
+
+def anchored(other: PairLogProbs) -> list[float]:
+    logps = replace(random_pairs(pairs=len(other.policy)), mismatched=other)
+    return MismatchedMean()(logps, bco().log_ratio).tolist()
+
+
+def test_the_mismatched_mean_is_over_the_present_sides_of_all_pairs() -> None:
+    assert anchored(mismatched([[3.0, -1.0], [4.0, 2.0]])) == pytest.approx([2.0, 2.0])
+    present = [[True, False], [True, False]]
+    assert anchored(mismatched([[3.0, -1.0], [4.0, 2.0]], present)) == pytest.approx([3.5, 3.5])
+
+
+def test_the_mean_is_clamped_and_not_each_part_of_it() -> None:
+    assert anchored(mismatched([[3.0, -9.0], [4.0, 2.0]])) == [0.0, 0.0]
+    assert anchored(mismatched([[3.0, -1.0]], [[False, False]])) == [0.0]
+
+
+def test_no_gradient_passes_the_anchor() -> None:
+    logps = with_gradient(random_pairs())
+    assert logps.mismatched is not None
+    other = with_gradient(logps.mismatched)
+    loss = kto()(replace(logps, mismatched=other)).loss
+    assert (gradient(loss, other.policy) == 0).all()
+
+
+def test_kto_by_hand() -> None:
+    """r is 5 and -2, z is (4 + 2) / 2 = 3: 1.5 σ(-0.1 (5 - 3)) + 0.5 σ(0.1 (-2 - 3))."""
+    logps = replace(worked_pair(), mismatched=mismatched([[4.0, 2.0]]))
+    outcome = kto(0.1, chosen_weight=1.5, rejected_weight=0.5)(logps)
+    assert outcome.loss.item() == pytest.approx(1.5 * 0.4501660 + 0.5 * 0.3775407, abs=1e-6)
+    torch.testing.assert_close(outcome.rewards, torch.tensor([[0.5, -0.2]]))
+
+
+def test_the_reference_point_is_that_of_the_whole_step() -> None:
+    """Micro-batches by themselves would clamp and average apart: (2, 0) instead of 0.5 for both."""
+    other = mismatched([[3.0, 1.0], [-1.0, -1.0]])
+    assert anchored(other) == pytest.approx([0.5, 0.5])
+    assert anchored(mismatched([[3.0, 1.0]])) + anchored(mismatched([[-1.0, -1.0]])) == [2.0, 0.0]
+
+
+def test_bco_starts_without_a_shift() -> None:
+    assert torch.equal(bco()(random_pairs()).loss, bco_unshifted()(random_pairs()).loss)
+
+
+def test_bco_over_three_steps() -> None:
+    """The mean of the steps' means so far, each step counting once: 0, then 1.5, then (1.5 + 4.5) / 2 = 3."""
+    objective = bco(0.1)
+    state = {name: torch.tensor(value, dtype=torch.float64) for name, value in objective.initial_state.items()}
+    first = objective(replace(worked_pair(), state=state))
+    assert first.loss.item() == pytest.approx(1.0722159, abs=1e-6)  # -log σ(0.5) - log σ(0.2)
+    assert first.observed["anchor"].item() == pytest.approx(1.5)
+    state = objective.advance_state(state, {"anchor": first.observed["anchor"].double().mean()})
+    second = objective(replace(worked_pair(), state=state))
+    assert second.loss.item() == pytest.approx(2 * 0.5333822, abs=1e-6)  # -2 log σ(0.35)
+    state = objective.advance_state(state, {"anchor": torch.tensor(4.5, dtype=torch.float64)})
+    assert (state["anchor"].item(), state["steps"].item()) == pytest.approx((3.0, 2.0))
+
+
+def test_a_row_of_one_side_is_observed_by_that_side() -> None:
+    scores = torch.tensor([[4.0, -2.0], [4.0, 0.0], [0.0, 0.0]])
+    present = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
+    assert RunningMean().observed(scores, present)["anchor"].tolist() == [1.0, 4.0, 0.0]
 
 
 def test_the_outcome_of_the_worked_pair() -> None:

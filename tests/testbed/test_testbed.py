@@ -5,7 +5,7 @@ import pytest
 from lit_align import testbed
 
 
-@pytest.mark.parametrize("name", testbed.NAMES)
+@pytest.mark.parametrize("name", testbed.PARTS)
 def test_every_name_leads_to_something(name: str) -> None:
     found = testbed.resolve(f"testbed:{name}")
     assert found is not None

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-import lit_align
 from lit_align.data.prepared.read_split import SplitReader
 from lit_align.data.sources.base import Files, Saved, locate_source
 from lit_align.data.sources.hub import SAVED, SAVED_SPLITS
 from lit_align.data.sources.local import LocalFile
 from lit_align.data.text.tokenize import Tokenize
 from lit_align.errors import DataError
+from lit_align.files import code_digest
 
 LIBRARIES = ("transformers", "tokenizers", "jinja2", "pyarrow", "datasets")
 _LARGE = 16 * 2**20
@@ -59,7 +58,7 @@ def cache_key(reader: SplitReader, tokenize: Tokenize) -> str:
         "seed": reader.seed if weighted else None,
         "tokenizer": tokenizer_content(tokenize.encoder.tokenizer),
         "tokenize": {name: repr(getattr(tokenize, name)) for name in ("truncation", "options")},
-        "code": _own_code(),
+        "code": code_digest(Path(__file__).parents[1]),
         "libraries": {name: version(name) for name in LIBRARIES},
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=True).encode()).hexdigest()[:40]
@@ -102,20 +101,3 @@ def _local_files(source: str) -> list[LocalFile]:
         paths += [path for name in (SAVED, SAVED_SPLITS) for path in sorted(place.folder.rglob(name))]
         return [LocalFile(path, str(path.relative_to(place.folder))) for path in paths]
     raise TypeError(f"{source} is not in local files")
-
-
-@cache
-def _own_code() -> str:
-    """Return the digest of the installed code that turns rows into pairs."""
-    return code_digest(Path(lit_align.__file__).parent / "data")
-
-
-def code_digest(package: Path) -> str:
-    """Return a digest of the Python sources of a package at any depth, and of ``types`` and ``errors`` beside it.
-
-    Args:
-        package: folder of the package.
-    """
-    paths = (*sorted(package.rglob("*.py")), package.parent / "types.py", package.parent / "errors.py")
-    parts = [f"{path.relative_to(package.parent)}".encode() + b"\0" + path.read_bytes() for path in paths]
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()

@@ -19,8 +19,7 @@ from lit_align.data.report.statistics import Distribution
 CHOSEN, REJECTED, GAP, GUIDE = "#0072b2", "#d55e00", "#5b5b5b", "#8c8c8c"
 """Colours of the palette of Okabe and Ito, which remain distinguishable with any colour vision."""
 
-_SHADES = ListedColormap(colormaps["Blues"](np.linspace(0.25, 1, 256)))
-_STYLE = {
+STYLE = {
     "font.size": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -29,6 +28,8 @@ _STYLE = {
     "figure.constrained_layout.use": True,
     "savefig.dpi": 150,
 }
+"""Settings of matplotlib for every figure of the package."""
+_SHADES = ListedColormap(colormaps["Blues"](np.linspace(0.25, 1, 256)))
 _SIZE = (7.2, 4.0)
 _MAX_POINTS = 1500
 _MARGIN = 0.3
@@ -46,7 +47,7 @@ def draw(folder: Path, reports: Mapping[str, LengthReport], gaps: Mapping[str, N
         The files, in the order in which they should be viewed.
     """
     figures: dict[str, Figure] = {}
-    with rc_context(_STYLE):  # type: ignore[arg-type]
+    with rc_context(STYLE):  # type: ignore[arg-type]
         for split, report in reports.items():
             if report.lengths.chosen.count or report.lengths.rejected.count:
                 figures[f"lengths_{split}"] = lengths_figure(split, report.lengths)

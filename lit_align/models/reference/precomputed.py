@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from lit_align.compat.transformers import attention_name
-from lit_align.files import at_home, user_cache
+from lit_align.files import at_home, code_digest, user_cache
 from lit_align.models.loading import Loading
 from lit_align.models.reference.base import AdapterOff, Read, Reference, SecondModel, check_loading
 from lit_align.models.reference.cache import ReferenceCache, sequence_keys
@@ -33,10 +35,11 @@ ROUGH_TOLERANCE = 0.25
 class Precomputed(Reference):
     """Log-probabilities that are computed once, before the first step, and read from disk from then on.
 
-    They are found by content: the reference's weights and configuration, the precision, and the ids of a sequence with
-    its scored tokens. Objective, batch size, order of the rows, learning rate or tokenizer settings that leave the ids
-    alone do not matter; whatever changes a value leads to another entry. Values are per token, so all averagings read
-    the same ones. Once all are on disk the reference's weights are released.
+    They are found by content: the reference's weights and configuration, the precision, the code that computes them
+    (this package's models, PyTorch, transformers, PEFT), and the ids of a sequence with its scored tokens. Objective,
+    batch size, order of the rows, learning rate or tokenizer settings that leave the ids alone do not matter; whatever
+    changes a value leads to another entry. Values are per token, so all averagings read the same ones. Once all are on
+    disk the reference's weights are released.
 
     It pays from the second epoch or run on, or by the memory of a second model.
 
@@ -259,7 +262,8 @@ def model_identity(model: nn.Module) -> Mapping[str, Any]:
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     config = {key: value for key, value in base.config.to_dict().items() if key not in _NOT_IN_VALUES}
     return {
-        "version": 1,
+        "code": code_digest(Path(__file__).parents[1]),
+        "libraries": {name: version(name) for name in ("torch", "transformers", "peft")},
         "class": type(base).__name__,
         "config": config,
         "attention": attention_name(base),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from lit_align.objectives.anchor import RunningMean
 from lit_align.objectives.pointwise import AnchoredApart, AnchoredDown, BinaryLogistic, NoiseContrast, SquareTargets
 from lit_align.objectives.presets.registry import Group, preset
-from lit_align.objectives.response import ResponseObjective
+from lit_align.objectives.response import ResponseObjective, RunningMean
 
 
 @preset(Group.RESPONSE, "chosen responses lose likelihood under DPO and shall gain it")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from lit_align.objectives.anchor import MismatchedMean
 from lit_align.objectives.batch_level import RankedMargins, RankedResponses
 from lit_align.objectives.combine import OnPolicy, Reweighted
 from lit_align.objectives.contrast import Logistic
 from lit_align.objectives.pointwise import AnchoredApart
 from lit_align.objectives.presets.margins import dpo
 from lit_align.objectives.presets.registry import Group, preset
-from lit_align.objectives.response import ResponseObjective
+from lit_align.objectives.response import MismatchedMean, ResponseObjective
 
 
 @preset(Group.RESPONSE, "good and bad responses without pairs, or many more of one kind")

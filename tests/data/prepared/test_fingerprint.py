@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +8,9 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-import lit_align
 from lit_align.data.formats.rankings import BestVersusRest, RandomPair, Ranking
 from lit_align.data.formats.registry import formats
-from lit_align.data.prepared.fingerprint import cache_key, code_digest, is_large, is_local, tokenizer_content
+from lit_align.data.prepared.fingerprint import cache_key, is_large, is_local, tokenizer_content
 from lit_align.data.prepared.mixture import Source
 from lit_align.data.prepared.read_split import Holdout, SplitReader
 from lit_align.data.text.render import RenderOptions
@@ -24,7 +22,6 @@ from tests.data.conftest import CHATML, Write
 from tests.data.examples import pair_row
 
 Settings = tuple[SplitReader, Tokenize]
-SOURCES = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 
 @pytest.fixture
@@ -169,30 +166,7 @@ def test_a_file_that_cannot_be_read_is_named(given: Settings, monkeypatch: pytes
         cache_key(*given)
 
 
-class TestCode:
-    """The cache key covers the sources of the package, at any depth."""
-
-    @pytest.fixture
-    def package(self, tmp_path: Path) -> Path:
-        return Path(shutil.copytree(Path(lit_align.__file__).parent, tmp_path / "lit_align", ignore=SOURCES)) / "data"
-
-    def test_a_copy_has_the_same_digest(self, package: Path) -> None:
-        assert code_digest(package) == code_digest(Path(lit_align.__file__).parent / "data")
-
-    @pytest.mark.parametrize("name", ["datamodule.py", "text/render.py", "prepared/deep/er/new.py", "../types.py"])
-    def test_a_changed_file_changes_the_digest(self, package: Path, name: str) -> None:
-        before = code_digest(package)
-        (package / name).parent.mkdir(parents=True, exist_ok=True)
-        with (package / name).open("a", encoding="utf-8") as file:
-            file.write("# changed\n")
-        assert code_digest(package) != before
-
-    def test_a_renamed_nested_file_changes_the_digest(self, package: Path) -> None:
-        before = code_digest(package)
-        (package / "text" / "render.py").rename(package / "text" / "other.py")
-        assert code_digest(package) != before
-
-    def test_a_file_that_is_no_source_does_not(self, package: Path) -> None:
-        before = code_digest(package)
-        (package / "text" / "notes.txt").write_text("", "utf-8")
-        assert code_digest(package) == before
+def test_the_key_covers_the_code_that_prepares_pairs(given: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = cache_key(*given)
+    monkeypatch.setattr("lit_align.data.prepared.fingerprint.code_digest", lambda package: f"changed {package.name}")
+    assert cache_key(*given) != before

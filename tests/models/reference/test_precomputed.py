@@ -153,6 +153,14 @@ class TestIdentity:
             with pytest.raises(RuntimeError, match="'autocast': 'none'.*not in .*'autocast': 'bfloat16'"):
                 reference.log_probs(batch)
 
+    @pytest.mark.parametrize("name", ["code_digest", "version"])
+    def test_other_code_or_libraries_compute_values_again(
+        self, batch: PairBatch, folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        filled(folder, batch)
+        monkeypatch.setattr(f"lit_align.models.reference.precomputed.{name}", lambda part: f"another {part}")
+        assert attached(folder).missing(batch).all()
+
     @pytest.mark.fault("D20b")
     def test_what_does_not_enter_finds_the_same(self, batch: PairBatch, folder: Path) -> None:
         filled(folder, batch)
