@@ -98,6 +98,7 @@ def _report_data(trainer: Trainer, data: PreferenceData) -> None:
     report: dict[str, Any] = {split: lengths.as_dict() for split, lengths in data.lengths.items()}
     report["batches"] = data.padding.as_dict()
     report["chat_template"] = data.template_hash
+    report["template_date"] = data.told_date
     (root / "data.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):

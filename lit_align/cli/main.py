@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +36,7 @@ from lit_align.cli.run_setup import (
     check_optimizer,
     idle_trainer,
     move_aside,
+    stored_date,
     warn_of_unused_checkpoints,
 )
 from lit_align.cli.settings import DEBUG, check_settings
@@ -142,6 +144,10 @@ class Cli(LightningCLI):
             config.data.revision = config.data.revision or config.model.loading.revision
         if config.data.seed is None:
             config.data.seed = int(config.seed_everything)
+        if config.data.template_date is None:
+            resumes = self.subcommand != "fit" or config.ckpt_path
+            stored = stored_date(Path(config.run), config.ckpt_path) if resumes else None
+            config.data.template_date = stored or str(date.today())
         if config.trainer.max_epochs is None and config.trainer.max_steps == -1:
             config.trainer.max_epochs = 1
         if config.extend and read_extensions(self.arguments) != config.extend.split(","):

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
 from torch.optim import Optimizer
@@ -62,6 +63,23 @@ def move_aside(folder: Path) -> None:
     target.mkdir(parents=True)
     for path in old:
         shutil.move(path, target / path.name)
+
+
+def stored_date(folder: Path, ckpt_path: str | None) -> str | None:
+    """Return ``data.template_date`` of the run of a checkpoint, from its ``config.yaml``; None if it is not known.
+
+    Args:
+        folder: folder of the run.
+        ckpt_path: the checkpoint; ``last`` and None for one in the run's own folder.
+    """
+    if ckpt_path not in (None, "last"):
+        folder = Path(str(ckpt_path)).absolute().parent.parent
+    try:
+        stored: Any = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+        day = stored["data"]["template_date"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return None
+    return None if day is None else str(day)
 
 
 @rank_zero_only

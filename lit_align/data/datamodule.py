@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import date
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 from typing_extensions import override
@@ -31,7 +32,7 @@ from lit_align.data.text.render import QUALITY_PROMPT, RenderOptions
 from lit_align.data.text.responses import ScoreEnd
 from lit_align.data.text.template_losses import OnTemplateLoss
 from lit_align.data.text.tokenize import Tokenize
-from lit_align.data.text.tokenizer import Encoder, load_tokenizer
+from lit_align.data.text.tokenizer import Encoder, load_tokenizer, read_date
 from lit_align.data.text.truncate import PromptSide, TruncationName, make_truncation
 from lit_align.errors import DataError, check_range
 from lit_align.types import PairBatch, PreferencePair
@@ -65,6 +66,8 @@ class PreferenceData(LightningDataModule):
             that ``truncation`` drops count.
         holdout: share of the training prompts, or number of pairs, to validate on, instead of ``validation``.
         chat_template: file with a chat template (Jinja) that replaces the tokenizer's own.
+        template_date: date (2024-07-26) that a chat template which asks for it is told; None for today, and on the
+            command line for the day on which the run first started.
         on_template_loss: stop if the chat template leaves out a message or its content, or only warn. Other keys and
             tools that it leaves out are warned of with either.
         score: of a response with several turns, score the assistant's ``last_turn`` only, or ``all_turns`` of the
@@ -115,6 +118,7 @@ class PreferenceData(LightningDataModule):
         limit: int | None = None,
         holdout: int | float | None = None,
         chat_template: str | None = None,
+        template_date: str | None = None,
         on_template_loss: OnTemplateLoss = "error",
         score: Score = "last_turn",
         score_end: ScoreEnd = "turn",
@@ -156,6 +160,7 @@ class PreferenceData(LightningDataModule):
         self.tokenizer_name = tokenizer
         self.revision = revision
         self.chat_template = chat_template
+        self.template_date = read_date(template_date) or date.today()
         self.num_workers = num_workers
         self.tokenize_workers = tokenize_workers
         self.cache = cache
@@ -204,6 +209,8 @@ class PreferenceData(LightningDataModule):
             raise ValueError("data.quality_prompt would have no effect: the objective does not compare with one")
         new = [split for split in STAGES[stage] if split in self.readers and split not in self.splits]
         self._prepare(new)
+        if new and self.told_date is not None:
+            rank_zero_info(f"the chat template asks for the date and is told {self.told_date} (data.template_date)")
         if new and self.share.rank == 0:
             show({split: self.lengths[split] for split in new})
 
@@ -233,7 +240,7 @@ class PreferenceData(LightningDataModule):
         Args:
             name: name of the split.
         """
-        tokenize = Tokenize(Encoder(self.tokenizer), self.truncation, self.render_options)
+        tokenize = Tokenize(Encoder(self.tokenizer, self.template_date), self.truncation, self.render_options)
         reader = self.readers[name]
         shows_progress = self.trainer is None or self.trainer.progress_bar_callback is not None
         watch = with_progress if shows_progress else without_progress
@@ -267,6 +274,11 @@ class PreferenceData(LightningDataModule):
     def template_hash(self) -> str | None:
         """SHA-256 of the chat template; None if the tokenizer has none."""
         return Encoder(self.tokenizer).template_hash
+
+    @property
+    def told_date(self) -> str | None:
+        """The date that the chat template is told; None if it does not ask for it."""
+        return str(self.template_date) if Encoder(self.tokenizer).reads_clock else None
 
     # ── batches ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -430,6 +442,7 @@ class PreferenceData(LightningDataModule):
         return {
             "fingerprint": self.splits["train"].fingerprint,
             "template": self.template_hash,
+            "date": self.told_date,
             "seed": self.seed,
             **self._training_batches().identity,
         }

@@ -285,6 +285,29 @@ class TestTruncationAndTemplates:
         files = (TEMPLATES / f"{name}.jinja" for name in ("chatml", "zephyr"))
         assert hashes == [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
 
+    def test_the_date_of_a_template_is_the_runs(self, make: Any, write: Write, tmp_path: Path) -> None:
+        """It is in the ids, in the state, and named if a checkpoint has another."""
+        chat = str(write([{"chosen": turns("a", "b"), "rejected": turns("a", "c")}], "chat.jsonl"))
+        template = tmp_path / "dated.jinja"
+        template.write_text(
+            "{{ strftime_now('%d %B %Y') }}" + (TEMPLATES / "chatml.jinja").read_text("utf-8"), "utf-8"
+        )
+        states = []
+        for day, told in (("2024-07-26", "26 July 2024"), ("2024-07-27", "27 July 2024")):
+            data = make(train=chat, chat_template=str(template), template_date=day)
+            data.setup("fit")
+            assert data.decode(data.splits["train"].store[0].prompt).startswith(told)
+            data.train_dataloader()
+            states.append(data.state_dict())
+        with pytest.raises(ValueError, match=r"data\.template_date\) was 2024-07-26 and is 2024-07-27"):
+            data.load_state_dict(states[0])
+        without = make(train=chat, chat_template=str(TEMPLATES / "chatml.jinja"), template_date="2024-07-26")
+        assert without.told_date is None
+
+    def test_what_is_no_date(self, make: Any) -> None:
+        with pytest.raises(ValueError, match=r"data\.template_date is '26 Jul'; expected a date such as 2024-07-26"):
+            make(template_date="26 Jul")
+
     def test_another_template_is_named_on_resume(self, make: Any, write: Write) -> None:
         chat = str(write([{"chosen": turns("a", "b"), "rejected": turns("a", "c")}], "chat.jsonl"))
         first, second = (make(train=chat, chat_template=str(TEMPLATES / f"{n}.jinja")) for n in ("chatml", "zephyr"))

@@ -27,6 +27,7 @@ NO_EFFECT_ON_RESULT = {
     "data.num_workers",
     "data.on_template_loss",
     "data.predict",
+    "data.template_date",
     "data.test",
     "data.tokenize_workers",
     "data.validation",

@@ -57,6 +57,7 @@ def cache_key(reader: SplitReader, tokenize: Tokenize) -> str:
         "limit": reader.limit,
         "seed": reader.seed if weighted else None,
         "tokenizer": tokenizer_content(tokenize.encoder.tokenizer),
+        "date": str(tokenize.encoder.date) if tokenize.encoder.reads_clock else None,
         "tokenize": {name: repr(getattr(tokenize, name)) for name in ("truncation", "options")},
         "code": code_digest(Path(__file__).parents[1]),
         "libraries": {name: version(name) for name in LIBRARIES},

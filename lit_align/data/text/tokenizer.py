@@ -84,6 +84,21 @@ def read_template(path: str) -> str:
     return text
 
 
+def read_date(text: str | None) -> date | None:
+    """Read ``data.template_date``.
+
+    Raises:
+        ValueError: the text is no date.
+
+    >>> read_date("2024-07-26")
+    datetime.date(2024, 7, 26)
+    """
+    try:
+        return None if text is None else date.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"data.template_date is {shown(text)}; expected a date such as 2024-07-26") from None
+
+
 class _Generation(Extension):
     """Accept the tag with which other trainers mark the assistant's turns; it produces no text."""
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,14 @@ HITS = {
     "which share is held where none is": reader(held_out=True),
     "what the tokenizer was told about padding": tokenizer(padded),
 }
+
+
+@pytest.mark.parametrize("reads_clock", [False, True])
+def test_the_date_enters_the_key_of_a_template_that_is_told_it(given: Settings, reads_clock: bool) -> None:
+    tokenizer = given[1].encoder.tokenizer
+    tokenizer.chat_template = "{{ strftime_now('%d') }}" * reads_clock + CHATML
+    keys = {cache_key(given[0], replace(given[1], encoder=Encoder(tokenizer, date(2024, 7, day)))) for day in (26, 27)}
+    assert len(keys) == 1 + reads_clock
 
 
 @pytest.mark.parametrize("change", MISSES.values(), ids=MISSES)
