@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from lit_align.callbacks.model_card import model_card
 from lit_align.data import PreferenceData
-from lit_align.models.export import Form, check_values, pooling_pad, read_back
+from lit_align.models.export import Form, add_stop_tokens, check_values, pooling_pad, read_back
 from lit_align.models.sharding import is_sharded
 from lit_align.modules import LitModule
 from lit_align.modules.probes import probe_sequences
@@ -90,6 +90,8 @@ def write_model(
 ) -> int:
     """Write a model and its tokenizer, and return the id of padding.
 
+    Tokens that end the responses of the data become end tokens of a policy's generation config, beside its own.
+
     Args:
         folder: to write to.
         module: whose model it is.
@@ -104,6 +106,8 @@ def write_model(
         pad = pad if module.trains_policy else pooling_pad(tokenizer)
         tokenizer.save_pretrained(folder)
     module.save_model(model, folder, weights, pad, form)
+    if isinstance(data, PreferenceData) and module.trains_policy:
+        add_stop_tokens(model, folder, data.response_ends)
     return pad
 
 

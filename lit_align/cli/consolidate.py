@@ -67,6 +67,7 @@ def consolidate(source: Path, target: Path, form: Form = "merged", extend: str |
         state = AtomicCheckpointIO().load_checkpoint(checkpoint)
         partial_folder = target.with_name(f".{target.name}.partial")
         partial_folder.mkdir(parents=True, exist_ok=True)
+        data.load_state_dict(state.get(type(data).__qualname__, {}))
         _write_model(partial_folder, module, state["state_dict"], data, form)
         if target.exists():
             target.rmdir()

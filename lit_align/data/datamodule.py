@@ -186,6 +186,7 @@ class PreferenceData(LightningDataModule):
         self._tokenizer: PreTrainedTokenizerFast | None = None
         self._loader: ResumableLoader | None = None
         self._position: dict[str, Any] | None = None
+        self._saved_ends: frozenset[int] = frozenset()
 
     # ── set-up ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -399,8 +400,14 @@ class PreferenceData(LightningDataModule):
     @property
     def stop_tokens(self) -> frozenset[int]:
         """Ids that end a response: EOS and, for data in a chat template, the template's end of turn."""
-        stop_tokens = {token for split in self.splits.values() for token in split.stop_tokens}
-        return frozenset(stop_tokens | {int(self.tokenizer.eos_token_id)})
+        return self.response_ends | {int(self.tokenizer.eos_token_id)}
+
+    @property
+    def response_ends(self) -> frozenset[int]:
+        """Ids that end the responses of the data; without data, those of the checkpoint that was loaded."""
+        if not self.splits:
+            return self._saved_ends
+        return frozenset(token for split in self.splits.values() for token in split.stop_tokens)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Convert ids to text, keeping control tokens and blanks."""
@@ -422,7 +429,8 @@ class PreferenceData(LightningDataModule):
         """Return the position in the training data, and the identity of that data."""
         if self._loader is None:
             return {}
-        return {"position": self._loader.state_dict(), **self._identity()}
+        ends = sorted(self.response_ends)
+        return {"position": self._loader.state_dict(), "response_ends": ends, **self._identity()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -431,6 +439,7 @@ class PreferenceData(LightningDataModule):
         Raises:
             ValueError: the position is in other data, or in the middle of an epoch of other batches.
         """
+        self._saved_ends = frozenset(state_dict.get("response_ends", ()))
         if not state_dict or "train" not in self.splits:
             return
         check_same_data(state_dict, self._identity(), inside_epoch=state_dict["position"]["done"] > 0)

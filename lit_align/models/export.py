@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from lit_align.models.generation import model_stop_tokens
 from lit_align.models.loading import Loading, locate
 from lit_align.models.score_model import ScoreModel
 
@@ -49,6 +50,23 @@ def save_causal_lm(model: nn.Module, folder: Path, weights: dict[str, Any], form
         merge(model).save_pretrained(str(folder))
     elif isinstance(model, PeftModel | PreTrainedModel):
         model.save_pretrained(str(folder), state_dict=weights)
+
+
+def add_stop_tokens(model: Any, folder: Path, stop_tokens: Iterable[int]) -> None:
+    """Add tokens to the end tokens of a written folder's generation config, at which ``generate`` stops.
+
+    Args:
+        model: the model that was written.
+        folder: where it was written.
+        stop_tokens: ids to add to its own.
+    """
+    own = model_stop_tokens(model)
+    ends = [*sorted(own), *sorted(set(stop_tokens) - own)]
+    if set(ends) == own:
+        return
+    config: Any = copy.deepcopy(model.generation_config)
+    config.eos_token_id = ends if len(ends) > 1 else ends[0]
+    config.save_pretrained(str(folder))
 
 
 def save_score_model(
