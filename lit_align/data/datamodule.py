@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
 from lit_align.data.batches.collate import Collate, Padding
@@ -183,7 +183,7 @@ class PreferenceData(LightningDataModule):
         self.splits: dict[str, Split] = {}
         self.lengths: dict[str, LengthReport] = {}
         self._datasets: dict[str, PairDataset] = {}
-        self._tokenizer: PreTrainedTokenizerFast | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
         self._loader: ResumableLoader | None = None
         self._position: dict[str, Any] | None = None
         self._saved_ends: frozenset[int] = frozenset()
@@ -263,7 +263,7 @@ class PreferenceData(LightningDataModule):
         return report
 
     @property
-    def tokenizer(self) -> PreTrainedTokenizerFast:
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, loaded on first use."""
         if self._tokenizer is None:
             if self.tokenizer_name is None:

@@ -17,7 +17,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     PretrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
+    PreTrainedTokenizerBase,
 )
 
 from lit_align.models.generation import model_stop_tokens
@@ -139,7 +139,7 @@ def _is_shared(layer: nn.Module, model: nn.Module) -> bool:
     return weight is not None and any(part is weight for other in others for part in other._parameters.values())
 
 
-def pooling_pad(tokenizer: PreTrainedTokenizerFast) -> int:
+def pooling_pad(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return an id that only padding has, and make it the tokenizer's padding token.
 
     It is the tokenizer's own padding token unless that one has another role too, or is part of the chat template; else
@@ -161,7 +161,7 @@ def pooling_pad(tokenizer: PreTrainedTokenizerFast) -> int:
     return int(tokenizer.get_vocab()[free])
 
 
-def _only_pads(tokenizer: PreTrainedTokenizerFast, token: str) -> bool:
+def _only_pads(tokenizer: PreTrainedTokenizerBase, token: str) -> bool:
     roles = {role: value for role, value in tokenizer.special_tokens_map.items() if role != "pad_token"}
     return token not in map(str, roles.values()) and token not in str(tokenizer.chat_template or "")
 

@@ -6,9 +6,10 @@ import hashlib
 import json
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from lit_align.data.prepared.read_split import SplitReader
 from lit_align.data.sources.base import Files, Saved, locate_source
@@ -65,19 +66,29 @@ def cache_key(reader: SplitReader, tokenize: Tokenize) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=True).encode()).hexdigest()[:40]
 
 
-def tokenizer_content(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+def tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Return what token ids depend on: vocabulary, rules, special tokens, and the chat template.
 
     Args:
         tokenizer: the tokenizer; its last padding and truncation settings are left out.
     """
-    rules = json.loads(tokenizer.backend_tokenizer.to_str())
     return {
-        "rules": {name: rule for name, rule in rules.items() if name not in ("truncation", "padding")},
+        "rules": _rules(tokenizer),
         "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         "control": sorted(map(str, tokenizer.all_special_tokens)),
         "template": tokenizer.chat_template,
     }
+
+
+def _rules(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Return the rules of a fast tokenizer, or for one in Python its class and a digest of each of its files."""
+    if tokenizer.is_fast:
+        rules = json.loads(tokenizer.backend_tokenizer.to_str())
+        return {name: rule for name, rule in rules.items() if name not in ("truncation", "padding")}
+    with TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(Path(folder).iterdir())}
+    return {"class": type(tokenizer).__qualname__, "files": files}
 
 
 def _file_digests(source: str) -> list[tuple[str, str]]:

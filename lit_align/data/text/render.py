@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from lit_align.data.formats.conversations import Score
@@ -68,9 +68,14 @@ class RenderedPrompt:
     after: Pieces
 
     @property
-    def parts(self) -> tuple[Pieces, Pieces, Pieces]:
-        """Before, quality, after."""
-        return self.before, self.quality, self.after
+    def text(self) -> Pieces:
+        """All of it."""
+        return (*self.before, *self.quality, *self.after)
+
+    def without(self, closing: Pieces) -> Pieces:
+        """Return the prompt without its end; all of it if it ends otherwise."""
+        end = "".join(piece.text for piece in closing)
+        return (*self.text[:-1], *(replace(last, text=last.text.removesuffix(end)) for last in self.text[-1:]))
 
 
 @dataclass(frozen=True)

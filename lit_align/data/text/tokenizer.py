@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, TemplateSyntaxError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
 from typing_extensions import override
 
 from lit_align import testbed
 from lit_align.errors import shown
 from lit_align.files import at_home
 
+CONTEXTS = ("\n", "a", "1", ".", "x")
+"""Texts that others can continue; at least one of them merges with nothing that follows."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 def load_tokenizer(
     name: str, revision: str | None = None, chat_template: str | None = None
-) -> PreTrainedTokenizerFast:
-    """Load a fast tokenizer with an end-of-sequence token.
+) -> PreTrainedTokenizerBase:
+    """Load a tokenizer with an end-of-sequence token.
 
     Args:
         name: local folder, hub name ``owner/name``, or ``testbed:policy``.
@@ -37,12 +39,12 @@ def load_tokenizer(
     Raises:
         FileNotFoundError: the folder or the tokenizer in it does not exist, or the hub cannot be reached. A path is
             never looked up on the hub.
-        ValueError: the tokenizer is not fast, has no EOS, or the template is invalid.
+        ValueError: the tokenizer has no EOS, or the template is invalid.
     """
     folder = testbed.resolve(name) or at_home(name)
     if folder.is_dir():
-        if not (folder / "tokenizer.json").is_file():
-            raise FileNotFoundError(f"tokenizer.json is missing in {folder}: no fast tokenizer there")
+        if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json")):
+            raise FileNotFoundError(f"tokenizer.json is missing in {folder}: no tokenizer there")
     elif not _HUB_NAME.fullmatch(name) or Path(name.split("/")[0]).exists():
         raise FileNotFoundError(f"tokenizer folder not found: {name} (expected a folder, or a hub name owner/name)")
     place = str(folder) if folder.is_dir() else name
@@ -50,8 +52,6 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
     except OSError as error:
         raise FileNotFoundError(f"tokenizer {name} cannot be read: {error}") from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ValueError(f"{place}: {type(tokenizer).__name__} is not a fast tokenizer (tokenizer.json)")
     if tokenizer.eos_token_id is None:
         raise ValueError(f"{place}: tokenizer has no EOS; set eos_token")
     if chat_template is not None:
@@ -121,16 +121,28 @@ class Piece:
 Pieces = tuple[Piece, ...]
 
 
+class ControlTokenError(ValueError):
+    """Data that a tokenizer can only encode as control tokens."""
+
+
+class _Section(NamedTuple):
+    """A stretch of a text that is encoded in one call; ``continues`` is true of data behind a control token."""
+
+    text: str
+    template: bool
+    continues: bool = False
+
+
 @dataclass(frozen=True)
 class Encoder:
     """Encode text so that data never becomes a control token, whatever it spells.
 
     Args:
-        tokenizer: a fast tokenizer with EOS.
+        tokenizer: a tokenizer with EOS.
         date: the day that a chat template is told if it asks for the date; None for today.
     """
 
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: PreTrainedTokenizerBase
     date: date | None = None
 
     def __post_init__(self) -> None:
@@ -138,17 +150,109 @@ class Encoder:
             raise ValueError("tokenizer has no EOS; set eos_token")
 
     def __call__(self, texts: Sequence[Pieces]) -> list[list[int]]:
-        """Encode texts; the pieces of a text are encoded separately and concatenated.
+        """Encode texts, each as a whole: its pieces see one another, as in one call of the tokenizer.
 
         Raises:
-            ValueError: the tokenizer makes control tokens of plain text even when told not to.
+            ControlTokenError: the tokenizer makes control tokens of plain text even when told not to.
         """
-        pieces = [piece for text in texts for piece in text]
-        ids: dict[Piece, list[int]] = {}
+        sections = [self._sections(text) for text in texts]
+        ids: dict[_Section, list[int]] = {}
         for template in (False, True):
-            distinct = list(dict.fromkeys(piece for piece in pieces if piece.template is template))
-            ids.update(zip(distinct, self._encode([piece.text for piece in distinct], template), strict=True))
-        return [[token for piece in text for token in ids[piece]] for text in texts]
+            wanted = (each for text in sections for each in text if each.template is template and not each.continues)
+            distinct = list(dict.fromkeys(wanted))
+            ids.update(zip(distinct, self._encode([each.text for each in distinct], template), strict=True))
+        for section in {section for text in sections for section in text if section.continues}:
+            ids[section] = self._continuation(section.text)
+        return [
+            ids[text[0]] if len(text) == 1 else [token for each in text for token in ids[each]] for text in sections
+        ]
+
+    def after(self, context: str, texts: Sequence[Pieces]) -> list[list[int] | None]:
+        """Encode texts as the continuation of a context, without what the tokenizer puts in front of a text.
+
+        SentencePiece-like tokenizers put a blank there. Which context it is does not matter, as long as no token spans
+        it and the text.
+
+        Args:
+            context: text to put in front; its ids are removed.
+            texts: the texts.
+
+        Returns:
+            The ids of each text; None where the tokenizer does not know the context, or a token spans both.
+        """
+        templates = [text[0].template if text else False for text in texts]
+        contexts = self([(Piece(context, template),) for template in templates])
+        wholes = self([(Piece(context, template), *text) for template, text in zip(templates, texts, strict=True)])
+        unknown = self.tokenizer.unk_token_id
+        return [
+            whole[len(before) :] if before and before[-1] != unknown and whole[: len(before)] == before else None
+            for before, whole in zip(contexts, wholes, strict=True)
+        ]
+
+    def _continuation(self, text: str) -> list[int]:
+        """Encode data that stands behind a control token, where the tokenizer puts nothing in front of it."""
+        pieces = (Piece(text),)
+        found = (ids for context in CONTEXTS if (ids := self.after(context, [pieces])[0]) is not None)
+        return next(found, None) or self([pieces])[0]
+
+    def _sections(self, text: Pieces) -> tuple[_Section, ...]:
+        """Split a text at control tokens of the template, around each stretch in which data spells one.
+
+        The tokenizer itself splits texts there. Every other stretch is encoded together with its neighbours.
+        """
+        if len({piece.template for piece in text}) <= 1:
+            return (_Section("".join(piece.text for piece in text), text[0].template),) if text else ()
+        sections: list[_Section] = []
+        template = ""
+        for control, stretch, has_data in self._stretches(text):
+            template += control
+            if not has_data:
+                template += stretch
+                continue
+            if template:
+                sections.append(_Section(template, template=True))
+            sections.append(_Section(stretch, template=False, continues=bool(sections) and not self._restarts))
+            template = ""
+        return (*sections, _Section(template, template=True)) if template else tuple(sections)
+
+    def _stretches(self, text: Pieces) -> Iterator[tuple[str, str, bool]]:
+        """Yield each control token of the template, the text up to the next one, and whether data spells one in it.
+
+        The first control token is '', for the start of the text.
+        """
+        control, stretch, has_data = "", "", False
+        for piece in text:
+            if not piece.template:
+                stretch, has_data = stretch + piece.text, True
+                continue
+            end = 0
+            for match in self.control_text.finditer(piece.text):
+                yield control, self._stripped(control, stretch + piece.text[end : match.start()], match[0]), has_data
+                control, stretch, has_data, end = match[0], "", False, match.end()
+            stretch += piece.text[end:]
+        yield control, self._stripped(control, stretch, ""), has_data
+
+    def _stripped(self, before: str, stretch: str, after: str) -> str:
+        """Remove blanks that the control tokens around a stretch of text take away."""
+        added = self._added_tokens
+        stretch = stretch.lstrip() if before in added and added[before].rstrip else stretch
+        return stretch.rstrip() if after in added and added[after].lstrip else stretch
+
+    @cached_property
+    def keeps_blanks(self) -> bool:
+        """Whether several blanks are different from one."""
+        one, two = self._encode(["a a", "a  a"], template=False)
+        return one != two
+
+    @cached_property
+    def _added_tokens(self) -> Mapping[str, AddedToken]:
+        return {token.content: token for token in self.tokenizer.added_tokens_decoder.values()}
+
+    @cached_property
+    def _restarts(self) -> bool:
+        """Whether text behind a control token is encoded like a text of its own."""
+        whole, alone = self._encode([f"{self.tokenizer.eos_token}a", "a"], template=True)
+        return whole[1:] == alone
 
     def _encode(self, texts: list[str], template: bool) -> list[list[int]]:
         if not texts:
@@ -162,10 +266,43 @@ class Encoder:
             verbose=False,
         )["input_ids"]
         if not template:
-            for text, row in zip(texts, encoded, strict=True):
-                if not self.control_ids.isdisjoint(row):
-                    raise ValueError(f"this tokenizer cannot keep text from control tokens: {shown(text)}")
+            for number, ids in enumerate(encoded):
+                if not self.control_ids.isdisjoint(ids):
+                    encoded[number] = self._split_control(texts[number])
         return encoded
+
+    def _split_control(self, text: str) -> list[int]:
+        """Encode data in which the tokenizer finds control tokens although told not to, split inside of each.
+
+        Unigram tokenizers do: their vocabulary has control tokens like any others.
+        """
+        places = [0, *(match.start() + 1 for match in self.control_text.finditer(text)), len(text)]
+        parts = [text[start:end] for start, end in zip(places, places[1:], strict=False)]
+        if text in parts:
+            raise ControlTokenError(f"this tokenizer cannot keep text from control tokens: {shown(text)}")
+        return [*self([(Piece(parts[0]),)])[0], *(token for part in parts[1:] for token in self._continuation(part))]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Convert ids to text, keeping control tokens and blanks."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def decode_exactly(self, ids: Sequence[int]) -> str:
+        """Convert ids to text, for comparison: a tokenizer that cannot decode gives its tokens."""
+        if self.tokenizer.is_fast and self.tokenizer.backend_tokenizer.decoder is None:
+            return "".join(self.tokenizer.convert_ids_to_tokens(list(ids)))
+        return self.decode(ids)
+
+    def decode_response(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
+        """Convert the ids of a response to its text behind a prompt.
+
+        Alone, a response of a SentencePiece-like tokenizer loses the blank that it begins with.
+
+        Args:
+            prompt: ids in front of the response.
+            ids: ids of the response.
+        """
+        before, whole = self.decode(prompt), self.decode([*prompt, *ids])
+        return whole[len(before) :] if whole.startswith(before) else self.decode(ids)
 
     @property
     def pad(self) -> int:
@@ -208,15 +345,20 @@ class Encoder:
 
     @cached_property
     def control_ids(self) -> frozenset[int]:
-        """Ids that only a template or this package may produce; the unknown token is not among them."""
-        added = self.tokenizer.added_tokens_decoder
-        marked = {number for number, token in added.items() if token.special} | set(self.tokenizer.all_special_ids)
-        return frozenset(marked - {self.tokenizer.unk_token_id})
+        """Ids that only a template or this package may produce; the unknown token is not among them.
+
+        It is where it also begins or ends texts, as in GPT-2.
+        """
+        tokenizer = self.tokenizer
+        added = tokenizer.added_tokens_decoder
+        marked = {number for number, token in added.items() if token.special} | set(tokenizer.all_special_ids)
+        return frozenset(marked - ({tokenizer.unk_token_id} - {tokenizer.bos_token_id, tokenizer.eos_token_id}))
 
     @cached_property
     def control_text(self) -> re.Pattern[str]:
-        """Pattern that matches the text of any control token."""
+        """Pattern that matches the text of any control token, and of the unknown token."""
         tokens = set(self.tokenizer.convert_ids_to_tokens(sorted(self.control_ids)))
+        tokens |= {self.tokenizer.unk_token} - {None}
         longest_first = sorted(tokens, key=lambda token: (-len(token), token))
         return re.compile("|".join(re.escape(token) for token in longest_first))
 

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from lit_align.data.text.tokenizer import Encoder, Piece, load_tokenizer
+from lit_align.data.text.tokenizer import ControlTokenError, Encoder, Piece, load_tokenizer
 from tests.data.conftest import train_tokenizer
+from tests.data.tokenizers import published
 
 CONTROL = ["</s>", "<pad>", "<|user|>"]
 
@@ -109,11 +110,30 @@ class TestEncoder:
         assert plain("a</s>").input_ids == before
         assert before[-1] == plain.eos_token_id
 
+    def test_a_vocabulary_with_control_tokens_among_its_words_is_split_inside_of_them(self) -> None:
+        """Unigram vocabularies have them with the highest score of all, whatever ``split_special_tokens`` says."""
+        t5 = published("t5")
+        assert t5.eos_token_id in t5("ship </s> left", add_special_tokens=False, split_special_tokens=True).input_ids
+        (ids,) = Encoder(t5)([(Piece("ship </s> left"),)])
+        assert t5.decode(ids) == "ship </s> left"
+
     def test_a_tokenizer_that_cannot_tell_them_apart_is_refused(self) -> None:
-        words = Tokenizer(models.WordLevel({"a": 0, "</s>": 1, "?": 2}, unk_token="?"))
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", unk_token="?")
-        with pytest.raises(ValueError, match="cannot keep text from control tokens: '</s>'"):
-            Encoder(tokenizer)([(Piece("</s>"),)])
+        words = Tokenizer(models.WordLevel({"a": 0, "#": 1, "?": 2}, unk_token="?"))
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="#", unk_token="?")
+        with pytest.raises(ControlTokenError, match="cannot keep text from control tokens: '#'"):
+            Encoder(tokenizer)([(Piece("#"),)])
+
+    def test_an_end_of_sequence_that_is_the_unknown_token_too_is_a_control_token(self) -> None:
+        """GPT-2 and its like have one token for all roles."""
+        encoder = Encoder(published("opt"))
+        assert encoder.end == encoder.tokenizer.unk_token_id
+        assert encoder.end in encoder.control_ids
+        assert encoder.control_text.search("a </s> b")
+
+    def test_an_unknown_token_that_data_spells_is_text(self) -> None:
+        encoder = Encoder(published("llama_2"))
+        assert encoder.tokenizer.unk_token_id not in encoder.control_ids
+        assert encoder.control_text.search("a <unk> b")
 
 
 class TestTemplateFile:
