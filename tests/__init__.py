@@ -1,4 +1,4 @@
-"""The tests, and the type checker that pytest puts under every function of the package."""
+"""The tests, and the type checker that pytest applies to functions of the package that work on tensors."""
 
 from collections.abc import Callable
 from typing import Any

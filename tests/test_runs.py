@@ -267,12 +267,12 @@ def test_a_token_budget_trains_every_pair_once_in_two_processes(rows: Path, tmp_
 
 
 @pytest.mark.representative
-def test_a_run_leaves_what_it_says(tmp_path: Path) -> None:
+def test_a_run_leaves_what_it_says(rows: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = (
-        *("fit", "--run", run, *BASE, *QUIET, "--model.objective", "sr_dpo", "--data.train", "testbed:train"),
-        *("--data.validation", "testbed:validation", "--trainer.max_steps", 4, "--trainer.val_check_interval", 2),
-        *("--trainer.limit_val_batches", 2, "--samples.count", 3, "--samples.score", "TestbedScore"),
+        *("fit", "--run", run, *BASE, *QUIET, "--model.objective", "sr_dpo", "--data.train", rows),
+        *("--data.batch_size", 2, "--data.validation", rows, "--trainer.max_steps", 4),
+        *("--trainer.val_check_interval", 2, "--samples.count", 3, "--samples.score", "TestbedScore"),
         *("--samples.sampling.max_new_tokens", 24),
     )
     ended = ok(lit_align(*command))
