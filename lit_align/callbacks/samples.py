@@ -140,10 +140,10 @@ class Samples(Callback):
             for start in range(0, len(self._prompts), self.batch_size):
                 part = self._prompts[start : start + self.batch_size]
                 ids = [prompt.ids for prompt in part]
-                for response in sample_responses(
-                    model, ids, stops, data.pad_token, replace(self.sampling, seed=self.sampling.seed + start)
-                ):
-                    responses.texts.append(data.decode(response.content))
+                sampling = replace(self.sampling, seed=self.sampling.seed + start)
+                sampled = sample_responses(model, ids, stops, data.pad_token, sampling)
+                for prompt, response in zip(ids, sampled, strict=True):
+                    responses.texts.append(data.decode_response(prompt, response.content))
                     responses.lengths.append(len(response.ids))
                     responses.ended.append(response.ended)
         if self.score is not None:

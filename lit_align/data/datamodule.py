@@ -28,7 +28,7 @@ from lit_align.data.prepared.row_counts import BadRows, OnBadRow
 from lit_align.data.prepared.workers import with_progress, without_progress
 from lit_align.data.report.lengths import LengthReport, split_report
 from lit_align.data.report.table import show, warnings
-from lit_align.data.text.render import QUALITY_PROMPT, RenderOptions
+from lit_align.data.text.render import QUALITY_PROMPT, QualityPosition, RenderOptions
 from lit_align.data.text.responses import ScoreEnd
 from lit_align.data.text.template_losses import OnTemplateLoss
 from lit_align.data.text.tokenize import Tokenize
@@ -89,6 +89,8 @@ class PreferenceData(LightningDataModule):
         on_bad_row: stop with the first rows that cannot be used, or drop them.
         max_dropped: largest share of a source's rows that may be dropped.
         quality_prompt: the text p that self-refinement puts in front of the query.
+        quality_prompt_position: where it stands in a prompt of several turns: at its ``start``, as in the paper, or
+            at the start of its ``last_turn``.
         prompted: build the batches under p ⊕ x as well.
         mismatched: build batches of each prompt with the responses of another row as well; a response that is too
             long for the prompt is cut at its end.
@@ -133,6 +135,7 @@ class PreferenceData(LightningDataModule):
         on_bad_row: OnBadRow = "error",
         max_dropped: float = 0.01,
         quality_prompt: str = QUALITY_PROMPT,
+        quality_prompt_position: QualityPosition = "start",
         prompted: bool = False,
         mismatched: bool = False,
         num_workers: int = 0,
@@ -151,7 +154,9 @@ class PreferenceData(LightningDataModule):
         self.limit = limit
         self.ranking = Ranking.from_settings(pairing, min_gap, self.seed)
         self.truncation = make_truncation(truncation, max_length, max_response_length, min_response, truncate_prompt)
-        self.render_options = RenderOptions(quality_prompt if prompted else None, score, score_end, on_template_loss)
+        self.render_options = RenderOptions(
+            quality_prompt if prompted else None, score, score_end, on_template_loss, quality_prompt_position
+        )
         self.quality_prompt = quality_prompt
         self.prompted = prompted
         self.mismatched = mismatched
@@ -206,8 +211,12 @@ class PreferenceData(LightningDataModule):
             raise ValueError(f"data.{required} is not set; expected a source of pairs for {stage_name}")
         if getattr(self.trainer, "overfit_batches", 0):
             raise ValueError("trainer.overfit_batches would replace the batches of the data; expected data.limit")
-        if self.quality_prompt != QUALITY_PROMPT and not self.prompted:
-            raise ValueError("data.quality_prompt would have no effect: the objective does not compare with one")
+        changed = {
+            "data.quality_prompt": self.quality_prompt != QUALITY_PROMPT,
+            "data.quality_prompt_position": self.render_options.quality_position != "start",
+        }
+        for key in (key for key, differs in changed.items() if differs and not self.prompted):
+            raise ValueError(f"{key} would have no effect: the objective does not compare with a quality prompt")
         new = [split for split in STAGES[stage] if split in self.readers and split not in self.splits]
         self._prepare(new)
         if new and self.told_date is not None:
@@ -411,7 +420,16 @@ class PreferenceData(LightningDataModule):
 
     def decode(self, ids: Sequence[int]) -> str:
         """Convert ids to text, keeping control tokens and blanks."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        return Encoder(self.tokenizer).decode(ids)
+
+    def decode_response(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
+        """Convert ids of a response to its text behind a prompt, with the blank that it begins with.
+
+        Args:
+            prompt: ids of the prompt.
+            ids: ids of the response.
+        """
+        return Encoder(self.tokenizer).decode_response(prompt, ids)
 
     def sample_prompts(self, count: int) -> list[SamplePrompt]:
         """Return evenly spaced prompts of the validation pairs, or of the training pairs if there are none.

@@ -240,7 +240,9 @@ class TestTruncationAndTemplates:
     def test_a_quality_prompt_that_nothing_compares_with_is_an_error(self, make: Any) -> None:
         with pytest.raises(ValueError, match=r"data\.quality_prompt would have no effect"):
             make(quality_prompt="Well:").setup("fit")
-        make(quality_prompt="Well:", prompted=True).setup("fit")
+        with pytest.raises(ValueError, match=r"data\.quality_prompt_position would have no effect"):
+            make(quality_prompt_position="last_turn").setup("fit")
+        make(quality_prompt="Well:", quality_prompt_position="last_turn", prompted=True).setup("fit")
 
     @pytest.mark.parametrize(
         ("settings", "keys"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Literal, TypeAlias, cast
 
 from lit_align.data.formats.conversations import Score
 from lit_align.data.formats.fields import Messages
@@ -40,6 +40,8 @@ QUALITY_PROMPT = (
     "where 100 is the maximum and 1 is the minimum. Query:"
 )
 """The text of arXiv:2405.21040."""
+QualityPosition: TypeAlias = Literal["start", "last_turn"]
+"""Where the quality prompt stands in a prompt of several turns."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class RenderOptions:
 
     Args:
         quality_prompt: text p that is inserted into prompted pairs; None to render no prompted pairs.
+        quality_position: where p stands: in front of the whole prompt, or of its last turn.
         score: which of the assistant's turns in a response are scored.
         score_end: what is scored behind the text of a response in a chat template.
         on_template_loss: refuse pairs of which the chat template leaves out a message, or only count them.
@@ -57,6 +60,7 @@ class RenderOptions:
     score: Score = "last_turn"
     score_end: ScoreEnd = "turn"
     on_template_loss: OnTemplateLoss = "error"
+    quality_position: QualityPosition = "start"
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,7 @@ def _render_text(pair: PreferencePair, encoder: Encoder, options: RenderOptions,
         prompt=RenderedPrompt((), (), (Piece(kept["prompt"]),)),
         chosen=_text_response(kept.get("chosen")),
         rejected=_text_response(kept.get("rejected")),
-        prompted=None if quality is None else _prompted_text(kept["prompt"], quality),
+        prompted=None if quality is None else _prompted_text(kept["prompt"], quality, options.quality_position),
         closing=(Piece(ASSISTANT),) if closing and kept["prompt"].endswith(ASSISTANT) else (),
         adds_start=True,
         notes=tuple(note for note, applies in notes.items() if applies),
@@ -154,27 +158,31 @@ def _text_response(text: str | None) -> RenderedResponse:
     return RenderedResponse() if text is None else RenderedResponse((Segment((Piece(text),)),), ended=False)
 
 
-def _prompted_text(prompt: str, quality: str) -> RenderedPrompt:
+def _prompted_text(prompt: str, quality: str, position: QualityPosition) -> RenderedPrompt:
     if not quality:
         return RenderedPrompt((), (), (Piece(prompt),))
-    before, after = split_for_quality_prompt(prompt)
+    before, after = split_for_quality_prompt(prompt, position)
     return RenderedPrompt((Piece(before),), (Piece(quality),), (Piece(after),))
 
 
-def split_for_quality_prompt(prompt: str) -> tuple[str, str]:
+def split_for_quality_prompt(prompt: str, position: QualityPosition) -> tuple[str, str]:
     r"""Split a text prompt where p is inserted: at its start or, in a dialogue, at the start of the last human turn.
 
     Args:
         prompt: the prompt without p.
+        position: where p stands in a dialogue.
 
-    >>> split_for_quality_prompt("2 + 2 =")
+    >>> split_for_quality_prompt("2 + 2 =", "start")
     ('', ' 2 + 2 =')
-    >>> split_for_quality_prompt("\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: 2 + 2?\n\nAssistant:")
+    >>> dialogue = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: 2 + 2?\n\nAssistant:"
+    >>> split_for_quality_prompt(dialogue, "start") == ("", dialogue)
+    True
+    >>> split_for_quality_prompt(dialogue, "last_turn")
     ('\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: ', ' 2 + 2?\n\nAssistant:')
     """
     before, mark, last = prompt.rpartition(HUMAN)
-    if not mark or not prompt.endswith(ASSISTANT):
-        return "", f" {prompt}"
+    if position == "start" or not mark or not prompt.endswith(ASSISTANT):
+        return "", prompt if prompt[:1].isspace() else f" {prompt}"
     return f"{before}{mark} ", f" {last.removeprefix(' ')}"
 
 
@@ -208,7 +216,7 @@ def _render_chat(pair: PreferencePair, encoder: Encoder, options: RenderOptions,
         prompt=RenderedPrompt((), (), template.pieces(opened)),
         chosen=chosen,
         rejected=rejected,
-        prompted=None if quality is None else _prompted_chat(template, prompt, quality),
+        prompted=None if quality is None else _prompted_chat(template, prompt, quality, options.quality_position),
         closing=template.pieces(template.closing(prompt)) if closing else (),
         adds_start=False,
         notes=tuple(note for note, applies in notes.items() if applies),
@@ -260,38 +268,42 @@ def _without_end(side: Messages, encoder: Encoder) -> Messages:
     return (*side[:-1], {**side[-1], "content": encoder.without_end(side[-1]["content"])})
 
 
-def _prompted_chat(template: ChatTemplate, messages: Messages, quality: str) -> RenderedPrompt:
-    """Render the opened conversation with the quality prompt in its last user turn."""
+def _prompted_chat(
+    template: ChatTemplate, messages: Messages, quality: str, position: QualityPosition
+) -> RenderedPrompt:
+    """Render the opened conversation with the quality prompt in one of its user turns."""
     if not quality:
         return RenderedPrompt((), (), template.pieces(template.render(messages, opens_response=True)))
     try:
-        prompted = insert_quality_prompt(messages, f"{template.edge}{quality}{template.edge}")
+        prompted = insert_quality_prompt(messages, f"{template.edge}{quality}{template.edge}", position)
     except ValueError as error:
         raise DataError(template.where, str(error)) from error
     parts = template.render(prompted, opens_response=True).split(template.edge)
     if len(parts) != 3:
+        turn = "first" if position == "start" else "last"
         times = len(parts) // 2
-        raise DataError(template.where, f"the chat template writes the last user turn {times} times; expected once")
+        raise DataError(template.where, f"the chat template writes the {turn} user turn {times} times; expected once")
     before, inner, after = map(template.pieces, parts)
     return RenderedPrompt(before, inner, after)
 
 
-def insert_quality_prompt(prompt: Messages, quality: str) -> Messages:
-    """Insert p at the start of the last user turn of a conversation.
+def insert_quality_prompt(prompt: Messages, quality: str, position: QualityPosition) -> Messages:
+    """Insert p at the start of the first or the last user turn of a conversation.
 
     Args:
         prompt: the messages before the response.
         quality: the text p.
+        position: ``start`` for the first user turn, ``last_turn`` for the last one.
 
     Raises:
         ValueError: the conversation has no user turn.
 
-    >>> insert_quality_prompt(({"role": "user", "content": "2 + 2?"},), "Answer well:")
+    >>> insert_quality_prompt(({"role": "user", "content": "2 + 2?"},), "Answer well:", "start")
     ({'role': 'user', 'content': 'Answer well: 2 + 2?'},)
     """
     user_turns = [index for index, message in enumerate(prompt) if message["role"] == "user"]
     if not user_turns:
         raise ValueError("the conversation has no user turn to put the quality prompt in")
-    last = user_turns[-1]
-    prompted = {**prompt[last], "content": f"{quality} {prompt[last]['content']}"}
-    return (*prompt[:last], prompted, *prompt[last + 1 :])
+    turn = user_turns[0 if position == "start" else -1]
+    prompted = {**prompt[turn], "content": f"{quality} {prompt[turn]['content']}"}
+    return (*prompt[:turn], prompted, *prompt[turn + 1 :])

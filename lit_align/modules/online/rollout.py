@@ -159,7 +159,8 @@ class RolloutSampler:
             prompts += [self._prompt_text(split, row, store[row].prompt)] * 2
             for side in store[row].sides:
                 ended = bool(side.ids) and side.ids[-1] in stops
-                responses.append(self.data.decode(side.ids[:-1] if ended else side.ids))
+                content = side.ids[:-1] if ended else side.ids
+                responses.append(self.data.decode_response(store[row].prompt, content))
         return Texts(prompts, responses)
 
     def _generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> tuple[PairBatch, list[str]]:
@@ -175,7 +176,10 @@ class RolloutSampler:
             for request, response in zip(requests, responses, strict=True)
         ]
         batch = Collate(self.data.pad_token)([(pair, 1.0) for pair in pairs]).chosen_side()
-        return batch, [self.data.decode(response.content) for response in responses]
+        return batch, [
+            self.data.decode_response(request.prompt, response.content)
+            for request, response in zip(requests, responses, strict=True)
+        ]
 
     def _generate_greedily(self, prompts: Sequence[Sequence[int]]) -> tuple[PairBatch, list[str]]:
         requests = [GenerationRequest(prompt, 0) for prompt in prompts]

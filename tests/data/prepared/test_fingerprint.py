@@ -95,6 +95,7 @@ MISSES = {
     "max_response_length": tokenize(truncation=Cut(64, 20)),
     "truncation": tokenize(truncation=Drop(64)),
     "quality prompt": tokenize(options=RenderOptions("Answer well:")),
+    "where the quality prompt stands": tokenize(options=RenderOptions(quality_position="last_turn")),
     "which turns are scored": tokenize(options=RenderOptions(score="all_turns")),
     "what is scored behind a turn": tokenize(options=RenderOptions(score_end="all")),
     "messages that a template leaves out": tokenize(options=RenderOptions(on_template_loss="warn")),

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from lit_align.data.text.render import CONTROL_IN_TEXT, END_IN_TEXT, START_IN_TEXT, RenderOptions
+from lit_align.data.text.render import CONTROL_IN_TEXT, END_IN_TEXT, START_IN_TEXT, QualityPosition, RenderOptions
 from lit_align.data.text.tokenize import MERGED, Tokenize
 from lit_align.data.text.tokenizer import Encoder
 from lit_align.data.text.truncate import Cut, Drop
@@ -31,8 +31,14 @@ def chat_pair(*asked: str, chosen: str = "Here.", rejected: str = "There.") -> P
     return PreferencePair(tuple(turns(*(asked or ("Where?",)))), say(chosen), say(rejected), "rows.jsonl:7")
 
 
-def one(tokenizer: PreTrainedTokenizerFast, pair: PreferencePair, quality: str | None = None) -> TokenizedPair:
-    (outcome,) = Tokenize(Encoder(tokenizer), Cut(4000), RenderOptions(quality))([pair]).outcomes
+def one(
+    tokenizer: PreTrainedTokenizerFast,
+    pair: PreferencePair,
+    quality: str | None = None,
+    position: QualityPosition = "start",
+) -> TokenizedPair:
+    options = RenderOptions(quality, quality_position=position)
+    (outcome,) = Tokenize(Encoder(tokenizer), Cut(4000), options)([pair]).outcomes
     assert isinstance(outcome, TokenizedPair)
     return outcome
 
@@ -125,10 +131,23 @@ class TestText:
         pair = one(bos, text_pair(), "")
         assert pair.prompted == pair.prompt
 
-    def test_a_dialogue_has_it_in_its_last_human_turn(self, plain: PreTrainedTokenizerFast) -> None:
+    @pytest.mark.parametrize(
+        ("position", "expected"),
+        [
+            ("start", f"{QUALITY}\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"),
+            ("last_turn", f"\n\nHuman: a\n\nAssistant: b\n\nHuman: {QUALITY} c\n\nAssistant:"),
+        ],
+    )
+    def test_where_a_dialogue_has_it(
+        self, bos: PreTrainedTokenizerFast, position: QualityPosition, expected: str
+    ) -> None:
+        """The ids are those of the prompted text as a whole, and the response follows it as it follows the prompt."""
         prompt = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
-        pair = one(plain, text_pair(prompt), QUALITY)
-        assert decode(plain, pair.prompted) == prompt.replace("Human: c", f"Human: {QUALITY} c")
+        pair = one(bos, text_pair(prompt), QUALITY, position)
+        assert decode(bos, pair.prompted) == f"<s>{expected}"
+        assert list(pair.prompted or ()) == bos(expected).input_ids[:-1]
+        assert [*(pair.prompted or ()), *pair.chosen.ids] == bos(f"{expected} Here.").input_ids
+        assert decode(bos, pair.prompt) == f"<s>{prompt}"
 
     def test_outcomes_keep_the_order_of_the_pairs(self, plain: PreTrainedTokenizerFast) -> None:
         pairs = [text_pair(), text_pair(chosen="</s>"), text_pair(prompt="Where? " * 30), text_pair("Who?")]
@@ -154,13 +173,14 @@ class TestText:
 
 
 class TestChat:
-    def test_llama_3(self, llama3: PreTrainedTokenizerFast) -> None:
-        pair = one(llama3, chat_pair("a", "b", "c"), QUALITY)
+    @pytest.mark.parametrize(("position", "turn"), [("start", "a"), ("last_turn", "c")])
+    def test_llama_3(self, llama3: PreTrainedTokenizerFast, position: QualityPosition, turn: str) -> None:
+        pair = one(llama3, chat_pair("a", "b", "c"), QUALITY, position)
         messages = turns("a", "b", "c")
         opened = llama3.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         assert decode(llama3, pair.prompt) == opened
         assert decode(llama3, pair.chosen.ids) == "Here.<|eot_id|>"
-        assert decode(llama3, pair.prompted) == opened.replace("\n\nc", f"\n\n{QUALITY} c")
+        assert decode(llama3, pair.prompted) == opened.replace(f"\n\n{turn}", f"\n\n{QUALITY} {turn}")
         assert list(pair.prompt).count(llama3.bos_token_id) == 1
         assert llama3.eos_token_id not in pair.chosen.ids
 
@@ -229,7 +249,10 @@ class TestChat:
             ),
             ("{{ messages[0].content }}", "leaves out a message: message 2"),
             ("{{ ''.__class__.__mro__ }}", "refuses this conversation"),
-            ("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}", "writes the last user turn 2 times"),
+            (
+                "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}",
+                "writes the first user turn 2 times",
+            ),
         ],
     )
     def test_a_template_that_does_not_fit(self, bare: PreTrainedTokenizerFast, template: str, text: str) -> None:
