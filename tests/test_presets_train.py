@@ -94,6 +94,7 @@ def compares_with_a_reference(name: str) -> bool:
     return isinstance(made, PreferenceObjective) and isinstance(made.regularizer, objectives.KL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in FUNCTIONS if compares_with_a_reference(name)])
 def test_equal_models_have_no_margin_under_kl(name: str, train: Path) -> None:
     """So their loss is the contrast's at 0, unless the refinement asks for a margin by the lengths alone."""

@@ -245,7 +245,6 @@ def test_resume_is_exact_with_a_token_budget(rows: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.partition("batches by a token budget in one process or two: loss, tokens, gradient of an epoch")
-@pytest.mark.representative
 def test_a_token_budget_trains_every_pair_once_in_two_processes(rows: Path, tmp_path: Path) -> None:
     """At learning rate 0 the mean loss and the tokens of an epoch do not depend on how it is shared out."""
     found = []

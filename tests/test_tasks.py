@@ -71,7 +71,6 @@ def test_a_resumed_reward_model_is_the_one_that_was_never_stopped(rows: Path, tm
 
 
 @pytest.mark.partition("a reward model in one process or two")
-@pytest.mark.representative
 def test_two_processes_train_the_same_reward_model(rows: Path, tmp_path: Path) -> None:
     base = (*REWARD, *SHORT, "--data.train", rows)
     ok(lit_align("fit", *base, "--data.batch_size", 4, "--run", tmp_path / "one"))

@@ -17,6 +17,7 @@ from lit_align.modules.log_probs import LogProbReaders
 from tests.models.architectures import named, telling_batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.long)])
 @pytest.mark.parametrize("layout", ["shared", "padded"])
 def test_compiled_layers_give_the_same(layout: Any, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,11 +99,13 @@ def minority(regularizer: Regularizer, beta: float) -> float:
     return float(row.detach().softmax(-1)[1])
 
 
+@pytest.mark.slow
 def test_standard_rlhf_keeps_the_bias_of_its_reference() -> None:
     """0.01 · 49 / (0.99 · 51 + 0.01 · 49) at β = 1, and less at β = 0.1."""
     assert minority(KL(), 1.0) == pytest.approx(0.49 / (0.99 * 51 + 0.49), abs=1e-4)
     assert minority(KL(), 0.1) == pytest.approx(0.01 * 0.49**10 / (0.99 * 0.51**10 + 0.01 * 0.49**10), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_preference_matching_cures_it() -> None:
     assert minority(Entropy(), 1.0) == pytest.approx(0.49, abs=1e-4)

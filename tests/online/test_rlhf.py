@@ -135,6 +135,7 @@ def states(table: Tensor, drawn: Tensor) -> Tensor:
     return torch.stack([table[:1].expand(len(drawn)), table[FIRST[drawn]]], dim=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "advantage", "surrogate", "epochs"),
     [

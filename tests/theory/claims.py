@@ -1,4 +1,4 @@
-"""Every claim about a world."""
+"""All claims about a world."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .tabular import World
 
 
 def claims(world: World) -> Iterator[Claim]:
-    """Claims about objectives, and about the problems that they solve."""
+    """Iterate over the claims about objectives, and about the problems that they solve."""
     yield from margin_claims(world)
     yield from likelihoods(world)
     yield from problems(world)

@@ -33,20 +33,20 @@ from lit_align.objectives import (
 )
 from lit_align.testbed.operators import averaged, tilted, unaveraged, win_rate
 
-from .claim import ALPHA, Claim, heard, summing_to_one
+from .claim import ALPHA, Claim, reference_product, summing_to_one
 from .tabular import (
     LENGTHS,
     Pairs,
     World,
     distribution,
-    settled,
+    fixed_point,
     trained,
     trained_on_probabilities,
 )
 
 
 def margin_claims(world: World) -> Iterator[Claim]:
-    """All of them, about one world."""
+    """Iterate over all claims about margins in a world."""
     yield from sums(world)
     yield from averages(world)
     yield from refinements(world)
@@ -55,7 +55,7 @@ def margin_claims(world: World) -> Iterator[Claim]:
 
 
 def sums(world: World) -> Iterator[Claim]:
-    """Log-ratios that are summed."""
+    """Claims about sums of log-ratios."""
     pairs, reference = Pairs(world, world.raters_see), distribution(world.reference)
     train = partial(partial, trained)
     wins = win_rate(world.reward, world.raters_see)
@@ -92,7 +92,7 @@ def sums(world: World) -> Iterator[Claim]:
 
 
 def averages(world: World) -> Iterator[Claim]:
-    """Log-ratios that are averaged: the operators A and A⁻¹ stand around the tilt."""
+    """Claims about averaged log-ratios, whose optimum is a tilt between the operators A and A⁻¹."""
     pairs, reference = Pairs(world, world.raters_see), distribution(world.reference)
     train = partial(partial, trained)
     wins = win_rate(world.reward, world.raters_see)
@@ -126,33 +126,33 @@ def averages(world: World) -> Iterator[Claim]:
 
 
 def refinements(world: World) -> Iterator[Claim]:
-    """A prompted margin that stands still, of log-ratios u(y) under p ⊕ x; and one that is m itself."""
+    """Claims about refinement by a fixed prompted margin, of log-ratios u(y) under p ⊕ x, and by the margin itself."""
     pairs, reference = Pairs(world, world.raters_see), distribution(world.reference)
     train = partial(partial, trained)
-    asked = (world.prompted - world.prompted_reference).sum(-1)
+    prompted = (world.prompted - world.prompted_reference).sum(-1)
     wins = win_rate(world.reward, world.raters_see)
-    both = tilted(reference, world.reward + 0.5 * 0.4 * asked, 0.5)
+    both = tilted(reference, world.reward + 0.5 * 0.4 * prompted, 0.5)
     yield Claim(
         *("`sr_dpo(β, λ)`", "π_ref exp(r/β + λ u)", train(sr_dpo(0.5, 0.4), pairs), both),
         *("`dpo(β)`", train(dpo(0.5), pairs)),
-        *("π_ref exp(r/β − λ u)", tilted(reference, world.reward - 0.5 * 0.4 * asked, 0.5)),
+        *("π_ref exp(r/β − λ u)", tilted(reference, world.reward - 0.5 * 0.4 * prompted, 0.5)),
     )
     yield Claim(
-        *("`sr_dpo(β, λ)`, p empty", "π_ref exp(r/(β(1 − λ)))", partial(settled, sr_dpo(0.8, 0.4), pairs)),
+        *("`sr_dpo(β, λ)`, p empty", "π_ref exp(r/(β(1 − λ)))", partial(fixed_point, sr_dpo(0.8, 0.4), pairs)),
         tilted(reference, world.reward, 0.8 * (1 - 0.4)),
         *("`dpo(β)`", train(dpo(0.8), pairs)),
         *("π_ref exp(r/(β(1 + λ)))", tilted(reference, world.reward, 0.8 * (1 + 0.4))),
     )
     yield Claim(
         *("`sr_ipo(β, λ)`", "π_ref exp(P/β + λ β u)", train(sr_ipo(0.3, 0.8), pairs)),
-        tilted(reference, wins / 0.3 + 0.8 * 0.3 * asked, 1.0),
+        tilted(reference, wins / 0.3 + 0.8 * 0.3 * prompted, 1.0),
         *("Square(β), SelfRefine(λ)", train(PreferenceObjective(Square(0.3), refinement=SelfRefine(0.8)), pairs)),
-        *("π_ref exp(P/β + λ u)", tilted(reference, wins / 0.3 + 0.8 * asked, 1.0)),
+        *("π_ref exp(P/β + λ u)", tilted(reference, wins / 0.3 + 0.8 * prompted, 1.0)),
     )
 
 
 def matching(world: World) -> Iterator[Claim]:
-    """Preference matching: the reference left out, or heard only where it finds a token unlikely."""
+    """Claims about preference matching: without the reference, or with it at the tokens that it finds unlikely."""
     pairs, reference = Pairs(world, world.raters_see), distribution(world.reference)
     train = partial(partial, trained)
     yield Claim(
@@ -161,7 +161,7 @@ def matching(world: World) -> Iterator[Claim]:
         *("`dpo(1)`", train(dpo(1.0), pairs)),
         *("π_ref exp(r)", tilted(reference, world.reward, 1.0)),
     )
-    unlikely, likely = heard(world, below=True), heard(world, below=False)
+    unlikely, likely = reference_product(world, below=True), reference_product(world, below=False)
     yield Claim(
         *("`direct_conditional_preference_matching(β, α)`", "exp(r/β) Π_{t: π_ref ≤ α} π_ref(y_t)"),
         *(train(direct_conditional_preference_matching(0.8, ALPHA), pairs), tilted(unlikely, world.reward, 0.8)),
@@ -171,7 +171,7 @@ def matching(world: World) -> Iterator[Claim]:
 
 
 def divergences(world: World) -> Iterator[Claim]:
-    """f-divergences: the score h is what is linear in the reward, and the constant is where the policy sums to 1."""
+    """Claims about f-divergences: the score h is linear in the reward, and a constant makes the policy sum to 1."""
     pairs, reference = Pairs(world, world.raters_see), distribution(world.reference)
     train = partial(partial, trained)
     scores = {

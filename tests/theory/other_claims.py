@@ -1,4 +1,4 @@
-"""Claims about likelihoods, about objectives that judge each response, and about the regularised problems."""
+"""Claims about likelihoods, about objectives of single responses, and about the regularised problems."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lit_align.objectives import (
 )
 from lit_align.testbed.operators import averaged, tilted, unaveraged, win_rate
 
-from .claim import ALPHA, Claim, heard
+from .claim import ALPHA, Claim, reference_product
 from .tabular import (
     LENGTHS,
     Pairs,
@@ -32,7 +32,7 @@ from .tabular import (
 
 
 def likelihoods(world: World) -> Iterator[Claim]:
-    """Objectives that judge a response by itself; pairs are drawn from the reference."""
+    """Claims about objectives of single responses; pairs are sampled from the reference."""
     reference = distribution(world.reference)
     pairs = Pairs(world, reference)
     train = partial(partial, trained)
@@ -57,9 +57,9 @@ def likelihoods(world: World) -> Iterator[Claim]:
 
 
 def problems(world: World) -> Iterator[Claim]:
-    """The regularised problems themselves: expected reward less β times the penalty, solved by enumeration."""
+    """Claims about the regularised problems: expected reward minus β times the penalty, solved by enumeration."""
     reference = distribution(world.reference)
-    unlikely = heard(world, below=True)
+    unlikely = reference_product(world, below=True)
 
     def solved(regularizer: Regularizer, beta: float) -> Callable[[], Tensor]:
         def loss(policy: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ def problems(world: World) -> Iterator[Claim]:
         *("the same, ConditionalMatching(α)", "exp(r/β) Π_{t: π_ref ≤ α} π_ref(y_t)"),
         *(solved(ConditionalMatching(ALPHA), 0.5), tilted(unlikely, world.reward, 0.5)),
         *("the same, KL", solved(KL(), 0.5)),
-        *("exp(r/β) Π_{t: π_ref > α} π_ref(y_t)", tilted(heard(world, below=False), world.reward, 0.5)),
+        *("exp(r/β) Π_{t: π_ref > α} π_ref(y_t)", tilted(reference_product(world, below=False), world.reward, 0.5)),
     )
     yield Claim(
         *("max E_{Aπ}[r] − β KL(Aπ ‖ Aπ_ref)", "A⁻¹ G_β(r; A π_ref)", lambda: solved_averaged(0.5)),

@@ -1,4 +1,4 @@
-"""A world small enough to enumerate: prompts, every response as tokens, tabular policies over them."""
+"""A world that is small enough to enumerate: prompts, all responses as tokens, and tabular policies."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from lit_align.types import PairLogProbs
 STOP = 2
 """The token that ends a response, besides 0 and 1."""
 DEPTH = 3
-"""Longest response; at the last token a policy can only stop."""
+"""Tokens of the longest response; the last token can only be the stop."""
 
 
-def spell(prefix: tuple[int, ...] = ()) -> list[tuple[int, ...]]:
-    """All responses that begin like this: words over 0 and 1, each ended by the stop."""
-    longer = [word for token in (0, 1) for word in spell((*prefix, token))] if len(prefix) + 1 < DEPTH else []
+def responses_after(prefix: tuple[int, ...] = ()) -> list[tuple[int, ...]]:
+    """Return all responses with a prefix: words over 0 and 1, each ended by the stop."""
+    longer = (
+        [word for token in (0, 1) for word in responses_after((*prefix, token))] if len(prefix) + 1 < DEPTH else []
+    )
     return [(*prefix, STOP), *longer]
 
 
-RESPONSES = spell()
+RESPONSES = responses_after()
 PREFIXES = sorted({response[:t] for response in RESPONSES for t in range(len(response))})
 LENGTHS = torch.tensor([float(len(response)) for response in RESPONSES], dtype=torch.float64)
 MASK = torch.arange(DEPTH) < LENGTHS[:, None]
@@ -42,24 +44,24 @@ TOKEN_OF = _index(lambda response, t: response[t])
 
 
 def token_log_probs(logits: Tensor) -> Tensor:
-    """log π(y_t | y_<t), ``[prompt, response, token]``, from logits ``[prompt, prefix, 3]``."""
+    """Return log π(y_t | y_<t), ``[prompt, response, token]``, from logits ``[prompt, prefix, 3]``."""
     going_on = torch.stack([MAY_GO_ON, MAY_GO_ON, torch.ones_like(MAY_GO_ON)], -1)
     log_probs = torch.log_softmax(logits.masked_fill(~going_on, -torch.inf), -1)
     return torch.where(MASK, log_probs[:, PREFIX_OF, TOKEN_OF], 0.0)
 
 
 def distribution(token_values: Tensor) -> Tensor:
-    """π(y), ``[prompt, response]``."""
+    """Return π(y), ``[prompt, response]``."""
     return token_values.sum(-1).exp()
 
 
 @dataclass(frozen=True)
 class World:
-    """What is fixed while a policy is trained, drawn from a seed.
+    """Everything that is fixed while a policy is trained: rewards and other policies, random by a seed.
 
     Args:
-        seed: where the numbers come from.
-        prompts: how many.
+        seed: of the random numbers.
+        prompts: number of prompts.
     """
 
     seed: int = 0
@@ -71,39 +73,39 @@ class World:
 
     @cached_property
     def reward(self) -> Tensor:
-        """r(x, y), a different scale for each prompt."""
+        """Reward r(x, y)."""
         draw = torch.Generator().manual_seed(100 * self.seed)
         return torch.randn(self.prompts, len(RESPONSES), generator=draw, dtype=torch.float64)
 
     @cached_property
     def reference(self) -> Tensor:
-        """log π_ref of each token, some likelier than 0.3 and some not."""
+        """Log-probability of each token under π_ref; some tokens are more likely than 0.3, some less."""
         return self._policy(1, 1.0)
 
     @cached_property
     def prompted(self) -> Tensor:
-        """log π(y_t | p ⊕ x, y_<t) of a policy that stands still."""
+        """Log-probability log π(y_t | p ⊕ x, y_<t) of a fixed policy under the quality prompt."""
         return self._policy(2, 1.0)
 
     @cached_property
     def prompted_reference(self) -> Tensor:
-        """The same of the reference."""
+        """Log-probability of each token under the reference with the quality prompt."""
         return self._policy(3, 0.5)
 
     @cached_property
     def raters_see(self) -> Tensor:
-        """μ(y | x): both responses of a pair are drawn from it, independently; it is not the reference."""
+        """Distribution μ(y | x) that both responses of a pair are sampled from; it is not the reference."""
         return distribution(self._policy(4, 0.7))
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Every ordered pair of responses to every prompt: both drawn from μ, labelled by Bradley–Terry.
+    """All ordered pairs of responses to each prompt, sampled independently from μ and labelled by Bradley–Terry.
 
     Args:
         world: the world.
         opponents: μ, ``[prompt, response]``.
-        flipped: share of labels that are turned round, whatever the responses.
+        flipped: share of the labels that are flipped, independently of the responses.
     """
 
     world: World
@@ -112,28 +114,31 @@ class Pairs:
 
     @cached_property
     def probability(self) -> Tensor:
-        """That two responses are drawn, in any order, and the first preferred; over one prompt they sum to 1. Flat."""
+        """Probability that two responses are sampled, in any order, and the first is preferred, ``[pair]``.
+
+        It sums to 1 over the pairs of a prompt.
+        """
         return 2 * self.drawn * ((1 - self.flipped) * self.preferred + self.flipped * (1 - self.preferred))
 
     @cached_property
     def drawn(self) -> Tensor:
-        """That two responses are drawn in this order; over one prompt they sum to 1. Flat."""
+        """Probability that two responses are sampled in this order, ``[pair]``; it sums to 1 for each prompt."""
         return (self.opponents[:, :, None] * self.opponents[:, None]).flatten()
 
     @cached_property
     def preferred(self) -> Tensor:
-        """That the first is preferred to the second, by Bradley–Terry. Flat."""
+        """Bradley–Terry probability that the first response is preferred to the second, ``[pair]``."""
         return torch.sigmoid(self.world.reward[:, :, None] - self.world.reward[:, None]).flatten()
 
     def _both(self, token_values: Tensor) -> Tensor:
-        """``[pair, 2, token]`` from ``[prompt, response, token]``."""
+        """Return ``[pair, 2, token]`` from ``[prompt, response, token]``."""
         count = len(RESPONSES)
         chosen = token_values[:, :, None].expand(-1, -1, count, -1)
         rejected = token_values[:, None].expand(-1, count, -1, -1)
         return torch.stack([chosen, rejected], 3).flatten(0, 2)
 
     def records(self, policy: Tensor, prompted: Tensor | None = None) -> PairLogProbs:
-        """What an objective is given, from log-probabilities of tokens ``[prompt, response, token]``."""
+        """Return the input of an objective from log-probabilities of tokens, ``[prompt, response, token]``."""
         world = self.world
         mask = self._both(MASK.expand(world.prompts, -1, -1))
         under_prompt = PairLogProbs(
@@ -146,12 +151,12 @@ class Pairs:
         )
 
     def expectation(self, objective: Objective, policy: Tensor, prompted: Tensor | None = None) -> Tensor:
-        """The exact expected loss, summed over prompts."""
+        """Return the exact expected loss, summed over prompts."""
         return (self.probability * objective(self.records(policy, prompted)).loss).sum()
 
 
 def minimised(loss: Callable[[Tensor], Tensor], world: World, start: Tensor | None = None) -> Tensor:
-    """Logits of the policy that minimises a function of its token log-probabilities, by exact gradients in float64."""
+    """Return the logits of the policy that minimises a function of its token log-probabilities, in float64."""
     logits = torch.zeros(world.prompts, *LOGITS, dtype=torch.float64) if start is None else start.clone()
     logits.requires_grad_()
     solver = torch.optim.LBFGS(
@@ -174,7 +179,7 @@ def minimised(loss: Callable[[Tensor], Tensor], world: World, start: Tensor | No
 
 
 def trained_on_probabilities(objective: Objective, pairs: Pairs) -> Tensor:
-    """π(y | x) where no pair has a label, and each row says instead how probable its order is."""
+    """Return π(y | x) after training on pairs that have a preference probability instead of a label."""
 
     def loss(policy: Tensor) -> Tensor:
         records = replace(pairs.records(policy), preference_probability=pairs.preferred)
@@ -184,14 +189,14 @@ def trained_on_probabilities(objective: Objective, pairs: Pairs) -> Tensor:
 
 
 def trained(objective: Objective, pairs: Pairs) -> Tensor:
-    """π(y | x) of the tabular policy that minimises the expected loss of an objective."""
+    """Return π(y | x) of the tabular policy that minimises the expected loss of an objective."""
     return distribution(token_log_probs(minimised(lambda policy: pairs.expectation(objective, policy), pairs.world)))
 
 
-def settled(objective: Objective, pairs: Pairs, rounds: int = 18) -> Tensor:
-    """π(y | x) where a policy rests whose prompted margin is its own, held still while it is minimised."""
+def fixed_point(objective: Objective, pairs: Pairs, rounds: int = 18) -> Tensor:
+    """Return π(y | x) at the fixed point of a policy whose prompted margin is that of its last minimum."""
     logits = torch.zeros(pairs.world.prompts, *LOGITS, dtype=torch.float64)
     for _ in range(rounds):
-        held = token_log_probs(logits)
-        logits = minimised(lambda policy, held=held: pairs.expectation(objective, policy, held), pairs.world, logits)
+        last = token_log_probs(logits)
+        logits = minimised(lambda policy, last=last: pairs.expectation(objective, policy, last), pairs.world, logits)
     return distribution(token_log_probs(logits))

@@ -123,6 +123,7 @@ def test_scores_and_ids_belong_together(rows: Path, tmp_path: Path) -> None:
     assert "<|eos|>" not in "".join(responses.texts.responses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "responses"),
     [(RLOO, 2), (kl_rlhf(advantage=GAE(), surrogate=Clipped()), 1), (kl_rlhf(advantage=GreedyBaseline()), 1)],
@@ -136,6 +137,7 @@ def test_micro_batches_change_nothing(rows: Path, tmp_path: Path, objective: Onl
     assert distance(one, lit_start()) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "settings"),
     [
@@ -246,6 +248,7 @@ def test_later_steps_see_another(rows: Path, tmp_path: Path) -> None:
     assert float(module.trainer.callback_metrics["train/update/kl"]) > 1e-6
 
 
+@pytest.mark.slow
 def test_the_value_model_learns_the_returns(rows: Path, tmp_path: Path) -> None:
     """Values start at 0; after eight steps they are nearer to what was seen, by up to the clip of 0.2."""
     module = lit(kl_rlhf(), responses=4, epochs=8, optimizer=adam, value=Value(learning_rate=1e-3))
