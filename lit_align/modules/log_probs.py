@@ -87,7 +87,7 @@ class LogProbReaders:
         else:
             with torch.inference_mode(False):
                 choice = choose_layout(reader, batch.copied())
-            for line in choice.refused:
+            for line in choice.warnings:
                 if line not in self._warned:
                     rank_zero_warn(f"model.forward_pass: {line}")
                     self._warned.add(line)

@@ -175,7 +175,7 @@ def test_a_model_whose_attention_has_no_such_form(tmp_path: Path) -> None:
     batch, source = pair_batch(PROMPTS, RESPONSES), ScoreReader(model)
     choice = choose_layout(source, batch)
     assert choice.layout == source.layout == "padded"
-    assert [line.split()[1] for line in choice.refused] == ["shared", "packed"]
+    assert [line.split()[1] for line in choice.warnings] == ["shared", "packed"]
 
 
 # ── values ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -15,13 +15,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from lit_align.models.lm_head.projection import LogitRule, Projection
-from lit_align.models.logps import check as layout_check
 from lit_align.models.logps import inputs as reading
 from lit_align.models.logps import log_probs as token_log_probs
 from lit_align.models.logps.attention import NAME, plan_of
-from lit_align.models.logps.check import Choice, Distance, Probe, choose_layout, distance, smallest_window
+from lit_align.models.logps.check import Choice, choose_layout, smallest_window
 from lit_align.models.logps.log_probs import ForwardPass, LogProbReader
 from lit_align.models.logps.packing import Packing
+from lit_align.models.logps.probe import Distance, Probe, distance
 from lit_align.types import PairBatch
 from tests.conftest import pair_batch
 from tests.models.architectures import CONFIGS, UNFIT, build, named, telling_batch
@@ -40,7 +40,7 @@ def test_models_that_cannot_are_found_out(name: str) -> None:
     source = LogProbReader(named(name))
     choice = choose_layout(source, telling_batch())
     assert choice.layout == source.layout == UNFIT[name][1]
-    assert choice.refused[0].startswith("layout shared is not used: ")
+    assert choice.warnings[0].startswith("layout shared is not used: ")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -73,7 +73,7 @@ def test_wrong_masks_are_seen(wrong: Callable[[Packing], Tensor], name: str, mon
     monkeypatch.setattr(reading, "plan_of", wrong)
     choice = choose_layout(LogProbReader(named(name)), telling_batch())
     assert choice.layout != "shared"
-    assert "log-probs differ by" in choice.refused[0]
+    assert "log-probs differ by" in choice.warnings[0]
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -88,7 +88,7 @@ def test_wrong_positions_are_seen(name: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(reading, "pack", counted)
     choice = choose_layout(LogProbReader(named(name)), telling_batch())
     assert choice.layout == ("packed" if name == "llama" else "padded")  # rotary positions are relative
-    assert "log-probs differ by" in choice.refused[0]
+    assert "log-probs differ by" in choice.warnings[0]
 
 
 def test_a_wrong_logit_rule_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +96,7 @@ def test_a_wrong_logit_rule_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_log_probs, "logit_rule", lambda model: LogitRule(scale=1.1))
     source = LogProbReader(named("llama"))
     choice = choose_layout(source, telling_batch())
-    assert (choice.layout, len(choice.refused)) == ("plain", 3)
+    assert (choice.layout, len(choice.warnings)) == ("plain", 3)
     assert source.model.config._attn_implementation == "sdpa"
 
 
@@ -106,13 +106,17 @@ def test_a_wrong_gradient_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Projection, "backward", lambda self, *given: 0.99 * right(self, *given))
     choice = choose_layout(LogProbReader(named("gpt2")), telling_batch())
     assert choice.layout == "plain"
-    assert all("gradients by 1.0e-02" in line for line in choice.refused)
+    assert all("gradients by 1.0e-02" in line for line in choice.warnings)
 
 
-def test_a_layout_that_was_asked_for_must_be_exact() -> None:
+def test_a_requested_layout_is_used_with_a_warning() -> None:
     source = LogProbReader(named("gpt_neo_local"), ForwardPass(layout="shared"))
-    with pytest.raises(ValueError, match="layout shared: log-probs differ by .*; take auto"):
-        choose_layout(source, telling_batch())
+    choice = choose_layout(source, telling_batch())
+    assert choice.layout == source.layout == "shared"
+    (warning,) = choice.warnings
+    assert warning.startswith(
+        "layout shared is used as requested, but it is not exact for this model: log-probs differ by"
+    )
     assert (
         choose_layout(LogProbReader(named("llama"), ForwardPass(layout="packed")), telling_batch()).layout == "packed"
     )
@@ -132,15 +136,15 @@ def test_rows_with_one_response(sides: tuple[list[int], list[int]]) -> None:
 
 
 def test_windows_bound_what_the_check_speaks_for() -> None:
-    """A window of 6 that the pairs went beyond is proved; one of 64 is not, and longer batches are padded."""
+    """A window of 6 that the pairs went beyond is proved; one of 512 is not, and longer batches are padded."""
     proved = LogProbReader(named("mistral_window"))
     choose_layout(proved, telling_batch())
     assert proved.reach is None
     config = CONFIGS["mistral_window"]()
-    config.sliding_window = 64
+    config.sliding_window = 512
     open_ = LogProbReader(build(config))
     choose_layout(open_, telling_batch())
-    assert (open_.layout, open_.reach) == ("shared", 64)
+    assert (open_.layout, open_.reach) == ("shared", 512)
 
 
 def test_windows_by_name() -> None:
@@ -168,44 +172,6 @@ def test_autocast_is_off_while_it_looks() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         choose_layout(LogProbReader(model), telling_batch())
     assert set(seen) == {torch.float32}
-
-
-def test_few_pairs_of_few_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The longest pairs whose whole logits fit; the beginnings of the shortest where none fits."""
-    batch = telling_batch()  # of 16, 7, 11, 4 and 5 tokens
-    few = layout_check._few(batch, vocabulary=61)
-    assert few.attention_mask.sum(-1).amax(-1).tolist() == [16, 11]
-    monkeypatch.setattr(layout_check, "LOGITS", 61 * 4 * 12)
-    assert layout_check._few(batch, vocabulary=61).attention_mask.sum(-1).amax(-1).tolist() == [11, 7]
-    monkeypatch.setattr(layout_check, "LOGITS", 61 * 4 * 4)
-    cut = layout_check._few(batch, vocabulary=61)
-    assert cut.index.tolist() == [1, 2]
-    assert cut.mask.sum(-1).tolist() == [[4, 4], [3, 4]]  # of 5 and 5, 3 and 8
-
-
-def test_pairs_of_many_logits_are_cut() -> None:
-    """Prompts of 3 and 6 tokens, responses of 4, 1, 3 and 5: of the longer prompt the middle goes, and all ends."""
-    batch = pair_batch(
-        [[3, 4, 5], [3, 6, 7, 8, 9, 4]], [([11, 12, 13, 14], [15]), ([16, 17, 18], [11, 12, 13, 14, 15])]
-    )
-    cut = layout_check._cut(batch, most=3)
-    assert cut.input_ids[cut.attention_mask].tolist() == [
-        *[3, 4, 5, 11, 12, 13],
-        *[3, 4, 5, 15],
-        *[3, 9, 4, 16, 17, 18],
-        *[3, 9, 4, 11, 12, 13],
-    ]
-    assert cut.input_ids[cut.mask].tolist() == [11, 12, 13, 15, 16, 17, 18, 11, 12, 13]
-    whole = layout_check._cut(batch.rows(slice(0, 1)), most=9)
-    assert whole.input_ids[whole.mask].tolist() == [11, 12, 13, 14, 15]
-
-
-def test_cutting_leaves_what_tells_the_sides_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sides that begin alike stay whole, however many logits they have."""
-    monkeypatch.setattr(layout_check, "LOGITS", 61 * 4 * 2)
-    batch = pair_batch([[3, 4, 5]], [([11, 12, 13, 14, 7], [11, 12, 13, 15, 8])])
-    few = layout_check._few(batch, vocabulary=61)
-    assert few.mask.sum(-1).tolist() == [[5, 5]] * 2
 
 
 def test_distances() -> None:
@@ -240,4 +206,6 @@ def test_sharded_models_are_compared_by_log_probs(tmp_path: Path, monkeypatch: p
     finally:
         dist.destroy_process_group()
     assert others.layout == "plain"
-    assert others.refused[0] == "layout shared is not used: it is not exact on another process"
+    assert others.warnings[0].startswith(
+        "layout shared is not used: it is not exact on another process. plain is used"
+    )
