@@ -8,7 +8,7 @@
 6. ``Watchdog`` reports a process that hangs; ``ProgressBar`` shows the last reported numbers.
 7. Callbacks from ``trainer.callbacks``.
 8. ``Samples`` and ``Export``, which have configuration keys of their own.
-9. ``GracefulStop`` ends a run on SIGTERM after the others have finished the step; ``Summary`` prints what they did.
+9. ``GracefulStop`` ends a run on SIGTERM or Ctrl-C after the others have finished the step; ``Summary`` prints what they did.
 10. ``SaveConfig`` of ``lit_align.cli.main`` writes ``config.yaml``.
 11. ``Checkpoints``: Lightning calls callbacks that save checkpoints last, so that they save the state of all others.
 """

@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from typing_extensions import override
 
 from lit_align.callbacks.model_card import model_card
+from lit_align.compat.lightning import writes_files
 from lit_align.data import PreferenceData
 from lit_align.models.export import Form, add_stop_tokens, check_values, pooling_pad, read_back
 from lit_align.models.sharding import is_sharded
@@ -55,7 +56,7 @@ class Export(Callback):
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather the weights on every rank; write them, and read them back, on rank zero."""
-        if self.form == "none" or not isinstance(pl_module, LitModule):
+        if self.form == "none" or not isinstance(pl_module, LitModule) or not writes_files(trainer):
             return
         data = run_data(trainer)
         sequences = probe_sequences(data)

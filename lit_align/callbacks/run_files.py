@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
+from lit_align.compat.lightning import writes_files
 from lit_align.modules import LitModule
 from lit_align.modules.step_totals import run_data
 
@@ -76,7 +77,7 @@ class Figures(Callback):
         self._draw(trainer, pl_module)
 
     def _draw(self, trainer: Trainer, module: LightningModule) -> None:
-        if trainer.is_global_zero and isinstance(module, LitModule):
+        if trainer.is_global_zero and isinstance(module, LitModule) and writes_files(trainer):
             module.draw_figures(Path(trainer.default_root_dir) / "figures")
 
 

@@ -15,7 +15,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from typing_extensions import override
 
+from lit_align.compat.lightning import writes_files
 from lit_align.data import PreferenceData, SamplePrompt
+from lit_align.interrupts import waiting
 from lit_align.models.generation import Sampling, model_stop_tokens, sample_responses
 from lit_align.modules import LitModule
 from lit_align.modules.step_totals import run_data
@@ -127,7 +129,7 @@ class Samples(Callback):
         policy.train(training)
         self.after = responses.numbers()
         self.before = self.before or self.after
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and writes_files(trainer):
             self._write(trainer, responses)
 
     def _responses(self, trainer: Trainer, context: AbstractContextManager[nn.Module]) -> SampledResponses:
@@ -147,7 +149,8 @@ class Samples(Callback):
                     responses.lengths.append(len(response.ids))
                     responses.ended.append(response.ended)
         if self.score is not None:
-            responses.scores = self.score([prompt.text for prompt in self._prompts], responses.texts)
+            with waiting.for_code_of_others("the scores"):
+                responses.scores = self.score([prompt.text for prompt in self._prompts], responses.texts)
         return responses
 
     def _write(self, trainer: Trainer, responses: SampledResponses) -> None:

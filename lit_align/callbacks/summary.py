@@ -18,7 +18,7 @@ from lit_align.callbacks.checkpointing.checkpoints import checkpoint_folder
 from lit_align.callbacks.export import Export
 from lit_align.callbacks.model_card import describe, papers_of_run
 from lit_align.callbacks.samples import Samples
-from lit_align.compat.lightning import callbacks_of, unwrapped
+from lit_align.compat.lightning import callbacks_of, unwrapped, writes_files
 from lit_align.data import PreferenceData
 from lit_align.models import AdapterOff, MovingReference, Precomputed, SecondModel
 from lit_align.modules import LitModule
@@ -70,7 +70,8 @@ class Summary(Callback):
         data = run_data(trainer)
         if isinstance(data, PreferenceData):
             console.print(f"[bold]batches[/]    {data.padding.line()}", highlight=False)
-            _report_data(trainer, data)
+            if writes_files(trainer):
+                _report_data(trainer, data)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -140,12 +141,18 @@ def _results(trainer: Trainer) -> Table:
 
 
 def _file_locations(trainer: Trainer) -> str:
+    """Return lines on the files that the run has written."""
     root = Path(trainer.default_root_dir)
-    lines = [f"[bold]metrics[/]     tensorboard --logdir {root}, {root / 'metrics.jsonl'}"]
+    last = checkpoint_folder(root) / "last.ckpt"
+    logs = [("tensorboard", f"tensorboard --logdir {root}"), ("metrics.jsonl", str(root / "metrics.jsonl"))]
+    written = [text for name, text in logs if writes_files(trainer) and (root / name).exists()]
+    lines = [f"[bold]metrics[/]     {', '.join(written)}"] if written else []
     exports = _callbacks_of_type(trainer, Export)
     lines += [f"[bold]exported[/]    {export.folder}" for export in exports if export.folder]
+    if not writes_files(trainer):
+        return "nothing is written with trainer.fast_dev_run"
     lines += [f"[bold]samples[/]     {root / 'samples.jsonl'}"] if (root / "samples.jsonl").exists() else []
-    lines += [f"[bold]checkpoint[/]  {checkpoint_folder(root) / 'last.ckpt'}   (go on with --ckpt_path last)"]
+    lines += [f"[bold]checkpoint[/]  {last}   (go on with --ckpt_path last)"] if last.exists() else []
     return "\n".join(lines)
 
 

@@ -1,8 +1,10 @@
-"""Callbacks around the training loop: a seed per batch, the progress bar, an orderly end on SIGTERM."""
+"""Callbacks around the training loop: a seed per batch, the progress bar, an orderly end on SIGTERM and Ctrl-C."""
 
 from __future__ import annotations
 
 import signal
+import sys
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -10,11 +12,17 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
 from lit_align.callbacks.checkpointing.checkpoints import INTERRUPTED, checkpoint_folder
-from lit_align.compat.lightning import is_accumulating, validation_follows
+from lit_align.compat.lightning import StepPosition, is_accumulating, validation_follows
+from lit_align.interrupts import SIGNAL_NAMES, Stopped, handle_signals, waiting
+from lit_align.modules.base import LitBase
+from lit_align.modules.reports import sums_of
+from lit_align.modules.step_totals import BATCHES_IN_STEP
+
+GRACE = 20
+"""Seconds that one of several processes may go on waiting for a data source or a score function after a signal."""
 
 SHOWN_METRICS = {
     "loss": "train/loss",
@@ -60,29 +68,54 @@ class ProgressBar(RichProgressBar):
 
 
 class GracefulStop(Callback):
-    """Finishes the optimizer step on SIGTERM, saves a checkpoint, and ends the run with exit code 143.
+    """Saves a checkpoint on SIGTERM and Ctrl-C and ends the run, with exit code 143 or 130.
 
-    The handler only sets a flag; the ranks agree on it between steps, where a collective is safe. (A collective
-    inside the signal handler, as Lightning has it, can hang a rank that is in its backward pass.)
+    The handler only sets a flag; the ranks agree on it at the end of the optimizer step, where a collective is safe.
+    (A collective inside the signal handler, as Lightning has it, can hang a rank that is in its backward pass.) A
+    single process that waits for a data source or a score function is interrupted: the checkpoint is then that of the
+    last step, which a resumed run continues. Of several processes, one that still waits after ``GRACE`` seconds ends
+    without a checkpoint. A second signal ends the process at once.
     """
 
     def __init__(self) -> None:
-        self._received = False
+        self._position: StepPosition | None = None
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        signal.signal(signal.SIGTERM, self._receive)  # Lightning has registered its own handler before
+        """Replace the handlers that Lightning has registered before."""
+        waiting.received, waiting.may_stop = 0, trainer.world_size == 1
+        handle_signals(self._receive)
+
+    def _on_evaluation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            handle_signals()
+
+    on_validation_start = on_test_start = on_predict_start = _on_evaluation_start
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self._received = True
+        if waiting.received or (waiting.on and waiting.may_stop):
+            raise Stopped(number)
+        waiting.received = number
+        text = f"{SIGNAL_NAMES[signal.Signals(number)]}: stopping after this step; once more stops at once"
+        print(text, file=sys.stderr, flush=True)
+        if waiting.on:
+            signal.signal(signal.SIGALRM, self._lose_patience)
+            signal.alarm(GRACE)
+
+    def _lose_patience(self, number: int, frame: FrameType | None) -> None:
+        if waiting.on and waiting.received:
+            raise Stopped(waiting.received)
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop after an optimizer step, unless a validation follows, which belongs to the step."""
-        if not is_accumulating(trainer) and not validation_follows(trainer):
-            self._stop_if_received(trainer)
+        if not is_accumulating(trainer):
+            if trainer.world_size == 1:
+                self._position = StepPosition.of(trainer, _sums(trainer, pl_module))
+            if not validation_follows(trainer):
+                self._stop_if_received(trainer)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -90,11 +123,42 @@ class GracefulStop(Callback):
             self._stop_if_received(trainer)
 
     def _stop_if_received(self, trainer: Trainer) -> None:
-        """Save and stop if any rank has received the signal."""
-        if trainer.strategy.reduce_boolean_decision(self._received, all=False):
+        """Save and stop if any rank has received a signal."""
+        if trainer.strategy.reduce_boolean_decision(waiting.received > 0, all=False):
             path = checkpoint_folder(trainer.default_root_dir) / INTERRUPTED
             trainer.save_checkpoint(path)
             trainer.strategy.barrier()
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            rank_zero_info(f"stopped by SIGTERM after step {trainer.global_step}; go on with --ckpt_path {path}")
-            raise SIGTERMException
+            handle_signals(_ignore)
+            stopped = Stopped(waiting.received or signal.SIGTERM, in_order=True)
+            rank_zero_info(
+                f"stopped by {stopped.name} after step {trainer.global_step}; go on with --ckpt_path {path}"
+            )
+            raise stopped
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save the position of the last step if a signal has interrupted what this process was waiting for."""
+        if not isinstance(exception, Stopped) or exception.in_order or trainer.state.fn != "fit":
+            return
+        handle_signals(_ignore)
+        if self._position is None or trainer.world_size > 1:
+            rank_zero_info(f"stopped by {exception.name} at step {trainer.global_step}, without a new checkpoint")
+            return
+        path = checkpoint_folder(trainer.default_root_dir) / INTERRUPTED
+        self._position.save(trainer, path)
+        _tell(trainer, exception, path)
+
+
+def _tell(trainer: Trainer, stopped: Stopped, path: Path) -> None:
+    rank_zero_info(f"stopped by {stopped.name} after step {trainer.global_step}; go on with --ckpt_path {path}")
+
+
+def _sums(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+    """Return the entries of a checkpoint that batches change before their step is taken; empty where none does."""
+    if trainer.accumulate_grad_batches == 1 or not isinstance(module, LitBase):
+        return {}
+    return {"sums": sums_of(module.summed_metrics, module.step_totals, trainer.strategy), BATCHES_IN_STEP: 0}
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Ignore a signal: the process is ending already."""

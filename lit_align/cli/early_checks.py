@@ -17,7 +17,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from lit_align.cli.configuration import Setting, read_extensions, read_settings, read_task
-from lit_align.cli.keys import MODULES, Keys, bases_of, choices_of, default_class, keys_of, options_of
+from lit_align.cli.keys import MODULES, KeyTable, bases_of, choices_of, default_class, keys_of, options_of
 from lit_align.cli.settings import ALLOWED_IMPORTS, DEBUG, RENAMED_KEYS, check_settings
 from lit_align.cli.signatures import Definition, Kind, Parameter, constant, kinds, modules_of, source_of_module
 from lit_align.cli.suggestions import did_you_mean, near, suggest_key, suggest_name
@@ -32,7 +32,7 @@ _MATHEMATICS = ("lit_align.objectives", "lit_align.online")
 
 
 @dataclass
-class Choice:
+class ChosenClass:
     """The class or preset of a key, and its options so far; None for a class that is not known."""
 
     definition: Definition | None
@@ -72,11 +72,11 @@ class Checker:
         extended: whether the command line names code of the user's own, whose classes are not known here.
     """
 
-    def __init__(self, keys: Keys, task: str, extended: bool) -> None:
+    def __init__(self, keys: KeyTable, task: str, extended: bool) -> None:
         self.keys, self.task, self.extended = keys, task, extended
         self.mistakes: list[str] = []
         self.values: dict[str, Any] = {}
-        self.choices: dict[str, Choice] = {}
+        self.choices: dict[str, ChosenClass] = {}
         self._files: dict[str, str] = {}
         self._unjudged: list[str] = []
         self._file = ""
@@ -136,9 +136,9 @@ class Checker:
             self._check_import(key, name)
         elif "." not in name and found is None and self._is_closed(parameter) and not Path(name).exists():
             self._mistake(f"{key} is {shown(name)}{suggest_name(key, name, parameter, self.task)}")
-        self._put(key, Choice(found))
+        self._put(key, ChosenClass(found))
 
-    def _put(self, key: str, choice: Choice) -> None:
+    def _put(self, key: str, choice: ChosenClass) -> None:
         """Set the class of a key; an option of the same class stays, as the parser keeps it."""
         before = self.choices.get(key)
         if before is None or before.definition != choice.definition:
@@ -170,7 +170,7 @@ class Checker:
         if name in _CLASS_KEYS:
             return
         if key not in self.choices:
-            self._put(key, Choice(default_class(parameter)))
+            self._put(key, ChosenClass(default_class(parameter)))
         choice = self.choices[key]
         options = options_of(choice.definition) if choice.definition is not None else None
         if choice.definition is None or options is None:

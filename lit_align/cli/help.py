@@ -6,8 +6,8 @@ import ast
 import textwrap
 from collections.abc import Iterable, Iterator
 
-from lit_align.cli.keys import MODULES, SECTIONS, Keys, bases_of, choices_of, keys_of
-from lit_align.cli.signatures import Definition, Parameter, constant, kinds, resolve
+from lit_align.cli.keys import MODULES, SECTIONS, KeyTable, bases_of, choices_of, keys_of
+from lit_align.cli.signatures import Definition, Parameter, constant, find_definition, kinds
 from lit_align.cli.suggestions import did_you_mean, near
 
 WIDTH = 110
@@ -48,7 +48,7 @@ def help_text(command: str, text: str, task: str, section: str = "") -> str:
     return "".join([top, *parts, _TRAINER])
 
 
-def _section(section: str, keys: Keys, task: str) -> Iterator[str]:
+def _section(section: str, keys: KeyTable, task: str) -> Iterator[str]:
     """Yield the heading and the keys of a section."""
     prefix = section.removeprefix("--")
     chosen = [
@@ -66,7 +66,7 @@ def _section(section: str, keys: Keys, task: str) -> Iterator[str]:
 
 def _heading(section: str, task: str) -> str:
     known = {"model": MODULES[task], **SECTIONS}
-    definition = resolve(*known[section]) if section in known else None
+    definition = find_definition(*known[section]) if section in known else None
     summary = definition.docstring.strip().splitlines()[0].rstrip(".") if definition is not None else ""
     return f" ({summary})" if summary and section != "trainer" else ""
 

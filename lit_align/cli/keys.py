@@ -13,13 +13,13 @@ from lit_align.cli.signatures import (
     Definition,
     Kind,
     Parameter,
+    find_definition,
     is_abstract,
     is_plain_record,
     is_subclass,
     kinds,
     modules_of,
     parameters,
-    resolve,
     source_of_module,
     subclasses,
 )
@@ -91,7 +91,7 @@ _OPTIMIZER = "Callable[[Iterable], Optimizer]"
 
 
 @dataclass(frozen=True)
-class Keys:
+class KeyTable:
     """The keys of a command for one task.
 
     Args:
@@ -108,7 +108,7 @@ class Keys:
 
 
 @cache
-def keys_of(command: str, task: str) -> Keys:
+def keys_of(command: str, task: str) -> KeyTable:
     """Return the keys of a command, those of lit_align first.
 
     Args:
@@ -119,12 +119,12 @@ def keys_of(command: str, task: str) -> Keys:
     leaves |= {parameter.name: parameter for parameter in _of_command(command)}
     groups: set[str] = set()
     for section, (module, name) in {"model": MODULES[task], **SECTIONS}.items():
-        definition = resolve(module, name)
+        definition = find_definition(module, name)
         assert definition is not None, f"{module}.{name} is gone"
         leaves |= dict(_flatten(section, definition, groups))
     for key, value in TRAINER_DEFAULTS.items():
         leaves[f"trainer.{key}"] = replace(leaves[f"trainer.{key}"], default=ast.Constant(value))
-    return Keys({key: leaf for key, leaf in leaves.items() if key not in LINKED}, frozenset(groups))
+    return KeyTable({key: leaf for key, leaf in leaves.items() if key not in LINKED}, frozenset(groups))
 
 
 def _declared(name: str, annotation: str, default: str | int | None, text: str) -> Parameter:
@@ -133,7 +133,7 @@ def _declared(name: str, annotation: str, default: str | int | None, text: str) 
 
 def _of_command(command: str) -> Iterator[Parameter]:
     """Yield the arguments of the trainer's method that runs a command."""
-    trainer = resolve(*SECTIONS["trainer"])
+    trainer = find_definition(*SECTIONS["trainer"])
     methods = trainer.node.body if trainer is not None and isinstance(trainer.node, ast.ClassDef) else []
     for method in methods:
         if isinstance(method, ast.FunctionDef) and method.name == command:
@@ -167,7 +167,7 @@ def bases_of(parameter: Parameter) -> list[Definition]:
 
 
 def _base_of(kind: Kind) -> Definition | None:
-    return resolve("torch.optim", "Optimizer") if kind.name == _OPTIMIZER else kind.definition
+    return find_definition("torch.optim", "Optimizer") if kind.name == _OPTIMIZER else kind.definition
 
 
 @cache
@@ -180,7 +180,7 @@ def choices_of(base: Definition) -> dict[str, Definition]:
     if base.module.startswith("torch.optim"):
         package = source_of_module("torch.optim")
         names = _imported(package.read_text("utf-8")) if package is not None else []
-        known = {name: resolve("torch.optim", name) for name in names}
+        known = {name: find_definition("torch.optim", name) for name in names}
         return {
             name: part for name, part in known.items() if part is not None and part != base and is_subclass(part, base)
         }
@@ -214,7 +214,7 @@ def default_class(parameter: Parameter) -> Definition | None:
     """Return the class of a parameter's default, or the only class that it may be; None if that is not known."""
     node = parameter.default.body if isinstance(parameter.default, ast.Lambda) else parameter.default
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        return resolve(parameter.module, node.func.id)
+        return find_definition(parameter.module, node.func.id)
     choices = [choice for base in bases_of(parameter) for choice in choices_of(base).values()]
     return choices[0] if len(choices) == 1 else None
 

@@ -22,7 +22,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
 from lit_align import callbacks
@@ -32,17 +31,19 @@ from lit_align.cli.keys import RUN_KEYS, TRAINER_DEFAULTS
 from lit_align.cli.objective_names import help_on_presets
 from lit_align.cli.parsing import USER_ERRORS, Parser, prepare_parsing
 from lit_align.cli.run_setup import (
+    MoveAside,
     as_list,
     check_optimizer,
     idle_trainer,
-    move_aside,
     stored_date,
     warn_of_unused_checkpoints,
 )
 from lit_align.cli.settings import DEBUG, check_settings
 from lit_align.compat.jsonargparse import options
+from lit_align.compat.lightning import writes_files
 from lit_align.data import DataError, PreferenceData
 from lit_align.errors import printable
+from lit_align.interrupts import handle_signals
 from lit_align.models.export import ExportError
 from lit_align.models.scorer import ScoreError
 from lit_align.modules import LitModule, LitOnline, LitPreference, LitReward
@@ -73,13 +74,21 @@ class SaveConfig(SaveConfigCallback):
     """Writes ``config.yaml``, complete with every default, into the run's folder when a fit starts."""
 
     @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Do nothing yet: a run that cannot start must not replace the configuration of an earlier one."""
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and writes_files(trainer):
+            self.save_config(trainer, pl_module, "fit")
+
+    @override
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            path = Path(trainer.default_root_dir) / "config.yaml"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            config = self.config.clone()
-            config.ckpt_path = None  # which checkpoint this process resumed from does not describe the run
-            self.parser.save(config, path, skip_none=False, overwrite=True)
+        path = Path(trainer.default_root_dir) / "config.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        config = self.config.clone()
+        config.ckpt_path = None  # which checkpoint this process resumed from does not describe the run
+        self.parser.save(config, path, skip_none=False, overwrite=True)
 
 
 class Cli(LightningCLI):
@@ -178,7 +187,7 @@ class Cli(LightningCLI):
         config, instances = self.config[self.subcommand], self.config_init[self.subcommand]
         folder = Path(config.run)
         resume_check = self._resume_check(config)
-        self._prepare_folder(folder, config)
+        starts_anew = self._starts_anew(folder, config)
         if config.trainer.logger is None or config.trainer.logger is True:
             kwargs["logger"] = [
                 TensorBoardLogger(folder, name="", version="tensorboard"),
@@ -192,22 +201,23 @@ class Cli(LightningCLI):
         kwargs["default_root_dir"] = str(folder)
         instances.checkpoints.dirpath = str(checkpoint_folder(folder))
         kwargs["callbacks"] = [
+            MoveAside(starts_anew),
             resume_check,
             *callbacks.first_callbacks(int(config.seed_everything), config.trainer.enable_progress_bar is not False),
             *as_list(instances.trainer.callbacks),
         ]
         return super().instantiate_trainer(**kwargs)
 
-    def _prepare_folder(self, folder: Path, config: Namespace) -> None:
-        """Move an earlier run aside when a fit starts anew; refuse or warn if a checkpoint is missing or not used."""
+    def _starts_anew(self, folder: Path, config: Namespace) -> bool:
+        """Return whether a fit goes on from no checkpoint; refuse or warn if one is missing or not used."""
         has_checkpoints = any(checkpoint_folder(folder).glob("*.ckpt"))
         if self.subcommand == "fit":
-            if not (has_checkpoints if config.ckpt_path == "last" else config.ckpt_path):
-                move_aside(folder)
-        elif config.ckpt_path == "last" and not has_checkpoints:
+            return not (has_checkpoints if config.ckpt_path == "last" else config.ckpt_path)
+        if config.ckpt_path == "last" and not has_checkpoints:
             self._fail(f"--ckpt_path last: no checkpoint in {checkpoint_folder(folder)}")
         elif config.ckpt_path is None and has_checkpoints:
             warn_of_unused_checkpoints(folder, config.model.policy, str(self.subcommand))
+        return False
 
     def _resume_check(self, config: Namespace) -> callbacks.ResumeCheck:
         settings = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False, skip_validation=True))
@@ -237,7 +247,7 @@ def _needs_mismatched(module: LitModule) -> bool:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run a command; exit codes: 2 for a user's error, 1 for a failed run, 143 after SIGTERM.
+    """Run a command; exit codes: 2 for a user's error, 1 for a failed run, 143 after SIGTERM, 130 after Ctrl-C.
 
     Args:
         arguments: of the command line, the command first: ``["fit", "--config", "configs/quickstart.yaml"]``.
@@ -280,10 +290,9 @@ def run(arguments: Sequence[str], command_line: Callable[..., Cli] = Cli) -> Non
 @contextmanager
 def exit_codes() -> Iterator[None]:
     """Turn exceptions into a message and an exit code; with LIT_ALIGN_DEBUG set, let them pass."""
+    handle_signals()
     try:
         yield
-    except SIGTERMException:
-        sys.exit(143)
     except (MisconfigurationException, *_FAILED_RUN, *USER_ERRORS) as error:
         if DEBUG in os.environ:
             raise

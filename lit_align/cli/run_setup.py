@@ -10,10 +10,12 @@ from typing import Any
 
 import yaml
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from lit_align.callbacks.checkpointing.checkpoints import checkpoint_folder
+from lit_align.compat.lightning import writes_files
 from lit_align.errors import printable
 from lit_align.modules.optimizer import check_kind
 
@@ -52,17 +54,60 @@ def as_list(value: Any) -> list[Any]:
     return [] if value is None else value if isinstance(value, list) else [value]
 
 
-@rank_zero_only
-def move_aside(folder: Path) -> None:
-    """Move the files of an earlier run in the folder to ``previous/<n>``, so that nothing is overwritten."""
-    old = [folder / name for name in RUN_FILES if (folder / name).exists()]
+class MoveAside(Callback):
+    """Moves an earlier run in the folder to ``previous/<n>`` when training starts, so that nothing is overwritten.
+
+    Data and models have been read by then. A run that fails before its first step puts the earlier one back.
+
+    Args:
+        starts_anew: whether the run does not go on from a checkpoint.
+    """
+
+    def __init__(self, starts_anew: bool) -> None:
+        self.starts_anew = starts_anew
+        self._moved: Path | None = None
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.starts_anew and trainer.is_global_zero and writes_files(trainer):
+            self._moved = move_aside(Path(trainer.default_root_dir))
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self._moved is not None and trainer.global_step == 0:
+            put_back(Path(trainer.default_root_dir), self._moved)
+
+
+def move_aside(folder: Path) -> Path | None:
+    """Move the files of an earlier run in a folder to a new folder inside it, and return that; None without a run."""
+    old = run_files(folder)
     if not old:
-        return
+        return None
     number = 1 + max((int(p.name) for p in (folder / "previous").glob("*") if p.name.isdigit()), default=0)
     target = folder / "previous" / str(number)
     target.mkdir(parents=True)
     for path in old:
         shutil.move(path, target / path.name)
+    return target
+
+
+def put_back(folder: Path, aside: Path) -> None:
+    """Replace the files of a run that has not taken a step by those that were moved aside for it."""
+    for path in run_files(folder):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in run_files(aside):
+        if (folder / path.name).is_dir():  # is empty
+            (folder / path.name).rmdir()
+        shutil.move(path, folder / path.name)
+    for emptied in (aside, aside.parent):
+        if not any(emptied.iterdir()):
+            emptied.rmdir()
+
+
+def run_files(folder: Path) -> list[Path]:
+    """Return the files of a run in a folder; empty folders are none."""
+    paths = (folder / name for name in RUN_FILES)
+    return [path for path in paths if (any(path.iterdir()) if path.is_dir() else path.exists())]
 
 
 def stored_date(folder: Path, ckpt_path: str | None) -> str | None:

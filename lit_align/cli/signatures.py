@@ -126,7 +126,7 @@ def _absolute(module: str, path: Path | None, node: ast.ImportFrom) -> str:
 
 
 @cache
-def resolve(module: str, name: str) -> Definition | None:
+def find_definition(module: str, name: str) -> Definition | None:
     """Find the definition of a name, through imports; None for what is built in or not found.
 
     Args:
@@ -136,17 +136,17 @@ def resolve(module: str, name: str) -> Definition | None:
     names, stars = _names(module)
     target = names.get(name)
     if isinstance(target, tuple):
-        return resolve(*target) if target != (module, name) else None  # a module inside of the package
+        return find_definition(*target) if target != (module, name) else None  # a module inside of the package
     if target is not None:
         return Definition(module, target)
-    return next((definition for star in stars if (definition := resolve(star, name)) is not None), None)
+    return next((definition for star in stars if (definition := find_definition(star, name)) is not None), None)
 
 
 def bases(definition: Definition) -> list[Definition]:
     """Return the base classes of a class that are found."""
     nodes = definition.node.bases if isinstance(definition.node, ast.ClassDef) else []
     names = (node.value if isinstance(node, ast.Subscript) else node for node in nodes)
-    parents = (resolve(definition.module, node.id) for node in names if isinstance(node, ast.Name))
+    parents = (find_definition(definition.module, node.id) for node in names if isinstance(node, ast.Name))
     return [parent for parent in parents if parent is not None]
 
 
@@ -298,7 +298,7 @@ def _subscripted(module: str, name: str, inner: ast.expr, annotation: ast.expr) 
 
 
 def _named(module: str, name: str) -> list[Kind]:
-    definition = resolve(module, name)
+    definition = find_definition(module, name)
     if definition is None or isinstance(definition.node, ast.FunctionDef):
         return [Kind(name)]
     if isinstance(definition.node, ast.ClassDef):
@@ -314,7 +314,7 @@ def constant(parameter: Parameter) -> object:
         ValueError: there is no default, or it is neither.
     """
     node = parameter.default
-    if isinstance(node, ast.Name) and (definition := resolve(parameter.module, node.id)) is not None:
+    if isinstance(node, ast.Name) and (definition := find_definition(parameter.module, node.id)) is not None:
         node = definition.node if isinstance(definition.node, ast.expr) else None
     if node is None:
         raise ValueError(f"{parameter.name} has no constant as its default")
@@ -353,7 +353,7 @@ def subclasses(base: Definition, packages: tuple[str, ...]) -> dict[str, Definit
         mention = re.compile(rf"^class (\w+)\([^)]*\b{parent.name}\b", re.MULTILINE)
         for module in (module for package in packages for module in modules_of(package)):
             for name in mention.findall(_text(module)):
-                child = resolve(module, name)
+                child = find_definition(module, name)
                 if child is not None and name not in found and parent in bases(child):
                     found[name] = child
                     pending.append(child)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 
-from lit_align.cli.keys import Keys, bases_of, choices_of, default_class, made_by, options_of
-from lit_align.cli.signatures import Definition, Parameter, resolve
+from lit_align.cli.keys import KeyTable, bases_of, choices_of, default_class, made_by, options_of
+from lit_align.cli.signatures import Definition, Parameter, find_definition
 
 OBJECTIVES = {
     "preference": ("lit_align.objectives.base", "Objective"),
@@ -49,7 +49,7 @@ KEYS_ELSEWHERE = {
 """Last part of a key in other libraries to the key that it is here."""
 
 
-def suggest_key(key: str, keys: Keys, chosen: Mapping[str, Definition | None]) -> str:
+def suggest_key(key: str, keys: KeyTable, chosen: Mapping[str, Definition | None]) -> str:
     """Return what to write instead of an unknown key, as the end of a sentence; empty if nothing is like it.
 
     Args:
@@ -97,7 +97,7 @@ def suggest_name(key: str, name: str, parameter: Parameter, task: str) -> str:
     known = [choice for base in bases_of(parameter) for choice in choices_of(base)]
     if key == "model.objective":
         for other, base in OBJECTIVES.items():
-            definition = resolve(*base)
+            definition = find_definition(*base)
             if other != task and definition is not None and name in choices_of(definition):
                 return f", an objective of task {other}, and the task is {task}; add --task {other}"
     if name in NAMES_ELSEWHERE and NAMES_ELSEWHERE[name] in known:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -148,6 +151,42 @@ def epoch_under_way(trainer: Trainer) -> Iterator[None]:
         for count in counts:
             count.processed += early
             count.completed += early
+
+
+@dataclass(frozen=True)
+class StepPosition:
+    """Where a run stood at the end of an optimizer step: its progress, its place in the data, its sums.
+
+    Args:
+        loops: state of Lightning's loops.
+        others: other entries of a checkpoint, by their keys.
+    """
+
+    loops: dict[str, Any]
+    others: dict[str, Any]
+
+    @classmethod
+    def of(cls, trainer: Trainer, sums: dict[str, Any]) -> StepPosition:
+        """Return the position after the optimizer step that is ending.
+
+        Args:
+            trainer: of the run.
+            sums: entries of a checkpoint that change before the next step is taken.
+        """
+        data: Any = getattr(trainer, "datamodule", None)
+        states = {} if data is None else {type(data).__qualname__: data.state_dict()}
+        return cls(*copy.deepcopy((trainer._checkpoint_connector._get_loops_state_dict(), states | sums)))
+
+    def save(self, trainer: Trainer, path: Path) -> None:
+        """Save a checkpoint of this position, of which the weights are still those of the step."""
+        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        checkpoint |= {"loops": self.loops, **self.others}
+        trainer.strategy.save_checkpoint(checkpoint, path)
+
+
+def writes_files(trainer: Trainer) -> bool:
+    """Return whether a run writes files; one of ``trainer.fast_dev_run``, an attribute that is not declared, does not."""
+    return not getattr(trainer, "fast_dev_run", False)
 
 
 def callbacks_of(trainer: Trainer) -> list[Any]:

@@ -27,15 +27,17 @@ def words(run: Path, rows: Path, *more: object) -> tuple[object, ...]:
     )
 
 
-def stopped(run: Path, *command: object) -> tuple[int, str]:
-    """Exit code and output of a process that gets SIGTERM as soon as it has reported two steps."""
+def stopped(
+    run: Path, *command: object, number: int = signal.SIGTERM, ready: Callable[[], bool] | None = None
+) -> tuple[int, str]:
+    """Exit code and output of a process that gets a signal when it is ready: as a rule after two reported steps."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (run.parent / f"{run.name}.out").open("w+", encoding="utf-8") as output:
         python = [sys.executable, "-m", "lit_align", *map(str, command)]
         process = subprocess.Popen(python, stdout=output, stderr=output, env=environment, start_new_session=True)
         try:
-            until(lambda: reported(run) >= 2 or process.poll() is not None)
-            process.send_signal(signal.SIGTERM)
+            until(lambda: (ready() if ready else reported(run) >= 2) or process.poll() is not None)
+            process.send_signal(number)
             code = process.wait(PATIENCE)
             until(lambda: not alive(process.pid))
         finally:
@@ -66,14 +68,19 @@ def alive(group: int) -> bool:
     return True
 
 
-@pytest.mark.resume("behind SIGTERM")
+@pytest.mark.resume("behind SIGTERM and Ctrl-C")
 @pytest.mark.fault("D11", "L06")
-def test_sigterm_saves_and_the_resumed_run_is_the_undisturbed_one(rows: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "name"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")], ids=["TERM", "INT"]
+)
+def test_a_signal_saves_and_the_resumed_run_is_the_undisturbed_one(
+    rows: Path, tmp_path: Path, number: int, code: int, name: str
+) -> None:
     many = ("--trainer.max_steps", 120)
-    code, out = stopped(tmp_path / "stopped", *words(tmp_path / "stopped", rows, *many))
-    assert code == 143, out
+    ended, out = stopped(tmp_path / "stopped", *words(tmp_path / "stopped", rows, *many), number=number)
+    assert ended == code, out
     assert "Traceback" not in out
-    assert "stopped by SIGTERM after step" in out
+    assert f"stopped by {name} after step" in out
     interrupt = tmp_path / "stopped" / "checkpoints" / "interrupt.ckpt"
     assert 2 <= reported(tmp_path / "stopped") < 120
     resumed = ok(lit_align(*words(tmp_path / "stopped", rows, *many, "--ckpt_path", interrupt)))
@@ -81,6 +88,77 @@ def test_sigterm_saves_and_the_resumed_run_is_the_undisturbed_one(rows: Path, tm
     ok(lit_align(*words(tmp_path / "whole", rows, *many)))
     assert distance(weights(tmp_path / "stopped"), weights(tmp_path / "whole")) == 0.0
     assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
+
+
+HANGS = """
+import os, time
+from pathlib import Path
+from lightning.pytorch import Callback
+
+calls = 0
+
+
+def rate(prompts, responses):
+    global calls
+    calls += 1
+    if calls == 3 and "HANGS" in os.environ:
+        Path(os.environ["HANGS"]).touch()
+        while True:
+            time.sleep(0.1)
+    return [float(len(response)) for response in responses]
+
+
+class SlowSetup(Callback):
+    def setup(self, trainer, module, stage):
+        Path(os.environ["HANGS"]).touch()
+        time.sleep(600)
+"""
+
+
+@pytest.fixture
+def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that appears when code of a user's own hangs."""
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "hanging.py").write_text(HANGS)
+    monkeypatch.setenv("HANGS", str(tmp_path / "hangs"))
+    return tmp_path / "hangs"
+
+
+@pytest.mark.resume("behind a signal while a score function hangs")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
+def test_a_signal_is_obeyed_while_a_score_function_hangs(
+    rows: Path, tmp_path: Path, hanging: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint is that of the step before, and the run that goes on from it is the undisturbed one."""
+
+    def online(run: Path, *more: object) -> tuple[object, ...]:
+        return (
+            *("fit", "--task", "online", "--run", run, *BASE, *SHORT, "--model.objective", "kl_rlhf"),
+            *("--data.train", rows, "--data.batch_size", 2, "--trainer.max_steps", 4, "--extend", tmp_path / "parts"),
+            *("--model.score", "FunctionScore", "--model.score.function", "hanging.rate"),
+            *("--model.responses", 2, "--model.sampling.max_new_tokens", 4, *more),
+        )
+
+    run = tmp_path / "stopped"
+    code, out = stopped(run, *online(run), number=number, ready=hanging.exists)
+    assert code == 128 + number, out
+    assert "Traceback" not in out
+    monkeypatch.delenv("HANGS")
+    interrupt = run / "checkpoints" / "interrupt.ckpt"
+    assert torch.load(interrupt, weights_only=True)["global_step"] == 2
+    ok(lit_align(*online(run, "--ckpt_path", interrupt)))
+    ok(lit_align(*online(tmp_path / "whole")))
+    assert distance(weights(run), weights(tmp_path / "whole")) == 0.0
+    assert metrics(run) == metrics(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
+def test_a_signal_is_obeyed_while_a_run_is_set_up(rows: Path, tmp_path: Path, hanging: Path, number: int) -> None:
+    run = tmp_path / "run"
+    slow = ("--extend", tmp_path / "parts", "--trainer.callbacks+=hanging.SlowSetup", "--trainer.max_steps", 2)
+    code, out = stopped(run, *words(run, rows, *slow), number=number, ready=hanging.exists)
+    assert code == 128 + number, out
+    assert "Traceback" not in out
 
 
 @pytest.mark.resume("behind SIGTERM to one of two processes")

@@ -276,6 +276,47 @@ def test_a_run_s_checkpoints_are_not_passed_over_silently(
     assert len(re.findall("^warning: .*; --ckpt_path last takes the newest$", ended.out, re.MULTILINE)) == warned
 
 
+FAILS_LATE = """
+from lightning.pytorch import Callback
+
+
+class Fails(Callback):
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        raise ValueError("no step for you")
+"""
+
+
+@pytest.mark.parametrize(
+    "more",
+    [("--data.train", "bad.jsonl"), ("--model.policy", "./nowhere"), ("--trainer.callbacks+=failing.Fails",)],
+    ids=["data", "model", "the first step"],
+)
+def test_a_fit_that_fails_before_its_first_step_leaves_the_old_run_alone(
+    rows: Path, tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    run = tmp_path / "run"
+    ok(fit(run, rows))
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "x"}\n')
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "failing.py").write_text(FAILS_LATE)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert fit(run, rows, "--extend", tmp_path / "parts", *more).code == 2
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    ok(lit_align(*words(run, rows, "--data.validation", rows, "--ckpt_path", "last", command="validate")))
+
+
+def test_a_fast_dev_run_writes_nothing(rows: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    ok(fit(run, rows))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    more = ("--trainer.fast_dev_run", 2, "--data.validation", rows, "--export.form", "merged", "--samples.count", 1)
+    ended = ok(fit(run, rows, *more))
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert str(run / "metrics.jsonl") not in ended.out
+    ok(fit(tmp_path / "new", rows, *more))
+    assert not [path for path in (tmp_path / "new").rglob("*") if path.is_file()]
+
+
 def test_a_fresh_fit_keeps_the_old_one_and_a_resumed_one_goes_on(rows: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     ok(fit(run, rows))

@@ -192,7 +192,7 @@ def test_a_reward_model_is_planned() -> None:
         (("--utilization", "2"), "expected a share above 0"),
         (("--architecture", "nowhere.json"), "no such file"),
         (("--hardware", "a1000"), "invalid choice"),
-        (("--trainer.max_step", "3"), "did you mean trainer.max_steps?"),
+        (("--trainer.max_step", "3"), "did you mean trainer.max_steps"),
     ],
 )
 def test_wrong_arguments_are_refused(words: tuple[str, ...], message: str) -> None:

@@ -35,6 +35,7 @@ from lit_align.compat.lightning import (
     save_at_step_ends,
     seconds_between_validations,
     validation_follows,
+    writes_files,
 )
 from lit_align.modules.step_totals import check_weights
 
@@ -175,7 +176,7 @@ class Checkpoints(StepCheckpoint):
                 if isinstance(other, ModelCheckpoint) and other is not self:
                     save_at_step_ends(other)
         self.dirpath = self.dirpath or str(checkpoint_folder(trainer.default_root_dir))
-        if stage == "fit" and trainer.is_global_zero:
+        if stage == "fit" and trainer.is_global_zero and writes_files(trainer):
             _prepare_folder(Path(self.dirpath))  # fail before anything is loaded rather than at the first save
         super().setup(trainer, pl_module, stage)
 

@@ -14,6 +14,7 @@ from lit_align.data.batches.collate import Collate
 from lit_align.data.batches.dataset import PairDataset
 from lit_align.data.batches.sampler import BucketedBatches, PairBatches, SequentialBatches, Share, TokenBatches
 from lit_align.errors import check_range
+from lit_align.interrupts import waiting
 from lit_align.types import PairBatch
 
 DEFAULT_BATCH_SIZE = 8
@@ -137,7 +138,12 @@ class ResumableLoader(DataLoader[PairBatch]):
         # Nothing may follow the last yield: no caller asks for more batches than there are.
         self._done, self._resume_from = self._resume_from, 0
         self._batches.skip = self._done
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        while True:
+            with waiting.for_code_of_others("the data"):
+                batch = next(batches, None)
+            if batch is None:
+                return
             self._done += 1
             yield batch
 

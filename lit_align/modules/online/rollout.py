@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from lit_align.data import PreferenceData
 from lit_align.data.batches.collate import Collate
+from lit_align.interrupts import waiting
 from lit_align.metrics.rollouts import WeightedPreferences
 from lit_align.models import Reference
 from lit_align.models.generation import GenerationRequest, Generator, Sampling, mix_seed, model_stop_tokens
@@ -187,7 +188,9 @@ class RolloutSampler:
 
     def _scores(self, batch: PairBatch, texts: Texts) -> Tensor:
         """Return one finite number for each response; called inside ``score.ready()``."""
-        return check_scores(self.score(batch, texts), texts, self.score).to(batch.input_ids.device)
+        with waiting.for_code_of_others("the scores"):
+            scores = self.score(batch, texts)
+        return check_scores(scores, texts, self.score).to(batch.input_ids.device)
 
     def _reference_log_probs(self, batch: PairBatch) -> RolloutTokens | None:
         if self.reference is None:
