@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from typing_extensions import override
 
 from lit_align.callbacks.model_card import model_card
+from lit_align.callbacks.monitors import check_best, load_best
 from lit_align.compat.lightning import writes_files
 from lit_align.data import PreferenceData
 from lit_align.models.export import Form, add_stop_tokens, check_values, pooling_pad, read_back
@@ -34,10 +35,15 @@ class Export(Callback):
     Args:
         form: for a LoRA run, ``merged`` adds the adapter to the weights, ``adapter`` writes the adapter alone (of a
             reward model with its head); ``none`` writes nothing.
+        which: the ``last`` weights, or the ``best`` by the metric that a ``ModelCheckpoint`` in ``trainer.callbacks``
+            follows.
     """
 
-    def __init__(self, form: Literal["merged", "adapter", "none"] = "merged") -> None:
+    def __init__(
+        self, form: Literal["merged", "adapter", "none"] = "merged", which: Literal["last", "best"] = "last"
+    ) -> None:
         self.form = form
+        self.which = which
         self.folder: Path | None = None
 
     @override
@@ -46,6 +52,8 @@ class Export(Callback):
             return
         if self.form == "adapter" and pl_module.lora is None:
             raise ValueError("export.form is 'adapter', but the run has no adapter; set model.lora or take 'merged'")
+        if stage == "fit" and self.which == "best" and self.form != "none":
+            check_best(trainer)
         rounds = pl_module.lora is not None and pl_module.loading.dtype == "bfloat16"
         if stage == "fit" and rounds and self.form == "merged":
             rank_zero_warn(
@@ -58,6 +66,7 @@ class Export(Callback):
         """Gather the weights on every rank; write them, and read them back, on rank zero."""
         if self.form == "none" or not isinstance(pl_module, LitModule) or not writes_files(trainer):
             return
+        what = load_best(trainer, pl_module) if self.which == "best" else ""
         data = run_data(trainer)
         sequences = probe_sequences(data)
         trained = pl_module.read_sequences(sequences) if sequences else None
@@ -73,6 +82,7 @@ class Export(Callback):
             model = _unsharded_copy(pl_module, weights) if merges else pl_module.trained_model
             pad = write_model(partial, pl_module, model, data, weights, form)
             note = _adapter_note(pl_module, pad) if form == "adapter" else ""
+            note = "\n- ".join(filter(None, (what and f"weights: {what}", note)))
             (partial / "README.md").write_text(model_card(pl_module, trainer, note), encoding="utf-8")
             del model, weights
             if trained is not None:

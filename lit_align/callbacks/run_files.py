@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from typing_extensions import override
 from lit_align.compat.lightning import writes_files
 from lit_align.modules import LitModule
 from lit_align.modules.step_totals import run_data
+from lit_align.types import PreferencePair
 
 
 class MetricsFile(Logger):
@@ -84,8 +85,8 @@ class Figures(Callback):
 class Predictions(BasePredictionWriter):
     """Writes one line per pair, in the data's order, to ``predictions.jsonl`` in the run's folder.
 
-    A line holds the predictions and the data's other columns. A column with the name of any prediction is renamed to
-    ``data/<name>`` in all lines: ``data/margin`` is the row's own, ``margin`` the policy's.
+    A line holds prompt and responses, the predictions, and the data's other columns. A column with one of these names
+    is renamed to ``data/<name>`` in all lines: ``data/margin`` is the row's own, ``margin`` the policy's.
     """
 
     def __init__(self) -> None:
@@ -115,16 +116,28 @@ class Predictions(BasePredictionWriter):
         path = Path(trainer.default_root_dir) / "predictions.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
-        names = {name for record in records for name in record}
+        rows = run_data(trainer).rows["predict"]
+        names = {"prompt", "chosen", "rejected", *(name for record in records for name in record)}
         with temporary.open("w", encoding="utf-8") as file:
             for record in sorted(records, key=lambda record: record["index"]):
-                columns = _rename_columns(run_data(trainer).extra("predict", record["index"]), names)
-                file.write(json.dumps({**columns, **record}, ensure_ascii=False, default=str) + "\n")
+                row = rows[record["index"]]
+                line = {"index": record["index"], **texts_of(row), **_rename_columns(row.extra, names), **record}
+                file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
         temporary.replace(path)
         rank_zero_info(f"predictions of {len(records)} pairs: {path}")
 
 
-def _rename_columns(columns: dict[str, Any], predictions: set[str]) -> dict[str, Any]:
+def texts_of(row: PreferencePair) -> dict[str, Any]:
+    """Return prompt and responses of a row by name, without responses that are not there.
+
+    >>> texts_of(PreferencePair("Why?", "So.", None))
+    {'prompt': 'Why?', 'chosen': 'So.'}
+    """
+    texts = {"prompt": row.prompt, "chosen": row.chosen, "rejected": row.rejected}
+    return {name: text for name, text in texts.items() if text is not None}
+
+
+def _rename_columns(columns: Mapping[str, Any], predictions: set[str]) -> dict[str, Any]:
     """Rename a row's columns that have the name of a prediction.
 
     >>> _rename_columns({"margin": 2, "source": "x"}, {"index", "margin"})

@@ -70,8 +70,7 @@ class Summary(Callback):
         data = run_data(trainer)
         if isinstance(data, PreferenceData):
             console.print(f"[bold]batches[/]    {data.padding.line()}", highlight=False)
-            if writes_files(trainer):
-                _report_data(trainer, data)
+            _report_data(trainer, data)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -94,6 +93,8 @@ class Summary(Callback):
 
 def _report_data(trainer: Trainer, data: PreferenceData) -> None:
     """Write length statistics to ``data.json``, and histograms of lengths to TensorBoard."""
+    if not writes_files(trainer):
+        return
     root = Path(trainer.default_root_dir)
     root.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {split: lengths.as_dict() for split, lengths in data.lengths.items()}

@@ -50,6 +50,17 @@ class StepSeed(Callback):
         torch.manual_seed(((self.seed * 1_000_003 + position) * 4099 + trainer.global_rank) % 2**63)
 
 
+class FinalValidation(Callback):
+    """Lets a validation follow the last step also where ``max_steps`` ends inside an epoch."""
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if 0 < trainer.max_steps <= trainer.global_step and not is_accumulating(trainer):
+            trainer.should_stop = True  # Lightning then validates before it ends
+
+
 class ProgressBar(RichProgressBar):
     """Rich's progress bar with the last reported loss, reward accuracy and tokens per second."""
 

@@ -201,7 +201,7 @@ class Cli(LightningCLI):
         kwargs["default_root_dir"] = str(folder)
         instances.checkpoints.dirpath = str(checkpoint_folder(folder))
         kwargs["callbacks"] = [
-            MoveAside(starts_anew),
+            MoveAside(folder, starts_anew),
             resume_check,
             *callbacks.first_callbacks(int(config.seed_everything), config.trainer.enable_progress_bar is not False),
             *as_list(instances.trainer.callbacks),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,57 +58,66 @@ def as_list(value: Any) -> list[Any]:
 class MoveAside(Callback):
     """Moves an earlier run in the folder to ``previous/<n>`` when training starts, so that nothing is overwritten.
 
-    Data and models have been read by then. A run that fails before its first step puts the earlier one back.
+    Data and models have been read by then. A run that fails before its first step leaves the earlier one as it was:
+    what it has written itself (Lightning opens the logs before anything is read) is removed.
 
     Args:
+        folder: of the run.
         starts_anew: whether the run does not go on from a checkpoint.
     """
 
-    def __init__(self, starts_anew: bool) -> None:
-        self.starts_anew = starts_anew
-        self._moved: Path | None = None
+    def __init__(self, folder: Path, starts_anew: bool) -> None:
+        self.folder = folder
+        self._old = run_files(folder) if starts_anew else []
+        self._aside: Path | None = None
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.starts_anew and trainer.is_global_zero and writes_files(trainer):
-            self._moved = move_aside(Path(trainer.default_root_dir))
+        if self._old and trainer.is_global_zero and writes_files(trainer):
+            self._aside = _next_folder(self.folder / "previous")
+            _move(self._old, self.folder, self._aside)
+            _remove_empty_folders(self.folder)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self._moved is not None and trainer.global_step == 0:
-            put_back(Path(trainer.default_root_dir), self._moved)
-
-
-def move_aside(folder: Path) -> Path | None:
-    """Move the files of an earlier run in a folder to a new folder inside it, and return that; None without a run."""
-    old = run_files(folder)
-    if not old:
-        return None
-    number = 1 + max((int(p.name) for p in (folder / "previous").glob("*") if p.name.isdigit()), default=0)
-    target = folder / "previous" / str(number)
-    target.mkdir(parents=True)
-    for path in old:
-        shutil.move(path, target / path.name)
-    return target
-
-
-def put_back(folder: Path, aside: Path) -> None:
-    """Replace the files of a run that has not taken a step by those that were moved aside for it."""
-    for path in run_files(folder):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for path in run_files(aside):
-        if (folder / path.name).is_dir():  # is empty
-            (folder / path.name).rmdir()
-        shutil.move(path, folder / path.name)
-    for emptied in (aside, aside.parent):
-        if not any(emptied.iterdir()):
-            emptied.rmdir()
+        if not self._old or trainer.global_step or not trainer.is_global_zero or not writes_files(trainer):
+            return
+        for logger in trainer.loggers:
+            logger.finalize("failed")
+        for path in run_files(self.folder):
+            if self._aside is not None or path not in self._old:
+                path.unlink()
+        if self._aside is not None:
+            _move([self._aside / path.relative_to(self.folder) for path in self._old], self._aside, self.folder)
+            shutil.rmtree(self._aside)
+        _remove_empty_folders(self.folder)
 
 
 def run_files(folder: Path) -> list[Path]:
-    """Return the files of a run in a folder; empty folders are none."""
-    paths = (folder / name for name in RUN_FILES)
-    return [path for path in paths if (any(path.iterdir()) if path.is_dir() else path.exists())]
+    """Return the files that a run has written into its folder, links included."""
+    tops = [folder / name for name in RUN_FILES]
+    paths = [path for top in tops for path in (top, *(top.rglob("*") if top.is_dir() else ()))]
+    return [path for path in paths if path.is_symlink() or path.is_file()]
+
+
+def _next_folder(previous: Path) -> Path:
+    return previous / str(1 + max((int(p.name) for p in previous.glob("*") if p.name.isdigit()), default=0))
+
+
+def _move(files: Sequence[Path], source: Path, target: Path) -> None:
+    for path in files:
+        moved = target / path.relative_to(source)
+        moved.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(path, moved)
+
+
+def _remove_empty_folders(folder: Path) -> None:
+    """Remove what is empty of a run's folders, and of ``previous``, the innermost first."""
+    tops = [folder / name for name in (*RUN_FILES, "previous") if (folder / name).is_dir()]
+    folders = [path for top in tops for path in (top, *top.rglob("*")) if path.is_dir() and not path.is_symlink()]
+    for path in sorted(folders, key=lambda path: len(path.parts), reverse=True):
+        if not any(path.iterdir()):
+            path.rmdir()
 
 
 def stored_date(folder: Path, ckpt_path: str | None) -> str | None:

@@ -185,7 +185,7 @@ class StepPosition:
 
 
 def writes_files(trainer: Trainer) -> bool:
-    """Return whether a run writes files; one of ``trainer.fast_dev_run``, an attribute that is not declared, does not."""
+    """Return whether a run writes files: not with ``fast_dev_run``, which Lightning sets without declaring it."""
     return not getattr(trainer, "fast_dev_run", False)
 
 

@@ -14,6 +14,8 @@ REWARD_METRICS = (
     *("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"),
     *("calibration/brier", "lengths/chosen", "lengths/rejected", "lengths/truncated"),
 )
+OTHER_METRICS = ("calibration/ece", "lengths/score_correlation", "lengths/margin_correlation")
+"""Numbers of all pairs together, which are no means over pairs."""
 
 
 class RewardMetrics(Metric):

@@ -19,6 +19,11 @@ ROLLOUT_METRICS = (
     *("loss/policy", "loss/value", "update/clipped", "update/kl", "values/error", "return", "return/squared"),
 )
 HIDDEN = ("score/squared", "advantage/squared", "values/error", "return", "return/squared")
+REPORTED_METRICS = (
+    *(name for name in ROLLOUT_METRICS if name not in HIDDEN),
+    *("score/std", "advantage/std", "values/explained"),
+)
+"""Names of what may be reported."""
 
 
 class RolloutMetrics(Metric):

@@ -53,6 +53,11 @@ class LitModule(LightningModule):
         """Check the trained models on short rows, once; nothing by default."""
 
     @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Names of the metrics that training and evaluation may report, without ``train/`` and ``val/``."""
+        return ()
+
+    @property
     def planned_steps(self) -> int:
         """Optimizer steps of the whole fit."""
         return planned_steps(self.trainer)

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from lit_align.compat.lightning import is_accumulating
 from lit_align.metrics import PairMetrics
+from lit_align.metrics.pairs import CORRELATION
 from lit_align.models import (
     ForwardPass,
     HeadGradientAccumulator,
@@ -258,6 +259,11 @@ class LitPreference(LitPolicy):
         values = super().training_values(learning_rate)
         values |= {f"running/{name}": value for name, value in self.objective_state.values.items()}
         return values | scale_values(self.betas)
+
+    @property
+    @override
+    def metric_names(self) -> tuple[str, ...]:
+        return (*self.eval_metrics.names, CORRELATION)
 
     @override
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:

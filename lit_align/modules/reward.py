@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from lit_align.metrics.figures import draw_reliability
 from lit_align.metrics.pair_values import SIDES
-from lit_align.metrics.reward import RewardMetrics
+from lit_align.metrics.reward import OTHER_METRICS, REWARD_METRICS, RewardMetrics
 from lit_align.models import ForwardPass, Loading, LoRA
 from lit_align.models.export import Form, end_scores, save_score_model
 from lit_align.models.lm_head.patch import sparse_embedding_grad
@@ -169,6 +169,11 @@ class LitReward(LitBase):
     def frozen_models(self) -> list[nn.Module]:
         """Return nothing: a reward model is trained without another model."""
         return []
+
+    @property
+    @override
+    def metric_names(self) -> tuple[str, ...]:
+        return (*REWARD_METRICS, *OTHER_METRICS)
 
     @override
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:

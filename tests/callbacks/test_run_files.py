@@ -20,3 +20,5 @@ def test_no_column_of_the_data_is_lost(rows: Path, tmp_path: Path) -> None:
     kept = ("data/data/margin", "data/margin", "rater")
     assert [tuple(line[name] for name in kept) for line in found] == [(n + 0.5, "x", f"r{n}") for n in range(3)]
     assert [line["margin"] for line in found] == [0.0, 0.0, 0.0]
+    texts = ("prompt", "chosen", "rejected")
+    assert [[line[name] for name in texts] for line in found] == [[row[name] for name in texts] for row in given]

@@ -177,7 +177,7 @@ def test_the_saved_configuration_is_complete_and_plain(rows: Path, tmp_path: Pat
     assert saved["data"]["tokenizer"] == "testbed:policy"
     assert saved["samples"]["sampling"]["temperature"] == 1.0
     assert saved["checkpoints"] == {"every_n_steps": 500, "keep": 2}
-    assert saved["export"] == {"form": "none"}
+    assert saved["export"] == {"form": "none", "which": "last"}
 
 
 def test_print_config_parses_again_to_itself(rows: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from lit_align.metrics.calibration import MatchingDivergence
 from lit_align.metrics.figures import draw_matching
-from lit_align.metrics.rollouts import RolloutMetrics, pairs_of
+from lit_align.metrics.rollouts import REPORTED_METRICS, RolloutMetrics, pairs_of
 from lit_align.models import ForwardPass, Loading, LoRA, Reference
 from lit_align.models.generation import CachedGenerator, Generator, Sampling, mix_seed
 from lit_align.models.score_model import ScoreModel, Value
@@ -282,6 +282,11 @@ class LitOnline(LitPolicy):
         return loss
 
     # ── evaluation ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    @override
+    def metric_names(self) -> tuple[str, ...]:
+        return (*REPORTED_METRICS, *(f"matching/{name}" for name in ("d1", "d2", "given/d1", "given/d2")))
 
     @override
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
