@@ -1,4 +1,4 @@
-"""The tiny things that every test builds on: a two-layer Llama and a few pairs of ids."""
+"""Fixtures for all tests: a two-layer Llama and a few pairs of token ids."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ VOCABULARY = 31
 
 
 def tiny_llama(seed: int = 0, vocabulary: int = VOCABULARY) -> LlamaForCausalLM:
-    """A random two-layer Llama of a few thousand weights."""
+    """Build a random two-layer Llama of a few thousand weights."""
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=16,
@@ -47,7 +47,7 @@ def tiny_llama(seed: int = 0, vocabulary: int = VOCABULARY) -> LlamaForCausalLM:
 
 
 def pair_batch(prompts: list[list[int]], responses: list[tuple[list[int], list[int]]], pad: int = 0) -> PairBatch:
-    """A padded batch from plain lists of ids; every response token is scored."""
+    """Build a padded batch from lists of ids; every response token is scored."""
     rows = [[prompt + side for side in sides] for prompt, sides in zip(prompts, responses, strict=True)]
     width = max(len(ids) for sides in rows for ids in sides)
     padded = [[ids + [pad] * (width - len(ids)) for ids in sides] for sides in rows]
@@ -84,7 +84,7 @@ def batch() -> PairBatch:
 
 @pytest.fixture(scope="session")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eleven pairs: no batch size divides them."""
+    """A file of eleven pairs, which no batch size divides."""
     path = tmp_path_factory.mktemp("rows") / "pairs.jsonl"
     lines = testbed.path("train.jsonl").read_text("utf-8").splitlines()[:11]
     path.write_text("\n".join(lines) + "\n", "utf-8")

@@ -1,4 +1,4 @@
-"""Commands of the package in forked children, which import nothing again: a command costs its own work only."""
+"""Commands of the package in forked child processes, which need not import the libraries again."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ BASE = ("--model.policy", "testbed:policy", "--model.optimizer.lr", "1e-3", "--t
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended and what it printed."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
 
 
 def lit_align(*words: object, folder: Path | None = None, **environment: str) -> Ended:
-    """``python -m lit_align *words`` in a forked child."""
+    """Run ``python -m lit_align *words`` in a forked child."""
 
     def work() -> None:
         os.environ.update(environment)
@@ -49,12 +49,12 @@ def lit_align(*words: object, folder: Path | None = None, **environment: str) ->
 
 
 def distributed(processes: int, *words: object) -> list[Ended]:
-    """The same command in several processes over gloo, as a launcher would start them; rank 0 first."""
+    """Run a command in several processes over gloo, as a launcher would start them; rank 0 comes first."""
     return forked(ranks(processes, *words))
 
 
 def ranks(processes: int, *words: object) -> list[Callable[[], None]]:
-    """What each of several processes does of a command."""
+    """Return a function for each of several processes that runs a command."""
 
     def run(rank: int) -> None:
         main([*map(str, words), "--trainer.devices", str(processes)])
@@ -63,7 +63,7 @@ def ranks(processes: int, *words: object) -> list[Callable[[], None]]:
 
 
 def in_processes(processes: int, run: Callable[[int], None]) -> list[Callable[[], None]]:
-    """What each of several processes does that a launcher would start, of one function of its rank."""
+    """Return a function for each process that a launcher would start, which calls a function of the rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -89,7 +89,7 @@ def in_processes(processes: int, run: Callable[[int], None]) -> list[Callable[[]
 
 
 def forked(works: Sequence[Callable[[], None]]) -> list[Ended]:
-    """Run each piece of work in a child of its own, all at once, and wait for them."""
+    """Run functions in child processes, all at once, and wait for them."""
     with TemporaryDirectory() as folder:
         outputs = [Path(folder) / str(number) for number in range(len(works))]
         children = [fork(work, output) for work, output in zip(works, outputs, strict=True)]
@@ -98,7 +98,7 @@ def forked(works: Sequence[Callable[[], None]]) -> list[Ended]:
 
 
 def fork(work: Callable[[], None], output: Path) -> int:
-    """Begin a piece of work in a child; its process id."""
+    """Start a function in a child process, and return its process id."""
     sys.stdout.flush()
     child = os.fork()
     if child:

@@ -1,4 +1,4 @@
-"""What the suite shows, as four tables at its end: faults, security, equal however it is cut, equal after going on."""
+"""Four tables of what the tests show: faults, security, equal results in any partition and after resuming."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _MARKED = pytest.StashKey[dict[str, dict[str, list[str]]]]()
 
 @dataclass
 class Row:
-    """The tests that ran for a row, by how they ended."""
+    """Number of tests of a row by their outcome."""
 
     what: str
     ended: Counter[str] = field(default_factory=Counter)
 
     @property
     def state(self) -> str:
-        """``passed`` only if a test passed and none failed."""
+        """State of the row: ``passed`` only if a test passed and none failed."""
         if self.ended["failed"] + self.ended["error"] + self.ended["xpassed"]:
             return "FAILED"
         if self.ended["passed"]:
@@ -46,7 +46,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What is in ``user_properties`` reaches the process that reports, however many there are."""
+    """Add markers to ``user_properties``, which pytest-xdist sends to the process that reports."""
     tests: dict[str, dict[str, list[str]]] = {name: {} for name in TITLES}
     for item in items:
         for name, found in tests.items():
@@ -57,7 +57,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def marked(config: pytest.Config) -> Mapping[str, Mapping[str, list[str]]]:
-    """Marker → row → the tests that carry it, of all that were collected, deselected ones included."""
+    """Return marker → row → tests with this mark, of all collected tests, including deselected ones."""
     return config.stash[_MARKED]
 
 
@@ -77,7 +77,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def tables(stats: Mapping[str, Iterable[Any]]) -> dict[str, dict[str, Row]]:
-    """Rows of each table, in the order of its list, or of their names where there is none.
+    """Return the rows of each table, in the order of its list, or sorted by name.
 
     Args:
         stats: how tests ended → their reports, as the terminal reporter keeps them. Deselected tests have none.

@@ -1,4 +1,4 @@
-"""What laws are tried on: every leaf of every interface, found by itself, and batches of pairs."""
+"""Cases that laws are checked on: every leaf of every interface, collected automatically, and batches of pairs."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ RESPONSE_AXES: dict[str, type] = {
 
 
 def leaves(interface: type) -> list[type]:
-    """The concrete classes of this package below an interface, at any depth."""
+    """Return the concrete subclasses of an interface in this package, at any depth."""
     found: list[type] = []
     for below in interface.__subclasses__():
         found += leaves(below)
@@ -91,7 +91,7 @@ def leaves(interface: type) -> list[type]:
 
 
 def buildable(leaf: type) -> bool:
-    """Whether a leaf can be built from its defaults and its example arguments."""
+    """Return whether a leaf can be built from its defaults and its example arguments."""
     try:
         inspect.signature(leaf).bind(**EXAMPLES.get(leaf, {}))
     except TypeError:
@@ -100,29 +100,29 @@ def buildable(leaf: type) -> bool:
 
 
 def parts(interface: type) -> list[Any]:
-    """One instance of each leaf of an interface."""
+    """Return an instance of each leaf of an interface."""
     return [leaf(**EXAMPLES.get(leaf, {})) for leaf in leaves(interface) if buildable(leaf)]
 
 
 def published() -> dict[str, Callable[..., Objective]]:
-    """The presets by name."""
+    """Return the presets by name."""
     return {name: preset.make for name, preset in PRESETS.items()}
 
 
 def one_exchanged(joint: Any, axes: dict[str, type]) -> list[Any]:
-    """A joint with one part exchanged at a time."""
+    """Return an objective with one part replaced at a time."""
     return [replace(joint, **{axis: part}) for axis, interface in axes.items() for part in parts(interface)]
 
 
 def preference_objectives() -> list[PreferenceObjective]:
-    """DPO with one part exchanged at a time, and every preset of its kind; no two alike."""
+    """Return DPO with one part replaced at a time, and every preset of its class, without duplicates."""
     known = [preset() for preset in published().values()]
     margins = [objective for objective in known if isinstance(objective, PreferenceObjective)]
     return list(dict.fromkeys([*one_exchanged(PreferenceObjective(Logistic()), AXES), *margins]))
 
 
 def objectives() -> list[Objective]:
-    """Both joints with one part exchanged at a time, every other leaf, and every preset; no two alike."""
+    """Return composed objectives with one part replaced at a time, other objectives and presets; no duplicates."""
     joints = [
         *preference_objectives(),
         *one_exchanged(ResponseObjective(NoiseContrast()), RESPONSE_AXES),
@@ -131,7 +131,7 @@ def objectives() -> list[Objective]:
 
 
 def every_combination() -> Iterator[Objective]:
-    """Every choice of one leaf per axis, of either joint; anchors are only subtracted, and left at their default."""
+    """Iterate over every choice of one leaf per axis; anchors, which are only subtracted, keep their default."""
     response_axes = {axis: interface for axis, interface in RESPONSE_AXES.items() if axis != "anchor"}
     for joint, axes in ((PreferenceObjective, AXES), (ResponseObjective, response_axes)):
         for choice in product(*(parts(interface) for interface in axes.values())):
@@ -139,12 +139,12 @@ def every_combination() -> Iterator[Objective]:
 
 
 def lengths_to_mask(lengths: Tensor, width: int) -> Tensor:
-    """Scored tokens packed to the left."""
+    """Return a mask in which scored tokens come first."""
     return torch.arange(width) < lengths[..., None]
 
 
 def random_pairs(seed: int = 0, pairs: int = 6, width: int = 7, dtype: torch.dtype = torch.float32) -> PairLogProbs:
-    """A batch with responses of 1 to ``width`` tokens and all that an objective may ask for; zero on padding."""
+    """Return a batch with responses of 1 to ``width`` tokens and everything that objectives need; 0 on padding."""
     generator = torch.Generator().manual_seed(seed)
     mask = lengths_to_mask(torch.randint(1, width + 1, (pairs, 2), generator=generator), width)
 
@@ -167,7 +167,7 @@ def random_pairs(seed: int = 0, pairs: int = 6, width: int = 7, dtype: torch.dty
 
 
 def corner_pairs() -> PairLogProbs:
-    """One token a side, each of the four log-probabilities either 0 or -300: log-ratios of 0 and ±300."""
+    """Return responses of one token with log-probabilities of 0 or -300, which give log-ratios of 0 and ±300."""
     corners = torch.tensor(list(product([0.0, -300.0], repeat=4)))
     policy, reference = corners[:, :2, None], corners[:, 2:, None]
     mask = torch.ones_like(policy, dtype=torch.bool)
@@ -176,12 +176,12 @@ def corner_pairs() -> PairLogProbs:
 
 
 def each_tensor(logps: PairLogProbs, change: Callable[[Tensor], Tensor]) -> PairLogProbs:
-    """The record with every tensor of tokens changed, those of the records inside it included."""
+    """Return the record with every tensor of tokens changed, also those of nested records."""
     return _changed(logps, lambda value: change(value) if value.dim() > 1 else value)
 
 
 def some_pairs(logps: PairLogProbs, which: slice | Tensor) -> PairLogProbs:
-    """A part of the batch, or the batch in another order."""
+    """Return some rows of the batch, in the given order."""
     return _changed(logps, lambda value: value[which])
 
 
@@ -196,12 +196,12 @@ def _changed(logps: PairLogProbs, change: Callable[[Tensor], Tensor]) -> PairLog
 
 
 def with_gradient(logps: PairLogProbs) -> PairLogProbs:
-    """The record with a policy that a gradient can be asked for."""
+    """Return the record with a policy that requires a gradient."""
     return replace(logps, policy=logps.policy.detach().clone().requires_grad_())
 
 
 def gradient(loss: Tensor, of: Tensor) -> Tensor:
-    """Gradient of a summed loss; zero where the loss does not depend on the tensor."""
+    """Return the gradient of a summed loss; zeros where the loss does not depend on the tensor."""
     if not loss.requires_grad:
         return torch.zeros_like(of)
     (found,) = torch.autograd.grad(loss.sum(), of, allow_unused=True, materialize_grads=True)
@@ -209,5 +209,5 @@ def gradient(loss: Tensor, of: Tensor) -> Tensor:
 
 
 def assert_same(found: Tensor, expected: Tensor) -> None:
-    """Equal bit for bit, up to the sign of zero."""
+    """Assert that outcomes are equal bit for bit, up to the sign of zero."""
     torch.testing.assert_close(found, expected, rtol=0, atol=0)

@@ -50,7 +50,7 @@ def padding_never_matters(averaging: Rule) -> None:
 
 
 def padding_may_stand_anywhere(averaging: Rule) -> None:
-    """Scored tokens keep their order, and padding comes between them."""
+    """Padding may come between scored tokens, whose order is kept."""
     logps = random_pairs()
     scattered, scored = torch.zeros(6, 2, 21), torch.zeros(6, 2, 21, dtype=torch.bool)
     scattered[..., 2::3], scored[..., 2::3] = logps.policy, logps.mask
@@ -60,7 +60,7 @@ def padding_may_stand_anywhere(averaging: Rule) -> None:
 
 
 def is_linear(averaging: Rule) -> None:
-    """Then averaging the log-ratio is the difference of the averages of policy and reference."""
+    """Averaging is linear, so the averaged log-ratio is the difference of the averages of policy and reference."""
     logps = random_pairs(dtype=torch.float64)
     assert logps.reference is not None
     apart = averaging(logps.policy, logps.mask, logps.pair_seed) - 2 * averaging(
@@ -86,7 +86,7 @@ def sides_are_treated_alike(averaging: Rule) -> None:
 
 
 def thousands_of_tokens_keep_their_digits(averaging: Rule) -> None:
-    """The float32 result is as near to the float64 one as float32 can be."""
+    """The float32 result differs from the float64 result by rounding only."""
     values = -torch.rand(1, 2, 4096, generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(values, dtype=torch.bool)
     pair_seed = torch.tensor([3])
@@ -95,7 +95,7 @@ def thousands_of_tokens_keep_their_digits(averaging: Rule) -> None:
 
 
 def needs_are_stated(averaging: Rule) -> None:
-    """An averaging that needs a pair seed says so, and another does not look at it."""
+    """An averaging that needs a pair seed declares it, and any other ignores it."""
     logps = random_pairs()
     if getattr(averaging, "needs", NO_NEEDS).pair_seed:
         try:
@@ -116,7 +116,7 @@ def a_glance_at_the_other_side_is_stated(averaging: Rule) -> None:
 
 
 def the_power_of_the_length_is_stated(averaging: Rule) -> None:
-    """n ones are n^(1 - power), where both sides are equally long; None promises nothing."""
+    """The average of n ones is n^(1 - power) if both sides have the same length; None makes no claim."""
     power = getattr(averaging, "length_power", 1.0)
     for length in (1, 4, 9) if power is not None else ():
         ones = torch.ones(1, 2, length, dtype=torch.float64)

@@ -44,7 +44,7 @@ def loss_is_convex(contrast: Contrast) -> None:
 
 
 def beta_is_the_unit_of_the_margin(contrast: Contrast) -> None:
-    """At β times m nats the slope has its sign from β m alone: twice the β, half the margin."""
+    """The sign of the slope depends on β m alone: it is the same at twice the β and half the margin."""
     margin = torch.linspace(-40, 40, 79, dtype=torch.float64).requires_grad_()
     doubled = replace(contrast, beta=2 * contrast.beta)
     slope = gradient(contrast(margin), margin)
@@ -53,7 +53,7 @@ def beta_is_the_unit_of_the_margin(contrast: Contrast) -> None:
 
 
 def the_meaning_of_beta_is_stated(contrast: Contrast) -> None:
-    """Equal models are pulled harder by a larger β if it sets a slope, and less if it sets a target."""
+    """At equal models a larger β gives a larger slope, or a smaller slope if β sets a target."""
     margin = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     slope = gradient(contrast(margin), margin).abs()
     steeper = gradient(replace(contrast, beta=2 * contrast.beta)(margin), margin).abs() > slope
@@ -61,7 +61,7 @@ def the_meaning_of_beta_is_stated(contrast: Contrast) -> None:
 
 
 def values_agree_with_higher_precision(contrast: Contrast) -> None:
-    """Far out as well, and relative to the value, float32 is as near to float64 as float32 can be."""
+    """The float32 result is exact up to relative rounding, also for large margins."""
     margin = torch.tensor([-300.0, -30.0, -1.0, 0.0, 1.0, 30.0, 300.0]) / contrast.beta
     torch.testing.assert_close(contrast(margin).double(), contrast(margin.double()), rtol=1e-5, atol=1e-6)
 
@@ -73,7 +73,7 @@ def pairs_are_independent(contrast: Contrast) -> None:
 
 @dataclass(frozen=True)
 class Wrong(Contrast):
-    """A contrast out of a rule that is given the margin times β."""
+    """A contrast made of a function of the margin times β."""
 
     rule: Callable[[Tensor], Tensor] = F.softplus
     beta: float = 1.0
@@ -84,7 +84,7 @@ class Wrong(Contrast):
 
 @dataclass(frozen=True)
 class NoUnit(Contrast):
-    """Ignores its β."""
+    """Ignore β."""
 
     beta: float = 1.0
 

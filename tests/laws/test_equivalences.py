@@ -1,4 +1,4 @@
-"""Laws between objectives: what is the same under another name, in a limit, or at the optimum."""
+"""Laws between objectives that are equal for some parameters, in a limit, or at the optimum."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def averaging_rescales_the_square(averaged: Callable[[float], PreferenceObjectiv
 
 
 def repetition_leaves_the_mean_and_multiplies_the_sum(mean: PreferenceObjective) -> None:
-    """A response in which each token stands k times says k times as much, and the same per token."""
+    """Repeating each token k times multiplies sums by k and leaves means unchanged."""
     logps = random_pairs(dtype=torch.float64)
     repeated = each_tensor(logps, lambda value: value.repeat_interleave(3, dim=-1))
     close(mean(repeated).loss, mean(logps).loss)
@@ -163,13 +163,13 @@ def test_shared_length_without_the_rest_compares_equal_lengths() -> None:
 # At the optimum of the problem that a method stands for, its sigmoid sees the difference of the true rewards.
 
 
-def optimum(reward: Tensor, charge_free: Tensor, beta: float) -> Tensor:
-    """The maximiser of ``E[r] - β E[log π - charge_free]`` over distributions on finitely many responses."""
-    return torch.log_softmax(charge_free + reward / beta, dim=-1)
+def optimum(reward: Tensor, without_reward: Tensor, beta: float) -> Tensor:
+    """Return the maximiser of ``E[r] - β E[log π - without_reward]`` over distributions on finitely many responses."""
+    return torch.log_softmax(without_reward + reward / beta, dim=-1)
 
 
 def paired(values: Tensor) -> Tensor:
-    """All ordered pairs of five one-token responses, as [pair, 2, 1]."""
+    """Return all ordered pairs of five one-token responses, ``[pair, 2, 1]``."""
     return torch.cartesian_prod(values, values)[..., None]
 
 
@@ -177,15 +177,15 @@ REWARD = torch.tensor([0.3, -1.2, 2.0, 0.0, 1.1], dtype=torch.float64)
 REFERENCE = torch.tensor([0.45, 0.3, 0.15, 0.07, 0.03], dtype=torch.float64).log()
 
 
-def rewards_are_recovered(objective: PreferenceObjective, charge_free: Tensor) -> None:
-    policy, mask = optimum(REWARD, charge_free, objective.contrast.beta), torch.ones(25, 2, 1, dtype=torch.bool)
+def rewards_are_recovered(objective: PreferenceObjective, without_reward: Tensor) -> None:
+    policy, mask = optimum(REWARD, without_reward, objective.contrast.beta), torch.ones(25, 2, 1, dtype=torch.bool)
     outcome = objective(PairLogProbs(policy=paired(policy), reference=paired(REFERENCE), mask=mask))
     true = paired(REWARD).squeeze(-1)
     close(objective.contrast.beta * outcome.margin, true[:, 0] - true[:, 1])
 
 
 @pytest.mark.parametrize(
-    ("regularizer", "charge_free"),
+    ("regularizer", "without_reward"),
     [
         (KL(), REFERENCE),
         (Entropy(), torch.zeros(5, dtype=torch.float64)),
@@ -193,11 +193,11 @@ def rewards_are_recovered(objective: PreferenceObjective, charge_free: Tensor) -
     ],
     ids=repr,
 )
-def test_the_optimum_recovers_the_rewards(regularizer: Regularizer, charge_free: Tensor) -> None:
-    rewards_are_recovered(replace(dpo(0.7), regularizer=regularizer), charge_free)
+def test_the_optimum_recovers_the_rewards(regularizer: Regularizer, without_reward: Tensor) -> None:
+    rewards_are_recovered(replace(dpo(0.7), regularizer=regularizer), without_reward)
     for wrong in {KL(), Entropy(), ConditionalMatching(0.1)} - {regularizer}:
         with pytest.raises(AssertionError):
-            rewards_are_recovered(replace(dpo(0.7), regularizer=wrong), charge_free)
+            rewards_are_recovered(replace(dpo(0.7), regularizer=wrong), without_reward)
 
 
 def test_preference_matching_answers_in_proportion_to_preferences() -> None:
@@ -207,7 +207,7 @@ def test_preference_matching_answers_in_proportion_to_preferences() -> None:
 
 @pytest.mark.parametrize(("sign", "holds"), [(1, True), (-1, False)])
 def test_a_length_gap_removes_the_length_from_the_policy(sign: int, holds: bool) -> None:
-    """The reward is what is learned without length plus α per token; the other sign would reward length."""
+    """The reward is the learned part plus α per token; with the other sign, length would be rewarded."""
     beta, alpha = 0.5, 0.2
     mask = torch.arange(4) < torch.tensor([[[4], [1]]])
     lengths = mask.sum(-1).double()
@@ -227,7 +227,7 @@ def test_smoothed_labels_are_content_with_a_finite_margin() -> None:
 
 
 def test_mean_is_what_the_averaging_operator_says() -> None:
-    """Optimality after averaging: ``β (1 / n) log(π / π_ref) = r + k``, so lengths leave the margin alone."""
+    """At the optimum ``β (1 / n) log(π / π_ref) = r + k``, so the margin does not depend on lengths."""
     beta, mask = 2.0, torch.arange(6) < torch.tensor([[[2], [6]]])
     true = torch.tensor([[1.0, -0.5]], dtype=torch.float64)
     policy = mask * (true / beta)[..., None]  # every token carries r / β, whatever the length

@@ -1,4 +1,4 @@
-"""Laws of whole objectives: the presets, and the joint with each of its parts exchanged."""
+"""Laws of whole objectives: the presets, and composed objectives with each part replaced."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ OBJECTIVES = objectives()
 
 
 def numbers(outcome: Outcome) -> dict[str, Tensor]:
-    """What an outcome holds, without what is absent; terms and what is observed one by one."""
+    """Return the tensors of an outcome by name, with terms and observed numbers, without absent fields."""
     values = {field.name: getattr(outcome, field.name) for field in fields(outcome)}
     for many in ("terms", "observed"):
         values |= {f"{many}/{name}": value for name, value in values.pop(many).items()}
@@ -85,7 +85,7 @@ def spoilt(value: Tensor, mask: Tensor) -> Tensor:
 
 
 def dependence_on_other_pairs_is_stated(objective: Objective) -> None:
-    """The loss of a pair is the same in any batch, unless the objective says that it is made across pairs."""
+    """The loss of a pair is the same in any batch, unless the objective declares that it is batch-level."""
     logps = random_pairs()
     whole = objective(logps)
     for part in (slice(0, 1), slice(1, 4), slice(4, 6)):
@@ -102,7 +102,7 @@ def the_order_of_pairs_does_not_matter(objective: Objective) -> None:
 
 
 def needs_are_stated(objective: Objective) -> None:
-    """What an objective does not ask for it does not look at, and what it lacks it says."""
+    """An objective ignores inputs that it does not need, and raises an error if an input that it needs is missing."""
     logps = random_pairs()
     needed = {name: getattr(objective.needs, "pair_seed" if name == "pair_seed" else name) for name in NEEDS}
     bare = replace(logps, **{name: getattr(logps, name) if needed[name] else None for name in NEEDS})
@@ -132,7 +132,7 @@ def swapping_sides_negates_the_margin(objective: PreferenceObjective) -> None:
 
 
 def a_pair_of_equal_responses_teaches_nothing(objective: PreferenceObjective) -> None:
-    """Its margin is zero, and what the chosen side pushes the rejected side pulls, to the bit.
+    """The margin is 0, and the gradients of the two sides are exactly opposite.
 
     Of what the contrast says, that is: a refinement with a gradient of its own looks at one side.
     """
@@ -155,7 +155,7 @@ def what_is_reported_is_what_is_optimised(objective: PreferenceObjective) -> Non
 
 
 def equal_models_have_margin_zero(objective: PreferenceObjective) -> None:
-    """Under KL: then the loss is the contrast's value at minus the offset."""
+    """Under KL, the loss is the contrast at minus the offset."""
     logps = random_pairs()
     outcome = objective(replace(logps, policy=logps.reference))
     assert_same(outcome.margin, torch.zeros(6))
@@ -163,28 +163,28 @@ def equal_models_have_margin_zero(objective: PreferenceObjective) -> None:
 
 
 def what_both_models_add_cancels(objective: PreferenceObjective) -> None:
-    """Under KL: the same constant added to all four log-probabilities of a token changes nothing."""
+    """Under KL, adding a constant to all four log-probabilities of a token changes nothing."""
     logps = random_pairs(dtype=torch.float64)
     shifted = each_tensor(logps, lambda value: value if value.dtype == torch.bool else value - 0.5)
     torch.testing.assert_close(objective(shifted).loss, objective(logps).loss)
 
 
 class Leaky(Averaging):
-    """Sums over the padding."""
+    """Sum over padding, too."""
 
     def __call__(self, values, mask, pair_seed=None):
         return values.sum(-1)
 
 
 class Lopsided(Averaging):
-    """Favours the chosen side."""
+    """Favour the chosen side."""
 
     def __call__(self, values, mask, pair_seed=None):
         return torch.where(mask, values, 0.0).sum(-1) * torch.tensor([1.0, 0.5], dtype=values.dtype)
 
 
 class Crowd(Averaging):
-    """Compares with the rest of the batch."""
+    """Compare with the rest of the batch."""
 
     def __call__(self, values, mask, pair_seed=None):
         total = torch.where(mask, values, 0.0).sum(-1)
@@ -192,14 +192,14 @@ class Crowd(Averaging):
 
 
 class Queue(Averaging):
-    """Compares with the pair before."""
+    """Compare with the preceding pair."""
 
     def __call__(self, values, mask, pair_seed=None):
         return torch.where(mask, values, 0.0).sum(-1).cumsum(0)
 
 
 class HalfKL(Regularizer):
-    """Charges half of the reference, and hides that it needs it."""
+    """Subtract half of the reference without declaring that it is needed."""
 
     needs = Needs()
 
@@ -208,7 +208,7 @@ class HalfKL(Regularizer):
 
 
 class Naive(Contrast):
-    """The logistic contrast, taken apart."""
+    """The logistic contrast, written out."""
 
     beta = 1.0
 
@@ -218,7 +218,7 @@ class Naive(Contrast):
 
 @dataclass(frozen=True)
 class Boastful:
-    """Reports the rewards of another β, with their gradient."""
+    """Report the rewards of another β, with their gradient."""
 
     inner: PreferenceObjective = PreferenceObjective(Logistic())
 

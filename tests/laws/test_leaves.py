@@ -1,4 +1,4 @@
-"""Laws of the classes themselves: abstract or leaf, frozen, buildable, described."""
+"""Laws of the classes: abstract or leaf, frozen, constructible, documented."""
 
 from __future__ import annotations
 

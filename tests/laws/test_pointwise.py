@@ -17,7 +17,7 @@ from .cases import assert_same, gradient, parts
 
 
 def grid(*values: float, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Every pair of two scores."""
+    """Return all pairs of two scores."""
     return torch.tensor(list(product(values, repeat=2)), dtype=dtype)
 
 
@@ -45,7 +45,7 @@ def loss_is_never_negative(loss: Pointwise) -> None:
 
 
 def equal_models_are_pulled_apart(loss: Pointwise) -> None:
-    """The rejected response is pushed down, the chosen one less so or up."""
+    """The rejected score is lowered, and the chosen score is raised or lowered less."""
     scores = torch.zeros(1, 2, requires_grad=True)
     chosen, rejected = gradient(loss(scores), scores)[0]
     assert rejected > 0
@@ -58,13 +58,13 @@ def chosen_and_rejected_are_different_things(loss: Pointwise) -> None:
 
 
 def a_shift_of_both_scores_matters(loss: Pointwise) -> None:
-    """Otherwise the loss is one of the margin, and a contrast."""
+    """Otherwise the loss is a function of the margin, which is a contrast."""
     scores = torch.tensor([[0.5, -0.5]]) / loss.beta
     assert not torch.allclose(loss(scores).sum(-1), loss(scores + 1 / loss.beta).sum(-1))
 
 
 def beta_is_the_unit_of_the_scores(loss: Pointwise) -> None:
-    """Twice the β, half the scores: the slopes have the same signs."""
+    """At twice the β and half the scores, the slopes have the same signs."""
     scores = grid(-7, -3, -1, 1, 3, 7, dtype=torch.float64).requires_grad_()
     doubled = replace(loss, beta=2 * loss.beta)  # type: ignore[type-var]
     slope, halved = gradient(loss(scores), scores), gradient(doubled(scores / 2), scores)
@@ -79,7 +79,7 @@ def a_glance_at_the_other_side_is_stated(loss: Pointwise) -> None:
 
 
 def the_meaning_of_beta_is_stated(loss: Pointwise) -> None:
-    """Equal models are pulled harder by a larger β if it sets slopes, and less if it sets targets."""
+    """At equal models a larger β gives larger slopes, or smaller slopes if β sets targets."""
     scores = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
     slope = gradient(loss(scores), scores).abs().sum()
     doubled = replace(loss, beta=2 * loss.beta)  # type: ignore[type-var]
@@ -93,7 +93,7 @@ def pairs_are_independent(loss: Pointwise) -> None:
 
 @dataclass(frozen=True)
 class Wrong(Pointwise):
-    """A pointwise loss out of a rule that is given the scores times β."""
+    """A pointwise loss made of a function of the scores times β."""
 
     rule: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     beta: float = 1.0
@@ -104,7 +104,7 @@ class Wrong(Pointwise):
 
 @dataclass(frozen=True)
 class NoUnit(Pointwise):
-    """Ignores its β."""
+    """Ignore β."""
 
     beta: float = 1.0
 

@@ -44,7 +44,7 @@ def numbers_at_zero_are_no_refinement(refinement: Refinement) -> None:
 
 
 def neutral(refinement: Refinement) -> Refinement:
-    """The refinement with every number in it at zero."""
+    """Return the refinement with all its numbers set to 0."""
     values = {field.name: getattr(refinement, field.name) for field in fields(refinement)}
     return replace(refinement, **{name: zero(value) for name, value in values.items()})
 
@@ -73,7 +73,7 @@ def pairs_are_independent(refinement: Refinement) -> None:
 
 
 def the_policy_does_not_move_the_offset(refinement: Refinement) -> None:
-    """It is a target: only lengths, constants and the prompted pair go into it."""
+    """The offset is a target: it depends only on lengths, constants and the prompted pair."""
     logps = random_pairs()
     moved = replace(logps, policy=logps.policy - 1.0)
     assert_same(refinement(moved, PLAIN.log_ratio), refinement(logps, PLAIN.log_ratio))
@@ -81,7 +81,7 @@ def the_policy_does_not_move_the_offset(refinement: Refinement) -> None:
 
 @dataclass(frozen=True)
 class Wrong(Refinement):
-    """A refinement out of a rule, with a number that ought to switch it off."""
+    """A refinement made of a function, with a strength that should switch it off at 0."""
 
     rule: Callable[[PairLogProbs, Callable[[PairLogProbs], Tensor]], Tensor]
     strength: float = 1.0
@@ -92,7 +92,7 @@ class Wrong(Refinement):
 
 @dataclass(frozen=True)
 class Stubborn(Refinement):
-    """Adds one, whatever its strength."""
+    """Add 1 whatever the strength."""
 
     strength: float = 1.0
 

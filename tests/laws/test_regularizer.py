@@ -26,7 +26,7 @@ def values_and_gradients_are_finite(regularizer: Regularizer) -> None:
     assert gradient(penalty, logps.policy).isfinite().all()
 
 
-def a_token_is_charged_by_itself(regularizer: Regularizer) -> None:
+def the_penalty_of_a_token_depends_on_it_alone(regularizer: Regularizer) -> None:
     logps = random_pairs()
     assert logps.reference is not None
     penalty = regularizer(logps.policy, logps.reference)
@@ -53,35 +53,35 @@ def needs_are_stated(regularizer: Regularizer) -> None:
 
 
 class Drops(Regularizer):
-    """Loses the last axis."""
+    """Sum over the last axis."""
 
     def __call__(self, policy, reference):
         return policy.sum(-1)
 
 
 class Ratio(Regularizer):
-    """Divides by what may be zero."""
+    """Divide by numbers that may be 0."""
 
     def __call__(self, policy, reference):
         return policy / reference
 
 
 class Smooths(Regularizer):
-    """Lets neighbours in."""
+    """Depend on neighbouring tokens."""
 
     def __call__(self, policy, reference):
         return policy.cumsum(-1)
 
 
 class Backwards(Regularizer):
-    """Has the sign wrong."""
+    """Return the penalty with the wrong sign."""
 
     def __call__(self, policy, reference):
         return reference - policy
 
 
 class Modest(Regularizer):
-    """Uses the reference without saying so."""
+    """Use the reference without declaring it."""
 
     needs = Needs()
 
@@ -92,7 +92,7 @@ class Modest(Regularizer):
 LAWS: dict[Callable[[Regularizer], None], Regularizer] = {
     shape_is_kept: Drops(),
     values_and_gradients_are_finite: Ratio(),
-    a_token_is_charged_by_itself: Smooths(),
+    the_penalty_of_a_token_depends_on_it_alone: Smooths(),
     likelier_is_dearer: Backwards(),
     needs_are_stated: Modest(),
 }

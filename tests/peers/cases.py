@@ -1,4 +1,4 @@
-"""Which setting of TRL is which objective here, and how one becomes the other where they differ on purpose."""
+"""Settings of TRL with the objectives that they correspond to, and conversions where they differ on purpose."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ from .ours import Ours, mean, per_token
 
 @dataclass(frozen=True)
 class Case:
-    """One setting of one of TRL's trainers, and the objective it is compared with.
+    """A setting of one of TRL's trainers, and the objective that it is compared with.
 
     Args:
         name: what the line is called.
@@ -79,7 +79,7 @@ def _tokens_alike(ours: Ours) -> Tensor:
 
 
 def _beside_likelihood(weight: float) -> Callable[[Ours], Tensor]:
-    """The mean of the objective, and the likelihood per token with its weight."""
+    """Return the mean loss of the objective plus the weighted likelihood per token."""
     return lambda ours: mean(ours) + weight * per_token(SFT()(ours.logps).loss, ours.logps)
 
 
@@ -88,7 +88,7 @@ def _odds_beside_all_tokens(strength: float) -> Callable[[Ours], Tensor]:
 
 
 def dpo_cases() -> list[Case]:
-    """One for each loss type of the DPO trainer, its length knob, and its mixtures."""
+    """Iterate over the loss types of the DPO trainer, its length normalisation, and its mixtures."""
 
     def case(kind: str, objective: Objective, name: str = "", **options: Any) -> Case:
         return Case(name or kind, objective, {"loss_type": [kind], "beta": BETA, **options})
@@ -119,7 +119,7 @@ def dpo_cases() -> list[Case]:
 
 
 def divergence_cases() -> list[Case]:
-    """The DPO trainer's f-divergences, under three of its losses."""
+    """Iterate over the f-divergences of the DPO trainer, with three of its losses."""
     settings: list[tuple[str, Any, dict[str, Any]]] = [
         ("forward_kl", ForwardKL(), {}),
         ("js_divergence", JensenShannon(), {}),
@@ -142,7 +142,7 @@ def divergence_cases() -> list[Case]:
 
 
 def reference_free_cases() -> list[Case]:
-    """The trainers without a reference: CPO and its SimPO, ORPO, TPO without its gold response."""
+    """Iterate over the trainers without a reference: CPO and its SimPO, ORPO, TPO without its gold response."""
 
     def case(kind: str, objective: Objective, trainer: str = "CPO", name: str = "", **options: Any) -> Case:
         return Case(name or kind, objective, {"loss_type": kind, "beta": BETA, **options}, trainer)
@@ -177,7 +177,7 @@ def reference_free_cases() -> list[Case]:
 
 
 def unpaired_cases() -> list[Case]:
-    """The KTO trainer on the pairs taken apart: its mean is over twice as many rows as there are pairs."""
+    """Iterate over the KTO trainer on unpaired rows; its mean is over twice as many rows as there are pairs."""
     weights = {"desirable_weight": 1.3, "undesirable_weight": 0.8}
     note = "theirs is the mean over 2 N responses, ours over N pairs of the sum of both sides: ours / 2"
     shared: dict[str, Any] = {"trainer": "KTO", "total": lambda ours: mean(ours) / 2, "note": note}
@@ -189,5 +189,5 @@ def unpaired_cases() -> list[Case]:
 
 
 def cases() -> list[Case]:
-    """Every line of the table."""
+    """Iterate over all lines of the table."""
     return [*dpo_cases(), *divergence_cases(), *reference_free_cases(), *unpaired_cases()]

@@ -1,4 +1,4 @@
-"""A comparison runs both sides of a case and says how far apart they end."""
+"""Comparisons: both sides of a case, and the distances between their losses and gradients."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Compared:
 
 
 def compared(case: Case, setting: Setting, batch: PairBatch) -> Compared:
-    """Loss and gradient of both sides at the same weights, on the same pairs."""
+    """Compute loss and gradient of both sides with the same weights and pairs."""
     trainer = theirs.trainer(case.trainer, setting, **case.options)
     given = theirs.batch_of(trainer)
     if "KL_input_ids" in given:
@@ -36,7 +36,7 @@ def compared(case: Case, setting: Setting, batch: PairBatch) -> Compared:
 
 
 def mismatched(given: dict[str, Any], batch: PairBatch) -> PairBatch:
-    """Their pairs of prompts with other rows' responses: all chosen ones, then all rejected ones."""
+    """Return TRL's mismatched pairs: all chosen responses, then all rejected responses."""
     ids, attention, scored = (given[f"KL_{name}"] for name in ("input_ids", "attention_mask", "completion_mask"))
 
     def sides(value: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Without TRL there is nothing to compare with, and modules that import it are not looked into."""
+"""Modules that import TRL are not collected where it is not installed."""
 
 from __future__ import annotations
 

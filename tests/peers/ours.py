@@ -1,4 +1,4 @@
-"""This side: the data module's pairs through the module's forward pass into an objective."""
+"""Losses and gradients of this package, from data module to objective."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .setting import Measured, Setting
 
 
 def batch_of(setting: Setting) -> PairBatch:
-    """All pairs in one batch."""
+    """Return all pairs in one batch."""
     data = PreferenceData(train=str(setting.pairs), tokenizer=str(setting.policy), cache=None)
     data.prepare_all()
     return Collate(pad=0)([(pair, 1.0) for pair in data.splits["train"].store])
@@ -43,7 +43,7 @@ class Ours:
 
     @cached_property
     def module(self) -> LitPreference:
-        """The module with its models loaded; its log-probabilities are asked for as in training."""
+        """The module with its models loaded, which computes log-probabilities as in training."""
         reference = SecondModel(str(self.setting.reference)) if self.objective.needs.reference else None
         module = LitPreference(str(self.setting.policy), self.objective, reference=reference)
         module.configure_model()
@@ -51,18 +51,18 @@ class Ours:
 
     @cached_property
     def logps(self) -> PairLogProbs:
-        """What the objective is given."""
+        """Return the log-probabilities that the objective gets."""
         return self.module(self.batch)
 
     @cached_property
     def with_prompt(self) -> PairLogProbs:
-        """The same, the tokens of the prompt but its first scored as well."""
+        """Return them with the prompt's tokens scored, too, except for the first."""
         scored = self.batch.attention_mask.clone()
         scored[..., 0] = False
         return self.module(replace(self.batch, mask=scored))
 
     def measured(self, total: Callable[[Ours], Tensor]) -> Measured:
-        """The loss of the batch, by a rule from the losses of pairs, and its gradient."""
+        """Return the loss of the batch, reduced from the losses of pairs by a function, and its gradient."""
         loss = total(self)
         loss.backward()
         named: Any = self.module.policy.named_parameters()
@@ -72,11 +72,11 @@ class Ours:
 
 
 def mean(ours: Ours) -> Tensor:
-    """The mean over pairs, as it is trained on."""
+    """Return the mean over pairs, which is the training loss."""
     return ours.objective(ours.logps).loss.mean()
 
 
 def per_token(losses: Tensor, logps: PairLogProbs) -> Tensor:
-    """Σ_i n_i loss_i / Σ_i n_i over the chosen responses: from means per response to one over all their tokens."""
+    """Return Σ_i n_i loss_i / Σ_i n_i over chosen responses, the mean over all their tokens."""
     lengths = torch.as_tensor(logps.lengths[:, 0])
     return (losses * lengths).sum() / lengths.sum()

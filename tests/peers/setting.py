@@ -1,4 +1,4 @@
-"""What both sides are given: a policy, a reference that differs from it, a tokenizer, a few pairs."""
+"""Inputs of both sides: a policy, a reference that differs from it, a tokenizer, a few pairs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Setting:
 
 
 def written(folder: Path) -> Setting:
-    """The setting, made in an empty folder: the testbed's policy is the reference of one that was pushed from it."""
+    """Write the setting to an empty folder: the testbed's policy as reference, and a policy that has moved away."""
     setting = Setting(folder)
     lines = testbed.path("train.jsonl").read_text("utf-8").splitlines()[:PAIRS]
     setting.pairs.write_text("\n".join(lines) + "\n", "utf-8")
@@ -71,7 +71,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Apart:
-    """How far two measurements are from each other, as shares of the second.
+    """Distances between two measurements, relative to the second.
 
     Args:
         loss: |L - L'| / |L'|.

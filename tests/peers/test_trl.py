@@ -1,4 +1,4 @@
-"""Losses and gradients are those of TRL's trainers, or differ from them as is written."""
+"""Losses and gradients equal those of TRL's trainers, or differ from them as documented."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def batch(setting: Setting) -> PairBatch:
 
 @pytest.fixture(scope="module")
 def results(setting: Setting, batch: PairBatch) -> Callable[[str], Compared]:
-    """What a case gives, by its name, measured once."""
+    """Measure each case once, and return it by name."""
     return cache(lambda name: compared(CASES[name], setting, batch))
 
 
@@ -64,7 +64,7 @@ def test_loss_and_gradient_are_theirs(name: str, results: Callable[[str], Compar
 
 @pytest.mark.parametrize("case", [case for case in CASES.values() if case.note], ids=lambda case: case.name)
 def test_a_difference_on_purpose_is_one(case: Case, setting: Setting, batch: PairBatch) -> None:
-    """Without the rule that takes one to the other they are apart."""
+    """Without the conversion the two sides differ."""
     found = compared(replace(case, total=ours.mean), setting, batch).apart
     assert found.loss > 100 * LOSS_WITHIN
 
@@ -88,7 +88,7 @@ def test_what_is_not_the_same_is_told_apart(setting: Setting, batch: PairBatch) 
     ],
 )
 def test_what_makes_a_case_another_is_at_work(name: str, without: str, results: Callable[[str], Compared]) -> None:
-    """Ranks are not all their own, weights not all 1, the divergence is not clamped at 0."""
+    """Ranks are not the identity, weights are not all 1, the divergence is not clamped at 0."""
     assert abs(results(name).ours.loss - results(without).ours.loss) > 1e-4
 
 

@@ -1,4 +1,4 @@
-"""The other side: TRL's trainers, built and asked for their loss as they are."""
+"""Losses and gradients of TRL's trainers, built and called without changes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 
 def trainer(kind: str, setting: Setting, **options: Any) -> Any:
-    """A trainer over the rows, all of them in one batch, in float32 on the processor."""
+    """Build a trainer on the rows, in one batch, in float32 on the CPU."""
     home = importlib.import_module(TRAINERS[kind])
     arguments = getattr(home, f"{kind}Config")(
         output_dir=str(setting.folder / "trl"),
@@ -53,13 +53,13 @@ def trainer(kind: str, setting: Setting, **options: Any) -> Any:
 
 
 def batch_of(built: Any) -> dict[str, Any]:
-    """All rows as the trainer collates them."""
+    """Return all rows as the trainer collates them."""
     batch: dict[str, Any] = built.data_collator([built.train_dataset[row] for row in range(len(built.train_dataset))])
     return batch
 
 
 def measured(built: Any, batch: dict[str, Any]) -> Measured:
-    """The loss that the trainer computes, and its gradient."""
+    """Return the loss that the trainer computes, and its gradient."""
     model = built.model
     model.train()
     loss = built.compute_loss(model, batch)
@@ -71,6 +71,6 @@ def measured(built: Any, batch: dict[str, Any]) -> Measured:
 
 
 def loss_types() -> set[str]:
-    """The loss types that the DPO trainer knows, from the help of its setting."""
+    """Return the loss types of the DPO trainer, from the help text of its setting."""
     (setting,) = (each for each in fields(DPOConfig) if each.name == "loss_type")
     return set(re.findall(r"`'(\w+)'`", setting.metadata["help"]))

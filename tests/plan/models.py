@@ -40,7 +40,7 @@ ARCHITECTURES: dict[str, PretrainedConfig] = {
 
 
 def model(folder: Path, **changes: object) -> Path:
-    """The testbed's policy with other sizes and no weights: 38 million parameters unless told."""
+    """Write a configuration like the testbed's policy with other sizes: by default 38 million parameters."""
     shutil.copytree(testbed.path("policy"), folder)
     (folder / "model.safetensors").unlink()
     config = json.loads((folder / "config.json").read_text("utf-8"))
@@ -50,7 +50,7 @@ def model(folder: Path, **changes: object) -> Path:
 
 
 def pairs(path: Path, count: int = 24) -> Path:
-    """Pairs of about 200 tokens of prompt and 90 of response, made of the testbed's."""
+    """Write pairs of about 200 prompt tokens and 90 response tokens, made of the testbed's."""
     lines = [json.loads(line) for line in testbed.path("train.jsonl").read_text("utf-8").splitlines()[:400]]
     choose = random.Random(0)
     rows = []

@@ -154,7 +154,7 @@ TESTBED = path("policy") / "config.json"
     [("opt1.3b_hh", TWO_LAYERS), *(pytest.param(name, {}, marks=pytest.mark.long) for name in ARCHITECTURES)],
 )
 def test_rlhf_fits_on_the_device_that_its_file_names(name: str, sizes: dict[str, int], tmp_path: Path) -> None:
-    """Every model of it is taken from the given architecture, and counted."""
+    """All its models have the given architecture, and are counted."""
     out = preference_matching(name, "rlhf", tmp_path, **sizes)
     for word in ("writing", "scoring", "forward", "backward", "step", "keys and values", "frozen models"):
         assert word in out

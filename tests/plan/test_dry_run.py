@@ -1,4 +1,4 @@
-"""Memory of optimizers, by hand."""
+"""Memory of optimizers, compared with numbers by hand."""
 
 from __future__ import annotations
 

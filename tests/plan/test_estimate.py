@@ -105,7 +105,7 @@ def test_what_a_setting_changes(folder: Path) -> None:
 
 
 def test_gradients_exist_after_the_first_backward_pass(folder: Path) -> None:
-    """They exist before a forward pass only if the step has had another micro-batch."""
+    """Gradients exist before a forward pass only if the step has an earlier micro-batch."""
     weights = 4 * (2 * 32000 * 384 + LAYERS * (LAYER + 2 * 384) + 384)
     one = estimate(policy(folder), BATCH, CPU).phases
     assert [one[phase].gradients for phase in ("forward", "step")] == [0, weights]
@@ -167,7 +167,7 @@ def test_a_prompted_pair_costs_operations_but_keeps_no_activations(folder: Path)
 
 
 def measured(run: Path, *words: object) -> int:
-    """Peak resident bytes of a fit of three steps in a fresh process."""
+    """Return the peak resident bytes of a fit of three steps in a fresh process."""
     command = ("fit", "--run", run, "--samples.count", 0, "--export.form", "none", *words)
     more = ("--trainer.accelerator", "cpu", "--trainer.max_steps", 3, "--trainer.enable_progress_bar", "false")
     ended = subprocess.run(
@@ -189,7 +189,7 @@ def batch_of(data: Path, pairs_at_once: int) -> PairBatch:
 
 @dataclass(frozen=True)
 class Run:
-    """A run, as it is configured and as it is planned."""
+    """The configuration of a run, and the arguments of its estimate."""
 
     words: tuple[object, ...]
     module: Callable[[str], Module]
@@ -252,7 +252,7 @@ RUNS = {
 @pytest.mark.long
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_takes_what_the_plan_says(tmp_path: Path, name: str) -> None:
-    """Above what the same run takes with the testbed's tiny policy: within a fifth."""
+    """The difference to the same run with the testbed's tiny policy is estimated within a fifth."""
     folder = model(tmp_path / "model", tie_word_embeddings=False)
     run, data = RUNS[name], pairs(tmp_path / "pairs.jsonl")
     more = ("--data.train", data, "--data.batch_size", run.at_once, "--data.tokenizer", "testbed:policy", *run.words)

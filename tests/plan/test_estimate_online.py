@@ -92,7 +92,7 @@ def test_there_are_no_gradients_while_responses_are_written(folder: Path) -> Non
 
 
 def test_operations_of_a_rollout_by_hand(folder: Path) -> None:
-    """Writing, one reading each by policy and reference, and three passes of each epoch; shared by the steps.
+    """Writing, a pass of policy and reference, and three passes per epoch, divided by the number of steps.
 
     Of a prompt only the last token goes through the head, and then each token of the response but the last, which
     nothing follows. A step forms its logits once, and two products of their size for the gradients. Attention adds a
@@ -132,7 +132,7 @@ def test_a_greedy_baseline_writes_another_response(folder: Path) -> None:
 
 
 def test_minibatches_and_micro_batches_set_what_a_pass_takes(folder: Path) -> None:
-    """Sixteen responses in four steps are four at a time, whatever the micro-batch allows."""
+    """Sixteen responses in four minibatches are four at a time, although the micro-batch allows more."""
     whole = estimate(online(folder, micro_batch=16), ROLLOUT, CPU).phases["forward"]
     dealt = estimate(online(folder, micro_batch=16, minibatches=4), ROLLOUT, CPU).phases["forward"]
     assert dealt.activations == pytest.approx(whole.activations / 4, rel=0.01)
@@ -150,7 +150,7 @@ def test_sharded_models_are_gathered_while_responses_are_written(folder: Path) -
 
 
 def test_the_operations_of_writing_are_those_of_generate() -> None:
-    """The testbed's policy for real, with no token that ends a response."""
+    """Compare with the testbed's policy, which writes without a stop token."""
     module = LitOnline(
         "testbed:policy", RLOO, KnownScore(TestbedScore()), responses=2, loading=Loading(attention="eager")
     )

@@ -1,4 +1,4 @@
-"""Operators on policies over finite sets do what their definitions say."""
+"""Operators on policies over finite sets follow their definitions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shipped tokenizer and policy are what the recipe says."""
+"""The shipped tokenizer and policy are those that the recipe makes."""
 
 from itertools import chain
 from pathlib import Path

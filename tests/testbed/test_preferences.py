@@ -1,4 +1,4 @@
-"""Raters follow Bradley-Terry, and like length a little too much."""
+"""Raters follow Bradley-Terry and have a small bias to length."""
 
 import random
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The task whose preferences can be listed: habits and tastes are what the formulas say, and they disagree."""
+"""The task with enumerable preferences: habits and tastes follow their formulas and disagree."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_habits_are_a_distribution_by_the_order_of_kinds() -> None:
 
 
 def test_demonstrations_follow_the_habit() -> None:
-    """The share of demonstrations that choose the most habitual fact, against the mean of its probability."""
+    """Compare the share of demonstrations with the most habitual fact to the mean of its probability."""
     rows = sample_habits(3000, seed=1)
     wanted = sum(max(habit(row["prompt"])) for row in rows) / len(rows)
     most = [choices(row["prompt"])[max(range(FACTS), key=habit(row["prompt"]).__getitem__)] for row in rows]

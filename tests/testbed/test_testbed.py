@@ -1,4 +1,4 @@
-"""The package data are there, small, and found by name."""
+"""The package data exist, are small, and are found by name."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The true score by hand."""
+"""The true score, compared with numbers by hand."""
 
 import math
 

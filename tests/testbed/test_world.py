@@ -1,4 +1,4 @@
-"""Facts survive being written and read."""
+"""Facts are unchanged by writing and parsing them."""
 
 import random
 from itertools import chain
