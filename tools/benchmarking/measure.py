@@ -159,7 +159,7 @@ def imports(python: str) -> tuple[float, float]:
 
 
 def _losses(path: Path) -> list[float]:
-    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    lines = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
     return [line["train/loss"] for line in lines if "train/loss" in line]
 
 

@@ -50,7 +50,7 @@ def truncate_log(path: Path, step: int) -> int:
     Returns:
         The number of removed lines.
     """
-    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    lines = _lines(path) if path.exists() else []
     kept = [line for line in lines if _step(line) <= step]
     if len(kept) == len(lines):
         return 0
@@ -61,6 +61,12 @@ def truncate_log(path: Path, step: int) -> int:
     path.rename(aside)
     temporary.rename(path)
     return len(lines) - len(kept)
+
+
+def _lines(path: Path) -> list[str]:
+    r"""Return the lines of a JSON lines file, which end in ``\n`` alone: texts may hold other line separators."""
+    with path.open(encoding="utf-8", newline="\n") as file:
+        return [line.removesuffix("\n") for line in file]
 
 
 def _step(line: str) -> float:

@@ -66,14 +66,44 @@ class Columns:
         return replace(row, columns=kept | renamed)
 
 
+_WON = re.compile(r"\b(win|won|chos|choos|choice|prefer|better|best|good|posit|pos\b|accept)")
+_LOST = re.compile(r"\b(los|loos|reject|disprefer|unprefer|worse|worst|bad|negat|neg\b|inferior)")
+"""Beginnings of words in names of columns that say on which side the column is."""
+
+
 def suggestion(name: str, known: Sequence[str]) -> str:
     """Return a "did you mean" hint for a misspelt name, or an empty string.
 
     >>> suggestion("promt", ["prompt", "chosen"])
     "; did you mean 'prompt'?"
     """
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {shown(close[0], 60)}?" if close else ""
+    meant = likely_name(name, known)
+    return "" if meant is None else f"; did you mean {shown(meant, 60)}?"
+
+
+def likely_name(name: str, known: Sequence[str]) -> str | None:
+    """Return the name that was probably meant; None if there is none.
+
+    A name of the winning side is never taken for one of the losing side, or the other way round.
+
+    >>> likely_name("chosen", ["lose", "win"]), likely_name("chosen", ["lose"])
+    ('win', None)
+    """
+    side = _side(name)
+    fitting = [each for each in known if not side or _side(each) in ("", side)]
+    close = difflib.get_close_matches(name, fitting, n=1, cutoff=0.7 if side else 0.5)
+    return next(iter([*close, *(each for each in fitting if side and _side(each) == side)]), None)
+
+
+def _side(name: str) -> str:
+    """Return ``won`` or ``lost`` if the words of a name say so, or an empty string.
+
+    >>> _side("chosen_text"), _side("losing"), _side("prompt")
+    ('won', 'lost', '')
+    """
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])|[^a-zA-Z]+", " ", name).lower()
+    won, lost = _WON.search(words), _LOST.search(words)
+    return "" if (won is None) == (lost is None) else "won" if won else "lost"
 
 
 def _lookup(row: RawRow, name: str, path: str | list[str]) -> Any:

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 
 from lit_align.data.formats import fields
 from lit_align.data.formats.base import Format, ParsedRow, RawRow
-from lit_align.data.formats.columns import suggestion
+from lit_align.data.formats.columns import likely_name
 from lit_align.data.formats.conversations import Score
 from lit_align.data.formats.pairs import Chat, HumanAssistant, Pairs
 from lit_align.data.formats.rankings import Prompts, Ranking, Unpaired
@@ -64,20 +64,31 @@ def read_row(row: RawRow, row_format: Format) -> ParsedRow:
     Raises:
         DataError: the row cannot be used.
     """
-    for name in row_format.columns:
-        if name not in row.columns:
-            present = list(row.columns)
-            hint = suggestion(name, present).replace("?", f" to be {name!r}?")
-            raise DataError(row.where, f"column {name!r} is missing; found {shown(present)}{hint}")
+    missing = [name for name in row_format.columns if name not in row.columns]
+    if missing:
+        reason = f"column {missing[0]!r} is missing; found {shown(list(row.columns))}"
+        raise DataError(row.where, f"{reason}{_remedy(missing, row_format, row)}")
     foreign = [name for name in row.columns if _MODEL_COLUMNS.fullmatch(name)]
     if foreign:
+        remedy = ", ".join(f"{name}: null" for name in foreign)
         raise DataError(
             row.where,
             f"columns {shown(foreign)} hold token ids or log-probabilities made elsewhere; expected text alone, "
-            "because nothing here can check them against it",
+            f"because nothing here can check them against it: leave them out with data.columns: {{{remedy}}}",
         )
     parsed = row_format(row)
     return replace(parsed, pairs=tuple(_checked(pair, row) for pair in parsed.pairs))
+
+
+def _remedy(missing: list[str], row_format: Format, row: RawRow) -> str:
+    """Return which columns may be the missing ones, and how to say so; an empty string if none may."""
+    others = [name for name in row.columns if name not in row_format.columns]
+    meant = {name: likely_name(name, others) for name in missing}
+    if meant[missing[0]] is None:
+        return ""
+    likely = {name: other for name, other in meant.items() if other is not None}
+    paths = ", ".join(f"{name}: {shown(other, 60)}" for name, other in likely.items())
+    return f"; did you mean {shown(likely[missing[0]], 60)} to be {missing[0]!r}? Then set data.columns: {{{paths}}}"
 
 
 def _checked(pair: PreferencePair, row: RawRow) -> PreferencePair:

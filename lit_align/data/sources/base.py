@@ -34,7 +34,8 @@ def read_source(source: str) -> RawRows:
     =============================================  ====================================================================
     ``pairs.jsonl``                                a file: ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet``,
                                                    optionally followed by ``.gz``, ``.bz2``, ``.xz`` or ``.zst``
-    ``shards/*.parquet``                           all files that match a pattern, sorted by name
+    ``shards/*.parquet``                           all files that match a pattern, sorted by name; a file or
+                                                   folder that exists under the name as written comes first
     ``saved``, ``saved:train``                     a folder that ``datasets`` wrote with ``save_to_disk``
     ``testbed:train``                              a part of the testbed
     ``owner/name#config@revision:train[:1000]``    a data set on the hub; the default split is ``train``
@@ -142,11 +143,19 @@ def _saved_folder(source: str, path: Path) -> Saved | None:
 def _pattern(source: str, path: Path) -> Files | None:
     if not glob.has_magic(source) or HubName.parse(source):
         return None
-    paths = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+    paths = [Path(name) for name in sorted(glob.glob(_with_literal_folders(path), recursive=True))]
     files = tuple(LocalFile(path, str(path)) for path in paths if path.is_file())
     if not files:
         raise FileNotFoundError(f"data file not found: no file matches the pattern {source}")
     return Files(files)
+
+
+def _with_literal_folders(pattern: Path) -> str:
+    """Return a pattern in which the leading folders that exist under their literal names, brackets included, match."""
+    folder = next(parent for parent in pattern.parents if parent.exists() or parent == parent.parent)
+    if folder == Path("."):
+        return str(pattern)
+    return str(Path(glob.escape(str(folder))) / pattern.relative_to(folder))
 
 
 def _hub_name(source: str) -> HubName:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from lit_align.data.formats.base import RawRow, RawRows
+from lit_align.data.sources.local import arrow_rows
 from lit_align.errors import DataError, shown
 
 STREAM = "stream:"
+_BATCH = 256
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
 _HUB_NAME = re.compile(
     r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
@@ -50,7 +53,7 @@ class HubName:
 
 def read_hub(source: str, hub: HubName) -> RawRows:
     """Read a data set that ``datasets`` downloads and caches as a whole."""
-    yield from _numbered(_load(source, hub, split=hub.split), source)
+    yield from _numbered(_dataset_rows(_load(source, hub, split=hub.split)), source)
 
 
 def read_stream(source: str, hub: HubName) -> RawRows:
@@ -64,7 +67,9 @@ def read_stream(source: str, hub: HubName) -> RawRows:
         raise DataError(
             source, f"a stream has no split {shown(hub.split)}; expected a name, or name[start:end] in rows"
         )
-    rows = _load(source, hub, split=part["split"], streaming=True)
+    rows: Any = _load(source, hub, split=part["split"], streaming=True)
+    if getattr(rows, "features", None):
+        rows = rows.cast(_undecoded(rows.features))
     start, end = int(part["start"] or 0), int(part["end"]) if part["end"] else None
     yield from _numbered(islice(_with_source(rows, source), start, end), source, start + 1)
 
@@ -111,12 +116,46 @@ def read_saved(source: str, folder: Path, split: str | None) -> RawRows:
         raise DataError(source, f"holds the splits {', '.join(splits)}; name one: {folder}:{splits[0]}")
     if split and not splits:
         raise DataError(source, f"the folder holds one data set without splits; leave out ':{split}'")
-    yield from _numbered(data[split] if splits else data, source)
+    yield from _numbered(_dataset_rows(data[split] if splits else data), source)
+
+
+def _dataset_rows(data: Any) -> Iterator[dict[str, Any] | DataError]:
+    """Yield the rows of a data set as they are stored, whatever format it was last looked at in.
+
+    Images, sound and video stay bytes: their columns are not used, and decoding them needs further libraries.
+    """
+    features = _undecoded(data.features)
+    for batch in data.with_format("arrow").iter(_BATCH):
+        for row in arrow_rows(batch):
+            yield row if isinstance(row, DataError) else features.decode_example(row)
+
+
+def _undecoded(features: Any) -> Any:
+    """Return a copy of features in which images, sound and video are not decoded; JSON is."""
+    import datasets
+
+    json_text: Any = getattr(datasets, "Json", ())
+
+    def visit(feature: Any) -> None:
+        for part in feature.values() if isinstance(feature, dict) else feature if isinstance(feature, list) else ():
+            visit(part)
+        if hasattr(feature, "feature"):
+            visit(feature.feature)
+        elif hasattr(feature, "decode") and not isinstance(feature, json_text):
+            feature.decode = False
+
+    copied = copy.deepcopy(features)
+    visit(copied)
+    return copied
 
 
 def _numbered(rows: Iterable[Any], source: str, first: int = 1) -> RawRows:
     for number, row in enumerate(_with_source(rows, source), start=first):
-        yield RawRow(row, f"{source}:{number}", null_filled=True)
+        where = f"{source}:{number}"
+        if isinstance(row, DataError):
+            yield DataError(where, row.reason, row.column)
+        else:
+            yield RawRow(row, where, null_filled=True)
 
 
 def _with_source(rows: Iterable[Any], source: str) -> Iterable[Any]:

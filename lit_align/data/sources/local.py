@@ -247,7 +247,7 @@ def read_parquet(file: LocalFile) -> RawRows:
         with file.open() as opened:
             number = 0
             for batch in parquet.ParquetFile(opened).iter_batches(batch_size=1024):
-                for row in _parquet_rows(batch):
+                for row in arrow_rows(batch):
                     number += 1
                     where = f"{file.name}:{number}"
                     if isinstance(row, DataError):
@@ -258,16 +258,16 @@ def read_parquet(file: LocalFile) -> RawRows:
         raise DataError(file.name, f"not a whole Parquet file: {shown(str(error))}") from error
 
 
-def _parquet_rows(batch: Any) -> Iterator[dict[str, Any] | DataError]:
-    """Yield the rows of a batch. If any value is not UTF-8, only the rows that contain one are errors."""
+def arrow_rows(batch: Any) -> Iterator[dict[str, Any] | DataError]:
+    """Yield the rows of a batch or table. If any value is not UTF-8, only the rows that contain one are errors."""
     try:
         yield from batch.to_pylist()
     except UnicodeDecodeError:
         for index in range(batch.num_rows):
-            yield _parquet_row(batch, index)
+            yield _arrow_row(batch, index)
 
 
-def _parquet_row(batch: Any, index: int) -> dict[str, Any] | DataError:
+def _arrow_row(batch: Any, index: int) -> dict[str, Any] | DataError:
     row: dict[str, Any] = {}
     for name in batch.schema.names:
         try:

@@ -24,6 +24,15 @@ def test_lines_behind_the_step_move_aside(tmp_path: Path) -> None:
     assert truncate_log(tmp_path / "nowhere.jsonl", 2) == 0
 
 
+@pytest.mark.parametrize("mark", ["\u2028", "\x85", "\x0c", "\x1d"])
+def test_texts_with_line_separators_are_one_line(mark: str, tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    lines = [json.dumps({"step": step, "policy": f"a{mark}b"}, ensure_ascii=False) + "\n" for step in (0, 2, 4, 6)]
+    path.write_bytes("".join(lines).encode())
+    assert truncate_log(path, 4) == 1
+    assert path.read_bytes().decode() == "".join(lines[:3])
+
+
 @pytest.mark.resume("counters and the files of a run, from an older checkpoint")
 @pytest.mark.fault("D01c")
 def test_going_on_from_an_older_checkpoint_tells_every_step_once(rows: Path, tmp_path: Path) -> None:

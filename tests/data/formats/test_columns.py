@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_align.data.formats.base import RawRow
-from lit_align.data.formats.columns import Columns
+from lit_align.data.formats.columns import Columns, likely_name
+from lit_align.data.formats.registry import FORMATS, read_row
 from lit_align.errors import DataError
 from tests.data.examples import outcome
 
@@ -98,3 +99,41 @@ def test_whatever_row_and_path_it_is_a_row_or_a_data_error(row: dict[str, Any], 
     found = outcome(lambda: Columns({"prompt": path})(RawRow(row, "f:1")))
     assert found.where == "f:1"
     assert isinstance(found, DataError) or "prompt" in found.columns
+
+
+SIDES = [
+    (("win", "lose"), {"chosen": "win", "rejected": "lose"}),
+    (("lose", "win"), {"chosen": "win", "rejected": "lose"}),
+    (("loser",), {"chosen": None, "rejected": "loser"}),
+    (("loose", "inferior"), {"chosen": None, "rejected": "loose"}),
+    (("response_bad", "response_good"), {"chosen": "response_good", "rejected": "response_bad"}),
+    (("dispreferred", "preferred"), {"chosen": "preferred", "rejected": "dispreferred"}),
+    (("choosen", "rejcted"), {"chosen": "choosen", "rejected": "rejcted"}),
+    (("rejected",), {"chosen": None}),
+    (("chosen",), {"rejected": None}),
+    (("losingText", "winningText"), {"chosen": "winningText", "rejected": "losingText"}),
+]
+
+
+@pytest.mark.parametrize(("present", "expected"), SIDES)
+def test_no_column_of_the_losing_side_is_taken_for_one_of_the_winning_side(
+    present: tuple[str, ...], expected: dict[str, str | None]
+) -> None:
+    """Whoever follows such a hint trains the reverse."""
+    for name, meant in expected.items():
+        assert likely_name(name, ["prompt", *present]) == meant
+
+
+def test_a_missing_column_is_answered_with_what_to_write() -> None:
+    row = RawRow({"prompt": "a", "win": "b", "lose": "c"}, "rows.jsonl:7")
+    with pytest.raises(DataError, match=r"data\.columns: \{chosen: 'win', rejected: 'lose'\}"):
+        read_row(row, FORMATS["pairs"])
+    renamed = Columns({"chosen": "win", "rejected": "lose"})(row)
+    assert read_row(renamed, FORMATS["pairs"]).pairs[0].chosen == "b"
+
+
+def test_a_column_that_is_refused_is_answered_with_what_to_write() -> None:
+    row = RawRow({"prompt": "a", "chosen": "b", "rejected": "c", "ref_chosen_logps": -1.0}, "rows.jsonl:7")
+    with pytest.raises(DataError, match=r"leave them out with data\.columns: \{ref_chosen_logps: null\}"):
+        read_row(row, FORMATS["pairs"])
+    assert read_row(Columns({"ref_chosen_logps": None})(row), FORMATS["pairs"]).pairs

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -161,9 +162,9 @@ class TestHub:
         """What was asked of the hub; it answers with the good rows."""
         calls: list[tuple[Any, ...]] = []
 
-        def load_dataset(name: str, revision: str | None, split: str) -> list[dict[str, str]]:
+        def load_dataset(name: str, revision: str | None, split: str) -> datasets.Dataset:
             calls.append((name, revision, split))
-            return ROWS
+            return datasets.Dataset.from_list(ROWS)
 
         monkeypatch.setattr("datasets.load_dataset", load_dataset)
         return calls
@@ -181,7 +182,7 @@ class TestHub:
     ) -> None:
         rows = list(read_source(source))
         assert asked == [call]
-        assert rows[2] == RawRow(ROWS[2], f"{source}:3")
+        assert rows[2] == RawRow(ROWS[2], f"{source}:3", null_filled=True)
 
     @pytest.mark.parametrize(
         "source",
@@ -234,3 +235,35 @@ def test_whatever_the_bytes_there_are_rows_or_data_errors(tmp_path: Path, name: 
         found.append(error)
     assert found
     assert all(name in row.where for row in found)
+
+
+@pytest.mark.parametrize("folder", ["run[1]", "a*b", "what?"])
+@pytest.mark.parametrize("name", ["pairs.jsonl", "*.jsonl", "p[a]irs.jsonl"])
+def test_a_folder_with_the_characters_of_patterns_is_looked_up_under_its_name(
+    folder: str, name: str, tmp_path: Path
+) -> None:
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "pairs.jsonl").write_text(json.dumps(pair_row(0)) + "\n", "utf-8")
+    (row,) = read_source(str(tmp_path / folder / name))
+    assert isinstance(row, RawRow)
+    assert row.columns == pair_row(0)
+
+
+def test_a_file_with_the_characters_of_a_pattern_comes_before_the_pattern(tmp_path: Path) -> None:
+    for number, name in enumerate(("pairs[1].jsonl", "pairs1.jsonl")):
+        (tmp_path / name).write_text(json.dumps(pair_row(number)) + "\n", "utf-8")
+    (row,) = read_source(str(tmp_path / "pairs[1].jsonl"))
+    assert isinstance(row, RawRow)
+    assert row.columns == pair_row(0)
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\r"])
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_line_separators_inside_texts_survive(mark: str, suffix: str, tmp_path: Path) -> None:
+    text = f"one{mark}two"
+    path = tmp_path / f"rows.{suffix}"
+    row = json.dumps({"prompt": text}, ensure_ascii=False) if suffix == "jsonl" else f'prompt\n"{text}"'
+    path.write_bytes(f"{row}\n".encode())
+    (read,) = read_source(str(path))
+    assert isinstance(read, RawRow)
+    assert read.columns == {"prompt": text}

@@ -68,7 +68,7 @@ class TestHub:
 
         monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: rows())
         found = read_source("stream:owner/name")
-        assert next(found) == RawRow(ROWS[0], "stream:owner/name:1")
+        assert next(found) == RawRow(ROWS[0], "stream:owner/name:1", null_filled=True)
         with pytest.raises(DataError, match="cannot be read: ConnectionError: 'gone'"):
             next(found)
 
@@ -198,3 +198,48 @@ class TestPattern:
 def test_whatever_the_name_it_is_a_place_or_not_found(source: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         assert str(outcome(lambda: locate_source(source)))
+
+
+FORMS: list[tuple[str | None, list[str] | None]] = [
+    ("torch", None),
+    ("torch", ["prompt"]),
+    ("numpy", None),
+    ("pandas", None),
+    ("arrow", None),
+    (None, ["prompt"]),
+]
+
+
+@pytest.mark.parametrize(("kind", "names"), FORMS)
+def test_the_format_a_data_set_was_last_looked_at_in_is_not_in_its_rows(
+    kind: str | None, names: list[str] | None, tmp_path: Path
+) -> None:
+    said = [{"role": "user", "content": "a", "name": None}]
+    rows = [{"prompt": said, "score": 2.5, "when": number} for number in range(3)]
+    data = datasets.Dataset.from_list(rows)
+    data.set_format(kind, columns=names)
+    data.save_to_disk(str(tmp_path / "saved"))
+    assert columns(str(tmp_path / "saved")) == rows
+
+
+@pytest.mark.parametrize("kind", ["image", "images", "sound"])
+def test_images_and_sound_are_not_decoded(kind: str, tmp_path: Path) -> None:
+    """Bytes that are no image would stop the run, and so would a missing library."""
+    broken = {"bytes": b"no image", "path": None}
+    row = {"prompt": "a", "media": [broken] if kind == "images" else broken}
+    data = datasets.Dataset.from_list([row])
+    feature = {"image": datasets.Image(), "images": datasets.List(datasets.Image()), "sound": datasets.Audio()}[kind]
+    data.cast_column("media", feature).save_to_disk(str(tmp_path / "saved"))
+    assert columns(str(tmp_path / "saved")) == [row]
+
+
+def test_columns_of_json_are_read(tmp_path: Path) -> None:
+    features = datasets.Features({"prompt": datasets.Value("string"), "tools": datasets.Json()})
+    row = {"prompt": "a", "tools": [{"name": "find"}]}
+    datasets.Dataset.from_list([row], features=features).save_to_disk(str(tmp_path / "saved"))
+    assert columns(str(tmp_path / "saved")) == [row]
+
+
+def test_missing_keys_that_arrow_fills_are_marked(tmp_path: Path) -> None:
+    datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
+    assert all(isinstance(row, RawRow) and row.null_filled for row in read_source(str(tmp_path / "saved")))
