@@ -1,4 +1,4 @@
-"""The catalogue says what the code is, of every preset and part."""
+"""The catalogue describes every preset and part as the code defines it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_file_is_what_the_code_says(tool: ModuleType) -> None:
 
 
 def test_every_public_function_among_the_presets_is_listed() -> None:
-    """One that lacks its decorator would be exported by nobody."""
+    """A preset without its decorator would not be exported."""
     modules = [import_module(f"{presets.__name__}.{found.name}") for found in pkgutil.iter_modules(presets.__path__)]
     own = {
         name
@@ -82,7 +82,7 @@ def test_every_part_is_listed(tool: ModuleType, interface: type) -> None:
 
 
 def test_every_interface_is_an_axis(tool: ModuleType) -> None:
-    """A class that is abstract and exported has a section."""
+    """Every abstract class that is exported has a section."""
     exported = [getattr(objectives, name) for name in objectives.__all__]
     interfaces = {each.__name__.lower() for each in exported if inspect.isclass(each) and inspect.isabstract(each)}
     assert interfaces == set(tool.AXES)

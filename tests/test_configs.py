@@ -1,4 +1,4 @@
-"""Every configuration in the repository is one that the command line takes."""
+"""The command line accepts every configuration in the repository."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ FILES = sorted(CONFIGS.rglob("*.yaml"))
 
 
 def layers(path: Path) -> list[Path]:
-    """A file that names a policy and an objective stands alone; any other is a layer over the quickstart."""
+    """Return the files of a run: a file without policy and objective is merged into the quickstart."""
     model = (yaml.safe_load(path.read_text("utf-8")) or {}).get("model") or {}
     return [path] if {"policy", "objective"} <= model.keys() else [QUICKSTART, path]
 
 
 def instantiated(*files: Path, run: Path) -> Ended:
-    """The command ``fit`` with these files up to the point where training would start: module, data, trainer."""
+    """Run ``fit`` with these files up to the start of training: module, data and trainer are built."""
 
     def work() -> None:
         stop = wraps(Trainer.fit)(lambda *_, **__: print("ready"))  # the signature says which keys there are
@@ -49,7 +49,7 @@ def test_the_configuration_is_taken(path: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_the_comment_says_how_to_run_it(path: Path) -> None:
-    """The files that a comment names are there, and this one is among them where it stands in a command."""
+    """Files that comments name exist, and a command in a comment names the file itself."""
     comment = " ".join(line[1:] for line in path.read_text("utf-8").splitlines() if line.startswith("#"))
     assert comment, "no comment says what the file is for"
     named = [word for word in comment.split() if word.startswith("configs/") and word.endswith(".yaml")]

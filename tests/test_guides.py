@@ -32,7 +32,7 @@ HERE = {"Anthropic/hh-rlhf": "dialogues.jsonl", "EleutherAI/pythia-410m": "testb
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """A folder like the repository's root, with what stands for the hub."""
+    """A folder like the repository's root, with stand-ins for data sets of the hub."""
     dialogue = "\n\nHuman: What is {}?\n\nAssistant:"
     rows = [{"chosen": f"{dialogue.format(n)} Good.", "rejected": f"{dialogue.format(n)} Bad."} for n in range(16)]
     (tmp_path / "dialogues.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
@@ -86,7 +86,7 @@ def test_every_row_of_the_table_is_explained() -> None:
 
 @pytest.mark.parametrize("guide", sorted((ROOT / "docs").rglob("*.md")), ids=lambda path: path.stem)
 def test_links_of_every_page_lead_somewhere(guide: Path) -> None:
-    """To files that exist, and to headings of them; underscores aside, a heading's anchor is its words joined."""
+    """Links lead to files that exist and to headings in them, whose anchors are their words joined."""
     for target in re.findall(r"\]\(([^)\s]+)\)", guide.read_text("utf-8")):
         if "://" in target:
             continue

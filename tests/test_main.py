@@ -1,4 +1,4 @@
-"""The front door answers at once."""
+"""The entry point answers without importing the libraries."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def door(*words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("words", [(), ("--help",), ("-h",), ("--version",), ("fti",)])
 def test_imports_nothing_heavy(words: tuple[str, ...]) -> None:
-    """What makes it fast; the time itself depends on the machine."""
+    """Without these imports it is fast; the time itself depends on the machine."""
     imported = {line.rsplit("|", 1)[-1].strip() for line in door(*words).stderr.splitlines() if "|" in line}
     assert "lit_align" in imported
     assert not imported & {"torch", "lightning", "transformers", "jsonargparse", "yaml", "numpy"}

@@ -1,4 +1,4 @@
-"""The tool's numbers: what it lists, what it compares with, what it prints."""
+"""The numbers of the tool: its lists, its comparisons, its output."""
 
 from __future__ import annotations
 

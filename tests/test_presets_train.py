@@ -72,7 +72,7 @@ def equal_models(made: Objective, rows: Path, policy: str = "testbed:policy", ba
 
 
 def neutral_loss(objective: PreferenceObjective) -> float:
-    """What the contrast makes of no margin at all."""
+    """Return the contrast at a margin of 0."""
     return float(objective.contrast(torch.zeros(1)))
 
 
@@ -97,7 +97,7 @@ def compares_with_a_reference(name: str) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in FUNCTIONS if compares_with_a_reference(name)])
 def test_equal_models_have_no_margin_under_kl(name: str, train: Path) -> None:
-    """So their loss is the contrast's at 0, unless the refinement asks for a margin by the lengths alone."""
+    """The loss is the contrast at 0, unless the refinement sets an offset by the lengths alone."""
     start = objective(name)
     assert isinstance(start, PreferenceObjective)
     outcome = start(replace(equal_models(start, train), margin=None))

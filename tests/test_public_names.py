@@ -1,4 +1,4 @@
-"""One public name, one meaning: no class, function or constant of the package is defined in two modules."""
+"""No public class, function or constant of the package is defined in two modules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ENTRY_POINTS = {"main"}
 
 
 def public_names(source: str) -> list[str]:
-    """Return what is defined at top level under names that do not begin with an underscore."""
+    """Return the names defined at top level that do not begin with an underscore."""
     names = []
     for node in ast.parse(source).body:
         match node:

@@ -1,4 +1,4 @@
-"""The commands of the README run, and what it names exists."""
+"""The commands of the README run, and the files that it names exist."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_parser_of_this_file() -> None:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder like the repository's root, where commands may write and find what the ones before them wrote."""
+    """A folder like the repository's root, where commands may write and later commands find the results."""
     folder = tmp_path_factory.mktemp("readme")
     dialogue = "\n\nHuman: What is {}?\n\nAssistant:"
     rows = [{"chosen": f"{dialogue} Good.", "rejected": f"{dialogue} Bad, bad."}]
@@ -118,7 +118,7 @@ def test_the_first_page_of_the_site_has_the_same_commands() -> None:
 
 
 def test_the_tree_of_the_package_names_what_exists() -> None:
-    """In the page for contributors: every folder and file of the tree, and every package of the code in it."""
+    """The tree in the page for contributors names existing files and folders, and every package."""
     tree = (ROOT / "docs" / "contributing.md").read_text("utf-8").split("```\n")[1]
     stack: list[str] = []
     named = set()

@@ -1,4 +1,4 @@
-"""Whole runs through the command line on the testbed: equivalence classes, resume, and what lies in the folder."""
+"""Whole runs from the command line on the testbed: equal layouts, resuming, and the files in the folder."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Alone(Crowd):
 
 @pytest.fixture
 def crowd(tmp_path: Path) -> Path:
-    """A folder with an objective that needs everything that an objective may need."""
+    """A folder with an objective that has every need that an objective can have."""
     folder = tmp_path / "parts"
     folder.mkdir()
     (folder / "crowd.py").write_text(CROWD, "utf-8")
@@ -86,7 +86,7 @@ def crowd(tmp_path: Path) -> Path:
 )
 @pytest.mark.fault("E01", "E02", "LE1", "L07")
 def test_any_layout_trains_the_same_weights(rows: Path, tmp_path: Path, crowd: Path, objective: str) -> None:
-    """Three epochs over eleven pairs, eight to a step: every epoch ends in a short step. SGD hides nothing."""
+    """Three epochs of eleven pairs with eight pairs per step: each epoch ends in a short step. SGD hides no error."""
     found = {}
     for name, (processes, batch_size, accumulate) in LAYOUTS.items():
         run = tmp_path / name.replace(" ", "_")
@@ -108,7 +108,7 @@ def test_any_layout_trains_the_same_weights(rows: Path, tmp_path: Path, crowd: P
 
 
 def test_judged_per_micro_batch_the_layout_would_matter(rows: Path, tmp_path: Path, crowd: Path) -> None:
-    """The wrong variant of the objective above."""
+    """A wrong variant of the objective fails the comparison."""
     found = []
     for batch_size, accumulate in ((8, 1), (2, 4)):
         run = tmp_path / str(batch_size)
@@ -120,7 +120,7 @@ def test_judged_per_micro_batch_the_layout_would_matter(rows: Path, tmp_path: Pa
 
 @pytest.mark.resume("numbers that an objective carries, a reference that moves, draws, windows that end in the middle")
 def test_resume_is_exact_with_all_that_is_carried(rows: Path, tmp_path: Path, crowd: Path) -> None:
-    """Running numbers, a reference that moves, draws that depend on the step, windows that end in the middle."""
+    """Objective state, a moving reference, sampling that depends on the step, incomplete accumulation windows."""
     more = (
         *("--data.batch_size", 2, "--trainer.accumulate_grad_batches", 2, "--data.validation", rows),
         *("--model.reference", "MovingReference", "--model.reference.every", 2, "--model.reference.mixing", 0.3),
@@ -217,7 +217,7 @@ def test_a_resumed_run_is_resumed_again(rows: Path, tmp_path: Path, validated: b
 @pytest.mark.resume("a run that had ended, with more steps than before")
 @pytest.mark.representative
 def test_a_run_that_ended_inside_an_epoch_goes_on_in_it(rows: Path, tmp_path: Path) -> None:
-    """With more steps than before: the same as if it had never ended."""
+    """Resuming with more steps equals a run that never ended."""
     more = ("--data.batch_size", 3, "--trainer.log_every_n_steps", 1, "--model.schedule", "Constant")
     for run, steps in (("parts", 2), ("parts", 6), ("whole", 6)):
         again = ("--ckpt_path", "last") if steps == 6 and run == "parts" else ()
@@ -228,7 +228,7 @@ def test_a_run_that_ended_inside_an_epoch_goes_on_in_it(rows: Path, tmp_path: Pa
 
 @pytest.mark.resume("batches by a token budget, made by workers")
 def test_resume_is_exact_with_a_token_budget(rows: Path, tmp_path: Path) -> None:
-    """Batches of unequal numbers of pairs, accumulated, over two epochs."""
+    """Batches with different numbers of pairs, accumulated, over two epochs."""
     more = (
         *("--data.tokens_per_batch", 500, "--trainer.accumulate_grad_batches", 2, "--data.num_workers", 2),
         *("--checkpoints.every_n_steps", 1, "--checkpoints.keep", -1, "--trainer.max_epochs", 2),
@@ -246,7 +246,7 @@ def test_resume_is_exact_with_a_token_budget(rows: Path, tmp_path: Path) -> None
 
 @pytest.mark.partition("batches by a token budget in one process or two: loss, tokens, gradient of an epoch")
 def test_a_token_budget_trains_every_pair_once_in_two_processes(rows: Path, tmp_path: Path) -> None:
-    """At learning rate 0 the mean loss and the tokens of an epoch do not depend on how it is shared out."""
+    """At learning rate 0 mean loss and tokens of an epoch do not depend on the number of processes."""
     found = []
     for processes in (1, 2):
         run = tmp_path / str(processes)

@@ -1,4 +1,4 @@
-"""The site builds without a warning, documents every public name, and loads nothing from a network."""
+"""The site builds without warnings, documents every public name, and loads nothing from the network."""
 
 from __future__ import annotations
 

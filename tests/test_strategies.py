@@ -1,4 +1,4 @@
-"""However a run is spread over processes, it trains the same policy, and goes on from any checkpoint."""
+"""Every strategy trains the same policy, and resumes from checkpoints of every other."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ WAYS = {
 
 
 def run_as(way: str, *command: object) -> None:
-    """Four pairs to a step, however many processes there are."""
+    """Run a command with four pairs per step, in any number of processes."""
     processes, strategy = WAYS[way]
     more = (*command, "--data.batch_size", 4 // processes, *strategy)
     for ended in distributed(processes, *more) if processes > 1 else [lit_align(*more)]:
@@ -115,7 +115,7 @@ def test_what_one_process_can_do_two_can(rows: Path, tmp_path: Path, more: tuple
 
 @pytest.mark.parametrize("more", [(), ("--model.lora.rank", 4)], ids=["all weights", "adapter"])
 def test_sixteen_bits(rows: Path, tmp_path: Path, more: tuple[object, ...]) -> None:
-    """Products in bfloat16 differ in their third digit, after four steps as much as between two sizes of portions."""
+    """Products in bfloat16 differ in their third digit, after four steps as much as between two chunk sizes."""
     found = {}
     for way in ("one process", "fsdp"):
         run = tmp_path / way.replace(" ", "_")
@@ -179,7 +179,7 @@ def consolidated(*command: object) -> Ended:
     ids=["the policy's start", "adapter off", "another model"],
 )
 def test_kept_log_probs_are_the_same_however_weights_lie(rows: Path, tmp_path: Path, more: tuple[object, ...]) -> None:
-    """Cut weights fill the cache; whole ones find everything and train the same; cut ones find it too."""
+    """Sharded weights fill the cache; unsharded weights read it and train the same; sharded weights read it, too."""
     kept = ("--model.reference", "Precomputed", "--model.reference.cache", tmp_path / "cache", *more)
     cut = (*words(tmp_path / "cut", rows, *kept), "--data.batch_size", 2, *FSDP)
     filled = [ok(ended) for ended in distributed(2, *cut)]

@@ -1,4 +1,4 @@
-"""Reward models and on-policy runs whose weights are cut among processes are those of one process."""
+"""Reward models and on-policy runs with sharded weights equal those of one process."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def go_on(base: tuple[object, ...], run: Path, step: int) -> tuple[object, ...]:
 
 
 def as_layout(processes: int, *command: object) -> None:
-    """Four rows to a batch, on one process whole, on two cut."""
+    """Run a command with four rows per batch: unsharded in one process, sharded in several."""
     if processes == 1:
         ok(lit_align(*command, "--data.batch_size", 4))
     else:
@@ -81,7 +81,7 @@ def as_layout(processes: int, *command: object) -> None:
 def test_a_reward_model_can_be_gone_on_with(
     rows: Path, tmp_path: Path, first: int, second: int, more: tuple[object, ...]
 ) -> None:
-    """From the middle of the second epoch, with Adam's state."""
+    """Resume from the middle of the second epoch, with Adam's state."""
     adam = ("--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "1e-4", *more, *KEPT, *data(rows, 4))
     whole, run = tmp_path / "whole", tmp_path / "run"
     as_layout(1, *reward(whole, *adam, "--trainer.max_steps", 6))
@@ -115,7 +115,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def judge(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A reward model that has seen a few pairs."""
+    """A reward model that was trained on a few pairs."""
     run = tmp_path_factory.mktemp("judge") / "run"
     ok(lit_align(*reward(run, *data(rows, 4), "--trainer.max_steps", 6)))
     return run / "reward_model"
@@ -134,7 +134,7 @@ def online(run: Path, judge: Path, rows: Path, *more: object) -> tuple[object, .
 def test_a_cut_policy_draws_and_learns_what_a_whole_one_does(
     rows: Path, tmp_path: Path, judge: Path, kind: str
 ) -> None:
-    """Eleven prompts: the last batch has two on one process and one on the other, so their passes differ."""
+    """Of eleven prompts the last batch has two in one process and one in the other, so their passes differ."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     as_layout(1, *online(whole, judge, rows, *KINDS[kind]))
     as_layout(2, *online(cut, judge, rows, *KINDS[kind]))
@@ -143,7 +143,7 @@ def test_a_cut_policy_draws_and_learns_what_a_whole_one_does(
 
 
 def test_sixteen_bits_with_an_adapter_and_samples(rows: Path, tmp_path: Path, judge: Path) -> None:
-    """Drawing with the adapter off, too, leaves the dtype of the gradients alone."""
+    """Generating with the adapter off does not change the dtype of the gradients."""
     sampled = ("--samples.count", 2, "--samples.sampling.max_new_tokens", 4, "--trainer.precision", "bf16-mixed")
     as_layout(2, *online(tmp_path, judge, rows, *REMAX, *LORA, *sampled))
     assert {weight.dtype for weight in exported(tmp_path).values()} == {torch.float32}
@@ -153,7 +153,7 @@ def test_sixteen_bits_with_an_adapter_and_samples(rows: Path, tmp_path: Path, ju
 @pytest.mark.resume("an on-policy run with a value model, from cut to cut and from cut to whole")
 @pytest.mark.parametrize("second", [2, pytest.param(1, marks=pytest.mark.long)], ids=["cut", "whole"])
 def test_an_on_policy_run_can_be_gone_on_with(rows: Path, tmp_path: Path, judge: Path, second: int) -> None:
-    """Behind the second of three rollouts, with Adam's state of policy and value model."""
+    """Resume after the second of three rollouts, with Adam's state of policy and value model."""
     adam = ("--model.optimizer", "torch.optim.Adam", "--model.optimizer.lr", "1e-5", "--model.value.learning_rate")
     more = (*PPO, *adam, "1e-4", *KEPT)
     run = tmp_path / "run"

@@ -114,7 +114,7 @@ def test_an_online_run_writes_everything(rows: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [RLOO, PPO], ids=["RLOO", "PPO"])
 @pytest.mark.resume("on-policy runs, with and without a value model")
 def test_a_resumed_run_is_the_one_that_was_never_stopped(kind: tuple[str, ...], rows: Path, tmp_path: Path) -> None:
-    """Two epochs of three rollouts; from behind the second, inside the first epoch, and with sums under way."""
+    """Of two epochs with three rollouts each, resume after the second rollout, while sums are incomplete."""
     base = (*ONLINE, *kind, *data(rows), *SHORT, *KEPT, "--trainer.max_epochs", 2)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     steps = 4 if kind is PPO else 1
@@ -131,7 +131,7 @@ def test_a_resumed_run_is_the_one_that_was_never_stopped(kind: tuple[str, ...], 
 @pytest.mark.partition("on-policy runs in one process or two: samples, metrics, weights")
 @pytest.mark.parametrize("kind", [RLOO, PPO], ids=["RLOO", "PPO"])
 def test_two_processes_train_the_same_policy(kind: tuple[str, ...], rows: Path, tmp_path: Path) -> None:
-    """Eleven prompts over two processes: the last rollout has three, one of them on the second process."""
+    """Of eleven prompts in two processes the last rollout has three, one of them in the second process."""
     base = (*ONLINE, *kind, *SHORT, "--data.train", rows, "--data.validation", rows)
     ok(lit_align("fit", *base, "--data.batch_size", 4, "--run", tmp_path / "one"))
     for ended in distributed(2, "fit", *base, "--data.batch_size", 2, "--run", tmp_path / "two"):

@@ -1,4 +1,4 @@
-"""Mismatched pairs: fixed partners, the limits kept, nothing that depends on batches."""
+"""Mismatched pairs have fixed partners, keep the limits, and do not depend on batches."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def whole(ids: list[int]) -> TokenizedResponse:
 
 
 def store_of(prompts: list[int]) -> PairStore:
-    """Pairs whose prompts are one token each, and whose responses say at which place they stand."""
+    """Return pairs with prompts of one token and responses that contain their position."""
     return PairStore.of(
         [
             TokenizedPair([1, 100 + prompt], whole([place, 2]), whole([place, 3, 2]))
@@ -60,7 +60,7 @@ def test_one_pair_has_no_partner() -> None:
 
 
 def test_responses_are_cut_behind_a_long_prompt() -> None:
-    """Room for 5: behind four tokens of a prompt one is left, behind one token all of them fit."""
+    """With a maximum length of 5, one token fits after a prompt of four, and all tokens after a prompt of one."""
     pairs = [TokenizedPair([1, 2, 3, 4], whole([9]), whole([8])), TokenizedPair([1], whole([5, 6, 7]), whole([]))]
     crossed = PairDataset(PairStore.of(pairs), mismatch=Mismatch(np.array([1, 0]), max_length=5))
     assert crossed.pair(0).mismatched == (TokenizedResponse([5], [True], truncated=True), whole([]))
@@ -113,7 +113,7 @@ def test_each_row_has_another_s_responses_behind_its_own_prompt(rows: Path) -> N
 
 
 def test_the_limits_hold_and_the_budget_counts_them(tmp_path: Path) -> None:
-    """One long prompt with a short response, and the reverse: their cross is longer than both."""
+    """A long prompt with a short response and the reverse: the mismatched pair is longer than both."""
     path = tmp_path / "pairs.jsonl"
     lines = [("He sings. " * 20, " Yes.", " No."), ("Who?", " He sings." * 18, " He reads." * 18)] * 2
     row = ("prompt", "chosen", "rejected")

@@ -27,7 +27,7 @@ def loader(workers: int = 0, limit: int | None = None) -> ResumableLoader:
 
 
 def epoch(data: ResumableLoader, number: int, stop: int | None = None) -> list[list[int]]:
-    """The rows of one epoch's batches, as a trainer takes them: it never asks for more than there are."""
+    """Return the rows of an epoch's batches, which are taken like a trainer does."""
     assert isinstance(data.sampler, BucketedBatches)
     data.sampler.set_epoch(number)
     batches = iter(data)
@@ -127,7 +127,7 @@ def test_tokens() -> None:
 
 
 def test_an_evaluation_within_a_number_of_tokens_keeps_the_order() -> None:
-    """As many of the longest pair as fit: 40 // (2 × 10)."""
+    """As many pairs of the largest length as fit: 40 // (2 × 10)."""
     assert BatchBudget.from_settings(None, 40, None).evaluation(WIDTHS, Share(1)).plan() == [[0, 1], [2]]
     assert BatchBudget.from_settings(None, 40, 3).evaluation(WIDTHS, Share(1)).plan() == [[0, 1, 2]]
     assert BatchBudget.from_settings(None, 4, None).evaluation([], Share(1)).plan() == []

@@ -53,7 +53,7 @@ def test_every_pair_counts_once_in_an_epoch(
 
 
 def test_the_usual_distributed_sampler_counts_a_pair_twice() -> None:
-    """The wrong variant of the law above: ranks are filled up with copies that count."""
+    """A wrong variant of the law: copies that pad the batches of a rank count."""
     pairs: Any = range(5)
     ranks = [list(DistributedSampler(pairs, num_replicas=2, rank=rank, shuffle=False)) for rank in range(2)]
     assert Counter(row for rows_ in ranks for row in rows_) != Counter(range(5))

@@ -58,7 +58,7 @@ def test_the_number_of_batches_is_the_same_in_every_epoch_and_for_every_seed(
 
 
 def test_packing_each_epoch_anew_gives_other_numbers_of_batches() -> None:
-    """The wrong variant of the law above: shuffle, then fill batches until the next pair does not fit."""
+    """A wrong variant of the law: shuffle, then fill batches until the next pair does not fit."""
 
     def packed(seed: int) -> int:
         order = random.Random(seed).sample(WIDTHS, len(WIDTHS))
@@ -83,7 +83,7 @@ def test_what_is_in_a_batch_changes_from_epoch_to_epoch() -> None:
 
 
 def test_batches_are_full() -> None:
-    """Twelve hundred pairs and more: 95 % of the budget are tokens; pairs by number in a batch vary by a factor."""
+    """With 1,200 pairs or more, 95 % of the budget are tokens, while the number of pairs per batch varies."""
     batches = batches_of(WIDTHS, 4000)
     filled = sum(2 * sum(WIDTHS[row] for row in rows(batch)) for batch in batches)
     assert filled > 0.88 * 4000 * len(batches)
@@ -92,7 +92,7 @@ def test_batches_are_full() -> None:
 
 
 def test_no_batch_is_a_small_rest() -> None:
-    """The last class is shared out evenly: 10 pairs, 9 to a batch, are 5 and 5."""
+    """The last batches are split evenly: 10 pairs with at most 9 per batch are 5 and 5."""
     assert [len(batch) for batch in batches_of([10] * 10, 180)] == [5, 5]
 
 

@@ -80,7 +80,7 @@ def test_which_tokens_are_scored_is_kept_where_not_all_are() -> None:
 
 
 def test_no_process_needs_pandas_to_prepare() -> None:
-    """It takes half a second and fifty megabytes in each of them."""
+    """Importing pandas takes half a second and fifty megabytes in each process."""
     program = (
         "import sys; from tests.data.prepared.test_arrow import table, IDS;"
         "from lit_align.data.prepared.store import PairStore, PairTexts;"

@@ -32,7 +32,7 @@ ROWS = [{**pair_row(number, 1 + number % 7), "id": number, "margin": number} for
 
 @dataclass
 class Reader:
-    """Prepares rows and counts how often they are read."""
+    """Prepare rows, and count how often they are read."""
 
     tokenize: Tokenize
     store: PreparedCache | None
@@ -122,7 +122,7 @@ def execute(path: Path) -> None:
 
 @dataclass
 class Exploding:
-    """Leaves a file behind if anybody loads it."""
+    """An object that writes a file when it is unpickled."""
 
     mark: str
 

@@ -23,7 +23,7 @@ BLANK = {**pair_row(0), "chosen": " "}
 
 @pytest.fixture
 def read(plain: PreTrainedTokenizerFast) -> Any:
-    """Prepares a file, everything at its strictest unless told."""
+    """Prepare a file, with the strictest settings by default."""
 
     def run(
         path: Any, bad_rows: BadRows = BadRows(), layout: FormatName = "auto", truncation: Truncation = Cut(200)

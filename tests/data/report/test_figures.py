@@ -18,7 +18,7 @@ def pixels(path: Path) -> NDArray[np.float64]:
 
 
 def has(image: NDArray[np.float64], colour: str) -> bool:
-    """Whether some hundred pixels have a colour."""
+    """Return whether a few hundred pixels have a colour."""
     wanted = np.array([int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)])
     return bool((np.abs(image - wanted).max(-1) < 0.02).sum() > 100)
 
@@ -72,7 +72,7 @@ def test_odd_splits_can_be_drawn(rows: list[tuple[int, int]], tmp_path: Path) ->
 
 @pytest.mark.parametrize("far", [10, 5000])
 def test_values_beyond_the_axis_are_counted(far: int) -> None:
-    """Of 400 responses one is far longer than all others."""
+    """One of 400 responses is far longer than all others."""
     pairs = [pair(10 + n % 20, 12, prompt=n) for n in range(199)] + [pair(far, 12, prompt=500)]
     (axes,) = lengths_figure("train", length_report(PairStore.of(pairs)).lengths).axes
     assert ("1 lie beyond" in axes.get_xlabel()) is (far == 5000)

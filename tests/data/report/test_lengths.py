@@ -20,7 +20,7 @@ NOTHING = response(0, 0)
 
 
 def pair(chosen: int, rejected: int, prompt: int = 1, cut: bool = False) -> TokenizedPair:
-    """A pair of the given lengths; the tokens say which pair it is."""
+    """Return a pair with given lengths, whose tokens identify it."""
     return TokenizedPair([prompt, 9], response(chosen, chosen, cut), response(100 + rejected, rejected))
 
 

@@ -27,7 +27,7 @@ def array(numbers: list[int]) -> np.ndarray:
 
 
 def percentile(numbers: list[int], p: int) -> float:
-    """Between the two neighbours, linearly, in exact arithmetic."""
+    """Percentiles interpolate linearly between neighbours, computed in exact arithmetic."""
     ordered = sorted(numbers)
     place = Fraction(p, 100) * (len(ordered) - 1)
     below = math.floor(place)
@@ -83,7 +83,7 @@ def test_wilson_by_hand() -> None:
 
 
 def test_wilson_is_not_walds_interval() -> None:
-    """p̂ ∓ z √(p̂ (1 − p̂) / n) would say that nothing is uncertain here."""
+    """The interval p̂ ∓ z √(p̂ (1 − p̂) / n) would have width 0 here."""
     assert wilson(0, 20).high == pytest.approx(0.161125, abs=1e-6)
 
 

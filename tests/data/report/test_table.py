@@ -20,7 +20,7 @@ def printed(reports: Mapping[str, LengthReport], width: int = 80) -> str:
 
 
 def large() -> LengthReport:
-    """A split whose every number is long, with sources and reasons."""
+    """A split with long numbers, sources and reasons."""
     marks = Marks(
         scores=np.array([[2.0, 1.0], [3.0, 1.0], [1.0, 2.0]]),
         source=np.array([0, 1, 1]),
