@@ -153,26 +153,28 @@ def _continue(encoder: Encoder, rows: Sequence[Continuation], cuts: Sequence[_Cu
             break
         candidates = alone if context is None else encoder.after(context, [texts[number] for number in left])
         for number, candidate in zip(left, candidates, strict=True):
-            if candidate is not None and _fits(encoder, cuts[number], candidate):
+            if candidate is not None and _fits(encoder, cuts[number], texts[number], candidate):
                 results[number] = candidate
         left = [number for number in left if results[number] is None]
     unknown = encoder.tokenizer.unk_token_id
     for number in left:
         ids = alone[number] or []
         if unknown in (*cuts[number].whole, *ids) or (
-            not encoder.keeps_blanks and _fits(encoder, cuts[number], ids, exact=False)
+            not encoder.keeps_blanks and _fits(encoder, cuts[number], texts[number], ids, exact=False)
         ):
             results[number] = ids
     return results
 
 
-def _fits(encoder: Encoder, cut: _Cut, ids: Ids, exact: bool = True) -> bool:
-    """Whether ids, behind those in front of the segment, are the text of the whole, or differ from it in blanks."""
+def _fits(encoder: Encoder, cut: _Cut, text: Pieces, ids: Ids, exact: bool = True) -> bool:
+    """Whether ids, behind those in front of the segment, decode as the whole does, or to the text of the segment."""
     same = max(0, len(cut.before) - _SAME)
     same = same if cut.before[:same] == cut.whole[:same] else 0
-    texts = [_decoded(encoder, each[same:]) for each in ([*cut.before, *ids], cut.whole)]
-    first, second = texts if exact else [" ".join(text.split()) for text in texts]
-    return first == second
+    before, whole = cut.before[same:], cut.whole[same:]
+    decoded = _decoded(encoder, [*before, *ids])
+    written = _decoded(encoder, before) + "".join(piece.text for piece in text)
+    targets = (_decoded(encoder, whole), unicodedata.normalize("NFC", written))
+    return decoded in targets if exact else decoded.split() in [target.split() for target in targets]
 
 
 def _decoded(encoder: Encoder, ids: Ids) -> str:
