@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import date
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
+from lit_align import testbed
 from lit_align.data.batches.collate import Collate, Padding
 from lit_align.data.batches.dataset import Mismatch, PairDataset, SamplePrompt, sample_prompts
 from lit_align.data.batches.loader import BatchBudget, ResumableLoader, check_same_data, evaluation_loader
@@ -28,7 +30,7 @@ from lit_align.data.prepared.row_counts import BadRows, OnBadRow
 from lit_align.data.prepared.workers import with_progress, without_progress
 from lit_align.data.report.lengths import LengthReport, split_report
 from lit_align.data.report.table import show, warnings
-from lit_align.data.text.render import QUALITY_PROMPT, QualityPosition, RenderOptions
+from lit_align.data.text.render import QUALITY_PROMPT, QualityPosition, RenderName, RenderOptions, is_dialogue
 from lit_align.data.text.responses import ScoreEnd
 from lit_align.data.text.template_losses import OnTemplateLoss
 from lit_align.data.text.tokenize import Tokenize
@@ -37,6 +39,8 @@ from lit_align.data.text.truncate import PromptSide, TruncationName, make_trunca
 from lit_align.errors import DataError, check_range
 from lit_align.types import PairBatch, PreferencePair
 
+_LOOKED_AT = 100
+"""Pairs of a split that tell of what kind its texts are."""
 STAGES: Mapping[str, Sequence[str]] = {
     "fit": ("train", "validation"),
     "validate": ("validation",),
@@ -65,6 +69,8 @@ class PreferenceData(LightningDataModule):
         limit: use only the first training pairs, for example to overfit a few. Every row is still checked, and pairs
             that ``truncation`` drops count.
         holdout: share of the training prompts, or number of pairs, to validate on, instead of ``validation``.
+        render: render dialogues written as text (HH-RLHF) as ``chat`` messages in the chat template, or leave them
+            ``text``; None for ``chat`` if the tokenizer has a template.
         chat_template: file with a chat template (Jinja) that replaces the tokenizer's own.
         template_date: date (2024-07-26) that a chat template which asks for it is told; None for today, and on the
             command line for the day on which the run first started.
@@ -119,6 +125,7 @@ class PreferenceData(LightningDataModule):
         min_gap: float = 0.0,
         limit: int | None = None,
         holdout: int | float | None = None,
+        render: RenderName | None = None,
         chat_template: str | None = None,
         template_date: str | None = None,
         on_template_loss: OnTemplateLoss = "error",
@@ -157,6 +164,7 @@ class PreferenceData(LightningDataModule):
         self.render_options = RenderOptions(
             quality_prompt if prompted else None, score, score_end, on_template_loss, quality_prompt_position
         )
+        self.render = render
         self.quality_prompt = quality_prompt
         self.prompted = prompted
         self.mismatched = mismatched
@@ -242,6 +250,7 @@ class PreferenceData(LightningDataModule):
             self.splits[name] = self.prepare_split(name)
             self._datasets.pop(name, None)
             self.lengths[name] = self._report(name)
+            self._tell_rendering(name)
         check_ranking_settings(self.ranking, self.readers, self.splits, self.limit)
 
     def prepare_split(self, name: str) -> Split:
@@ -250,7 +259,8 @@ class PreferenceData(LightningDataModule):
         Args:
             name: name of the split.
         """
-        tokenize = Tokenize(Encoder(self.tokenizer, self.template_date), self.truncation, self.render_options)
+        options = replace(self.render_options, dialogues=self.renders_dialogues)
+        tokenize = Tokenize(Encoder(self.tokenizer, self.template_date), self.truncation, options)
         reader = self.readers[name]
         shows_progress = self.trainer is None or self.trainer.progress_bar_callback is not None
         watch = with_progress if shows_progress else without_progress
@@ -261,6 +271,25 @@ class PreferenceData(LightningDataModule):
             raise DataError(f"data.{name}: {error.where}", error.reason, error.column) from error.__cause__
         except FileNotFoundError as error:
             raise FileNotFoundError(f"data.{name}: {error}") from None
+
+    def _tell_rendering(self, name: str) -> None:
+        """Tell how texts are rendered if the tokenizer has a chat template and no setting says so."""
+        texts = [pair.prompt for pair in self.splits[name].pairs[:_LOOKED_AT] if isinstance(pair.prompt, str)]
+        has_template = Encoder(self.tokenizer).template is not None
+        if self.render is not None or not texts or not has_template or testbed.resolve(str(self.tokenizer_name)):
+            return
+        if any(map(is_dialogue, texts)):
+            rank_zero_info(f"data.{name}: dialogues are rendered in the chat template (data.render text leaves them)")
+        if not all(map(is_dialogue, texts)):
+            rank_zero_warn(
+                f"data.{name}: plain text, and the tokenizer has a chat template that is not used; write messages "
+                "(format: chat) if the model is to answer in chats, or set data.render to text to say that it is meant"
+            )
+
+    @property
+    def renders_dialogues(self) -> RenderName:
+        """How dialogues written as text are rendered."""
+        return self.render or ("text" if Encoder(self.tokenizer).template is None else "chat")
 
     def _report(self, name: str) -> LengthReport:
         """Measure a split, and warn of what should be looked at before training."""
@@ -470,6 +499,7 @@ class PreferenceData(LightningDataModule):
             "fingerprint": self.splits["train"].fingerprint,
             "template": self.template_hash,
             "date": self.told_date,
+            "render": self.renders_dialogues,
             "seed": self.seed,
             **self._training_batches().identity,
         }

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from lit_align.data import PreferenceData
@@ -86,9 +87,9 @@ def read(monkeypatch: pytest.MonkeyPatch, chatml: PreTrainedTokenizerFast, tmp_p
     def run(name: str, rows: list[dict[str, Any]]) -> tuple[Split, list[Any]]:
         asked: list[Any] = []
 
-        def load_dataset(*names: str, **settings: Any) -> list[dict[str, Any]]:
+        def load_dataset(*names: str, **settings: Any) -> Dataset:
             asked.append((*names, settings["revision"], settings["split"]))
-            return rows
+            return Dataset.from_list(rows)
 
         monkeypatch.setattr("datasets.load_dataset", load_dataset)
         settings = yaml.safe_load((FOLDER / f"{name}.yaml").read_text("utf-8"))["data"]

@@ -176,6 +176,7 @@ _MEANING = {
     "fingerprint": "the fingerprint of the tokenized pairs",
     "template": "the hash of the chat template",
     "date": "the date that the chat template is told (data.template_date)",
+    "render": "how dialogues written as text are rendered (data.render)",
     "global_batch": "the number of pairs per batch of all processes",
     "step": "the number of pairs per optimizer step",
     "tokens": "data.tokens_per_batch",
@@ -189,7 +190,7 @@ def check_same_data(saved: Mapping[str, Any], current: Mapping[str, Any], inside
     """Raise unless a saved position can be resumed in the current data.
 
     Other pairs are always refused. Other batches of the same pairs are refused only in the middle of an epoch. The
-    chat template and its date are mentioned only if they may explain why the pairs differ.
+    chat template, its date and what it renders are mentioned only if they may explain why the pairs differ.
 
     Args:
         saved: identity of the data when the position was saved.
@@ -201,7 +202,7 @@ def check_same_data(saved: Mapping[str, Any], current: Mapping[str, Any], inside
     """
     changed = [key for key in _MEANING if saved.get(key) != current.get(key)]
     if "fingerprint" not in changed:
-        changed = [key for key in changed if key not in ("template", "date")] if inside_epoch else []
+        changed = [key for key in changed if key not in ("template", "date", "render")] if inside_epoch else []
     if changed:
         differences = "; ".join(f"{_MEANING[key]} was {saved.get(key)} and is {current.get(key)}" for key in changed)
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, cast
 
@@ -28,7 +29,7 @@ from lit_align.data.text.template_losses import (
 )
 from lit_align.data.text.tokenizer import Encoder, Piece, Pieces
 from lit_align.errors import DataError, shown
-from lit_align.types import PreferencePair
+from lit_align.types import PreferencePair, Text
 
 CONTROL_IN_TEXT = "control tokens in the data, kept as text"
 START_IN_TEXT = "BOS in the text of the prompt, used only once"
@@ -44,6 +45,10 @@ QualityPosition: TypeAlias = Literal["start", "last_turn"]
 """Where the quality prompt stands in a prompt of several turns."""
 
 
+RenderName: TypeAlias = Literal["chat", "text"]
+"""Whether dialogues that are written as text are rendered as messages of a conversation, or stay text."""
+
+
 @dataclass(frozen=True)
 class RenderOptions:
     """Options for rendering pairs.
@@ -54,6 +59,7 @@ class RenderOptions:
         score: which of the assistant's turns in a response are scored.
         score_end: what is scored behind the text of a response in a chat template.
         on_template_loss: refuse pairs of which the chat template leaves out a message, or only count them.
+        dialogues: render dialogues written as text, as in HH-RLHF, in the chat template, or as they are.
     """
 
     quality_prompt: str | None = None
@@ -61,6 +67,7 @@ class RenderOptions:
     score_end: ScoreEnd = "turn"
     on_template_loss: OnTemplateLoss = "error"
     quality_position: QualityPosition = "start"
+    dialogues: RenderName = "text"
 
 
 @dataclass(frozen=True)
@@ -122,8 +129,49 @@ def render(pair: PreferencePair, encoder: Encoder, options: RenderOptions, closi
     Raises:
         DataError: nothing is left of a response, or the chat template does not fit the conversation.
     """
+    if options.dialogues == "chat" and is_dialogue(pair.prompt):
+        pair = as_messages(pair)
     renderer = _render_text if isinstance(pair.prompt, str) else _render_chat
     return renderer(pair, encoder, options, closing)
+
+
+def is_dialogue(prompt: Text) -> bool:
+    r"""Whether a prompt is a dialogue written as text, opened for the assistant.
+
+    >>> is_dialogue("\n\nHuman: 2 + 2?\n\nAssistant:"), is_dialogue("2 + 2 =")
+    (True, False)
+    """
+    return isinstance(prompt, str) and HUMAN in prompt and prompt.rstrip(" ").endswith(ASSISTANT)
+
+
+def as_messages(pair: PreferencePair) -> PreferencePair:
+    r"""Convert a pair whose prompt is a dialogue written as text to messages.
+
+    Blanks around each turn are removed, as the chat template writes its own. Text in front of the first turn becomes a
+    system message; empty turns are left out, and turns of the same role that follow each other are joined.
+
+    >>> pair = PreferencePair("\n\nHuman: 2 + 2?\n\nAssistant: 4.\n\nHuman: Sure?\n\nAssistant:", " Yes.", " No.")
+    >>> [message["content"] for message in as_messages(pair).prompt], as_messages(pair).chosen
+    (['2 + 2?', '4.', 'Sure?'], ({'role': 'assistant', 'content': 'Yes.'},))
+    """
+    preamble, *parts = re.split(f"({HUMAN}|{ASSISTANT})", cast(str, pair.prompt).rstrip(" ").removesuffix(ASSISTANT))
+    turns = [("system", preamble.strip())]
+    for mark, text in zip(parts[::2], parts[1::2], strict=True):
+        turns.append(("user" if mark == HUMAN else "assistant", text.strip()))
+    messages: list[dict[str, str]] = []
+    for role, text in turns:
+        if text and messages and messages[-1]["role"] == role:
+            messages[-1]["content"] += f"\n\n{text}"
+        elif text:
+            messages.append({"role": role, "content": text})
+    if not messages or messages[-1]["role"] != "user":
+        raise DataError(pair.where, "no human turn stands before the response; data.render text takes it as text")
+    sides = (
+        None if side is None else ({"role": "assistant", "content": cast(str, side).strip()},)
+        for side in (pair.chosen, pair.rejected)
+    )
+    chosen, rejected = sides
+    return replace(pair, prompt=tuple(messages), chosen=chosen, rejected=rejected)
 
 
 # ── text ────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -98,6 +98,7 @@ MISSES = {
     "where the quality prompt stands": tokenize(options=RenderOptions(quality_position="last_turn")),
     "which turns are scored": tokenize(options=RenderOptions(score="all_turns")),
     "what is scored behind a turn": tokenize(options=RenderOptions(score_end="all")),
+    "dialogues": tokenize(options=RenderOptions(dialogues="chat")),
     "messages that a template leaves out": tokenize(options=RenderOptions(on_template_loss="warn")),
     "template": tokenizer(lambda found: setattr(found, "chat_template", CHATML)),
     "special tokens": tokenizer(lambda found: setattr(found, "eos_token", "<|user|>")),
