@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from lit_align.compat.jsonargparse import read_yaml, yaml_loader
 from lit_align.errors import shown
 
 MAX_YAML_CHARACTERS = 1_000_000
+LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+")
+NUMBER = re.compile(r"[-+]?[0-9][0-9_.:]*")
+NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 MAX_IN_YAML = ((50, "aliases"), (50_000, "values"), (50, "levels"))
 
 
@@ -147,16 +151,21 @@ def _yaml_problem(name: str, error: yaml.YAMLError) -> str:
 def load_yaml(text: str) -> Any:
     """Read YAML as data: no tags that build objects, no duplicate keys, no exponential growth, at most 1 MB.
 
+    Numbers with leading zeros, which YAML reads as octal, and with colons, which it reads to the base 60, are refused.
+
     >>> load_yaml("{lr: 1e-4}")
     {'lr': 0.0001}
     >>> load_yaml("{beta: 1, beta: 2}")
     Traceback (most recent call last):
     yaml.constructor.ConstructorError: duplicate key 'beta' ...
+    >>> load_yaml("{max_steps: 010}")
+    Traceback (most recent call last):
+    yaml.constructor.ConstructorError: 010 would be read as 8, to the base 8; write 8, 10 or '010' ...
     """
     if len(text) > MAX_YAML_CHARACTERS:
         raise yaml.YAMLError(f"{len(text)} characters of YAML; expected at most {MAX_YAML_CHARACTERS}")
     _check_size(yaml.parse(text, Loader=yaml_loader()))
-    _check_duplicates(yaml.compose(text, Loader=yaml_loader()))
+    _check_nodes(yaml.compose(text, Loader=yaml_loader()))
     try:
         return read_yaml(text)
     except ValueError as error:  # of a number with thousands of digits
@@ -186,8 +195,11 @@ def _check_size(events: Iterable[yaml.Event]) -> None:
                 raise yaml.YAMLError(f"more than {limit} {what} in the YAML")
 
 
-def _check_duplicates(node: yaml.Node | None) -> None:
+def _check_nodes(node: yaml.Node | None) -> None:
+    """Raise for keys that stand twice, and for numbers that YAML reads as others than they look like."""
     children: list[yaml.Node] = []
+    if isinstance(node, yaml.ScalarNode):
+        _check_number(node)
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
@@ -200,4 +212,39 @@ def _check_duplicates(node: yaml.Node | None) -> None:
     elif isinstance(node, yaml.SequenceNode):
         children = node.value
     for child in children:
-        _check_duplicates(child)
+        _check_nodes(child)
+
+
+def check_numbers(arguments: Sequence[str], texts: Collection[str]) -> None:
+    """Raise for a number on the command line that ``load_yaml`` would refuse in a file.
+
+    Args:
+        arguments: of the command line.
+        texts: keys of options that take any text.
+
+    Raises:
+        ValueError: names the option.
+
+    >>> check_numbers(["fit", "--run", "010", "--trainer.max_steps=010"], {"run"})
+    Traceback (most recent call last):
+    ValueError: --trainer.max_steps: 010 would be read as 8, to the base 8; write 8, 10 or '010'
+    """
+    for word, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        key, equals, rest = word.partition("=")
+        value = rest if equals else value
+        if key.startswith("--") and key.removeprefix("--") not in texts and NUMBER.fullmatch(value):
+            try:
+                _check_nodes(yaml.compose(value, Loader=yaml_loader()))
+            except yaml.constructor.ConstructorError as error:
+                raise ValueError(f"{key}: {error.problem}") from None
+
+
+def _check_number(node: yaml.ScalarNode) -> None:
+    """Raise for a number without quotes that has a leading zero or a colon."""
+    base = 8 if LEADING_ZERO.fullmatch(node.value) else 60 if ":" in node.value else 10
+    if node.style or node.tag not in NUMBER_TAGS or base == 10:
+        return
+    value = read_yaml(node.value)
+    others = [str(value), *([str(int(node.value.replace("_", "")))] if base == 8 else [])]
+    message = f"{node.value} would be read as {value}, to the base {base}; write {', '.join(others)} or '{node.value}'"
+    raise yaml.constructor.ConstructorError(None, None, message, node.start_mark)

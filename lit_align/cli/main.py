@@ -26,7 +26,7 @@ from typing_extensions import override
 
 from lit_align import callbacks
 from lit_align.callbacks.checkpointing.checkpoints import checkpoint_folder
-from lit_align.cli.configuration import read_extensions, read_task
+from lit_align.cli.configuration import check_numbers, read_extensions, read_task
 from lit_align.cli.keys import RUN_KEYS, TRAINER_DEFAULTS
 from lit_align.cli.objective_names import help_on_presets
 from lit_align.cli.parsing import USER_ERRORS, Parser, prepare_parsing
@@ -39,7 +39,7 @@ from lit_align.cli.run_setup import (
     warn_of_unused_checkpoints,
 )
 from lit_align.cli.settings import DEBUG, check_settings
-from lit_align.compat.jsonargparse import options
+from lit_align.compat.jsonargparse import options, subparsers, takes_text
 from lit_align.compat.lightning import writes_files
 from lit_align.data import DataError, PreferenceData
 from lit_align.errors import printable
@@ -118,6 +118,8 @@ class Cli(LightningCLI):
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        known = options(subparsers(parser).get(str(self.arguments[0]), parser)) if self.arguments else {}
+        check_numbers(self.arguments, {key for key, option in known.items() if takes_text(option)})
         self.config = parser.parse_args(args)  # without Lightning's warning that sys.argv holds arguments as well
 
     @override

@@ -91,3 +91,8 @@ def subparsers(parser: Any) -> dict[str, Any]:
 def options(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
     """Return the options of a parser by dotted key."""
     return {action.dest: action for action in parser._actions if action.dest}
+
+
+def takes_text(option: argparse.Action) -> bool:
+    """Return whether an option accepts any text."""
+    return "str" in str(getattr(option, "_typehint", option.type))

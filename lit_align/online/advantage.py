@@ -172,10 +172,16 @@ def _group_sizes(part: Advantage, rollout: Rollout) -> RolloutScores:
 
 
 def _from_group_mean(rewards: RolloutTokens, rollout: Rollout) -> RolloutScores:
-    """Subtract the mean return of the responses to the same prompt from the return of each."""
-    returns = rewards.sum(-1)
-    count = _group_sum(torch.ones_like(returns), rollout)
-    return returns - _group_sum(returns, rollout) / count
+    """Subtract the mean return of the responses to the same prompt from the return of each.
+
+    In float64, and relative to the largest: float32 rounds the mean of large returns, and what is left of equal ones
+    would be normalised to 1.
+    """
+    returns = rewards.double().sum(-1)
+    _, number = rollout.group.unique(return_inverse=True)
+    largest = returns.new_full((int(number.max()) + 1,), -torch.inf).scatter_reduce(0, number, returns, "amax")
+    below = returns - largest[number]
+    return (below - _group_sum(below, rollout) / _group_sum(torch.ones_like(below), rollout)).to(rewards.dtype)
 
 
 def _group_sum(values: RolloutScores, rollout: Rollout) -> RolloutScores:

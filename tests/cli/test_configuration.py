@@ -7,7 +7,7 @@ import time
 import pytest
 import yaml
 
-from lit_align.cli.configuration import load_yaml
+from lit_align.cli.configuration import check_numbers, load_yaml
 
 
 def bomb(levels: int = 7, width: int = 9) -> str:
@@ -29,6 +29,9 @@ def bomb(levels: int = 7, width: int = 9) -> str:
         ("[" * 400_000, "more than 50 levels"),
         ("x: &x [*x]", r"\*x in the YAML stands inside of what it stands for"),
         ("x: " + "9" * 900_000, "Exceeds the limit"),
+        ("max_steps: 010", "010 would be read as 8, to the base 8; write 8, 10 or '010'"),
+        ("x: [1, {y: -017}]", "-017 would be read as -15"),
+        ("max_steps: 1:30", "1:30 would be read as 90, to the base 60; write 90 or '1:30'"),
         ("x: " + "y" * 1_000_001, "characters of YAML"),
         ("!!python/object/apply:os.mkdir [executed]", "could not determine a constructor"),
     ],
@@ -39,3 +42,16 @@ def test_yaml_that_is_refused(text: str, message: str) -> None:
     with pytest.raises(yaml.YAMLError, match=message):
         load_yaml(text)
     assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize("text", ["0", "-0", "0.5", "'010'", "09", "00:12:00:00", "1_000", "0x10", "1e-4", "-1"])
+def test_numbers_that_are_what_they_look_like(text: str) -> None:
+    load_yaml(f"x: {text}")
+    check_numbers(["fit", "--trainer.max_steps", text, f"--x={text}"], ())
+
+
+def test_numbers_of_the_command_line() -> None:
+    """An option that takes any text keeps its zeros."""
+    for words in (["--trainer.max_steps", "010"], ["--trainer.max_steps=010"], ["--trainer.max_steps", "1:30"]):
+        with pytest.raises(ValueError, match="--trainer.max_steps: .* would be read as"):
+            check_numbers(["fit", "--run", "010", *words], {"run"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jsonargparse
 import pytest
 
+from lit_align.compat.jsonargparse import takes_text
 from tests.compat.private_parts import check_private_part
 
 PRIVATE = {
@@ -32,3 +33,11 @@ def test_attributes_of_a_parser() -> None:
         "look at lit_align.compat.jsonargparse.subparsers"
     )
     assert "key" in [action.dest for action in command._actions], "look at lit_align.compat.jsonargparse.options"
+
+
+def test_types_of_options() -> None:
+    parser = jsonargparse.ArgumentParser()
+    for name, kind in (("text", str), ("number", int), ("either", int | str | None)):
+        parser.add_argument(f"--{name}", type=kind)
+    found = {option.dest: takes_text(option) for option in parser._actions if option.dest != "help"}
+    assert found == {"text": True, "number": False, "either": True}, "look at lit_align.compat.jsonargparse.takes_text"

@@ -89,3 +89,12 @@ def test_what_is_missing_is_named(advantage: Advantage, message: str) -> None:
     bare = Rollout(torch.zeros(2, 3), MASK[:2], torch.ones(2), torch.tensor([0, 1]), torch.ones(2))
     with pytest.raises(ValueError, match=message):
         advantage(REWARDS[:2], bare)
+
+
+@pytest.mark.parametrize("advantage", [LeaveOneOut(), GroupNormalised()], ids=str)
+@pytest.mark.parametrize("reward", [12345.678, 1000000.3, 1e7 / 3, -3e8 / 7, 1e30])
+@pytest.mark.parametrize("count", [3, 5, 7])
+def test_equal_rewards_of_any_size_have_no_advantage(advantage: Advantage, reward: float, count: int) -> None:
+    mask, ones = torch.ones(count, 2, dtype=torch.bool), torch.ones(count)
+    rewards = torch.tensor([[-0.1, reward]]).repeat(count, 1)
+    assert float(advantage(rewards, Rollout(rewards, mask, ones, torch.zeros(count).long(), ones)).abs().max()) == 0.0
