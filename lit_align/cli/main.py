@@ -22,6 +22,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from lit_align import callbacks
@@ -214,6 +215,8 @@ class Cli(LightningCLI):
         """Return whether a fit goes on from no checkpoint; refuse or warn if one is missing or not used."""
         has_checkpoints = any(checkpoint_folder(folder).glob("*.ckpt"))
         if self.subcommand == "fit":
+            if config.ckpt_path == "last" and not has_checkpoints:
+                rank_zero_warn(f"--ckpt_path last: no checkpoint in {checkpoint_folder(folder)}; the run starts anew")
             return not (has_checkpoints if config.ckpt_path == "last" else config.ckpt_path)
         if config.ckpt_path == "last" and not has_checkpoints:
             self._fail(f"--ckpt_path last: no checkpoint in {checkpoint_folder(folder)}")

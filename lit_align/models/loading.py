@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -49,6 +50,8 @@ class Loading:
     kernels: Literal["own", "liger"] = "own"
 
 
+PROBLEMS = ("missing_keys", "mismatched_keys", "unexpected_keys")
+MAX_NAMED = 8
 NOISE = re.compile(r"dropout|pdrop$|layer_?drop|drop_?path|drop_(?:rate|connect)|jitter_(?:noise|eps)")
 """Names under which configurations keep what is random in training mode."""
 
@@ -105,7 +108,7 @@ def load_causal_lm(name: str, loading: Loading) -> PreTrainedModel:
     switch_dropout_off(config)
     model, problems = build_model(AutoModelForCausalLM, place, config, loading)
     if problems:
-        raise ValueError(f"{place}: the weights do not fill the model: {problems}")
+        raise ValueError(f"{place}: {describe_problems(problems)}")
     if not weights_wanted():
         with suppress(OSError):  # many models have no such file
             model.generation_config = GenerationConfig.from_pretrained(place, revision=loading.revision or "main")
@@ -122,7 +125,7 @@ def build_model(auto: Any, place: str, config: PretrainedConfig, loading: Loadin
         loading: dtype, revision and so on.
 
     Returns:
-        The model, and the names of its ``missing_keys`` and ``mismatched_keys``, if it has any.
+        The model, and the names of its ``missing_keys``, ``mismatched_keys`` and ``unexpected_keys``, if it has any.
 
     Raises:
         ValueError: the weights are damaged.
@@ -146,7 +149,31 @@ def build_model(auto: Any, place: str, config: PretrainedConfig, loading: Loadin
     except SafetensorError as error:
         files = ", ".join(f"{f.name} ({f.stat().st_size} bytes)" for f in sorted(Path(place).glob("*.safetensors")))
         raise ValueError(f"{place}: the weights are damaged or cut short: {files}: {error}") from error
-    return model, {key: sorted(map(str, report[key])) for key in ("missing_keys", "mismatched_keys") if report[key]}
+    return model, {key: sorted(map(str, report[key])) for key in PROBLEMS if report[key]}
+
+
+def describe_problems(problems: Mapping[str, Sequence[str]]) -> str:
+    """Describe how a weights file differs from the model that its configuration describes.
+
+    Args:
+        problems: see ``build_model``.
+
+    >>> describe_problems({"unexpected_keys": ["model.layers.2.x"]}).partition(";")[0]
+    'the weights file has tensors that the model of config.json does not have: model.layers.2.x'
+    """
+    parts = []
+    unfilled = {key: names for key, names in problems.items() if key != "unexpected_keys"}
+    if unfilled:
+        parts.append(f"the weights do not fill the model: {unfilled}")
+    names = problems.get("unexpected_keys", ())
+    if names:
+        more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+        parts.append(
+            f"the weights file has tensors that the model of config.json does not have: {', '.join(names[:MAX_NAMED])}"
+            f"{more}; expected the config.json of these weights (a number of layers, say). If they are to be left "
+            "out, load the model with transformers and save it anew"
+        )
+    return "; ".join(parts)
 
 
 def finish_model(model: PreTrainedModel, place: str, loading: Loading) -> PreTrainedModel:

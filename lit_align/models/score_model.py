@@ -15,7 +15,15 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from lit_align.models.loading import Loading, build_model, finish_model, locate, read_config, switch_dropout_off
+from lit_align.models.loading import (
+    Loading,
+    build_model,
+    describe_problems,
+    finish_model,
+    locate,
+    read_config,
+    switch_dropout_off,
+)
 from lit_align.models.sharding import weights_wanted
 
 
@@ -74,6 +82,10 @@ def load_score_model(name: str, loading: Loading, head: Head = "saved") -> Score
     if "mismatched_keys" in problems:
         raise ValueError(f"{place}: weights of other shapes: {problems['mismatched_keys']}")
     missing = set(problems.get("missing_keys", ()))
+    body = f"{model.base_model_prefix}."
+    unknown = [name for name in problems.get("unexpected_keys", ()) if name.startswith(body)]  # not an output head
+    if unknown:
+        raise ValueError(f"{place}: {describe_problems({'unexpected_keys': unknown})}")
     layer = getattr(model, "score", None)
     if not isinstance(layer, nn.Linear) or layer.bias is not None:
         raise ValueError(f"{place}: {type(model).__name__} has no linear score head without bias on a causal body")

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from lit_align.models import Loading, load_causal_lm
 from lit_align.models.loading import locate
+from lit_align.models.score_model import load_score_model
 from tests.conftest import tiny_llama
 
 
@@ -101,6 +102,19 @@ def test_a_missing_tensor_is_not_made_up(folder: Path) -> None:
     rewrite(folder, lambda weights: weights.pop("model.norm.weight"))
     with pytest.raises(ValueError, match=r"do not fill the model.*model\.norm\.weight"):
         load_causal_lm(str(folder), Loading())
+
+
+def test_a_tensor_that_the_config_does_not_know_is_named(folder: Path) -> None:
+    """A layer more than config.json has would be left out in silence."""
+    rewrite(folder, lambda weights: weights.update({"model.layers.9.mlp.up_proj.weight": torch.ones(2, 2)}))
+    with pytest.raises(
+        ValueError, match=r"does not have: model\.layers\.9\.mlp\.up_proj\.weight; expected the config"
+    ):
+        load_causal_lm(str(folder), Loading())
+    with pytest.raises(
+        ValueError, match=r"does not have: model\.layers\.9\.mlp\.up_proj\.weight; expected the config"
+    ):
+        load_score_model(str(folder), Loading(), head="fresh")
 
 
 @pytest.mark.fault("B09", "B10")

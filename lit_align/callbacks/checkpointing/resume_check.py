@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +41,19 @@ ADDED_SETTINGS = {"data.quality_prompt_position": "start", "data.score_end": "tu
 REQUIRED_PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks")
 """Parts of a checkpoint; a run that resumed without one of them would partly start anew, without notice."""
 
+TRAINER_KEYS = {
+    f"trainer.{name}"
+    for name in (
+        *("accumulate_grad_batches", "gradient_clip_algorithm", "gradient_clip_val", "limit_train_batches"),
+        *("max_epochs", "max_steps", "overfit_batches", "precision"),
+    )
+}
+"""Settings of the trainer that affect the result. A checkpoint without them, an older one, is not compared by them."""
+LENGTH_KEYS = ("trainer.max_epochs", "trainer.max_steps")
+"""Settings that may change, since runs are made longer; but the schedule of the learning rate changes with them."""
+STATEFUL = {"alpha", "betas", "etas", "lr_decay", "rho"}
+"""Settings that only optimizers have that keep numbers for each weight; ``momentum`` above 0 is another."""
+
 FORMER_STATE_KEY = "SameRun"
 """Key of the settings in checkpoints that were written before the callback had its present name."""
 WEIGHT_KEYS = ("model.policy", "model.lora")
@@ -55,8 +68,8 @@ class ResumeCheck(Callback):
     is noticed.
 
     Args:
-        settings: the run's configuration as plain data; ``model`` and ``data`` are compared, except for settings that
-            do not affect the result.
+        settings: the run's configuration as plain data; ``model``, ``data`` and some of ``trainer`` are compared,
+            except for settings that do not affect the result.
         on_change: refuse other settings, or warn and use them; those of the optimizer are restored with its state, so
             a change is always refused.
         resumes: whether training continues from the checkpoint; otherwise it is only evaluated, and only the settings
@@ -66,8 +79,9 @@ class ResumeCheck(Callback):
     def __init__(
         self, settings: Mapping[str, Any], on_change: Literal["error", "warn"] = "error", resumes: bool = True
     ) -> None:
-        flat = dict(flatten_settings({key: settings[key] for key in ("model", "data")}))
-        self.settings = {key: value for key, value in flat.items() if key not in NO_EFFECT_ON_RESULT}
+        flat = dict(flatten_settings({key: settings.get(key, {}) for key in ("model", "data", "trainer")}))
+        ignored = {key for key in flat if key.startswith("trainer") and key not in TRAINER_KEYS}
+        self.settings = {key: value for key, value in flat.items() if key not in NO_EFFECT_ON_RESULT | ignored}
         self.settings.update(_fingerprints(flat))
         self.on_change = on_change
         self.resumes = resumes
@@ -88,11 +102,20 @@ class ResumeCheck(Callback):
         if saved is None:
             return
         saved = {key: value for key, value in ADDED_SETTINGS.items() if key in self.settings} | saved
-        changes = [
-            f"  {key}: was {saved.get(key)!r}, is {self.settings.get(key)!r}"
+        different = {
+            key: f"  {key}: was {saved.get(key)!r}, is {self.settings.get(key)!r}"
             for key in sorted(saved.keys() | self.settings.keys())
-            if saved.get(key) != self.settings.get(key) and (self.resumes or key.startswith(WEIGHT_KEYS))
-        ]
+            if saved.get(key) != self.settings.get(key)
+            and (self.resumes or key.startswith(WEIGHT_KEYS))
+            and (key in saved or key not in TRAINER_KEYS)
+        }
+        lengths = [line.strip() for key, line in different.items() if key in LENGTH_KEYS]
+        if lengths:
+            rank_zero_warn(
+                f"the checkpoint is of a run of another length ({'; '.join(lengths)}): the learning rate goes on as "
+                "the schedule of the new length has it at this step, which is not where it was"
+            )
+        changes = [line for key, line in different.items() if key not in LENGTH_KEYS]
         if not changes:
             return
         message = "\n".join(["the checkpoint is of a run with other settings:", *changes])
@@ -114,6 +137,11 @@ class ResumeCheck(Callback):
         missing = [part for part in REQUIRED_PARTS if part not in checkpoint]
         if self.resumes and missing:
             raise ValueError(f"the checkpoint has no {', '.join(missing)}: a run cannot go on from it. {ADVICE}")
+        if self.resumes and is_empty(checkpoint["optimizer_states"], checkpoint.get("global_step", 0)):
+            raise ValueError(
+                "the checkpoint has an empty optimizer state: its moments would start anew, and a run cannot go on "
+                f"from it. {ADVICE}"
+            )
 
     @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -126,6 +154,23 @@ class ResumeCheck(Callback):
         data = type(host.datamodule).__qualname__
         if trainer.state.fn == "fit" and host.datamodule is not None and data not in checkpoint:
             raise ValueError(f"the checkpoint has no position in the data ({data}): a run cannot go on from it")
+
+
+def is_empty(states: Sequence[Mapping[str, Any]], step: int) -> bool:
+    """Return whether no optimizer state is stored, or none of the weights in one that must have it.
+
+    Args:
+        states: of the optimizers.
+        step: number of optimizer steps taken.
+
+    >>> adam = {"state": {}, "param_groups": [{"betas": (0.9, 0.99)}]}
+    >>> is_empty([adam], 3), is_empty([adam], 0), is_empty([{"state": {}, "param_groups": [{"momentum": 0}]}], 3)
+    (True, False, False)
+    """
+    if not all(state.get("param_groups") for state in states) or not states:
+        return True
+    groups = [group for state in states if not state.get("state") for group in state["param_groups"]]
+    return step > 0 and any(STATEFUL & group.keys() or group.get("momentum") for group in groups)
 
 
 def _fingerprints(flat: Mapping[str, Any]) -> dict[str, str]:
