@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, final
+from itertools import groupby
+from typing import Any, Literal, TypeAlias, final
+from weakref import WeakKeyDictionary
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from typing_extensions import override
 
@@ -125,14 +128,13 @@ class CachedGenerator(Generator):
         sampling: Sampling,
     ) -> list[GeneratedResponse]:
         config = _config(sampling, stop_tokens, pad_token)
-        order = sorted(range(len(requests)), key=lambda place: len(requests[place].prompt))
         responses: dict[int, GeneratedResponse] = {}
-        for start in range(0, len(order), self.batch_size):
-            places = order[start : start + self.batch_size]
-            prompts = [requests[place].prompt for place in places]
-            numbers = uniform_numbers([requests[place].seed for place in places], sampling.max_new_tokens)
-            processors = [RowSampling(numbers, sampling)] if sampling.temperature > 0 else []
-            responses |= zip(places, _generate(model, prompts, config, processors), strict=True)
+        with unsharded(model):
+            for places in prompt_batches(model, [r.prompt for r in requests], self.batch_size, pad_token, sampling):
+                prompts = [requests[place].prompt for place in places]
+                numbers = uniform_numbers([requests[place].seed for place in places], sampling.max_new_tokens)
+                processors = [RowSampling(numbers, sampling)] if sampling.temperature > 0 else []
+                responses |= zip(places, _generate(model, prompts, config, processors), strict=True)
         return [responses[place] for place in range(len(requests))]
 
 
@@ -195,7 +197,9 @@ def mix_seed(*parts: int) -> int:
 def sample_responses(
     model: Any, prompts: Sequence[Sequence[int]], stop_tokens: Iterable[int], pad_token: int, sampling: Sampling
 ) -> list[GeneratedResponse]:
-    """Sample one response for each prompt, in one batch, and leave the global random state as it was.
+    """Sample one response for each prompt, and leave the global random state as it was.
+
+    All prompts make one batch, unless padding changes what the model gives; see `prompt_batches`.
 
     Args:
         model: a model with ``generate``, in evaluation mode.
@@ -210,7 +214,12 @@ def sample_responses(
     config = _config(sampling, stop_tokens, pad_token, repetition_penalty=1.0, **options)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(sampling.seed)
-        return _generate(model, prompts, config)
+        responses: dict[int, GeneratedResponse] = {}
+        with unsharded(model):
+            batches = prompt_batches(model, prompts, len(prompts), pad_token, sampling)
+            for places in [list(range(len(prompts)))] if len(batches) == 1 else batches:
+                responses |= zip(places, _generate(model, [prompts[p] for p in places], config), strict=True)
+        return [responses[place] for place in range(len(prompts))]
 
 
 def model_stop_tokens(model: Any) -> set[int]:
@@ -231,23 +240,101 @@ def _config(sampling: Sampling, stop_tokens: Iterable[int], pad_token: int, **op
     return config
 
 
+PROBED_STEPS = 3
+"""Tokens after a prompt that are compared: the later ones come out of the cache."""
+Together: TypeAlias = Literal["any lengths", "equal lengths", "one by one"]
+"""Which prompts a model generates for at once without one changing the response to another."""
+_TOGETHER: WeakKeyDictionary[nn.Module, Together] = WeakKeyDictionary()
+
+
+def prompt_batches(
+    model: Any, prompts: Sequence[Sequence[int]], size: int, pad_token: int, sampling: Sampling
+) -> list[list[int]]:
+    """Return the places of prompts that are generated for at once, each prompt once, by length.
+
+    Recurrent models and those with linear attention may read padding. The first time that prompts differ in length,
+    what the model gives for the shortest one is compared, alone and beside the longest; where it differs, batches have
+    one length, or one prompt. Not a collective: enter ``unsharded`` before.
+
+    Args:
+        model: in evaluation mode.
+        prompts: token ids of each.
+        size: most prompts of a batch.
+        pad_token: id to pad with.
+        sampling: its length limits the tokens that are compared.
+    """
+    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+    config = _probe_config(sampling, pad_token)
+    together = _together(model, prompts[order[0]], prompts[order[-1]], config)
+    size = 1 if together == "one by one" else size
+    groups = [list(group) for _, group in groupby(order, key=lambda place: len(prompts[place]))]
+    parts = groups if together == "equal lengths" else [order]
+    return [part[start : start + size] for part in parts for start in range(0, len(part), size)]
+
+
+def _together(model: Any, short: Sequence[int], long: Sequence[int], config: GenerationConfig) -> Together:
+    """Compare the logits of the next tokens of a prompt alone, beside a longer one, and beside one of its length."""
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    if base in _TOGETHER or len(short) == len(long):
+        return _TOGETHER.get(base, "any lengths")
+    alone = _next_logits(model, [short], config)
+    allowed = (0.1 if next(model.parameters()).dtype == torch.bfloat16 else 1e-3) * float(alone.abs().max())
+    together: Together = "one by one"
+    ways: tuple[tuple[Together, Sequence[int]], ...] = (("any lengths", long), ("equal lengths", long[-len(short) :]))
+    for way, other in ways:
+        difference = float((_next_logits(model, [short, other], config)[0] - alone[0]).abs().max())
+        if difference <= allowed or not math.isfinite(allowed):
+            together = way
+            break
+    _TOGETHER[base] = together
+    if together != "any lengths":
+        how = "for prompts of equal lengths" if together == "equal lengths" else together
+        warnings.warn(
+            f"{base.config.model_type}: what the model gives for a prompt depends on the prompts beside it, so "
+            f"responses are generated {how}; this takes longer",
+            stacklevel=2,
+        )
+    return together
+
+
+def _probe_config(sampling: Sampling, pad_token: int) -> GenerationConfig:
+    build: Any = GenerationConfig
+    options = {"output_logits": True, "return_dict_in_generate": True, "do_sample": False}
+    config: GenerationConfig = build(
+        max_new_tokens=min(PROBED_STEPS, sampling.max_new_tokens), pad_token_id=pad_token, **options
+    )
+    return config
+
+
+@torch.no_grad()
+def _next_logits(model: Any, prompts: Sequence[Sequence[int]], config: GenerationConfig) -> Tensor:
+    """Return the logits of the next tokens, ``[prompt, step, id]``: of the prompt, and of what the cache keeps."""
+    return torch.stack(_call_generate(model, prompts, config, ()).logits, dim=1).float()
+
+
 @torch.no_grad()
 def _generate(
     model: Any, prompts: Sequence[Sequence[int]], config: Any, processors: Sequence[LogitsProcessor] = ()
 ) -> list[GeneratedResponse]:
     """Generate in one batch with the given settings alone; a sharded model is gathered first."""
+    output: Tensor = _call_generate(model, prompts, config, processors)
+    return [_until_stop(row, config.eos_token_id) for row in output[:, max(map(len, prompts)) :].tolist()]
+
+
+def _call_generate(
+    model: Any, prompts: Sequence[Sequence[int]], config: Any, processors: Sequence[LogitsProcessor]
+) -> Any:
     device, width = next(model.parameters()).device, max(map(len, prompts))
     ids = torch.tensor([[config.pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
     attention = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     with unsharded(model), _without_generation_config(model):
-        output: Tensor = model.generate(
+        return model.generate(
             input_ids=ids.to(device),
             attention_mask=attention.to(device),
             generation_config=config,
             logits_processor=LogitsProcessorList(processors),
             synced_gpus=False,
         )
-    return [_until_stop(row, config.eos_token_id) for row in output[:, width:].tolist()]
 
 
 @contextmanager

@@ -83,6 +83,8 @@ def check_models(data: PreferenceData, policy: str, loading: Loading, reference:
     check_fit(data, policy, loading.revision)
     if isinstance(reference, SecondModel | Precomputed) and reference.path is not None:
         check_reference(reference.path, policy, (reference.loading.revision, loading.revision))
+        config = read_config(reference.path, reference.loading.revision).get_text_config()
+        check_frequencies(data.longest, reference.path, config)
 
 
 def check_reward_data(data: PreferenceData) -> None:
@@ -194,7 +196,9 @@ def check_fit(data: Any, model: str, revision: str | None = None, longest: int |
             f"{model} has {config.vocab_size} rows; take the tokenizer of the model, or a model whose embedding was "
             "enlarged"
         )
-    _check_positions(data.longest if longest is None else longest, model, config)
+    longest = data.longest if longest is None else longest
+    _check_positions(longest, model, config)
+    check_frequencies(longest, model, config)
     moved = _moved_tokens(vocabulary, _saved_vocabulary(place))
     if moved:
         rank_zero_warn(
@@ -242,6 +246,35 @@ def _check_positions(longest: int, model: str, config: PretrainedConfig) -> None
             f"the longest pair has {longest} tokens, but {model} was made for {positions} positions; "
             f"lower data.max_length to {positions}, or set the scaling of its rotary positions in its config.json"
         )
+
+
+def check_frequencies(longest: int, model: str, config: PretrainedConfig) -> None:
+    """Raise if a model's rotary frequencies would depend on the longest sequence of a batch.
+
+    ``longrope`` and ``dynamic`` scaling take other frequencies for all rows of a batch as soon as its longest one
+    passes a boundary, so what a sequence gets would depend on its neighbours; below the boundary all is as usual.
+
+    Args:
+        longest: tokens of the longest sequence.
+        model: name of the model.
+        config: of its text model.
+
+    Raises:
+        ValueError: the longest sequence passes the boundary.
+    """
+    rope: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
+    for part in (rope, *(part for part in rope.values() if isinstance(part, Mapping))):
+        kind = str(part.get("rope_type", "default"))
+        if kind not in ("longrope", "dynamic"):
+            continue
+        own = part.get("original_max_position_embeddings") if kind == "longrope" else None
+        boundary = own or config.max_position_embeddings
+        if longest > boundary:
+            raise ValueError(
+                f"the longest sequence has {longest} tokens, and the rotary frequencies of {model} ({kind}) are "
+                f"others for a whole batch once one of its rows has more than {boundary}: log-probabilities would "
+                f"depend on what stands beside a row. Lower data.max_length to {boundary}"
+            )
 
 
 def _has_scaled_positions(config: PretrainedConfig) -> bool:

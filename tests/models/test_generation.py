@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+
 import pytest
 import torch
+from transformers import RwkvConfig, RwkvForCausalLM
 
 from lit_align.models.generation import (
     CachedGenerator,
@@ -11,6 +15,7 @@ from lit_align.models.generation import (
     Sampling,
     mix_seed,
     nucleus,
+    prompt_batches,
     sample_responses,
 )
 from tests.conftest import tiny_llama
@@ -153,3 +158,54 @@ def test_sample_responses_follows_the_model_s_distribution() -> None:
 def test_ranges(wrong: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Sampling(**wrong)  # type: ignore[arg-type]
+
+
+# ── models that read padding, or their neighbours ───────────────────────────────────────────────────────────────────
+
+
+def rwkv() -> torch.nn.Module:
+    torch.manual_seed(0)
+    config = RwkvConfig(
+        vocab_size=31, hidden_size=16, attention_hidden_size=16, num_hidden_layers=2, context_length=64
+    )
+    model = RwkvForCausalLM(config)
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.3)
+    return model.eval()
+
+
+class Neighbours(torch.nn.Module):
+    """Adds to every row what the rows of its batch have in common."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values + values.mean(0, keepdim=True)
+
+
+def neighbours() -> torch.nn.Module:
+    model = tiny_llama()
+    model.lm_head = torch.nn.Sequential(model.lm_head, Neighbours())
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "together"), [(rwkv, "one by one"), (neighbours, "one by one"), (tiny_llama, "any lengths")]
+)
+def test_a_response_does_not_depend_on_its_neighbours(build: Callable[[], torch.nn.Module], together: str) -> None:
+    prompts = [[1, 5], [1, 6, 7, 8, 9, 10], [1, 7], [1, 3, 4, 5, 6, 7, 8]]
+    requests = [GenerationRequest(prompt, seed) for seed, prompt in enumerate(prompts)]
+    sampling = Sampling(max_new_tokens=6)
+    alone = [CachedGenerator(1)(build(), [request], {2}, 0, sampling)[0] for request in requests]
+    model = build()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert CachedGenerator()(model, requests, {2}, 0, sampling) == alone
+        assert CachedGenerator(2)(model, requests[::-1], {2}, 0, sampling) == alone[::-1]
+    told = [str(warning.message) for warning in said if "depends on the prompts beside it" in str(warning.message)]
+    assert len(told) == (together != "any lengths")
+    assert all(together in line for line in told)
+    sizes = sorted(map(len, prompt_batches(model, prompts, 64, 0, sampling)))
+    assert sizes == {"any lengths": [4], "equal lengths": [1, 1, 2], "one by one": [1, 1, 1, 1]}[together]
+    greedy = Sampling(max_new_tokens=6, temperature=0)
+    each = [sample_responses(model, [prompt], {2}, 0, greedy)[0] for prompt in prompts]
+    assert sample_responses(model, prompts, {2}, 0, greedy) == each

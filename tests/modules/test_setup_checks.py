@@ -214,7 +214,27 @@ def test_b14_scaled_rotary_positions_are_meant(tmp_path: Path) -> None:
         check_fit(sizes(longest=200), model(tmp_path, {**LLAMA, **scaling}))
 
 
-SCALED = {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}}
+SCALED = {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0}}
+LONGROPE = {
+    **{"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "rope_theta": 10000.0},
+    "original_max_position_embeddings": 64,
+}
+BY_THE_LONGEST = {
+    "longrope": {
+        "max_position_embeddings": 256,
+        "rope_parameters": LONGROPE,
+    },
+    "dynamic": {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}},
+}
+
+
+@pytest.mark.parametrize("kind", BY_THE_LONGEST)
+def test_frequencies_that_the_longest_neighbour_decides(tmp_path: Path, kind: str) -> None:
+    """Up to the boundary every row has the same ones, whatever stands beside it."""
+    folder = model(tmp_path, {**LLAMA, **BY_THE_LONGEST[kind]})
+    check_fit(sizes(longest=64), folder)
+    with pytest.raises(ValueError, match=rf"65 tokens, and the rotary .* \({kind}\) .*Lower data\.max_length to 64"):
+        check_fit(sizes(longest=65), folder)
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ from lightning.pytorch import Trainer
 from lit_align.data import PreferenceData
 from lit_align.models import ForwardPass, Loading
 from lit_align.models.generation import Sampling
+from lit_align.models.loading import read_config
 from lit_align.models.score_model import Value
 from lit_align.models.scorer import RewardModel, Scorer
-from lit_align.modules.setup_checks import check_fit, check_reference, refuse_columns
+from lit_align.modules.setup_checks import check_fit, check_frequencies, check_reference, refuse_columns
 from lit_align.modules.step_totals import run_data
 from lit_align.online.objective import OnlineObjective
 
@@ -127,3 +128,4 @@ def check_run(settings: OnlineSettings, trainer: Trainer, policy: str, loading: 
     check_fit(data, policy, loading.revision, longest)
     if isinstance(score, RewardModel):
         check_reference(score.path, policy, (score.loading.revision, loading.revision), scores=True)
+        check_frequencies(longest, score.path, read_config(score.path, score.loading.revision).get_text_config())
