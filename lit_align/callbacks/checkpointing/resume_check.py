@@ -35,7 +35,11 @@ NO_EFFECT_ON_RESULT = {
     "model.reference.init_args.checked_rows",
 }
 
-ADDED_SETTINGS = {"data.quality_prompt_position": "start", "data.score_end": "turn"}
+ADDED_SETTINGS = {
+    "data.quality_prompt_position": "start",
+    "data.score_end": "turn",
+    "model.decay_norms_and_biases": False,
+}
 """Settings that earlier checkpoints lack, with values that change nothing for most data; its digest tells others."""
 
 REQUIRED_PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks")
