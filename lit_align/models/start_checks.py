@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from lit_align.models.lm_head.patch import base_of
 from lit_align.models.score_model import ScoreModel
 
-PROBE_TOKENS = 32
+ROW_TOKENS = 32
 """Most tokens of a row that a check reads."""
 PASSES = 8
 """Passes in training mode of a model that draws random numbers; each with another seed."""
@@ -52,7 +52,7 @@ def probe_rows(sequences: Sequence[Sequence[int]]) -> Tensor:
             [4, 3]])
     """
     longest = max(range(len(sequences)), key=lambda number: len(sequences[number]))
-    row = list(sequences[longest])[:PROBE_TOKENS]
+    row = list(sequences[longest])[:ROW_TOKENS]
     tail = max(1, len(row) // 4)
     ids = [*dict.fromkeys(token for sequence in sequences for token in sequence), max(0, row[-1] - 1)]
     other = [next((token for token in ids if token != old), old) for old in row[-tail:]]
