@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -65,3 +66,17 @@ def to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def adapter_problem(folder: Path) -> str:
+    """Return what is wrong about a folder with an adapter in place of a model, and what to do."""
+    try:
+        base = json.loads((folder / "adapter_config.json").read_text("utf-8")).get("base_model_name_or_path")
+    except ValueError:
+        base = None
+    return (
+        f"{folder} holds an adapter (adapter_config.json) of the model {base or 'that it was trained on'}, and "
+        "adapters are not trained further. Merge it first: peft.AutoPeftModelForCausalLM.from_pretrained(folder)"
+        ".merge_and_unload().save_pretrained(merged), or take an export with export.form merged; then train the "
+        "merged model, with a new adapter (model.lora) if you like, whose frozen reference is the merged model"
+    )

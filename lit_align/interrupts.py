@@ -32,6 +32,10 @@ class Stopped(SystemExit):
         return SIGNAL_NAMES.get(self.number, self.number.name)
 
 
+GRACE = 10
+"""Seconds that a process that has received a signal goes on waiting for a data source or a score function."""
+
+
 class Waiting:
     """What this process waits for, and the signal that it has received while it must not be interrupted."""
 
@@ -39,7 +43,7 @@ class Waiting:
         self.on: str = ""
         self.received: int = 0
         self.may_stop = False
-        """Whether a signal that came earlier ends the process when it begins to wait."""
+        """Whether a signal ends the process at once while it waits."""
 
     @contextmanager
     def for_code_of_others(self, name: str) -> Iterator[None]:
@@ -48,14 +52,19 @@ class Waiting:
         Args:
             name: of what is called.
         """
-        before = self.on
-        self.on = name
+        before, self.on = self.on, name
+        self.limit()
         try:
-            if self.received and self.may_stop:
-                raise Stopped(self.received)
             yield
         finally:
             self.on = before
+            if self.received:
+                signal.alarm(0)
+
+    def limit(self) -> None:
+        """Let the wait end after ``GRACE`` seconds if a signal has been received."""
+        if self.received and self.on:
+            signal.alarm(GRACE)
 
 
 waiting = Waiting()

@@ -400,7 +400,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(rows: Path, tmp_path: P
     contrast = "{class_path: PreferenceObjective, init_args: {contrast: {class_path: broken.Broken}}}"
     ended = lit_align(*words(run, rows, *more, objective=contrast))
     assert ended.code == 1
-    assert "step 1, rank 0: gradient norm is nan; the loss is not finite of rows pairs.jsonl:" in ended.out
+    assert "step 2, rank 0: gradient norm is nan; the loss is not finite of rows pairs.jsonl:" in ended.out
     assert "Traceback" not in ended.out
     assert all(value.isfinite().all() for value in weights(run).values())
 

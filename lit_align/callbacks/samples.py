@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from typing_extensions import override
 
 from lit_align.compat.lightning import writes_files
 from lit_align.data import PreferenceData, SamplePrompt
 from lit_align.interrupts import waiting
+from lit_align.models import Reference
 from lit_align.models.generation import Sampling, model_stop_tokens, sample_responses
 from lit_align.modules import LitModule
 from lit_align.modules.step_totals import run_data
@@ -64,9 +66,9 @@ class Samples(Callback):
 
     def __init__(
         self,
-        count: int = 16,
+        count: int = 8,
         show: int = 4,
-        sampling: Sampling = Sampling(),
+        sampling: Sampling = Sampling(max_new_tokens=64),
         score: ResponseScore | None = None,
         batch_size: int = 64,
     ) -> None:
@@ -90,9 +92,33 @@ class Samples(Callback):
         """Sample from reference and policy; a resumed run has the policy's numbers from before the first step."""
         if self.count:
             self._prompts = _data_of(trainer).sample_prompts(self.count)
+            self.sampling = self._within_positions(pl_module)
             self._sample_reference(trainer, pl_module)
             if not self.before:
-                self._sample_policy(trainer, pl_module)
+                known = self._reference if _starts_as_reference(trainer, pl_module) else None
+                self._sample_policy(trainer, pl_module, known)
+
+    def _within_positions(self, module: LightningModule) -> Sampling:
+        """Return the sampling with responses that end where the model's positions do, and warn if they are shorter.
+
+        Raises:
+            ValueError: a prompt leaves no room for a response.
+        """
+        config: Any = getattr(module.trained_model, "config", None) if isinstance(module, LitModule) else None
+        positions: int | None = getattr(config, "max_position_embeddings", None)
+        longest = max((len(prompt.ids) for prompt in self._prompts), default=0)
+        if positions is None or longest + self.sampling.max_new_tokens <= positions:
+            return self.sampling
+        if longest >= positions:
+            raise ValueError(
+                f"samples: a prompt has {longest} tokens and the model {positions} positions, which leaves no room "
+                "for a response; lower data.max_length, or set samples.count to 0"
+            )
+        rank_zero_warn(
+            f"samples end after {positions - longest} tokens and not {self.sampling.max_new_tokens}: the longest of "
+            f"their prompts has {longest} tokens, and the model {positions} positions"
+        )
+        return replace(self.sampling, max_new_tokens=positions - longest)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -116,7 +142,8 @@ class Samples(Callback):
         if isinstance(module, LitModule) and module.reference is not None:
             self._reference = self._responses(trainer, module.reference.ready())
 
-    def _sample_policy(self, trainer: Trainer, module: LightningModule) -> None:
+    def _sample_policy(self, trainer: Trainer, module: LightningModule, known: SampledResponses | None = None) -> None:
+        """Sample from the policy, unless its responses are known: before the first step it is its reference."""
         if not self._prompts or self._step == trainer.global_step:
             return
         if not isinstance(module, LitModule) or not module.trains_policy:
@@ -125,7 +152,7 @@ class Samples(Callback):
         policy = module.trained_model
         training = policy.training
         policy.eval()
-        responses = self._responses(trainer, nullcontext(policy))
+        responses = known or self._responses(trainer, nullcontext(policy))
         policy.train(training)
         self.after = responses.numbers()
         self.before = self.before or self.after
@@ -185,6 +212,12 @@ def _data_of(trainer: Trainer) -> PreferenceData:
     if not isinstance(data, PreferenceData):
         raise ValueError("Samples needs the run's data to be a PreferenceData; set samples.count to 0 without one")
     return data
+
+
+def _starts_as_reference(trainer: Trainer, module: LightningModule) -> bool:
+    """Return whether the policy is still its reference, so that both would give the same responses."""
+    reference: Reference | None = module.reference if isinstance(module, LitModule) else None
+    return trainer.global_step == 0 and reference is not None and reference.copies_policy
 
 
 def _text_and_score(responses: SampledResponses, row: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from lit_align.callbacks.model_card import describe, papers_of_run
 from lit_align.callbacks.samples import Samples
 from lit_align.compat.lightning import callbacks_of, unwrapped, writes_files
 from lit_align.data import PreferenceData
+from lit_align.data.report.statistics import wilson
 from lit_align.models import AdapterOff, MovingReference, Precomputed, SecondModel
 from lit_align.modules import LitModule
 from lit_align.modules.optimizer import describe_groups
@@ -75,12 +77,12 @@ class Summary(Callback):
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate" and trainer.is_global_zero:
-            Console().print(_evaluation(trainer, "val"))
+            Console().print(_evaluation(trainer, pl_module, "val"))
 
     @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            Console().print(_evaluation(trainer, "test"))
+            Console().print(_evaluation(trainer, pl_module, "test"))
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -118,12 +120,32 @@ def _add_histograms(logger: TensorBoardLogger, name: str, lengths: NDArray[np.in
             logger.experiment.add_histogram(f"{name}/{label}", numbers, 0)
 
 
-def _evaluation(trainer: Trainer, stage: str) -> Table:
-    result = Table("", stage, title_justify="left")
+def _evaluation(trainer: Trainer, module: LightningModule, stage: str) -> Table:
+    """Return a table of the metrics, with 95 % intervals and the number of pairs or responses where they are known."""
+    errors = module.standard_errors if isinstance(module, LitModule) else {}
+    columns = ("", stage, *(("95 %", "n") if errors else ()))
+    result = Table(*columns, title_justify="left")
     for name, value in sorted(trainer.callback_metrics.items()):
         if name.startswith(f"{stage}/"):
-            result.add_row(name.removeprefix(f"{stage}/"), f"{float(value):.4f}")
+            short = name.removeprefix(f"{stage}/")
+            result.add_row(short, f"{float(value):.4f}", *_interval(short, float(value), errors))
     return result
+
+
+def _interval(name: str, value: float, errors: Mapping[str, tuple[float, float]]) -> tuple[str, ...]:
+    """Return interval and number for a row of the table; nothing where they are not known.
+
+    >>> _interval("loss", 0.5, {"loss": (100.0, 0.01)}), _interval("rewards/accuracies", 1.0, {})
+    (('0.4804 to 0.5196', '100'), ())
+    """
+    if name not in errors:
+        return ()
+    count, error = errors[name]
+    low, high = value - 1.96 * error, value + 1.96 * error
+    if "accuracies" in name:
+        share = wilson(value * count, round(count))
+        low, high = share.low, share.high
+    return f"{low:.4f} to {high:.4f}", f"{count:g}"
 
 
 def _results(trainer: Trainer) -> Table:

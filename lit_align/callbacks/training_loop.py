@@ -21,9 +21,6 @@ from lit_align.modules.base import LitBase
 from lit_align.modules.reports import sums_of
 from lit_align.modules.step_totals import BATCHES_IN_STEP
 
-GRACE = 20
-"""Seconds that one of several processes may go on waiting for a data source or a score function after a signal."""
-
 SHOWN_METRICS = {
     "loss": "train/loss",
     "accuracy": "train/rewards/accuracies",
@@ -57,7 +54,8 @@ class FinalValidation(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if 0 < trainer.max_steps <= trainer.global_step and not is_accumulating(trainer):
+        ends = 0 < trainer.max_steps <= trainer.global_step and not is_accumulating(trainer)
+        if ends and any(trainer.num_val_batches):
             trainer.should_stop = True  # Lightning then validates before it ends
 
 
@@ -84,8 +82,8 @@ class GracefulStop(Callback):
     The handler only sets a flag; the ranks agree on it at the end of the optimizer step, where a collective is safe.
     (A collective inside the signal handler, as Lightning has it, can hang a rank that is in its backward pass.) A
     single process that waits for a data source or a score function is interrupted: the checkpoint is then that of the
-    last step, which a resumed run continues. Of several processes, one that still waits after ``GRACE`` seconds ends
-    without a checkpoint. A second signal ends the process at once.
+    last step, which a resumed run continues. A process that begins to wait after the signal, or one of several, is
+    interrupted after ten seconds; of several processes none saves then. A second signal ends the process at once.
     """
 
     def __init__(self) -> None:
@@ -106,12 +104,11 @@ class GracefulStop(Callback):
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if waiting.received or (waiting.on and waiting.may_stop):
             raise Stopped(number)
+        signal.signal(signal.SIGALRM, self._lose_patience)
         waiting.received = number
         text = f"{SIGNAL_NAMES[signal.Signals(number)]}: stopping after this step; once more stops at once"
         print(text, file=sys.stderr, flush=True)
-        if waiting.on:
-            signal.signal(signal.SIGALRM, self._lose_patience)
-            signal.alarm(GRACE)
+        waiting.limit()
 
     def _lose_patience(self, number: int, frame: FrameType | None) -> None:
         if waiting.on and waiting.received:

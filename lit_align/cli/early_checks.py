@@ -117,6 +117,9 @@ class Checker:
             self._choose(key, parameter, value)
         elif isinstance(value, dict) and bases_of(parameter):
             self._read_class(key, parameter, value)
+        elif isinstance(value, bool | int | float | list) and self._is_closed(parameter):
+            hint = " (yes, no, on and off are truth values in YAML)" if isinstance(value, bool) else ""
+            self._mistake(f"{key} is {shown(value)}{hint}; expected the name of a class, or class_path and init_args")
 
     def _read_class(self, key: str, parameter: Parameter, value: dict[Any, Any]) -> None:
         """Read ``{class_path, init_args}``, or the options alone."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 from textwrap import dedent
+from typing import Any
 
-from lit_align.errors import shown
+from lit_align.errors import printable, shown
 
 _KEY = re.compile(r'Parser key "(?P<key>[^"]+)"[^\n]*:\n+(?P<rest>.*)', re.DOTALL)
 _CLASS = re.compile(r"Problem with given class_path '(?P<name>[^']+)':\n(?P<rest>.*)", re.DOTALL)
@@ -34,6 +36,40 @@ _WORDS = {
     "tuple": "a list",
     "NoneType": "null",
 }
+
+
+_ADVICE = (
+    (
+        r"trust_remote_code",
+        "the model, or its tokenizer, needs code of its own from its repository, which is never run here; expected "
+        "one that transformers itself knows",
+    ),
+    (
+        r"DataLoader worker .*(killed|exited|Killed)",
+        "a worker process of the data loader was ended from outside, as happens when memory is short; lower "
+        "data.num_workers",
+    ),
+)
+"""Messages of libraries whose advice does not exist here, and what is said in their place."""
+_IN_WORKER = re.compile(r"Caught (\w+) in DataLoader worker process (\d+)\..*\n(?P<last>\S[^\n]*)\s*", re.DOTALL)
+
+
+def without_foreign_advice(message: str) -> str:
+    r"""Replace a message of a library that advises what does not exist here, and the traceback of a worker.
+
+    >>> without_foreign_advice("Caught ValueError in DataLoader worker process 0.\nTraceback\nValueError: row 3\n")
+    'ValueError: row 3'
+    """
+    for pattern, words in _ADVICE:
+        if re.search(pattern, message):
+            return words
+    in_worker = _IN_WORKER.fullmatch(message)
+    return in_worker["last"] if in_worker else message
+
+
+def print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Print a warning in one clean line; replaces ``warnings.showwarning``, which adds a path and a line of code."""
+    print(f"warning: {printable(' '.join(str(message).split()))}", file=sys.stderr)
 
 
 def shorten(message: str) -> str:

@@ -142,14 +142,19 @@ def _of_command(command: str) -> Iterator[Parameter]:
                     yield replace(parameter, help=COMMAND_KEYS.get(parameter.name, parameter.help))
 
 
-def _flatten(prefix: str, definition: Definition, groups: set[str]) -> Iterator[tuple[str, Parameter]]:
+def _flatten(
+    prefix: str, definition: Definition, groups: set[str], outer: ast.expr | None = None
+) -> Iterator[tuple[str, Parameter]]:
+    """Yield the keys of a class, with the defaults that ``outer``, the default of the parameter it is for, gives."""
     groups.add(prefix)
-    for parameter in parameters(definition):
+    given = {word.arg: word.value for word in outer.keywords} if isinstance(outer, ast.Call) else {}
+    for own in parameters(definition):
+        parameter = replace(own, default=given.get(own.name, own.default))
         key = f"{prefix}.{parameter.name}"
         types = kinds(parameter.module, parameter.annotation)
         record = types[0].definition if len(types) == 1 else None
         if record is not None and (is_plain_record(record) or not _variants(record)):
-            yield from _flatten(key, record, groups)
+            yield from _flatten(key, record, groups, parameter.default)
         else:
             yield key, parameter
 

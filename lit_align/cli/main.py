@@ -20,6 +20,7 @@ import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
@@ -28,6 +29,7 @@ from typing_extensions import override
 from lit_align import callbacks
 from lit_align.callbacks.checkpointing.checkpoints import checkpoint_folder
 from lit_align.cli.configuration import check_numbers, read_extensions, read_task
+from lit_align.cli.error_messages import print_warning, without_foreign_advice
 from lit_align.cli.keys import RUN_KEYS, TRAINER_DEFAULTS
 from lit_align.cli.objective_names import help_on_presets
 from lit_align.cli.parsing import USER_ERRORS, Parser, prepare_parsing
@@ -64,6 +66,8 @@ _IRRELEVANT_WARNINGS = (
     "Checkpoint directory",
     "Couldn't infer the batch indices",
     "across ranks is zero",
+    "save_last=True",
+    "Using ModelCheckpoint with manual optimization",
     "isinstance(treespec",
     "_checkpointing` is deprecated",
     "method of metric MatchingDivergence was called before",
@@ -203,11 +207,14 @@ class Cli(LightningCLI):
         kwargs["strategy"] = strategy_of(instances.trainer.strategy)
         kwargs["default_root_dir"] = str(folder)
         instances.checkpoints.dirpath = str(checkpoint_folder(folder))
+        own = as_list(instances.trainer.callbacks)
+        shows_progress = config.trainer.enable_progress_bar is not False
+        shows_progress = shows_progress and not any(isinstance(callback, ProgressBar) for callback in own)
         kwargs["callbacks"] = [
             MoveAside(folder, starts_anew),
             resume_check,
-            *callbacks.first_callbacks(int(config.seed_everything), config.trainer.enable_progress_bar is not False),
-            *as_list(instances.trainer.callbacks),
+            *callbacks.first_callbacks(int(config.seed_everything), shows_progress),
+            *own,
         ]
         return super().instantiate_trainer(**kwargs)
 
@@ -301,11 +308,14 @@ def exit_codes() -> Iterator[None]:
     except (MisconfigurationException, *_FAILED_RUN, *USER_ERRORS) as error:
         if DEBUG in os.environ:
             raise
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        print(f"error: {printable(without_foreign_advice(str(error)))}", file=sys.stderr)
         if isinstance(error, TypeError | ValueError) and not isinstance(error, DataError):
             print(f"({DEBUG}=1 shows where it was raised)", file=sys.stderr)
         sys.exit(_exit_code(error))
     except RuntimeError as error:
+        if DEBUG not in os.environ and "DataLoader worker" in str(error):
+            print(f"error: {printable(without_foreign_advice(str(error)))}", file=sys.stderr)
+            sys.exit(1)
         if DEBUG in os.environ or not _PEER_ERROR.search(str(error)):
             raise
         reason = str(error).splitlines()[0]
@@ -320,7 +330,8 @@ def _exit_code(error: Exception) -> int:
 
 
 def _silence_libraries() -> None:
-    """Silence what libraries report about themselves rather than about the user's run."""
+    """Silence what libraries report about themselves rather than about the user's run; warnings take one line each."""
+    warnings.showwarning = print_warning
     for text in _IRRELEVANT_WARNINGS:
         warnings.filterwarnings("ignore", message=f".*{re.escape(text)}.*")
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")

@@ -15,6 +15,7 @@ import yaml
 from jsonargparse import Namespace
 
 from lit_align.cli.configuration import load_yaml, read_extensions
+from lit_align.cli.error_messages import print_warning
 from lit_align.cli.parsing import USER_ERRORS, Parser, prepare_parsing
 from lit_align.cli.settings import DEBUG
 from lit_align.data import LengthReport, PreferenceData
@@ -102,7 +103,7 @@ def main(arguments: Sequence[str]) -> None:
     Args:
         arguments: of the command line, without the command.
     """
-    warnings.showwarning = _print_warning
+    warnings.showwarning = print_warning
     try:
         prepare_parsing(read_extensions(arguments))
         settings = _settings(arguments)
@@ -166,7 +167,3 @@ def _settings(arguments: Sequence[str]) -> Namespace:
 
 def _needs_prompted(objective: Objective | None) -> bool:
     return objective is not None and objective.needs.prompted
-
-
-def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"warning: {message}", file=sys.stderr)

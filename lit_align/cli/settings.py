@@ -6,6 +6,8 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
+from lit_align.files import adapter_problem, at_home
+
 ALLOWED_IMPORTS = ("lit_align", "lightning.pytorch", "torch.optim")
 """Packages whose classes a configuration may name."""
 DEBUG = "LIT_ALIGN_DEBUG"
@@ -25,6 +27,9 @@ def check_settings(config: Namespace, command: str) -> None:
         ValueError: names the key.
     """
     trainer = config.trainer
+    policy = at_home(str(config.model.policy))
+    if (policy / "adapter_config.json").is_file():
+        raise ValueError(f"model.policy: {adapter_problem(policy)}")
     if str(trainer.precision) in ("16", "16-mixed", "16-true"):  # overflows, and without a GPU becomes bfloat16
         raise ValueError(f"trainer.precision {trainer.precision}: expected bf16-mixed, or 32-true")
     if config.task == "online" and trainer.gradient_clip_val:

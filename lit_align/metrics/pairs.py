@@ -36,14 +36,16 @@ class PairMetrics(Metric):
         objective: what is optimised; names the terms of ``loss/<term>`` and gives the slope of ``margin/saturated``.
             None reports neither.
         from_start: whether the reference is the policy before its first step; reports ``displacement/…`` if so.
+        spread: also keep sums of squares, for ``errors``.
     """
 
     full_state_update = False
     sums: Tensor
     weights: Tensor
     moments: Tensor
+    squares: Tensor
 
-    def __init__(self, objective: Objective | None = None, from_start: bool = False) -> None:
+    def __init__(self, objective: Objective | None = None, from_start: bool = False, spread: bool = False) -> None:
         super().__init__()
         self.objective = objective
         self.names = (*PAIR_METRICS, *(f"loss/{term}" for term in (objective.term_names if objective else ())))
@@ -53,6 +55,11 @@ class PairMetrics(Metric):
         zeros = torch.zeros(len(self.names), dtype=torch.float64)
         self.add_state("sums", zeros.clone(), dist_reduce_fx="sum")
         self.add_state("weights", zeros.clone(), dist_reduce_fx="sum")
+        self.spread = spread
+        self.errors: dict[str, tuple[float, float]] = {}
+        """Name to its weight in pairs or responses and the standard error of its mean, as of the last ``compute``."""
+        if spread:
+            self.add_state("squares", zeros.clone(), dist_reduce_fx="sum")
         self.add_state("moments", torch.zeros(6, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(
@@ -80,6 +87,8 @@ class PairMetrics(Metric):
         value, weight = _stacked(values, batch.weight.double())
         self.sums = self.sums.index_add(0, places, (value * weight).sum((1, 2)))
         self.weights = self.weights.index_add(0, places, weight.sum((1, 2)))
+        if self.spread:
+            self.squares = self.squares.index_add(0, places, (value**2 * weight).sum((1, 2)))
         if "rewards/margins" in values:
             counted = batch.weight.double() * present.both
             margins, gaps = values["rewards/margins"].value.double(), values["lengths/gap"].value
@@ -89,6 +98,10 @@ class PairMetrics(Metric):
         """Return name to mean, for the numbers that were counted."""
         counted = (self.weights > 0).tolist()
         means = (self.sums / self.weights).float()
+        if self.spread:
+            variance = (self.squares / self.weights - (self.sums / self.weights) ** 2).clamp_min(0)
+            pairs = zip(self.names, self.weights.tolist(), (variance / self.weights).sqrt().tolist(), strict=True)
+            self.errors = {name: (weight, error) for name, weight, error in pairs if weight > 0}
         named = {name: means[place] for place, name in enumerate(self.names) if counted[place]}
         if self.moments[0] > 0:
             named[CORRELATION] = correlation(self.moments).float()

@@ -19,7 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from lit_align import testbed
-from lit_align.files import at_home
+from lit_align.files import adapter_problem, at_home
 from lit_align.models.sharding import layers, weights_wanted
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -64,9 +64,12 @@ def locate(name: str) -> str:
 
     Raises:
         FileNotFoundError: the local folder, or its ``config.json``, is missing.
+        ValueError: the folder holds an adapter.
     """
     folder = testbed.resolve(name) or at_home(name)
     if folder.is_dir():
+        if (folder / "adapter_config.json").is_file():
+            raise ValueError(adapter_problem(folder))
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"config.json is missing in {folder}: that folder is not a Hugging Face model")
         return str(folder)

@@ -160,7 +160,16 @@ class FunctionScore(Scorer):
 
     @override
     def __call__(self, batch: PairBatch, texts: Texts) -> Any:
-        return self.function(texts.prompts, texts.responses)
+        """Call the function; what it raises fails the run, and not the command line.
+
+        Raises:
+            ScoreError: the function has raised; names both.
+        """
+        try:
+            return self.function(texts.prompts, texts.responses)
+        except Exception as error:
+            name = getattr(self.function, "__qualname__", repr(self.function))
+            raise ScoreError(f"the score function {name} raised {type(error).__name__}: {error}") from error
 
 
 def check_scores(values: Any, texts: Texts, scorer: Scorer) -> RolloutScores:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -56,6 +56,11 @@ class LitModule(LightningModule):
     def metric_names(self) -> tuple[str, ...]:
         """Names of the metrics that training and evaluation may report, without ``train/`` and ``val/``."""
         return ()
+
+    @property
+    def standard_errors(self) -> Mapping[str, tuple[float, float]]:
+        """Of the last evaluation: name to what it is the mean of, as a number, and its standard error, where known."""
+        return {}
 
     @property
     def planned_steps(self) -> int:

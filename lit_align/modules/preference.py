@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -92,7 +93,7 @@ class LitPreference(LitPolicy):
         self.objective = objective
         self.loading = loading
         self.reference = chosen
-        self.eval_metrics = PairMetrics(objective, from_start)
+        self.eval_metrics = PairMetrics(objective, from_start, spread=True)
         self.objective_state = ObjectiveState(objective)
         self._micro_batches: list[PairBatch] = []
         self._evaluation = Evaluation(objective, self.eval_metrics)
@@ -259,6 +260,11 @@ class LitPreference(LitPolicy):
         values = super().training_values(learning_rate)
         values |= {f"running/{name}": value for name, value in self.objective_state.values.items()}
         return values | scale_values(self.betas)
+
+    @property
+    @override
+    def standard_errors(self) -> Mapping[str, tuple[float, float]]:
+        return self.eval_metrics.errors
 
     @property
     @override

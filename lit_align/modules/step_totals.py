@@ -22,7 +22,7 @@ class NonFiniteError(RuntimeError):
     """A loss or gradient is not finite. Raised before the optimizer step, so the weights are unchanged.
 
     Args:
-        step: the optimizer step that was not taken.
+        step: number of optimizer steps taken; the message counts the one that was not, as metrics do.
         rank: the process that raises.
         norm: the gradient norm.
         rows: positions in the training data of this process's pairs whose loss is not finite.
@@ -34,8 +34,8 @@ class NonFiniteError(RuntimeError):
         shown = ", ".join((names or [str(row) for row in rows])[:10])
         found = f"the loss is not finite of rows {shown}" if rows else "every loss of this process is finite"
         super().__init__(
-            f"step {step}, rank {rank}: gradient norm is {norm}; {found}. The weights are unchanged: see the rows, "
-            "lower the learning rate, or clip (trainer.gradient_clip_val)"
+            f"step {step + 1}, rank {rank}: gradient norm is {norm}; {found}. The weights are unchanged: see the "
+            "rows, lower the learning rate, or clip (trainer.gradient_clip_val)"
         )
 
 

@@ -169,6 +169,13 @@ WRONG: dict[tuple[object, ...], str] = {
     (*DPO, "--model.optimizer.learning_rate", 1): "AdamW has no such option; did you mean lr?",
     (*DPO, "--learning_rate", 1): "learning_rate: no such key; did you mean model.optimizer.lr?",
     (*DPO, "--data.batch_size", 0): "data.batch_size is 0; expected 1 or more",
+    (*DPO[:2], "--model.objective", "no"): "model.objective is False (yes, no, on and off are truth values in YAML)",
+    (*DPO[:2], "--model", "{objective: [dpo]}"): "model.objective is ['dpo']; expected the name of a class",
+    (
+        *DPO[:2],
+        "--model",
+        "{objective: no}",
+    ): "model.objective is False (yes, no, on and off are truth values in YAML)",
     (*DPO, "--data.truncation", "chop"): "data.truncation is 'chop'; expected one of 'cut', 'cut_prompts', 'drop'",
     (*DPO, "--trainer.max_epochs", -1): "are both -1",
     (

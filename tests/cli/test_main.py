@@ -255,7 +255,11 @@ def test_evaluating_a_checkpoint(fitted: Path, rows: Path, tmp_path: Path, comma
     ended = ok(lit_align(*words(tmp_path, rows, f"--data.{split}", rows, "--ckpt_path", last, command=command)))
     reported = metrics(tmp_path)[-1]
     for name in ("loss", "rewards/accuracies", "lengths/gap"):
-        assert re.search(rf"{name} +│ +{reported[f'{stage}/{name}']:.4f} ", ended.out)
+        value = reported[f"{stage}/{name}"]
+        found = re.search(rf"{name} +│ +{value:.4f} +│ +(\S+) to (\S+) +│ +(\d+) ", ended.out)
+        assert found, ended.out
+        assert float(found[1]) <= value <= float(found[2])
+        assert found[3] == "11"
     assert 0 < reported[f"{stage}/loss"] != pytest.approx(0.693147, rel=1e-6)
     assert (fitted / "config.yaml").read_text() == config
     assert not (tmp_path / "config.yaml").exists()
@@ -315,6 +319,59 @@ def test_a_fast_dev_run_writes_nothing(rows: Path, tmp_path: Path) -> None:
     assert str(run / "metrics.jsonl") not in ended.out
     ok(fit(tmp_path / "new", rows, *more))
     assert not [path for path in (tmp_path / "new").rglob("*") if path.is_file()]
+
+
+def test_warnings_take_one_clean_line(rows: Path, tmp_path: Path) -> None:
+    more = ("--model.loading.dtype", "bfloat16", "--samples.count", 1, "--samples.sampling.max_new_tokens", 2000)
+    ended = ok(fit(tmp_path / "run", rows, *more))
+    lines = [line for line in ended.out.splitlines() if line.startswith("warning: ")]
+    assert any("model.loading.dtype is bfloat16" in line for line in lines)
+    assert any(re.search(r"samples end after \d+ tokens and not 2000", line) for line in lines)
+    assert not re.search(r"\.py:\d+|rank_zero_warn", ended.out)
+
+
+PARTS = """
+from lightning.pytorch.callbacks import TQDMProgressBar
+
+
+class MyBar(TQDMProgressBar):
+    ...
+
+
+def rate(prompts, responses):
+    raise KeyError("no such thing")
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "own_parts.py").write_text(PARTS)
+    return tmp_path / "own"
+
+
+def test_a_progress_bar_of_the_user_s_replaces_ours(rows: Path, tmp_path: Path, own: Path) -> None:
+    more = ("--trainer.enable_progress_bar", "true", "--trainer.callbacks+=own_parts.MyBar")
+    ok(fit(tmp_path / "run", rows, "--extend", own, *more))
+
+
+def test_a_score_function_that_raises_fails_the_run(rows: Path, tmp_path: Path, own: Path) -> None:
+    """Code 1: the command is right."""
+    ended = lit_align(
+        *("fit", "--task", "online", "--run", tmp_path / "run", *BASE, *SHORT, "--model.objective", "kl_rlhf"),
+        *("--data.train", rows, "--model.score", "FunctionScore", "--model.score.function", "own_parts.rate"),
+        *("--extend", own, "--model.sampling.max_new_tokens", 2),
+    )
+    assert ended.code == 1, ended.out
+    assert "error: the score function rate raised KeyError: 'no such thing'" in ended.out
+    assert "Traceback" not in ended.out
+
+
+def test_a_folder_with_an_adapter_is_called_what_it_is(rows: Path, tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "some/model"}')
+    ended = fit(tmp_path / "run", rows, "--model.policy", tmp_path / "adapter")
+    refused(ended, "holds an adapter (adapter_config.json) of the model some/model")
 
 
 def test_a_fresh_fit_keeps_the_old_one_and_a_resumed_one_goes_on(rows: Path, tmp_path: Path) -> None:

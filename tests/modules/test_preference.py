@@ -171,7 +171,7 @@ def test_a_loss_that_is_not_finite_is_named_by_row(rows: Path, tmp_path: Path) -
     bad = [int(batch.index[1]) for batch in watch.batches]
     assert len(bad) == 2
     lines = ", ".join(f"pairs.jsonl:{row + 1}" for row in bad)
-    assert f"step 0, rank 0: gradient norm is nan; the loss is not finite of rows {lines}." in str(raised.value)
+    assert f"step 1, rank 0: gradient norm is nan; the loss is not finite of rows {lines}." in str(raised.value)
     assert all(parameter.equal(watch.before[name]) for name, parameter in module.named_parameters())
 
 
