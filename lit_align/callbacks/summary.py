@@ -23,6 +23,7 @@ from lit_align.compat.lightning import callbacks_of, unwrapped, writes_files
 from lit_align.data import PreferenceData
 from lit_align.data.report.statistics import wilson
 from lit_align.models import AdapterOff, MovingReference, Precomputed, SecondModel
+from lit_align.models.logps.packing import LayoutName
 from lit_align.modules import LitModule
 from lit_align.modules.optimizer import describe_groups
 from lit_align.modules.step_totals import run_data
@@ -44,10 +45,19 @@ SAMPLE_NUMBERS = {
     "ended by itself": "eos_rate",
     "mean score": "score",
 }
+LAYOUTS: dict[LayoutName, str] = {
+    "shared": "shared: a prompt is read once for both responses, without padding",
+    "packed": "packed: every response is read with its prompt, without padding",
+    "padded": "padded: one padded row per response",
+    "plain": "plain: one padded row per response, with whole logits",
+}
 
 
 class Summary(Callback):
     """Prints objective, data, policy and reference when training starts, and the last numbers when it ends."""
+
+    def __init__(self) -> None:
+        self._layout: LayoutName | None = None
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -73,6 +83,14 @@ class Summary(Callback):
         if isinstance(data, PreferenceData):
             console.print(f"[bold]batches[/]    {data.padding.line()}", highlight=False)
             _report_data(trainer, data)
+
+    @override
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *step: Any) -> None:
+        """Print the layout that batches are read in, once it has been chosen on the first one."""
+        if self._layout is None and trainer.is_global_zero and isinstance(pl_module, LitModule):
+            self._layout = pl_module.readers.layout(pl_module.trained_model)
+            if self._layout is not None:
+                Console(soft_wrap=True).print(f"[bold]layout[/]     {LAYOUTS[self._layout]}", highlight=False)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

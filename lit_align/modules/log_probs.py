@@ -112,7 +112,7 @@ class LogProbReaders:
         """Compute what a value model expects before each token of responses, whose batch has a side axis of 1."""
         return self.scores_of(model, batch)(batch)[:, 0]
 
-    def layout(self, model: nn.Module) -> str | None:
+    def layout(self, model: nn.Module) -> LayoutName | None:
         """Return the layout that a model is read in; None before its first batch."""
         return self._readers[model].layout if model in self._readers else None
 

@@ -94,7 +94,7 @@ class Padding:
         copies: copies of weight 0, for processes that a batch has no pair for.
 
     >>> Padding(batches=10, fewest=4, most=8, padding=0.031, copies=0).line()
-    '10 of 4 to 8 pairs; 3.1 % padding'
+    '10 of 4 to 8 pairs; padded rows would hold 3.1 % padding'
     """
 
     batches: int
@@ -128,7 +128,10 @@ class Padding:
         """Return a summary in one line."""
         pairs = f"{self.most}" if self.fewest == self.most else f"{self.fewest} to {self.most}"
         idle = f"; {self.copies} copies of weight 0 keep all processes busy" if self.copies else ""
-        return f"{self.batches:,} of {pairs} pairs; {self.padding:.1%}".replace("%", " %") + f" padding{idle}"
+        return (
+            f"{self.batches:,} of {pairs} pairs; padded rows would hold {self.padding:.1%}".replace("%", " %")
+            + f" padding{idle}"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""

@@ -64,7 +64,7 @@ class Workspace:
         megabytes: size of a tile in the dtype of the softmax.
     """
 
-    def __init__(self, megabytes: float = 64.0) -> None:
+    def __init__(self, megabytes: float = 256.0) -> None:
         self.megabytes = megabytes
         self._memory: dict[torch.dtype, Tensor] = {}
 

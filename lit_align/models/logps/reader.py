@@ -27,7 +27,7 @@ class ForwardPass:
         layout: ``shared`` reads a prompt once for both responses and ``packed`` reads each sequence by itself, both
             without padding; ``padded`` reads padded rows. ``auto`` takes the first of these that reproduces the
             model's own log-probabilities, which is checked on the first batch.
-        tile_mb: megabytes of logits that are held at once.
+        tile_mb: most megabytes of logits that are held at once; fewer where a batch has fewer scored tokens.
         row_tokens: tokens of a row where packed rows need a dense mask, which grows with their square; 0 uses the
             length of the longest pair.
         tokens_at_once: tokens of both sides that go through the policy at once in training. A larger batch is split
@@ -39,7 +39,7 @@ class ForwardPass:
     """
 
     layout: Literal["auto", "shared", "packed", "padded"] = "auto"
-    tile_mb: float = 64.0
+    tile_mb: float = 256.0
     row_tokens: int = 0
     tokens_at_once: int | None = None
     compile: bool = False

@@ -58,7 +58,7 @@ def test_padding_is_the_share_of_positions_without_a_token() -> None:
     """Batches (4, 4) and (8): 16 and 16 positions, 30 of them tokens."""
     fill = Padding.of(SequentialBatches(range(3), Share(2)), WIDTHS, TOKENS)
     assert fill == Padding(batches=2, fewest=1, most=2, padding=2 / 32, copies=0)
-    assert fill.line() == "2 of 1 to 2 pairs; 6.2 % padding"
+    assert fill.line() == "2 of 1 to 2 pairs; padded rows would hold 6.2 % padding"
 
 
 def test_copies_are_counted_and_their_positions_are_padding() -> None:
