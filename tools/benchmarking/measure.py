@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarking.work import MAX_LENGTH, Work
+from benchmarking.work import Work
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = Path(__file__).resolve().parent / "parts"
@@ -31,6 +31,7 @@ class Case:
         beta: β on both sides.
         loss: TRL's ``loss_type``; None where TRL has no such loss.
         cached: whether the reference's log-probabilities are precomputed.
+        lora: rank of an adapter, drawn at random on each side, so that losses are not compared; 0 trains all weights.
         everywhere: whether TRL is measured in all its settings, not only on our batches.
     """
 
@@ -40,6 +41,7 @@ class Case:
     loss: str | None
     cached: bool = False
     everywhere: bool = False
+    lora: int = 0
 
 
 CASES = {
@@ -47,6 +49,7 @@ CASES = {
     for case in (
         Case("dpo", "dpo", 0.1, "sigmoid", everywhere=True),
         Case("dpo-cached", "dpo", 0.1, "sigmoid", cached=True, everywhere=True),
+        Case("dpo-lora", "dpo", 0.1, "sigmoid", everywhere=True, lora=16),
         Case("averaged_dpo", "averaged_dpo", 1.0, "sigmoid_norm"),
         Case("ipo", "ipo", 0.1, "ipo"),
         Case("sr_dpo", "sr_dpo", 0.1, None),
@@ -64,12 +67,14 @@ class Side:
         python: interpreter.
         split: whether gradients are accumulated over single pairs.
         shuffled: whether the pairs are in a random order instead of ours.
+        plain: whether it is the plain loop instead of TRL.
     """
 
     name: str
     python: str
     split: bool = False
     shuffled: bool = False
+    plain: bool = False
 
     @property
     def ours(self) -> bool:
@@ -108,7 +113,7 @@ class Result:
     losses: tuple[float, ...] = ()
 
 
-def measure(side: Side, case: Case, work: Work, vocabulary: int, device: Device) -> Result:
+def measure(side: Side, case: Case, work: Work, model: str, device: Device) -> Result:
     """Measure a side once.
 
     Raises:
@@ -116,7 +121,7 @@ def measure(side: Side, case: Case, work: Work, vocabulary: int, device: Device)
     """
     with TemporaryDirectory(dir=work.folder) as scratch:
         folder = Path(scratch)
-        command = (_ours if side.ours else _trl)(side, case, work, vocabulary, device, folder)
+        command = (_ours if side.ours else _theirs)(side, case, work, model, device, folder)
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": str(device.threads),
@@ -163,7 +168,7 @@ def _losses(path: Path) -> list[float]:
     return [line["train/loss"] for line in lines if "train/loss" in line]
 
 
-def _ours(side: Side, case: Case, work: Work, vocabulary: int, device: Device, folder: Path) -> Sequence[str]:
+def _ours(side: Side, case: Case, work: Work, model: str, device: Device, folder: Path) -> Sequence[str]:
     """Write a configuration and return the command of ``fit``."""
     reference: dict[str, Any] = {"class_path": "Precomputed", "init_args": {"cache": str(folder / "cache")}}
     config = {
@@ -171,7 +176,7 @@ def _ours(side: Side, case: Case, work: Work, vocabulary: int, device: Device, f
         "seed_everything": 0,
         "extend": str(PARTS),
         "model": {
-            "policy": str(work.model(vocabulary)),
+            "policy": str(work.models[model]),
             "objective": {
                 "class_path": f"lit_align.objectives.{case.objective}",
                 "init_args": {"beta": case.beta},
@@ -182,8 +187,9 @@ def _ours(side: Side, case: Case, work: Work, vocabulary: int, device: Device, f
             },
             "schedule": "Constant",
             **({"reference": reference} if case.cached else {}),
+            **({"lora": {"rank": case.lora, "alpha": case.lora, "dropout": 0.0}} if case.lora else {}),
         },
-        "data": {"train": str(work.pairs), "batch_size": work.batch, "max_length": MAX_LENGTH},
+        "data": {"train": str(work.pairs), "batch_size": work.batch, "max_length": work.max_length},
         "trainer": {
             "accelerator": "gpu" if device.name == "cuda" else "cpu",
             "devices": 1,
@@ -203,9 +209,9 @@ def _ours(side: Side, case: Case, work: Work, vocabulary: int, device: Device, f
     return [side.python, "-m", "lit_align", "fit", "--config", str(file), "--extend", str(PARTS)]
 
 
-def _trl(side: Side, case: Case, work: Work, vocabulary: int, device: Device, folder: Path) -> Sequence[str]:
+def _theirs(side: Side, case: Case, work: Work, model: str, device: Device, folder: Path) -> Sequence[str]:
     settings = {
-        "model": work.model(vocabulary),
+        "model": work.models[model],
         "pairs": work.shuffled if side.shuffled else work.ordered,
         "out": folder / "measured.json",
         "folder": folder / "trl",
@@ -213,10 +219,11 @@ def _trl(side: Side, case: Case, work: Work, vocabulary: int, device: Device, fo
         "beta": case.beta,
         "batch": 1 if side.split else work.batch,
         "accumulate": work.batch if side.split else 1,
-        "max-length": MAX_LENGTH,
+        "max-length": work.max_length,
         "learning-rate": LEARNING_RATE,
         "device": device.name,
+        "lora": case.lora,
     }
     options = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-    script = str(Path(__file__).with_name("trl_side.py"))
+    script = str(Path(__file__).with_name("plain_side.py" if side.plain else "trl_side.py"))
     return [side.python, script, *options, *(["--cached"] if case.cached else [])]

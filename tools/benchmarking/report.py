@@ -109,10 +109,10 @@ def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
 
 
 def plot_bars(results: Mapping[str, Results], pairs: int, path: Path) -> None:
-    """Plot the pairs per second of each side, in a panel per vocabulary.
+    """Plot the pairs per second of each side, in a panel per model.
 
     Args:
-        results: vocabulary → case → side → measurements.
+        results: model → case → side → measurements.
         pairs: of the measured steps.
         path: of the figure.
     """
@@ -120,7 +120,7 @@ def plot_bars(results: Mapping[str, Results], pairs: int, path: Path) -> None:
 
     figure = Figure(figsize=(5.5 * len(results), 3.6), layout="constrained")
     panels = figure.subplots(1, len(results), squeeze=False)[0]
-    for panel, (vocabulary, cases) in zip(panels, results.items(), strict=True):
+    for panel, (model, cases) in zip(panels, results.items(), strict=True):
         sides = list(dict.fromkeys(side for case in cases.values() for side in case))
         for number, side in enumerate(sides):
             places = [place for place, case in enumerate(cases.values()) if side in case]
@@ -130,7 +130,7 @@ def plot_bars(results: Mapping[str, Results], pairs: int, path: Path) -> None:
             width = 0.8 / len(sides)
             panel.bar(np.array(places) + number * width, middle, width, yerr=spread, label=side, capsize=2)
         panel.set_xticks(np.arange(len(cases)) + 0.4 - 0.4 / len(sides), list(cases), rotation=20)
-        panel.set(title=f"vocabulary {vocabulary}", ylabel="pairs per second")
+        panel.set(title=model, ylabel="pairs per second")
     panels[0].legend(fontsize="small")
     figure.savefig(path, dpi=120)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from datasets import load_dataset
+from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
@@ -84,6 +85,7 @@ def main() -> None:
     parser.add_argument("--accumulate", type=int, required=True)
     parser.add_argument("--max-length", type=int, required=True)
     parser.add_argument("--learning-rate", type=float, required=True)
+    parser.add_argument("--lora", type=int, default=0)
     parser.add_argument("--cached", action="store_true")
     arguments = parser.parse_args()
     cuda = arguments.device == "cuda"
@@ -110,12 +112,18 @@ def main() -> None:
         disable_tqdm=True,
     )
     clock = Clock()
+    adapter = None
+    if arguments.lora:
+        adapter = LoraConfig(
+            r=arguments.lora, lora_alpha=arguments.lora, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
     trainer = Timed(
         model=AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32),
         args=settings,
         train_dataset=load_dataset("json", data_files=arguments.pairs, split="train"),
         processing_class=AutoTokenizer.from_pretrained(arguments.model),
         callbacks=[clock],
+        peft_config=adapter,
     )
     trainer.train()
     phases = trainer.phases

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -18,6 +18,7 @@ from lit_align.data import PreferenceData
 ASSISTANT = "\n\nAssistant:"
 END, PAD = "<end>", "<pad>"
 MAX_LENGTH = 1024
+"""Tokens of prompt and response that models of random weights read, unless told otherwise."""
 SHAPES: dict[str, dict[str, int]] = {
     "tiny": dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2),
     "small": dict(hidden_size=256, intermediate_size=688, num_hidden_layers=6, num_attention_heads=8),
@@ -37,12 +38,16 @@ class Work:
         steps: optimizer steps, of which the first is a warm-up.
         batch: pairs per step.
         tokens: of each step, prompts and responses of both sides without padding.
+        models: label → folder of a model.
+        max_length: tokens of prompt and response.
     """
 
     folder: Path
     steps: int
     batch: int
     tokens: tuple[int, ...]
+    models: Mapping[str, Path]
+    max_length: int
 
     @property
     def pairs(self) -> Path:
@@ -58,10 +63,6 @@ class Work:
     def shuffled(self) -> Path:
         """File of the same pairs in a random order, apart from the first batch."""
         return self.folder / "shuffled.jsonl"
-
-    def model(self, vocabulary: int) -> Path:
-        """Return the folder of the model with a vocabulary of this size."""
-        return self.folder / f"model-{vocabulary}"
 
 
 def read_pairs(path: Path | None) -> list[dict[str, str]]:
@@ -99,26 +100,50 @@ def words(prompt: int, response: int, count: int) -> list[dict[str, str]]:
     ]
 
 
-def prepare(folder: Path, rows: list[dict[str, str]], steps: int, batch: int, models: dict[int, str]) -> Work:
-    """Write pairs, tokenizer and models, and the pairs again in the order in which our side trains on them.
+def random_models(
+    folder: Path, rows: list[dict[str, str]], shape: str, vocabularies: Iterable[int]
+) -> dict[str, Path]:
+    """Write models with random weights and a tokenizer that is trained on the pairs, and return them by label.
+
+    Args:
+        folder: of all models.
+        rows: text for the tokenizer.
+        shape: a key of ``SHAPES``.
+        vocabularies: sizes.
+    """
+    sizes = list(vocabularies)
+    tokenizer = _tokenizer(rows, min(sizes))
+    models = {f"vocabulary of {size}": folder / f"model-{size}" for size in sizes}
+    for size, place in zip(sizes, models.values(), strict=True):
+        _write_model(place, size, shape, tokenizer)
+        tokenizer.save_pretrained(place)
+    return models
+
+
+def prepare(
+    folder: Path, rows: list[dict[str, str]], steps: int, batch: int, models: Mapping[str, Path], max_length: int
+) -> Work:
+    """Write pairs, and the pairs again in the order in which our side trains on them.
 
     Args:
         folder: of all files.
-        rows: pairs to sample from, with a fixed seed.
+        rows: pairs to sample from, with a fixed seed; those that are too long are left out.
         steps: optimizer steps.
         batch: pairs per step.
-        models: vocabulary → name of a shape.
+        models: label → folder of a model; all have the same tokenizer.
+        max_length: tokens of prompt and response.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    chosen = random.Random(0).sample(rows, steps * batch)
+    tokenizer = str(next(iter(models.values())))
+    fitting = _fitting(rows, tokenizer, max_length)
+    chosen = random.Random(0).sample(fitting, steps * batch)
     write(folder / "pairs.jsonl", chosen)
-    tokenizer = _tokenizer(rows, min(models))
-    for vocabulary, shape in models.items():
-        place = folder / f"model-{vocabulary}"
-        _write_model(place, vocabulary, shape, tokenizer)
-        tokenizer.save_pretrained(place)
     data = PreferenceData(
-        train=str(folder / "pairs.jsonl"), tokenizer=str(place), batch_size=batch, max_length=MAX_LENGTH, cache=None
+        train=str(folder / "pairs.jsonl"),
+        tokenizer=tokenizer,
+        batch_size=batch,
+        max_length=max_length,
+        cache=None,
     )
     with redirect_stdout(StringIO()):  # without the table of lengths
         data.setup("fit")
@@ -127,7 +152,20 @@ def prepare(folder: Path, rows: list[dict[str, str]], steps: int, batch: int, mo
     write(folder / "ordered.jsonl", (chosen[row] for row in order))
     rest = random.Random(0).sample(order[batch:], len(order) - batch)
     write(folder / "shuffled.jsonl", (chosen[row] for row in [*order[:batch], *rest]))
-    return Work(folder, steps, batch, tuple(int(each.attention_mask.sum()) for each in batches))
+    tokens = tuple(int(each.attention_mask.sum()) for each in batches)
+    return Work(folder, steps, batch, tokens, models, max_length)
+
+
+def _fitting(rows: list[dict[str, str]], tokenizer: str, max_length: int) -> list[dict[str, str]]:
+    """Return the pairs that no side needs to truncate: truncation differs between libraries."""
+    from transformers import AutoTokenizer
+
+    encode = AutoTokenizer.from_pretrained(tokenizer)
+    lengths = [
+        max(len(ids) for ids in encode([row["prompt"] + row[side] for side in ("chosen", "rejected")])["input_ids"])
+        for row in rows
+    ]
+    return [row for row, length in zip(rows, lengths, strict=True) if length < max_length]
 
 
 def write(path: Path, rows: Iterable[dict[str, str]]) -> None:
