@@ -97,7 +97,8 @@ class TestPairs:
         self, parts: tuple[ModuleType, ModuleType, ModuleType], tmp_path: Path
     ) -> None:
         rows = parts[2].words(prompt=5, response=4, count=6)
-        work = parts[2].prepare(tmp_path / "work", rows, steps=3, batch=2, models={300: "tiny"})
+        models = parts[2].random_models(tmp_path, rows, "tiny", [300])
+        work = parts[2].prepare(tmp_path / "work", rows, steps=3, batch=2, models=models, max_length=1024)
         ours, theirs = (sorted(path.read_text().splitlines()) for path in (work.pairs, work.ordered))
         assert ours == theirs
         assert len(work.tokens) == 3

@@ -189,7 +189,7 @@ def _ours(side: Side, case: Case, work: Work, model: str, device: Device, folder
             **({"reference": reference} if case.cached else {}),
             **({"lora": {"rank": case.lora, "alpha": case.lora, "dropout": 0.0}} if case.lora else {}),
         },
-        "data": {"train": str(work.pairs), "batch_size": work.batch, "max_length": work.max_length},
+        "data": {"train": str(work.pairs), "batch_size": work.batch, "max_length": work.max_length, "render": "text"},
         "trainer": {
             "accelerator": "gpu" if device.name == "cuda" else "cpu",
             "devices": 1,

@@ -143,6 +143,7 @@ def prepare(
         tokenizer=tokenizer,
         batch_size=batch,
         max_length=max_length,
+        render="text",
         cache=None,
     )
     with redirect_stdout(StringIO()):  # without the table of lengths
