@@ -144,7 +144,9 @@ def test_a_prompt_is_never_guessed_from_what_two_texts_share(tmp_path: Path, fau
 def test_a07b_answers_of_a_dialogue_that_begin_alike_are_scored_whole(tmp_path: Path) -> None:
     """The split is at the last turn, not where the texts part: both answers begin with the words that they share."""
     ask = "\n\nHuman: Where?\n\nAssistant:"
-    data = prepared(file(tmp_path, [{"chosen": f"{ask} In the sky.", "rejected": f"{ask} In the sea."}]))
+    data = prepared(
+        file(tmp_path, [{"chosen": f"{ask} In the sky.", "rejected": f"{ask} In the sea."}]), render="text"
+    )
     (pair,) = data.splits["train"].store
     assert data.decode(pair.chosen.ids).startswith(" In the sky.")
     assert data.decode(pair.rejected.ids).startswith(" In the sea.")
