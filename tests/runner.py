@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from lit_align.__main__ import main
+from lit_align.cli import main
 from lit_align.models import Loading, load_causal_lm
 
-for late in ("lit_align.cli.main", "pyarrow.compute", "torch.utils.tensorboard"):
+for late in ("lit_align.cli.run", "pyarrow.compute", "torch.utils.tensorboard"):
     import_module(late)  # a run imports them late: do it before forking
 load_causal_lm("testbed:policy", Loading())  # transformers builds its table of weight names at the first model
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from lightning.pytorch import Trainer
 
-from lit_align.cli.main import main
+from lit_align.cli.run import main
 from tests.runner import Ended, forked
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -13,7 +13,7 @@ import pytest
 
 import lit_align.cli.report
 from lit_align import objectives
-from lit_align.__main__ import main
+from lit_align.cli import main
 from lit_align.data import PreferenceData
 from lit_align.data.batches.loader import DEFAULT_BATCH_SIZE
 from lit_align.data.formats.registry import FORMATS

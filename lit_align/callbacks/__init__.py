@@ -11,7 +11,7 @@
 8. ``Samples`` and ``Export``, which have configuration keys of their own.
 9. ``GracefulStop`` ends a run on SIGTERM or Ctrl-C after the others have finished the step; ``Summary`` prints what
    they did.
-10. ``SaveConfig`` of ``lit_align.cli.main`` writes ``config.yaml``.
+10. ``SaveConfig`` of ``lit_align.cli.run`` writes ``config.yaml``.
 11. ``Checkpoints``: Lightning calls callbacks that save checkpoints last, so that they save the state of all others.
 """
 

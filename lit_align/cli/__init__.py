@@ -1,1 +1,55 @@
-"""The command line: subcommands, configuration parsing and error messages."""
+"""The command line: the code of a command is imported only when that command is run."""
+
+import difflib
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from lit_align import __version__
+
+COMMANDS = {
+    "fit": ("lit_align.cli.run", "Train a policy."),
+    "validate": ("lit_align.cli.run", "Report a checkpoint's metrics on the validation pairs."),
+    "test": ("lit_align.cli.run", "Report a checkpoint's metrics on the test pairs."),
+    "predict": ("lit_align.cli.run", "Write rewards, lengths and margin of each pair to a file."),
+    "plan": (
+        "lit_align.plan.command",
+        "Estimate what a run will need, before any weight is read: memory, operations, time.",
+    ),
+    "consolidate": ("lit_align.cli.consolidate", "Write a checkpoint as a Hugging Face folder."),
+    "report": ("lit_align.cli.report", "Summarize a run's data in a table and figures, and check it against limits."),
+}
+HELP = """usage: python -m lit_align COMMAND [--config FILE] [--key value ...]
+
+Preference alignment of language models as free combinations of parts.
+
+commands:
+{commands}
+
+python -m lit_align COMMAND --help lists a command's keys, COMMAND --help trainer those of Lightning's Trainer.
+python -m lit_align fit --config configs/quickstart.yaml is the place to start.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command.
+
+    Args:
+        arguments: the command and its options; None for those of the process.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        listed = "\n".join(f"  {name:<12} {text}" for name, (_, text) in COMMANDS.items())
+        print(HELP.format(commands=listed), end="")
+    elif arguments[0] == "--version":
+        print(__version__)
+    elif arguments[0] in COMMANDS:
+        module, _ = COMMANDS[arguments[0]]
+        if arguments[0] == "plan" or module == "lit_align.cli.run":
+            import_module("lit_align.cli.early").answer_early(arguments, COMMANDS[arguments[0]][1])
+        # LightningCLI parses its own subcommands, so it needs the command as well
+        import_module(module).main(arguments if module == "lit_align.cli.run" else arguments[1:])
+    else:
+        close = difflib.get_close_matches(arguments[0], COMMANDS, 1)
+        hint = f"; did you mean {close[0]}?" if close else f"; expected one of {', '.join(COMMANDS)}"
+        sys.exit(f"error: unknown command {arguments[0]!r}{hint}")

@@ -11,7 +11,7 @@ from typing import Any
 from lit_align.callbacks.checkpointing.checkpoints import AtomicCheckpointIO, checkpoint_folder
 from lit_align.callbacks.checkpointing.checksums import newest_intact
 from lit_align.callbacks.export import check_export, write_model
-from lit_align.cli import main as cli
+from lit_align.cli import run as cli
 from lit_align.models.export import Form
 from lit_align.modules import LitModule
 from lit_align.modules.probes import probe_sequences

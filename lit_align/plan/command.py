@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from typing_extensions import override
 
-from lit_align.cli import main as cli
+from lit_align.cli import run as cli
 from lit_align.cli.plan_options import GIB, HARDWARE, option_parser
 from lit_align.cli.run_setup import idle_trainer
 from lit_align.modules import Module

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from lit_align import objectives
-from lit_align.cli import main as cli
+from lit_align.cli import run as cli
 from lit_align.cli.configuration import read_configuration
 from lit_align.cli.early_checks import check_command_line, stated_ranges
 from lit_align.cli.help import help_text
@@ -290,7 +290,7 @@ def test_own_classes_have_help_through_the_parser(tmp_path: Path) -> None:
     (tmp_path / "my_losses.py").write_text("from lit_align.objectives import SFT\n\n\nclass Mine(SFT): ...\n")
 
     def work() -> None:
-        from lit_align.__main__ import main
+        from lit_align.cli import main
 
         main(["fit", "--extend", str(tmp_path), "--model.objective.help", "my_losses.Mine"])
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import lit_align.cli.report  # noqa: F401 (imported once, here, and not in every child)
-from lit_align.__main__ import main
+from lit_align.cli import main
 from tests.runner import Ended, forked, lit_align
 
 ROOT = Path(__file__).parents[2]

@@ -25,8 +25,8 @@ PRIVATE = {
         "validation_follows",
     ),
     "lightning.pytorch.strategies.launchers.subprocess_script:_SubprocessScriptLauncher": (None, "child_processes"),
-    f"{CLI}._parse_ckpt_path": ("self", "cli.main.Cli"),
-    f"{CLI}._run_subcommand": ("self, subcommand", "cli.main.Cli"),
+    f"{CLI}._parse_ckpt_path": ("self", "cli.run.Cli"),
+    f"{CLI}._run_subcommand": ("self, subcommand", "cli.run.Cli"),
 }
 
 

@@ -12,7 +12,7 @@ import torch
 
 from lit_align.callbacks import AtomicCheckpointIO
 from lit_align.callbacks.checkpointing.checksums import damage
-from lit_align.cli.main import main
+from lit_align.cli.run import main
 from tests.runner import BASE, SHORT, Ended, forked, lit_align, metrics, ok
 
 

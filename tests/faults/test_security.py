@@ -29,8 +29,8 @@ from lit_align import testbed
 from lit_align.callbacks import AtomicCheckpointIO, Checkpoints
 from lit_align.callbacks.checkpointing.checksums import put_in_place, restore_older, write_manifest
 from lit_align.callbacks.checkpointing.sharded import PLAIN
-from lit_align.cli import main as cli
 from lit_align.cli import parsing
+from lit_align.cli import run as cli
 from lit_align.data.text.tokenize import Tokenize
 from lit_align.data.text.tokenizer import Encoder
 from lit_align.data.text.truncate import Cut

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_align.__main__ import main
+from lit_align.cli import main
 from lit_align.testbed import path
 from tests.plan.models import ARCHITECTURES, model
 from tests.runner import Ended, forked

@@ -36,7 +36,7 @@ LAYER = 4 * 384 * 384 + 3 * 384 * 1024
 MEASURE = """
 import sys
 from pathlib import Path
-from lit_align.cli.main import main
+from lit_align.cli.run import main
 main(sys.argv[1:])
 (peak,) = (line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
 print("peak", int(peak) * 1024)
