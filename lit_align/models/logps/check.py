@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from lit_align.compat.transformers import attention_name
 from lit_align.models.lm_head.patch import base_of
@@ -17,6 +14,7 @@ from lit_align.models.logps.inputs import PACKED_ATTENTION, VARLEN
 from lit_align.models.logps.packing import LayoutName, needed, shared_tokens
 from lit_align.models.logps.probe import Distance, Probe, distance, in_float32, probe, rounding_noise, short_pairs
 from lit_align.models.logps.reader import ModelReader
+from lit_align.models.start_checks import evaluating
 from lit_align.types import PairBatch
 
 LADDER: tuple[LayoutName, ...] = ("shared", "packed", "padded")
@@ -57,7 +55,8 @@ def choose_layout(reader: ModelReader, batch: PairBatch) -> Choice:
     pairs = short_pairs(batch, window, getattr(config, "max_position_embeddings", None))
     reach = None if window is None or int(needed(pairs).max()) > window else window
     requested, reasons = reader.how.layout, dict[LayoutName, str]()
-    with _eval_without_autocast(reader.model, batch.input_ids.device.type), in_float32(reader.model):
+    kind = batch.input_ids.device.type
+    with evaluating(reader.model), torch.autocast(kind, enabled=False), in_float32(reader.model):
         reader.use("plain")
         truth = probe(reader, pairs)
         noise = rounding_noise(reader, pairs, truth)
@@ -140,16 +139,3 @@ def _on_any_process(reason: str | None, device: torch.device) -> str | None:
     bad = torch.tensor(float(reason is not None), device=device)
     dist.all_reduce(bad, op=dist.ReduceOp.MAX)
     return reason if reason is not None or not bad else "it is not exact on another process"
-
-
-@contextmanager
-def _eval_without_autocast(model: nn.Module, device: str) -> Iterator[None]:
-    """Put all layers into evaluation mode without autocast; restore the mode of each afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.autocast(device, enabled=False):
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
