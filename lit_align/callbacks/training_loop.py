@@ -83,7 +83,8 @@ class GracefulStop(Callback):
     (A collective inside the signal handler, as Lightning has it, can hang a rank that is in its backward pass.) A
     single process that waits for a data source or a score function is interrupted: the checkpoint is then that of the
     last step, which a resumed run continues. A process that begins to wait after the signal, or one of several, is
-    interrupted after ten seconds; of several processes none saves then. A second signal ends the process at once.
+    interrupted after ten seconds; of several processes none saves then. Ctrl-C after a
+    signal ends the process at once; a repeated SIGTERM changes nothing.
     """
 
     def __init__(self) -> None:
@@ -102,12 +103,15 @@ class GracefulStop(Callback):
     on_validation_start = on_test_start = on_predict_start = _on_evaluation_start
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if waiting.received or (waiting.on and waiting.may_stop):
+        again = bool(waiting.received)
+        if (waiting.on and waiting.may_stop) or (again and number == signal.SIGINT):
             raise Stopped(number)
+        if again:  # launchers repeat SIGTERM to every process: the checkpoint of this step is not to be lost to that
+            return
         signal.signal(signal.SIGALRM, self._lose_patience)
         waiting.received = number
-        text = f"{SIGNAL_NAMES[signal.Signals(number)]}: stopping after this step; once more stops at once"
-        print(text, file=sys.stderr, flush=True)
+        name = SIGNAL_NAMES[signal.Signals(number)]
+        print(f"{name}: stopping after this step; a Ctrl-C from now on stops at once", file=sys.stderr, flush=True)
         waiting.limit()
 
     def _lose_patience(self, number: int, frame: FrameType | None) -> None:

@@ -332,6 +332,7 @@ def _exit_code(error: Exception) -> int:
 def _silence_libraries() -> None:
     """Silence what libraries report about themselves rather than about the user's run; warnings take one line each."""
     warnings.showwarning = print_warning
+    warnings.filterwarnings("ignore", category=DeprecationWarning)  # of libraries about each other
     for text in _IRRELEVANT_WARNINGS:
         warnings.filterwarnings("ignore", message=f".*{re.escape(text)}.*")
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")

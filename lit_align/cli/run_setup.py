@@ -75,7 +75,7 @@ class MoveAside(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._old and trainer.is_global_zero and writes_files(trainer):
             self._aside = _next_folder(self.folder / "previous")
-            _move(self._old, self.folder, self._aside)
+            _move([path for path in self._old if path.is_symlink() or path.exists()], self.folder, self._aside)
             _remove_empty_folders(self.folder)
 
     @override
@@ -88,7 +88,7 @@ class MoveAside(Callback):
             if self._aside is not None or path not in self._old:
                 path.unlink()
         if self._aside is not None:
-            _move([self._aside / path.relative_to(self.folder) for path in self._old], self._aside, self.folder)
+            _move(run_files(self._aside), self._aside, self.folder)
             shutil.rmtree(self._aside)
         _remove_empty_folders(self.folder)
 

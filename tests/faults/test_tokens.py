@@ -101,7 +101,7 @@ def test_b13b_b14_sequences_beyond_the_rotary_positions(rows: Path, model: Path,
     more = ("--model.policy", model, "--data.max_length", 100_000)
     refused(fit(tmp_path / "run", rows, *more), tmp_path / "run", "was made for 64 positions; lower data.max_length")
     ok(fit(tmp_path / "cut", rows, *more[:2], "--data.max_length", 64))
-    configure(model, rope_parameters={"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0})
+    configure(model, rope_parameters={"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0})
     ok(fit(tmp_path / "scaled", rows, *more))
 
 
