@@ -17,11 +17,14 @@ from typing import Any
 import torch
 
 from lit_align.cli import main
+from lit_align.cli.early_checks import check_command_line
 from lit_align.models import Loading, load_causal_lm
 
 for late in ("lit_align.cli.run", "pyarrow.compute", "torch.utils.tensorboard"):
     import_module(late)  # a run imports them late: do it before forking
 load_causal_lm("testbed:policy", Loading())  # transformers builds its table of weight names at the first model
+for task in ("preference", "reward", "online"):
+    check_command_line(["fit", "--task", task])  # which reads signatures once per process
 
 QUIET = ("--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu")
 SHORT = ("--samples.count", "0", "--export.form", "none", *QUIET)

@@ -173,7 +173,10 @@ def test_a_beta_is_reported_at_the_scale_of_sums(rows: Path, tmp_path: Path) -> 
     assert f"0.01: {line['train/beta/effective']:.3g} at the scale of sums" in ended.out
 
 
-@pytest.mark.parametrize(("workers", "steps"), [(0, range(1, 7)), (2, (2, 3, 5))], ids=["alone", "workers"])
+@pytest.mark.parametrize(
+    ("workers", "steps"),
+    [pytest.param(0, range(1, 7), id="alone", marks=pytest.mark.long), pytest.param(2, (2, 3, 5), id="workers")],
+)
 @pytest.mark.resume("from every step: shuffling, accumulation, workers, validations between and at the ends of epochs")
 @pytest.mark.fault("D01", "L02", "L02b")
 def test_resume_is_exact_from_every_step(rows: Path, tmp_path: Path, workers: int, steps: Sequence[int]) -> None:
@@ -192,7 +195,7 @@ def test_resume_is_exact_from_every_step(rows: Path, tmp_path: Path, workers: in
         assert metrics(resumed) == [line for line in metrics(whole) if line["step"] > step]
 
 
-@pytest.mark.parametrize("validated", [True, False])
+@pytest.mark.parametrize("validated", [True, pytest.param(False, marks=pytest.mark.long)])
 @pytest.mark.resume("again and again, from the end of every epoch or from every second step")
 @pytest.mark.fault("D01", "L02", "L02b")
 def test_a_resumed_run_is_resumed_again(rows: Path, tmp_path: Path, validated: bool) -> None:

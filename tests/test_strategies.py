@@ -65,7 +65,7 @@ def run_as(way: str, *command: object) -> None:
 @pytest.mark.parametrize(
     ("first", "second"),
     [
-        ("fsdp", "fsdp"),
+        pytest.param("fsdp", "fsdp", marks=pytest.mark.long),
         ("fsdp", "one process"),
         ("one process", "fsdp"),
         pytest.param("fsdp", "ddp", marks=pytest.mark.long),

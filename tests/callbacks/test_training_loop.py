@@ -71,7 +71,11 @@ def alive(group: int) -> bool:
 @pytest.mark.resume("behind SIGTERM and Ctrl-C")
 @pytest.mark.fault("D11", "L06")
 @pytest.mark.parametrize(
-    ("number", "code", "name"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")], ids=["TERM", "INT"]
+    ("number", "code", "name"),
+    [
+        pytest.param(signal.SIGTERM, 143, "SIGTERM", id="TERM"),
+        pytest.param(signal.SIGINT, 130, "Ctrl-C", id="INT", marks=pytest.mark.long),
+    ],
 )
 def test_a_signal_saves_and_the_resumed_run_is_the_undisturbed_one(
     rows: Path, tmp_path: Path, number: int, code: int, name: str
@@ -125,7 +129,10 @@ def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.resume("behind a signal while a score function hangs")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGTERM, id="TERM", marks=pytest.mark.long), pytest.param(signal.SIGINT, id="INT")],
+)
 def test_a_signal_is_obeyed_while_a_score_function_hangs(
     rows: Path, tmp_path: Path, hanging: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +168,7 @@ def test_a_signal_is_obeyed_while_a_run_is_set_up(rows: Path, tmp_path: Path, ha
     assert "Traceback" not in out
 
 
+@pytest.mark.long
 @pytest.mark.resume("behind SIGTERM to one of two processes")
 @pytest.mark.fault("LE2")
 def test_sigterm_to_the_launcher_stops_both_processes(rows: Path, tmp_path: Path) -> None:
