@@ -12,6 +12,9 @@ from transformers import AutoModelForSequenceClassification
 from tests.runner import QUIET, Ended, distance, distributed, lit_align, metrics, ok
 from tests.test_strategies import FSDP, consolidated, exported
 
+pytestmark = pytest.mark.long
+"""Two processes for 20 seconds and more each; tests/test_strategies.py shows the same for pairs in every gate."""
+
 KEPT = ("--checkpoints.every_n_steps", 1, "--checkpoints.keep", -1)
 PLAIN = (*QUIET, "--samples.count", 0, "--trainer.log_every_n_steps", 1, "--model.policy", "testbed:policy")
 LORA = ("--model.lora.rank", 4)
