@@ -281,6 +281,7 @@ def test_a_run_leaves_what_it_says(rows: Path, tmp_path: Path) -> None:
     assert "2405.21040" in ended.out
     assert "SelfRefine" in ended.out
     assert "after 4 steps" in ended.out
+    assert ended.out.count("layout     shared: a prompt is read once for both responses, without padding") == 1
     names = {path.name for path in run.iterdir()}
     files = {"config.yaml", "data.json", "metrics.jsonl", "samples.jsonl"}
     assert names == files | {"checkpoints", "policy", "tensorboard"}

@@ -39,7 +39,7 @@ class ChosenClass:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-class Unjudged(Exception):  # noqa: N818 (it is no error)
+class UnjudgedError(Exception):
     """Raised for what cannot be built here."""
 
 
@@ -210,7 +210,7 @@ class Checker:
                 check_settings(self._namespace(), command)
             if "model.objective" in self.choices and not self.extended:
                 self._build("model.objective")
-        except Unjudged:
+        except UnjudgedError:
             return []
         except ValueError as error:
             return [str(error)]
@@ -230,12 +230,12 @@ class Checker:
         """Build the class or preset at a key.
 
         Raises:
-            Unjudged: a part of it is not known here, or is not of the mathematics.
+            UnjudgedError: a part of it is not known here, or is not of the mathematics.
             ValueError: a number is out of range; the constructor's own message.
         """
         choice = self.choices[key]
         if choice.definition is None or not choice.definition.module.startswith(_MATHEMATICS):
-            raise Unjudged
+            raise UnjudgedError
         options = options_of(choice.definition) or {}
         settings = {}
         for name, parameter in options.items():
@@ -245,7 +245,7 @@ class Checker:
             elif inner in self.values:
                 settings[name] = _as_argument(kinds(parameter.module, parameter.annotation), self.values[inner])
             elif parameter.default is None:
-                raise Unjudged
+                raise UnjudgedError
         make = getattr(import_module(choice.definition.module), choice.definition.name)
         try:
             return make(**settings)
@@ -253,7 +253,7 @@ class Checker:
             files = dict.fromkeys(filter(None, (self._files.get(f"{key}.{name}") for name in settings)))
             raise ValueError(f"{''.join(files)}{error}") from None
         except (TypeError, AttributeError):
-            raise Unjudged from None
+            raise UnjudgedError from None
 
 
 def stated_ranges() -> Iterator[tuple[str, float, float]]:
@@ -305,9 +305,9 @@ def _as_argument(types: Sequence[Kind], value: Any) -> Any:
     """Return a value as the parser would give it to a constructor.
 
     Raises:
-        Unjudged: it holds classes.
+        UnjudgedError: it holds classes.
     """
     if isinstance(value, dict | list):
-        raise Unjudged
+        raise UnjudgedError
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     return float(value) if is_whole and [kind.name for kind in types] == ["float"] else value

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lit_align.callbacks import GracefulStop, training_loop
+from lit_align.interrupts import Stopped, Waiting
 from tests.runner import BASE, SHORT, distance, distributed, lit_align, metrics, ok, weights
 
 PATIENCE = 120
@@ -126,6 +128,21 @@ def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "parts" / "hanging.py").write_text(HANGS)
     monkeypatch.setenv("HANGS", str(tmp_path / "hangs"))
     return tmp_path / "hangs"
+
+
+def test_ctrl_c_after_a_signal_stops_at_once_and_another_sigterm_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launchers repeat SIGTERM; the checkpoint of the step is still saved then."""
+    monkeypatch.setattr(training_loop, "waiting", Waiting())
+    before = signal.getsignal(signal.SIGALRM)
+    stop = GracefulStop()
+    try:
+        stop._receive(signal.SIGTERM, None)
+        stop._receive(signal.SIGTERM, None)
+        with pytest.raises(Stopped) as stopped:
+            stop._receive(signal.SIGINT, None)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert stopped.value.code == 130
 
 
 @pytest.mark.resume("behind a signal while a score function hangs")

@@ -24,6 +24,7 @@ from lit_align.models.logps.packing import Packing, needed
 from lit_align.models.logps.probe import distance, in_float32, probe, rounding_noise, short_pairs
 from lit_align.types import PairBatch
 from tests.conftest import pair_batch
+from tests.models.logps.test_check import second_sees_first, without_mask
 
 Model = tuple[int, int, int, bool]
 """Layers, hidden size, vocabulary, and whether it is trained."""
@@ -101,17 +102,6 @@ def test_rounding_is_explained(kind: str, dtype: torch.dtype, monkeypatch: pytes
     assert distance(probe(reader, pairs), truth).values <= 2 * ALLOWANCE * error.values
 
 
-def leaking_mask(packing: Packing) -> Tensor:
-    """One segment: later pairs see earlier ones, and second segments see chosen responses."""
-    return plan_of(replace(packing, segments=torch.tensor([[len(packing.ids), 0, 0]])))
-
-
-def rejected_sees_chosen(packing: Packing) -> Tensor:
-    segments = packing.segments.clone()
-    segments[:, 2] = segments[:, 0]
-    return plan_of(replace(packing, segments=segments))
-
-
 def one_token_less(packing: Packing) -> Tensor:
     """The second response does not see the last token of its prompt."""
     segments = packing.segments.clone()
@@ -135,8 +125,8 @@ def wrong_place(packing: Packing) -> dict[str, Any]:
 
 
 FAULTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
-    "leaking mask": lambda patch: patch.setattr(reading, "plan_of", leaking_mask),
-    "rejected sees chosen": lambda patch: patch.setattr(reading, "plan_of", rejected_sees_chosen),
+    "leaking mask": lambda patch: patch.setattr(reading, "plan_of", without_mask),
+    "rejected sees chosen": lambda patch: patch.setattr(reading, "plan_of", second_sees_first),
     "a token less": lambda patch: patch.setattr(reading, "plan_of", one_token_less),
     "shifted positions": changed_packing(shifted),
     "shifted predictions": changed_packing(wrong_place),
