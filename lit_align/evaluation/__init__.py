@@ -1,0 +1,1 @@
+"""Evaluation of trained models: responses, judges, win rates with intervals, preference sets, benchmarks."""

@@ -1,0 +1,225 @@
+"""The files of an evaluation: ``evaluation.json`` with its numbers, and the rows of each model beside it.
+
+.. code-block:: text
+
+    evaluation/
+      evaluation.json            settings, and metric → value and interval of every model
+      models/NAME/
+        settings.json            what the responses depend on
+        responses.jsonl          index, seed, prompt, response, tokens, ended
+        policy.jsonl             index, seed, entropy (nats per token), kl (nats, only with a reference)
+        scores.jsonl             index, seed, and score, comparison (1 won, 0.5 tie, 0 lost) or both
+        pairs.jsonl              of preference sets: index, sum, mean, lengths, and the columns to group by
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lit_align.errors import DataError, kind, shown
+from lit_align.files import to_disk
+
+FILE = "evaluation.json"
+FILE_FORMAT = 1
+"""Number of the file format; a reader refuses those that it does not know."""
+RESPONSES, SCORES, POLICY, PAIRS = "responses.jsonl", "scores.jsonl", "policy.jsonl", "pairs.jsonl"
+
+
+@dataclass(frozen=True)
+class MetricEstimate:
+    """A number with its 95 % interval.
+
+    Args:
+        value: the number.
+        low: lower end of the interval; None where none is computed.
+        high: its upper end.
+        n: rows, or pairs, that the number is computed from.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("value", "low", "high"):
+            number = getattr(self, name)
+            if number is not None and not math.isfinite(number):
+                raise ValueError(f"{name} is {number}; expected a finite number")
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """The evaluation of one model.
+
+    Args:
+        name: short and unique within the evaluation.
+        path: run folder, checkpoint, or Hugging Face folder or name, as it was given.
+        settings: ``prompts``, ``seeds``, ``sampling``, ``judge``, ``baseline`` and ``versions``, those that apply.
+        metrics: name → number and interval, such as ``win_rate`` or ``length/tokens``.
+        folder: with the rows.
+    """
+
+    name: str
+    path: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, MetricEstimate] = field(default_factory=dict)
+    folder: Path = Path()
+
+    def responses(self) -> list[dict[str, Any]]:
+        """Return the rows of ``responses.jsonl``; empty without the file."""
+        return list(read_rows(self.folder / RESPONSES))
+
+    def scores(self) -> list[dict[str, Any]]:
+        """Return the rows of ``scores.jsonl``; empty without the file."""
+        return list(read_rows(self.folder / SCORES))
+
+    def pairs(self) -> list[dict[str, Any]]:
+        """Return the rows of ``pairs.jsonl``, which an evaluation on a preference set has; empty without the file."""
+        return list(read_rows(self.folder / PAIRS))
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """An evaluation of one or several models.
+
+    Args:
+        models: in the order in which they were named.
+        baseline: name of the model that the others are compared with; None for none.
+        warnings: what a reader must know, such as lengths that hardly overlap.
+    """
+
+    models: tuple[ModelRecord, ...]
+    baseline: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def model_folder(folder: Path, name: str) -> Path:
+    """Return the folder of a model's rows in the folder of an evaluation."""
+    return folder / "models" / name
+
+
+def write_evaluation(folder: Path, record: EvaluationRecord) -> Path:
+    """Write ``evaluation.json``, whole or not at all, and return its path.
+
+    Args:
+        folder: of the evaluation; it is made if it is missing.
+        record: the numbers; the rows of the models are written by others.
+    """
+    models = [
+        {
+            "name": model.name,
+            "path": model.path,
+            "folder": str(model_folder(Path(), model.name)),
+            "settings": dict(model.settings),
+            "metrics": {name: asdict(number) for name, number in model.metrics.items()},
+        }
+        for model in record.models
+    ]
+    content = {
+        "format": FILE_FORMAT,
+        "baseline": record.baseline,
+        "warnings": list(record.warnings),
+        "models": models,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / FILE, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    return folder / FILE
+
+
+def read_evaluation(folder: Path | str) -> EvaluationRecord:
+    """Read the numbers of an evaluation; the rows are read when they are asked for.
+
+    Args:
+        folder: of the evaluation, or its ``evaluation.json``.
+
+    Raises:
+        FileNotFoundError: there is no evaluation.
+        DataError: the file is damaged, or of another version.
+    """
+    folder = Path(folder)
+    path = folder if folder.suffix == ".json" else folder / FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; python -m lit_align evaluate writes it")
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise DataError(str(path), f"not JSON: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FILE_FORMAT:
+        number = content.get("format") if isinstance(content, dict) else kind(content)
+        raise DataError(str(path), f"found {shown(number)}; expected an evaluation of format {FILE_FORMAT}", "format")
+    try:
+        models = tuple(_model(model, path.parent) for model in content["models"])
+        return EvaluationRecord(models, content["baseline"], tuple(content["warnings"]))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(str(path), f"damaged: {type(error).__name__}: {error}") from error
+
+
+def _model(content: Mapping[str, Any], folder: Path) -> ModelRecord:
+    metrics = {name: MetricEstimate(**number) for name, number in content["metrics"].items()}
+    return ModelRecord(content["name"], content["path"], content["settings"], metrics, folder / content["folder"])
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file, or leave the old one as it was if that fails or is interrupted."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text, encoding="utf-8")
+    to_disk(temporary)
+    temporary.replace(path)
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as JSON lines, whole or not at all."""
+    write_whole(path, "".join(_line(row) for row in rows))
+
+
+def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append rows as JSON lines, and flush them to disk.
+
+    Call ``drop_cut_line`` once before the first call, in case an earlier process was interrupted while it wrote.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(_line(row) for row in rows))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def drop_cut_line(path: Path) -> None:
+    """Remove a last line that has no end, which an interrupted process has left."""
+    if not path.is_file():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        with path.open("r+b") as file:
+            file.truncate(whole)
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a file of JSON lines, but for a last one that was cut; nothing if there is no file.
+
+    Raises:
+        DataError: a line is no JSON object; names file and line.
+    """
+    if not path.is_file():
+        return
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}:{number}", f"not JSON: {error}; remove the line to compute it anew") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}:{number}", f"found {kind(row)}; expected an object")
+        yield row
