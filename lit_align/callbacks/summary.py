@@ -21,13 +21,13 @@ from lit_align.callbacks.model_card import describe, papers_of_run
 from lit_align.callbacks.samples import Samples
 from lit_align.compat.lightning import callbacks_of, unwrapped, writes_files
 from lit_align.data import PreferenceData
-from lit_align.data.report.statistics import wilson
 from lit_align.models import AdapterOff, MovingReference, Precomputed, SecondModel
 from lit_align.models.logps.packing import LayoutName
 from lit_align.modules import LitModule
 from lit_align.modules.optimizer import describe_groups
 from lit_align.modules.step_totals import run_data
 from lit_align.objectives.beta_scale import BetaReading
+from lit_align.statistics import wilson
 
 CallbackType = TypeVar("CallbackType", bound=Callback)
 

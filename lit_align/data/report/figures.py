@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from lit_align.data.report.lengths import LengthReport, PairLengths, short_name
-from lit_align.data.report.statistics import Distribution
+from lit_align.statistics import Distribution
 
 CHOSEN, REJECTED, GAP, GUIDE = "#0072b2", "#d55e00", "#5b5b5b", "#8c8c8c"
 """Colours of the palette of Okabe and Ito, which remain distinguishable with any colour vision."""

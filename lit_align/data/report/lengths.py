@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lit_align.data.prepared.prepare import Split
 from lit_align.data.prepared.store import PairStore
-from lit_align.data.report.statistics import Distribution, Interval, bin_width, pearson_correlation, wilson
+from lit_align.statistics import Distribution, Interval, bin_width, pearson_correlation, wilson
 
 SUMMED_BETA = 0.1
 _NAME_LENGTH = 28

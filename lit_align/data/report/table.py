@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lit_align.data.report.lengths import SUMMED_BETA, LengthReport, PairLengths, short_name
-from lit_align.data.report.statistics import Distribution
+from lit_align.statistics import Distribution
 
 SIDE_PERCENTILES, GAP_PERCENTILES = (5, 50, 95, 100), (0, 5, 50, 95, 100)
 

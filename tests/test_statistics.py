@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lit_align.data.report.statistics import (
+from lit_align.statistics import (
     REPORTED_PERCENTILES,
     Distribution,
     Histogram,
