@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from lit_align.cli.keys import MODULES
 from lit_align.compat.jsonargparse import read_yaml, yaml_loader
 from lit_align.errors import shown
 
@@ -26,12 +27,8 @@ def read_extensions(arguments: Sequence[str]) -> list[str]:
     >>> read_extensions(["fit", "--extend", "./parts,mine", "--run", "x"])
     ['./parts', 'mine']
     """
-    for place, word in enumerate(arguments):
-        if word == "--extend" and place + 1 < len(arguments):
-            return arguments[place + 1].split(",")
-        if word.startswith("--extend="):
-            return word.removeprefix("--extend=").split(",")
-    return []
+    extend = dict(_options(arguments)).get("--extend")
+    return extend.split(",") if extend else []
 
 
 def read_task(arguments: Sequence[str]) -> str:
@@ -39,18 +36,30 @@ def read_task(arguments: Sequence[str]) -> str:
 
     It is needed before parsing: the keys of ``model`` depend on it.
 
+    Raises:
+        ValueError: there is no such task.
+
     >>> read_task(["fit", "--config", "none.yaml", "--task", "reward"]), read_task(["fit"])
     ('reward', 'preference')
     """
     task = "preference"
-    for word, value in zip(arguments, [*arguments[1:], ""], strict=True):
-        key, equals, rest = word.partition("=")
-        value = rest if equals else value
-        if key == "--task":
-            task = value
-        elif key in ("--config", "-c"):
-            task = _task_in_configuration(value) or task
+    for option, value in _options(arguments):
+        if option == "--task":
+            task = value or task
+        elif option == "--config":
+            task = _task_in_configuration(value or "") or task
+    if task not in MODULES:
+        raise ValueError(f"task is {task!r}; expected one of {', '.join(MODULES)}")
     return task
+
+
+def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """Yield the options of a command line with their dashes, and the value of each, None where there is none."""
+    for word, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        option, equals, text = word.partition("=")
+        if option.startswith("--") or option == "-c":
+            value = text if equals else None if following.startswith("--") else following
+            yield "--config" if option == "-c" else option, value
 
 
 def _task_in_configuration(config: str) -> str | None:
@@ -90,13 +99,13 @@ def read_settings(arguments: Sequence[str]) -> Iterator[Setting]:
     Raises:
         ValueError: a file cannot be read; names it.
     """
-    for word, following in zip(arguments, [*arguments[1:], "--"], strict=True):
-        key, equals, text = word.removeprefix("--").partition("=")
-        value = text if equals else None if following.startswith("--") else following
-        if (word.startswith("--") and key == "config") or word == "-c":
-            yield from _in_configuration(value or "")
-        elif word.startswith("--") and value is not None and key not in ("help", "print_config"):
-            yield Setting(key.removesuffix("+"), _read_value(value), value)
+    for option, value in _options(arguments):
+        key = option.removeprefix("--").removesuffix("+")
+        if key == "config":
+            settings, file = read_configuration(value or "")
+            yield from (Setting(str(name), inner, file=file) for name, inner in settings.items())
+        elif value is not None and key not in ("help", "print_config"):
+            yield Setting(key, _read_value(value), value)
 
 
 def _read_value(text: str) -> Any:
@@ -104,13 +113,6 @@ def _read_value(text: str) -> Any:
         return load_yaml(text)
     except (yaml.YAMLError, ValueError):
         return text
-
-
-def _in_configuration(config: str) -> Iterator[Setting]:
-    """Yield the settings of a configuration, which is a file or, as jsonargparse allows, YAML itself."""
-    settings, file = read_configuration(config)
-    for key, value in settings.items():
-        yield Setting(str(key), value, file=file)
 
 
 def read_configuration(config: str) -> tuple[dict[Any, Any], str]:
@@ -229,14 +231,12 @@ def check_numbers(arguments: Sequence[str], texts: Collection[str]) -> None:
     Traceback (most recent call last):
     ValueError: --trainer.max_steps: 010 would be read as 8, to the base 8; write 8, 10 or '010'
     """
-    for word, value in zip(arguments, [*arguments[1:], ""], strict=True):
-        key, equals, rest = word.partition("=")
-        value = rest if equals else value
-        if key.startswith("--") and key.removeprefix("--") not in texts and NUMBER.fullmatch(value):
+    for option, value in _options(arguments):
+        if value is not None and option.removeprefix("--") not in texts and NUMBER.fullmatch(value):
             try:
                 _check_nodes(yaml.compose(value, Loader=yaml_loader()))
             except yaml.constructor.ConstructorError as error:
-                raise ValueError(f"{key}: {error.problem}") from None
+                raise ValueError(f"{option}: {error.problem}") from None
 
 
 def _check_number(node: yaml.ScalarNode) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from lit_align.cli.configuration import read_task
 from lit_align.cli.early_checks import check_command_line
 from lit_align.cli.help import help_text
-from lit_align.cli.keys import MODULES
 from lit_align.cli.plan_options import option_parser
 from lit_align.errors import printable
 
@@ -31,7 +30,7 @@ def answer_early(arguments: Sequence[str], text: str) -> None:
             section = _section(words)
             if options is not None and not section:
                 print(options.format_help().partition("options:")[2])
-            print(help_text(command, text, task if task in MODULES else "preference", section), end="")
+            print(help_text(command, text, task, section), end="")
             sys.exit(0)
         mistakes = check_command_line(like_fit)
     except ValueError as error:

@@ -17,9 +17,9 @@ from typing import Any
 from jsonargparse import Namespace
 
 from lit_align.cli.configuration import Setting, read_extensions, read_settings, read_task
-from lit_align.cli.keys import MODULES, KeyTable, bases_of, choices_of, default_class, keys_of, options_of
+from lit_align.cli.keys import KeyTable, bases_of, choices_of, default_class, keys_of, options_of
 from lit_align.cli.settings import ALLOWED_IMPORTS, DEBUG, RENAMED_KEYS, check_settings
-from lit_align.cli.signatures import Definition, Kind, Parameter, constant, kinds, modules_of, source_of_module
+from lit_align.cli.signatures import Definition, Kind, Parameter, constant, kinds, modules_of, source_text
 from lit_align.cli.suggestions import did_you_mean, near, suggest_key, suggest_name
 from lit_align.errors import check_range, shown
 
@@ -51,9 +51,10 @@ def check_command_line(arguments: Sequence[str]) -> list[str]:
     """
     if DEBUG in os.environ or any(word.partition("=")[0].endswith(".help") for word in arguments):
         return []
-    task = read_task(arguments)
-    if task not in MODULES:
-        return [f"task is {task!r}; expected one of {', '.join(MODULES)}"]
+    try:
+        task = read_task(arguments)
+    except ValueError as error:
+        return [str(error)]
     checker = Checker(keys_of(arguments[0], task), task, extended=bool(read_extensions(arguments)))
     try:
         for setting in read_settings(arguments):
@@ -259,8 +260,7 @@ class Checker:
 def stated_ranges() -> Iterator[tuple[str, float, float]]:
     """Yield key, smallest and largest value of the numbers that the data's constructors check by ``check_range``."""
     for module in modules_of("lit_align.data"):
-        path = source_of_module(module)
-        for key, low, high in _RANGE.findall(path.read_text("utf-8") if path is not None else ""):
+        for key, low, high in _RANGE.findall(source_text(module)):
             yield key, int(low), int(high) if high else math.inf
 
 

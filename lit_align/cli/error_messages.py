@@ -18,7 +18,7 @@ _UNION = re.compile(
     r"\nGiven value type: [^\n]*\nGiven value: (?P<value>.*)",
     re.DOTALL,
 )
-_OPTION = re.compile(r"Option '(?P<key>[^']+)' is not accepted(?:\s+Did you mean: (?P<meant>.*)\?)?")
+_OPTION = re.compile(r"Option '(?P<key>[^']+)' is not accepted(?:; did you mean (?P<meant>.*)\?)?")
 _ARGUMENT = re.compile(r"unrecognized arguments: --(?P<key>[\w.]+)")
 _MISSING = re.compile(r"the following arguments are required: (?P<keys>.*)")
 _IMPORT = re.compile(r"Expected a dot import path string: (?P<value>.*)", re.DOTALL)

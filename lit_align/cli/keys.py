@@ -19,6 +19,7 @@ from lit_align.cli.signatures import (
     is_subclass,
     kinds,
     modules_of,
+    names_in,
     parameters,
     source_of_module,
     subclasses,
@@ -183,36 +184,26 @@ def choices_of(base: Definition) -> dict[str, Definition]:
         base: of lit_align or of torch.optim; others have none that is known.
     """
     if base.module.startswith("torch.optim"):
-        package = source_of_module("torch.optim")
-        names = _imported(package.read_text("utf-8")) if package is not None else []
-        known = {name: find_definition("torch.optim", name) for name in names}
-        return {
-            name: part for name, part in known.items() if part is not None and part != base and is_subclass(part, base)
-        }
+        known = {name: find_definition("torch.optim", name) for name in names_in("torch.optim")[0]}
+        parts = {name: part for name, part in known.items() if part is not None and part != base}
+        return {name: part for name, part in parts.items() if is_subclass(part, base)}
     if not base.module.startswith("lit_align"):
         return {}
     own = {} if is_abstract(base) else {base.name: base}
     return {**_presets(base), **own, **subclasses(base, ("lit_align",))}
 
 
-def _imported(text: str) -> list[str]:
-    nodes = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom))
-    return [alias.name for node in nodes for alias in node.names]
-
-
 def _presets(base: Definition) -> dict[str, Definition]:
     """Return the functions in the presets of a base class's package that return one of its subclasses."""
     package = f"{'.'.join(base.module.split('.')[:2])}.presets"
-    modules = modules_of(package) if source_of_module(package) is not None else ()
-    found: dict[str, Definition] = {}
-    for module in modules:
-        path = source_of_module(module)
-        for node in ast.parse(path.read_text("utf-8")).body if path is not None else []:
-            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
-                made = [kind.definition for kind in kinds(module, node.returns)]
-                if made[0] is not None and is_subclass(made[0], base):
-                    found[node.name] = Definition(module, node)
-    return dict(sorted(found.items()))
+    presets: dict[str, Definition] = {}
+    for module in modules_of(package) if source_of_module(package) is not None else ():
+        for name, node in names_in(module)[0].items():
+            if isinstance(node, ast.FunctionDef) and not name.startswith("_"):
+                made = kinds(module, node.returns)[0].definition
+                if made is not None and is_subclass(made, base):
+                    presets[name] = Definition(module, node)
+    return dict(sorted(presets.items()))
 
 
 def default_class(parameter: Parameter) -> Definition | None:

@@ -7,12 +7,13 @@ imports nothing that the command line does not allow, carries no settings from o
 
 from __future__ import annotations
 
+import ast
 import difflib
-import importlib
 import inspect
 import re
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, NoReturn
 
 import jsonargparse
@@ -22,8 +23,8 @@ from typing_extensions import override
 
 from lit_align.cli.configuration import load_yaml
 from lit_align.cli.error_messages import shorten
-from lit_align.cli.objective_names import PACKAGES, presets_of, suggest_objectives
 from lit_align.cli.settings import ALLOWED_IMPORTS, RENAMED_KEYS
+from lit_align.cli.suggestions import OBJECTIVES, did_you_mean, objectives_of, suggest_objective
 from lit_align.compat.jsonargparse import options, patch, subparsers
 from lit_align.errors import printable
 from lit_align.files import at_home
@@ -60,15 +61,13 @@ class Parser(LightningArgumentParser):
         missing = re.match(r"the following arguments are required: (\w+)\.", message)
         if missing and missing[1] in subparsers(self):
             subparsers(self)[missing[1]].error(re.sub(rf"\b{missing[1]}\.", "", message), ex)
-        short, suggestion = message, ""
-        if self.exit_on_error:
-            short, suggestion = suggest_objectives(message, shorten(message), self._task)
+        short = suggest_objective(message, shorten(message), self._task) if self.exit_on_error else message
         if new_name := _new_name(short):
             short = f"{short.partition('; did you mean')[0]}; the key has a new name: {new_name}"
         elif _MOVED_MODULE.search(short):
             short += "; modules have moved since: name the class alone, for example class_path: TestbedScore"
         elif "id you mean" not in short:
-            short += suggestion or self._suggest_keys(message)
+            short += self._suggest_keys(message)
         super().error(printable(short), ex)
 
     @property
@@ -89,7 +88,7 @@ class Parser(LightningArgumentParser):
             return ""
         key = unknown["key"].removeprefix(f"{self.prog.split()[-1]}.")
         close = difflib.get_close_matches(key, sorted(self._all_options), 3, 0.7)
-        return f"\nDid you mean: {', '.join(close)}?" if close else ""
+        return did_you_mean(close)
 
 
 def _new_name(message: str) -> str:
@@ -112,8 +111,18 @@ def prepare_parsing(extensions: Sequence[str]) -> None:
     jsonargparse.set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=allowed)
     jsonargparse.set_loader("yaml", load_yaml, exceptions=(yaml.YAMLError,))
     for name in ("truth", "tastes"):
-        importlib.import_module(f"lit_align.testbed.{name}")
-    patch({base: presets_of(task) for task, (_, base) in PACKAGES.items()})
+        import_module(f"lit_align.testbed.{name}")
+    patch({getattr(import_module(module), base): presets_of(task) for task, (module, base) in OBJECTIVES.items()})
+
+
+def presets_of(task: str) -> dict[str, Any]:
+    """Return the functions that make an objective of a task, by name; empty for a task with a fixed objective.
+
+    >>> list(presets_of("online"))
+    ['conditional_pm_rlhf', 'kl_rlhf', 'pm_rlhf']
+    """
+    presets = {name: part for name, part in objectives_of(task).items() if isinstance(part.node, ast.FunctionDef)}
+    return {name: getattr(import_module(part.module), name) for name, part in presets.items()}
 
 
 def _import_extension(extension: str) -> list[str]:
@@ -128,7 +137,7 @@ def _import_extension(extension: str) -> list[str]:
         names = [extension]
     for name in names:
         try:
-            importlib.import_module(name)
+            import_module(name)
         except (ModuleNotFoundError, TypeError) as error:  # a TypeError for "./x", which Python takes as relative
             if name.startswith(".") or getattr(error, "name", None) == name:
                 message = f"--extend {extension}: neither a folder nor a module that can be imported"

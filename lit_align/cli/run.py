@@ -31,7 +31,6 @@ from lit_align.callbacks.checkpointing.checkpoints import checkpoint_folder
 from lit_align.cli.configuration import check_numbers, read_extensions, read_task
 from lit_align.cli.error_messages import print_warning, without_foreign_advice
 from lit_align.cli.keys import RUN_KEYS, TRAINER_DEFAULTS
-from lit_align.cli.objective_names import help_on_presets
 from lit_align.cli.parsing import USER_ERRORS, Parser, prepare_parsing
 from lit_align.cli.run_setup import (
     MoveAside,
@@ -129,23 +128,10 @@ class Cli(LightningCLI):
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        task = read_task(self.arguments)
-        parser.add_argument(
-            "--task",
-            type=Literal["preference", "reward", "online"],
-            default=task,
-            help=RUN_KEYS["task"].help,
-        )
-        for name in ("run", "extend"):
-            parser.add_argument(f"--{name}", type=str, default=RUN_KEYS[name].default, help=RUN_KEYS[name].help)
-        parser.add_argument(
-            "--on_changed_settings",
-            type=Literal["error", "warn"],
-            default="error",
-            help=RUN_KEYS["on_changed_settings"].help,
-        )
-        objective = options(parser)["model.objective"]
-        objective.help = f"{objective.help}{help_on_presets(task)}"
+        types = {"task": Literal["preference", "reward", "online"], "on_changed_settings": Literal["error", "warn"]}
+        for name in ("task", "run", "extend", "on_changed_settings"):
+            default = read_task(self.arguments) if name == "task" else RUN_KEYS[name].default
+            parser.add_argument(f"--{name}", type=types.get(name, str), default=default, help=RUN_KEYS[name].help)
         parser.add_lightning_class_args(callbacks.Samples, "samples")
         parser.add_lightning_class_args(callbacks.Checkpoints, "checkpoints")
         parser.add_lightning_class_args(callbacks.Export, "export")
@@ -279,19 +265,13 @@ def run(arguments: Sequence[str], command_line: Callable[..., Cli] = Cli) -> Non
     _silence_libraries()
     _bind_gloo_to_loopback()
     prepare_parsing(read_extensions(arguments))
-    task = read_task(arguments)
-    if task not in TASKS:
-        raise ValueError(f"task is {task!r}; expected one of {', '.join(TASKS)}")
     command_line(
         arguments,
-        model_class=TASKS[task],
+        model_class=TASKS[read_task(arguments)],
         datamodule_class=PreferenceData,
         save_config_callback=SaveConfig,
         save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
-        trainer_defaults={
-            "callbacks": callbacks.last_callbacks(),
-            **TRAINER_DEFAULTS,
-        },
+        trainer_defaults={"callbacks": callbacks.last_callbacks(), **TRAINER_DEFAULTS},
         seed_everything_default=0,
         parser_class=Parser,
         auto_configure_optimizers=False,

@@ -86,7 +86,7 @@ def source_of_module(module: str) -> Path | None:
 
 
 @cache
-def _names(module: str) -> tuple[dict[str, ast.AST | tuple[str, str]], list[str]]:
+def names_in(module: str) -> tuple[dict[str, ast.AST | tuple[str, str]], list[str]]:
     """Return what the names of a module stand for, a definition or a name elsewhere, and its star imports."""
     path = source_of_module(module)
     names: dict[str, ast.AST | tuple[str, str]] = {}
@@ -133,7 +133,7 @@ def find_definition(module: str, name: str) -> Definition | None:
         module: in which the name is used.
         name: the name.
     """
-    names, stars = _names(module)
+    names, stars = names_in(module)
     target = names.get(name)
     if isinstance(target, tuple):
         return find_definition(*target) if target != (module, name) else None  # a module inside of the package
@@ -197,7 +197,7 @@ def parameters(definition: Definition) -> tuple[Parameter, ...]:
         return tuple(_of_function(function, definition.module, texts))
     if isinstance(node, ast.ClassDef) and _is_dataclass(node):
         return tuple(_of_dataclass(definition, texts).values())
-    return next((found for parent in bases(definition) if (found := parameters(parent))), ())
+    return next(filter(None, map(parameters, bases(definition))), ())
 
 
 def _constructor(node: ast.AST) -> ast.FunctionDef | None:
@@ -207,14 +207,14 @@ def _constructor(node: ast.AST) -> ast.FunctionDef | None:
 
 def _of_function(function: ast.FunctionDef, module: str, texts: dict[str, str]) -> Iterator[Parameter]:
     positional = [*function.args.posonlyargs, *function.args.args]
-    defaults = [None] * (len(positional) - len(function.args.defaults)) + list(function.args.defaults)
-    pairs = [
-        *zip(positional, defaults, strict=True),
-        *zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True),
-    ]
-    for argument, default in pairs:
+    defaults: dict[ast.arg, ast.expr | None] = dict(
+        zip(reversed(positional), reversed(function.args.defaults), strict=False)
+    )
+    defaults.update(zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True))
+    for argument in (*positional, *function.args.kwonlyargs):
         if argument.arg not in ("self", "cls"):
-            yield Parameter(argument.arg, argument.annotation, default, module, texts.get(argument.arg, ""))
+            text = texts.get(argument.arg, "")
+            yield Parameter(argument.arg, argument.annotation, defaults.get(argument), module, text)
     if function.args.kwarg is not None:
         yield Parameter(ANY_NAME, None, None, module, "")
 
@@ -290,11 +290,9 @@ def _subscripted(module: str, name: str, inner: ast.expr, annotation: ast.expr) 
         return [*kinds(module, inner), Kind("None")]
     if name == "Literal":
         return [Kind("Literal", tuple(part.value for part in parts if isinstance(part, ast.Constant)))]
-    return [
-        Kind(
-            name.lower() if name in ("List", "Dict", "Tuple") else name if name in _SIMPLE else ast.unparse(annotation)
-        )
-    ]
+    if name in ("List", "Dict", "Tuple"):
+        return [Kind(name.lower())]
+    return [Kind(name if name in _SIMPLE else ast.unparse(annotation))]
 
 
 def _named(module: str, name: str) -> list[Kind]:
@@ -333,7 +331,8 @@ def modules_of(package: str) -> tuple[str, ...]:
 
 
 @cache
-def _text(module: str) -> str:
+def source_text(module: str) -> str:
+    """Return the source of a module; empty if there is none."""
     path = source_of_module(module)
     return path.read_text("utf-8") if path is not None else ""
 
@@ -346,15 +345,15 @@ def subclasses(base: Definition, packages: tuple[str, ...]) -> dict[str, Definit
         base: the base class.
         packages: where to look.
     """
-    found: dict[str, Definition] = {}
+    known: dict[str, Definition] = {}
     pending = [base]
     while pending:
         parent = pending.pop()
         mention = re.compile(rf"^class (\w+)\([^)]*\b{parent.name}\b", re.MULTILINE)
         for module in (module for package in packages for module in modules_of(package)):
-            for name in mention.findall(_text(module)):
+            for name in mention.findall(source_text(module)):
                 child = find_definition(module, name)
-                if child is not None and name not in found and parent in bases(child):
-                    found[name] = child
+                if child is not None and name not in known and parent in bases(child):
+                    known[name] = child
                     pending.append(child)
-    return {name: child for name, child in found.items() if not is_abstract(child) and not name.startswith("_")}
+    return {name: child for name, child in known.items() if not is_abstract(child) and not name.startswith("_")}

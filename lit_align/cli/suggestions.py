@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
+from importlib import import_module
 
 from lit_align.cli.keys import KeyTable, bases_of, choices_of, default_class, made_by, options_of
 from lit_align.cli.signatures import Definition, Parameter, find_definition
@@ -13,6 +15,10 @@ OBJECTIVES = {
     "online": ("lit_align.online.objective", "OnlineObjective"),
 }
 """Task to the base class of its objectives."""
+_UNKNOWN_NAME = re.compile(
+    r"(?:dot import path string: '?|Import path (?=\S+ does not correspond)|Unable to load config [\"'])"
+    r"(?P<name>[\w.]+)"
+)
 NAMES_ELSEWHERE = {
     "sigmoid": "dpo",
     "sigmoid_norm": "averaged_dpo",
@@ -95,17 +101,48 @@ def suggest_name(key: str, name: str, parameter: Parameter, task: str) -> str:
         task: of the run.
     """
     known = [choice for base in bases_of(parameter) for choice in choices_of(base)]
-    if key == "model.objective":
-        for other, base in OBJECTIVES.items():
-            definition = find_definition(*base)
-            if other != task and definition is not None and name in choices_of(definition):
-                return f", an objective of task {other}, and the task is {task}; add --task {other}"
+    if key == "model.objective" and (elsewhere := _of_other_task(name, task)):
+        return elsewhere
     if name in NAMES_ELSEWHERE and NAMES_ELSEWHERE[name] in known:
         return f"; it is called {NAMES_ELSEWHERE[name]} here"
     close = near(name, known)
     if close and len(known) > 8:
         return did_you_mean(close)
     return f"; expected {' or '.join(known)}" if len(known) <= 8 else "; expected the name of a class that is known"
+
+
+def suggest_objective(message: str, short: str, task: str) -> str:
+    """Add to a message of the parser what to write instead of an unknown objective, or part of one.
+
+    Args:
+        message: jsonargparse's message.
+        short: the shortened message; its first word is the key.
+        task: of the run.
+    """
+    unknown, key = _UNKNOWN_NAME.search(message), short.split(" ")[0].strip("-:").removesuffix(".help")
+    if unknown is None or "objective" not in key:
+        return short
+    name = unknown["name"].rpartition(".")[2]
+    is_objective = key.endswith("objective")
+    if is_objective and (elsewhere := _of_other_task(name, task)):
+        return f"{key} is {name!r}{elsewhere}"
+    package = OBJECTIVES.get(task, OBJECTIVES["preference"])[0].rpartition(".")[0]
+    known = objectives_of(task) if is_objective and task in OBJECTIVES else import_module(package).__all__
+    return f"{short}{did_you_mean(near(name, [candidate for candidate in known if candidate != name]))}"
+
+
+def objectives_of(task: str) -> dict[str, Definition]:
+    """Return the objectives of a task, presets and classes, by name; empty for a task with a fixed objective."""
+    base = find_definition(*OBJECTIVES[task]) if task in OBJECTIVES else None
+    return {} if base is None else choices_of(base)
+
+
+def _of_other_task(name: str, task: str) -> str:
+    """Return the rest of a sentence about a name that is an objective of another task; empty if it is not."""
+    others = (other for other in OBJECTIVES if other != task and name in objectives_of(other))
+    return next(
+        (f", an objective of task {other}, and the task is {task}; add --task {other}" for other in others), ""
+    )
 
 
 def near(name: str, known: Iterable[str]) -> list[str]:

@@ -6,8 +6,8 @@ import math
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -17,9 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from lit_align.models.logps.check import LADDER
 from lit_align.models.sharding import layers
-from lit_align.plan.memory import Parallelism, PassCost, sum_bytes
+from lit_align.modules import Module
+from lit_align.plan.memory import Memory, Parallelism, Phase
 
+Measured = TypeVar("Measured")
 _LARGE = 2**20
 """Elements above which a tensor that is made without inputs is fake, too."""
 _OPERATIONS: dict[Any, Callable[..., int]] = {
@@ -82,11 +85,7 @@ class Tracker(TorchDispatchMode):
         self.peak_gradients = self.gradients
 
     def add_gradient(self, weight: Tensor) -> None:
-        """Count a weight's gradient as such, once it is complete.
-
-        Args:
-            weight: whose gradient it is.
-        """
+        """Count a weight's gradient as such, once it is complete."""
         if weight.grad is not None:
             size = weight.grad.untyped_storage().nbytes()
             self.gradients += size // self._shards
@@ -98,7 +97,10 @@ class Tracker(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return torch.ones((), dtype=args[0].dtype).item()  # a harmless value where the program looks at one
-        with self._mode if _elements(args) > _LARGE else nullcontext():
+        # the number of elements that a tensor made without inputs gets from the shape that comes first
+        shape = args[0] if args and isinstance(args[0], list | tuple) else (0,)
+        elements = math.prod(size if isinstance(size, int) else 0 for size in shape)
+        with self._mode if elements > _LARGE else nullcontext():
             out = func(*args, **kwargs)
         for leaf in (out,) if isinstance(out, Tensor) else tree_leaves(out):
             if isinstance(leaf, FakeTensor):
@@ -109,58 +111,97 @@ class Tracker(TorchDispatchMode):
         return out
 
 
-def _elements(args: Any) -> int:
-    """Return the number of elements that a tensor made without inputs gets from the shape that comes first; else 0."""
-    shape = args[0] if args and isinstance(args[0], list | tuple) else (0,)
-    return math.prod(size if isinstance(size, int) else 0 for size in shape)
-
-
-@dataclass(frozen=True)
 class DryRun:
-    """Measure passes of models that have no weights.
+    """One process of a run, on fake tensors: measures the memory of its phases and its operations.
 
     Args:
-        mode: of the fake weights.
-        models: the trained module, and then all frozen models.
+        module: what is trained; its weights become fake, as those of the other models.
+        frozen: models that are not trained.
+        released: models that are released before the first step.
         parallelism: of the run.
     """
 
-    mode: FakeTensorMode
-    models: Sequence[nn.Module]
-    parallelism: Parallelism
+    def __init__(
+        self, module: Module, frozen: Sequence[nn.Module], released: Sequence[nn.Module], parallelism: Parallelism
+    ) -> None:
+        self.module, self.released, self.parallelism = module, released, parallelism
+        self._models = [module, *frozen, *released]
+        self._trained = [model for model in module.children() if any(True for _ in model.parameters())]
+        shards, several = parallelism.shards, parallelism.processes > 1
+        weights = [p for p in module.parameters() if p.requires_grad]
+        states, working = optimizer_memory(module.optimizer, weights, parallelism.device)
+        self._gradients, self._optimizer_working = sum_bytes(weights) // shards, working // shards
+        self.resident = Memory(
+            parameters=sum_bytes(module.parameters()) // shards,
+            optimizer=states // shards,
+            frozen=sum(sum_bytes(model.parameters()) for model in frozen) // shards,
+            communication=self._gradients if several and not parallelism.sharded else 0,  # DDP's buckets
+        )
+        self.gathered_layers = self._gathered_model = 0
+        if several and parallelism.sharded:
+            self.gathered_layers = _gathered_layers(self._trained, frozen, parallelism)
+            self._gathered_model = max(_gathered(model, parallelism) for model in (*self._trained, *frozen))
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        for model in self._models:
+            _fake_weights(self._mode, model, torch.bfloat16 if parallelism.gathers_bfloat16 else None)
 
-    def train(self, loss: Callable[[], Tensor]) -> PassCost:
-        """Measure the forward and backward pass of a loss.
+    def train(
+        self, loss: Callable[[], Tensor], is_part: bool, head_gradient: int = 0
+    ) -> tuple[dict[Phase, Memory], int]:
+        """Return the memory of an optimizer step in each of its phases, and the operations of one pass.
 
         Args:
             loss: computes the loss with the program's own code.
+            is_part: whether the gradients of several passes are added up, so that they exist before the last pass.
+            head_gradient: bytes of the output head's gradient where chunks add it up outside of ``.grad``, so that it
+                counts among the temporaries of the pass.
         """
-        module, tracker, activations = self.models[0], self._tracker(), [0]
-        trained = [p for p in module.parameters() if p.requires_grad]
-        hooks = [p.register_post_accumulate_grad_hook(tracker.add_gradient) for p in trained]
-        last_layers = [layers(model)[-1] for model in module.children() if layers(model)] or [module]
+        tracker, activations = self._tracker(), [0]
+        weights = [p for p in self.module.parameters() if p.requires_grad]
+        hooks = [p.register_post_accumulate_grad_hook(tracker.add_gradient) for p in weights]
+        last_layers = [layers(model)[-1] for model in self.module.children() if layers(model)] or [self.module]
         hooks += [last.register_forward_hook(lambda *_: activations.append(tracker.live)) for last in last_layers]
         with tracker:
             with self._autocast():
                 value = loss()
-            forward = tracker.peak
+            forward, kept = tracker.peak, max(activations)
             tracker.reset_peaks()
             value.backward()
             del value
         left = max(0, tracker.live - tracker.gradients)
         for hook in hooks:
             hook.remove()
-        for parameter in trained:
-            parameter.grad = None
-        return PassCost(
-            activations=max(activations),
-            forward=forward,
-            backward=tracker.peak,
-            gradients=tracker.peak_gradients,
-            backward_alone=tracker.peak_alone,
-            left=left,
-            operations=tracker.operations,
+        for weight in weights:
+            weight.grad = None
+        before = self._gradients - head_gradient if is_part else 0
+        during = before if is_part else tracker.peak_gradients
+        backward = tracker.peak_alone if is_part else tracker.peak - during
+        phases: dict[Phase, Memory] = {
+            "forward": self._loss_phase(before, kept, forward - kept),
+            "backward": self._loss_phase(during, min(kept, backward), backward - kept),
+            "step": replace(self.resident, gradients=self._gradients, working=left + self._optimizer_working),
+        }
+        return phases, tracker.operations
+
+    def _loss_phase(self, gradients: int, activations: int, working: int) -> Memory:
+        communication = self.resident.communication + self.gathered_layers
+        return replace(
+            self.resident,
+            gradients=gradients,
+            activations=activations,
+            working=max(0, working),
+            communication=communication,
         )
+
+    def rollout(self, working: int, cache: int = 0) -> Memory:
+        """Return the memory while responses are written or scored, when there are no gradients.
+
+        Args:
+            working: bytes of temporaries.
+            cache: bytes of keys and values.
+        """
+        communication = self.resident.communication + self._gathered_model
+        return replace(self.resident, working=working, cache=cache, communication=communication)
 
     def read(self, read: Callable[[], object], counted: Iterable[Tensor] = ()) -> tuple[int, int]:
         """Measure something that is done without gradients: the peak in bytes, and the operations.
@@ -174,9 +215,21 @@ class DryRun:
             read()
         return tracker.peak, tracker.operations
 
+    def in_first_layout(self, run: Callable[[], Measured]) -> Measured:
+        """Run in the first layout that the models can be read in, as a training run chooses it with real weights."""
+        chosen = self.module.readers.how.layout
+        for layout in LADDER if chosen == "auto" else (chosen,):
+            for model in (*self._trained, *self._models[1:]):
+                self.module.readers.assume(model, layout)
+            try:
+                return run()
+            except Exception as error:  # noqa: BLE001 (whatever a model does with inputs that it was not made for)
+                refused = error
+        raise refused
+
     def _tracker(self, counted: Iterable[Tensor] = ()) -> Tracker:
-        weights = [weight for model in self.models for weight in (*model.parameters(), *model.buffers())]
-        return Tracker(self.mode, weights, counted, self.parallelism.shards)
+        weights = [weight for model in self._models for weight in (*model.parameters(), *model.buffers())]
+        return Tracker(self._mode, weights, counted, self.parallelism.shards)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         """Return the context of the run's precision; Lightning does not keep casts for a second use either."""
@@ -185,24 +238,43 @@ class DryRun:
         return torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False)
 
 
-def fake_weights(mode: FakeTensorMode, model: nn.Module, dtype: torch.dtype | None = None) -> None:
-    """Replace all weights by fake ones on the CPU, in place; shared weights stay shared.
+def _gathered_layers(trained: Sequence[nn.Module], frozen: Sequence[nn.Module], parallelism: Parallelism) -> int:
+    """Return the bytes that are gathered while a loss is computed.
 
-    Args:
-        mode: of the fake weights.
-        model: built without weights.
-        dtype: of the fake weights; None for that of each weight.
+    The weights outside the layers are whole during a pass, and two layers at a time; the gradients of a layer are
+    whole in float32. Frozen models are read one after the other, while those of a trained model stay gathered.
     """
-    replaced: dict[nn.Parameter, nn.Parameter] = {}
+
+    def layer_bytes(model: nn.Module) -> list[int]:
+        return [_gathered(part, parallelism) for part in layers(model)]
+
+    def outside(model: nn.Module) -> int:
+        return _gathered(model, parallelism) - sum(layer_bytes(model))
+
+    def largest(model: nn.Module) -> int:
+        return max(layer_bytes(model), default=0)
+
+    while_trained = sum(map(outside, trained)) + 2 * max(map(largest, trained))
+    while_read = max((outside(model) + 2 * largest(model) for model in frozen), default=0)
+    numbers = (sum(p.numel() for p in part.parameters()) for model in trained for part in layers(model))
+    return max(while_trained, while_read) + 4 * max(numbers, default=0)
+
+
+def _gathered(model: nn.Module, parallelism: Parallelism) -> int:
+    """Return the bytes of weights as they are gathered."""
+    most = 2 if parallelism.gathers_bfloat16 else 8
+    return sum(p.numel() * min(most, p.element_size()) for p in model.parameters())
+
+
+def _fake_weights(mode: FakeTensorMode, model: nn.Module, dtype: torch.dtype | None) -> None:
+    """Replace all weights by fake ones on the CPU, in place, of one dtype or of their own; shared ones stay shared."""
     with mode:
-        for module in model.modules():
-            for name, weight in module._parameters.items():
-                if weight is None:
-                    continue
-                if weight not in replaced:
-                    fake = torch.empty(weight.shape, dtype=dtype or weight.dtype)
-                    replaced[weight] = nn.Parameter(fake, requires_grad=weight.requires_grad)
-                module._parameters[name] = replaced[weight]
+        fakes = {
+            p: nn.Parameter(torch.empty(p.shape, dtype=dtype or p.dtype), p.requires_grad) for p in model.parameters()
+        }
+    for module in model.modules():
+        owned = {name: fakes[weight] for name, weight in module._parameters.items() if weight is not None}
+        module._parameters.update(owned)
 
 
 def optimizer_memory(optimizer: OptimizerCallable, weights: Sequence[Tensor], device: str) -> tuple[int, int]:
@@ -221,7 +293,7 @@ def optimizer_memory(optimizer: OptimizerCallable, weights: Sequence[Tensor], de
     >>> [optimizer_memory(AdamW, weights, device)[1] // (4 * 64) for device in ("cpu", "cuda")]
     [320, 192]
     """
-    mode = fake_mode()
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         trained = [nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype)) for weight in weights]
         for weight in trained:
@@ -241,6 +313,6 @@ def optimizer_memory(optimizer: OptimizerCallable, weights: Sequence[Tensor], de
     return sum_bytes(states.values()), tracker.peak - before
 
 
-def fake_mode() -> FakeTensorMode:
-    """Return a mode whose tensors have shapes and no memory."""
-    return FakeTensorMode(allow_non_fake_inputs=True)
+def sum_bytes(tensors: Iterable[Tensor]) -> int:
+    """Return the bytes of tensors."""
+    return sum(tensor.nbytes for tensor in tensors)

@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 from typing_extensions import override
 
 from lit_align.models import Precomputed
 from lit_align.models.generation import RowSampling
 from lit_align.models.lm_head.patch import base_of, is_linear, output_head
-from lit_align.models.logps.check import LADDER
 from lit_align.models.logps.plain import packed_mask
 from lit_align.models.sharding import without_weights
 from lit_align.modules import LitOnline, LitPreference, LitReward, Module
 from lit_align.modules.grad_cache import even_ends
-from lit_align.plan.dry_run import DryRun, fake_mode, fake_weights, optimizer_memory
-from lit_align.plan.memory import Memory, Parallelism, Phase, TrainingState, sum_bytes, trained_models
+from lit_align.plan.dry_run import DryRun, sum_bytes
+from lit_align.plan.memory import Memory, Parallelism, Phase
 from lit_align.types import PairBatch, PairTokens
-
-Measured = TypeVar("Measured")
 
 
 @dataclass(frozen=True)
@@ -69,25 +66,19 @@ def estimate(module: Module, batch: PairBatch, parallelism: Parallelism = Parall
     """
     with without_weights():
         module.configure_model()
-    frozen, precomputed = module.frozen_models(), []
+    frozen, released = module.frozen_models(), []
     if module.task == "preference" and isinstance(module.reference, Precomputed):
-        frozen, precomputed = [], frozen  # released before the first step
-    trained = [p for p in module.parameters() if p.requires_grad]
-    optimizer = optimizer_memory(module.optimizer, trained, parallelism.device)
-    state = TrainingState(module, frozen, optimizer, parallelism)
-    mode = fake_mode()
-    for model in (module, *frozen, *precomputed):
-        fake_weights(mode, model, torch.bfloat16 if parallelism.gathers_bfloat16 else None)
-    dry_run = DryRun(mode, [module, *frozen], parallelism)
+        frozen, released = [], frozen
+    dry_run = DryRun(module, frozen, released, parallelism)
     if module.task == "online":
-        phases, operations, tokens = _online_step(module, batch.chosen_side(), dry_run, state)
+        phases, operations, tokens = _online_step(module, batch.chosen_side(), dry_run)
     else:
-        phases, operations, tokens = _pair_step(module, batch, dry_run, state, precomputed)
+        phases, operations, tokens = _pair_step(module, batch, dry_run)
     return Estimate(
         phases=phases,
         operations=operations,
         tokens=tokens * parallelism.processes,
-        trained=sum(p.numel() for p in trained),
+        trained=sum(p.numel() for p in module.parameters() if p.requires_grad),
         parameters=sum(p.numel() for p in module.parameters()),
     )
 
@@ -96,44 +87,31 @@ def estimate(module: Module, batch: PairBatch, parallelism: Parallelism = Parall
 
 
 def _pair_step(
-    module: LitPreference | LitReward,
-    batch: PairBatch,
-    dry_run: DryRun,
-    state: TrainingState,
-    precomputed: Sequence[nn.Module],
+    module: LitPreference | LitReward, batch: PairBatch, dry_run: DryRun
 ) -> tuple[dict[Phase, Memory], int, int]:
     """Return the memory of each phase, the operations and the tokens of a step on pairs."""
-    accumulate, shards = dry_run.parallelism.accumulate, dry_run.parallelism.shards
+    accumulate = dry_run.parallelism.accumulate
     chunk = _largest_chunk(module, batch, dry_run.parallelism)
-    chunked = chunk is not batch
     phases: dict[Phase, Memory] = {}
     if module.task == "preference" and isinstance(module.reference, Precomputed):
-        phases["reference"] = _precompute(module, chunk, dry_run, state, precomputed)
-    is_part = chunked or accumulate > 1
-    cost = _in_first_layout(
-        module, dry_run.models[1:], lambda: dry_run.train(partial(module.dry_run_loss, chunk, is_part))
+        phases["reference"] = _precompute(module, module.reference, chunk, dry_run)
+    is_part = chunk is not batch or accumulate > 1
+    loss = partial(module.dry_run_loss, chunk, is_part)
+    head_gradient = (
+        _head_gradient(module) // dry_run.parallelism.shards if chunk is not batch and accumulate == 1 else 0
     )
-    head_gradient = _head_gradient(module) // shards if chunked and accumulate == 1 else 0
+    step, operations = dry_run.in_first_layout(lambda: dry_run.train(loss, is_part, head_gradient))
     tokens, chunk_tokens = (int(pairs.attention_mask.sum()) for pairs in (batch, chunk))
-    return (
-        phases | state.training(cost, is_part, head_gradient),
-        cost.operations * accumulate * tokens // chunk_tokens,
-        tokens * accumulate,
-    )
+    return phases | step, operations * accumulate * tokens // chunk_tokens, tokens * accumulate
 
 
-def _precompute(
-    module: LitPreference, chunk: PairBatch, dry_run: DryRun, state: TrainingState, models: Sequence[nn.Module]
-) -> Memory:
+def _precompute(module: LitPreference, reference: Precomputed, chunk: PairBatch, dry_run: DryRun) -> Memory:
     """Return the memory while a reference computes what it stores; afterwards it is a `_Stored` one."""
-    assert module.reference is not None
-    everything = DryRun(dry_run.mode, [*dry_run.models, *models], dry_run.parallelism)
-    with module.reference.active() as model:
-        read = partial(module.readers.read, model, chunk)
-        peak, _ = _in_first_layout(module, [*dry_run.models[1:], model], partial(everything.read, read))
+    with reference.active() as model:
+        peak, _ = dry_run.in_first_layout(lambda: dry_run.read(partial(module.readers.read, model, chunk)))
     module.reference = _Stored()
-    weights = sum(sum_bytes(model.parameters()) for model in models)
-    return Memory(state.resident.parameters, frozen=weights, working=peak, communication=state.gathered_layers)
+    weights = sum(sum_bytes(model.parameters()) for model in dry_run.released)
+    return Memory(dry_run.resident.parameters, frozen=weights, working=peak, communication=dry_run.gathered_layers)
 
 
 class _Stored(Precomputed):
@@ -142,19 +120,6 @@ class _Stored(Precomputed):
     @override
     def log_probs(self, batch: PairBatch) -> PairTokens:
         return torch.zeros(packed_mask(batch).shape)
-
-
-def _in_first_layout(module: Module, others: Sequence[nn.Module], run: Callable[[], Measured]) -> Measured:
-    """Run in the first layout that the models can be read in, as a training run chooses it with real weights."""
-    chosen = module.readers.how.layout
-    for layout in LADDER if chosen == "auto" else (chosen,):
-        for model in (*trained_models(module), *others):
-            module.readers.assume(model, layout)
-        try:
-            return run()
-        except Exception as error:  # noqa: BLE001 (whatever a model does with inputs that it was not made for)
-            refused = error
-    raise refused
 
 
 def _largest_chunk(module: LitPreference | LitReward, batch: PairBatch, parallelism: Parallelism) -> PairBatch:
@@ -173,8 +138,6 @@ def _head_gradient(module: LitPreference | LitReward) -> int:
     """Return the bytes of the output head's gradient that a ``HeadGradientAccumulator`` holds outside of ``.grad``."""
     if module.task == "reward" or module.objective.needs.batch_level:
         return 0
-    if module.readers.layout(module.policy) == "plain":
-        return 0
     head = output_head(module.policy)
     if head is None or not is_linear(head):
         return 0
@@ -185,32 +148,21 @@ def _head_gradient(module: LitPreference | LitReward) -> int:
 # ── steps on rollouts ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _online_step(
-    module: LitOnline, batch: PairBatch, dry_run: DryRun, state: TrainingState
-) -> tuple[dict[Phase, Memory], int, int]:
+def _online_step(module: LitOnline, batch: PairBatch, dry_run: DryRun) -> tuple[dict[Phase, Memory], int, int]:
     """Return the memory of each phase of a rollout and its steps; operations and tokens of one of these steps."""
-    settings, rows = module.settings, len(batch.index)
+    settings = module.settings
     module.policy.eval()
-    cache, writing, operations = write_responses(module, batch, dry_run)
-    scoring, scoring_operations = _in_first_layout(
-        module, dry_run.models[1:], partial(_score_responses, module, batch, dry_run)
-    )
+    cache, writing, rollout_operations = write_responses(module, batch, dry_run)
+    scoring, scoring_operations = dry_run.in_first_layout(partial(_score_responses, module, batch, dry_run))
     module.policy.train()
-    minibatch = math.ceil(rows / settings.minibatches)
+    minibatch = math.ceil(len(batch.index) / settings.minibatches)
     part = longest_responses(batch, min(minibatch, settings.micro_batch))
-    cost = dry_run.train(partial(module.dry_run_loss, part))
-    phases: dict[Phase, Memory] = {
-        "writing": state.rollout(writing, cache),
-        "scoring": state.rollout(scoring),
-        **state.training(cost, is_part=minibatch > settings.micro_batch),
-    }
+    step, operations = dry_run.train(partial(module.dry_run_loss, part), is_part=minibatch > settings.micro_batch)
     tokens, part_tokens = (int(responses.attention_mask.sum()) for responses in (batch, part))
-    update_operations = cost.operations * tokens // part_tokens // settings.minibatches
-    return (
-        phases,
-        update_operations + (operations + scoring_operations) // settings.steps,
-        tokens // settings.minibatches,
-    )
+    operations = operations * tokens // part_tokens // settings.minibatches
+    operations += (rollout_operations + scoring_operations) // settings.steps
+    phases: dict[Phase, Memory] = {"writing": dry_run.rollout(writing, cache), "scoring": dry_run.rollout(scoring)}
+    return phases | step, operations, tokens // settings.minibatches
 
 
 def longest_responses(batch: PairBatch, rows: int) -> PairBatch:
@@ -238,11 +190,12 @@ def write_responses(module: LitOnline, batch: PairBatch, dry_run: DryRun) -> tup
     rows = min(len(batch.index), getattr(module.generator, "batch_size", len(batch.index)))
     group, new_tokens = longest_responses(batch, rows), module.settings.sampling.max_new_tokens
     prompt = int((group.attention_mask & ~group.mask).sum(-1).max())
-    cache = _new_cache(module.policy)
+    config = base_of(module.policy).config.get_text_config(decoder=True)
+    cache = DynamicCache(config=config)
     peak, operations = dry_run.read(partial(_write_token, module, cache, rows, prompt))
     if new_tokens > 1:
         first_peak, first = dry_run.read(partial(_write_token, module, cache, rows, 1), _keys_and_values(cache))
-        cache = _new_cache(module.policy)
+        cache = DynamicCache(config=config)
         dry_run.read(partial(_write_token, module, cache, rows, prompt + new_tokens - 2))
         last_peak, last = dry_run.read(partial(_write_token, module, cache, rows, 1), _keys_and_values(cache))
         peak = max(peak, first_peak, last_peak)
@@ -250,10 +203,6 @@ def write_responses(module: LitOnline, batch: PairBatch, dry_run: DryRun) -> tup
     cached = sum_bytes(_keys_and_values(cache))
     groups = len(batch.index) * (1 + module.objective.needs.greedy / module.settings.responses) / rows
     return cached, max(0, peak - cached), int(operations * groups)
-
-
-def _new_cache(policy: nn.Module) -> Any:
-    return DynamicCache(config=base_of(policy).config.get_text_config(decoder=True))
 
 
 def _keys_and_values(cache: Any) -> Iterator[Tensor]:
@@ -276,21 +225,20 @@ def _write_token(module: LitOnline, cache: Any, rows: int, tokens: int) -> None:
 
 def _score_responses(module: LitOnline, batch: PairBatch, dry_run: DryRun) -> tuple[int, int]:
     """Measure how every model reads a rollout: the peak in bytes, and the operations."""
-    peaks, operations = [0], 0
-    for read, rows in _readings(module):
-        peak, part_operations = dry_run.read(partial(read, longest_responses(batch, rows)))
-        peaks.append(peak)
-        operations += part_operations * math.ceil(len(batch.index) / rows)
-    return max(peaks), operations
-
-
-def _readings(module: LitOnline) -> Iterator[tuple[Callable[[PairBatch], object], int]]:
-    """Iterate over what reads a rollout, and how many responses at once."""
     micro_batch, score_model = module.settings.micro_batch, module.score.model
-    yield partial(module.readers.read, module.policy), micro_batch
+    readings: list[tuple[Callable[[PairBatch], object], int]] = [
+        (partial(module.readers.read, module.policy), micro_batch)
+    ]
     if module.reference is not None:
-        yield module.reference.log_probs, micro_batch
+        readings.append((module.reference.log_probs, micro_batch))
     if module.value_model is not None:
-        yield partial(module.readers.values, module.value_model), micro_batch
+        readings.append((partial(module.readers.values, module.value_model), micro_batch))
     if score_model is not None:
-        yield partial(module.readers.scores, score_model), getattr(module.score, "batch_size", micro_batch)
+        rows = getattr(module.score, "batch_size", micro_batch)
+        readings.append((partial(module.readers.scores, score_model), rows))
+    peak = operations = 0
+    for read, rows in readings:
+        part_peak, part_operations = dry_run.read(partial(read, longest_responses(batch, rows)))
+        peak = max(peak, part_peak)
+        operations += part_operations * math.ceil(len(batch.index) / rows)
+    return peak, operations

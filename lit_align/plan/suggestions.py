@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from operator import attrgetter
 from typing import Any, TypeAlias
 
 from lit_align.models.generation import CachedGenerator
@@ -42,37 +44,32 @@ def suggestions(case: Case) -> Iterator[tuple[str, int]]:
     Args:
         case: what is planned; it is not changed.
     """
-    changes = dict(_changes(case))
-    for setting, change in changes.items():
-        yield setting, _total_with(case, change)
+    changes = {setting: [change] for setting, change in _changes(case)}
     if len(changes) > 1:
-        yield "all of these", _total_with(case, *changes.values())
-
-
-def _total_with(case: Case, *changes: Change) -> int:
-    changed = copy.deepcopy(case)
-    for change in changes:
-        change(changed)
-    return estimate(changed.module, changed.batch, changed.parallelism).memory.total
+        changes["all of these"] = [change for (change,) in changes.values()]
+    for setting, together in changes.items():
+        changed = copy.deepcopy(case)
+        for change in together:
+            change(changed)
+        yield setting, estimate(changed.module, changed.batch, changed.parallelism).memory.total
 
 
 def _changes(case: Case) -> Iterator[tuple[str, Change]]:
     """Iterate over the settings that would have an effect."""
     module, parallelism = case.module, case.parallelism
     if not module.loading.gradient_checkpointing:
-        yield (
-            "model.loading.gradient_checkpointing: true",
-            lambda case: _set(case.module, "loading", gradient_checkpointing=True),
-        )
+        recompute = partial(_set, path="module.loading", gradient_checkpointing=True)
+        yield "model.loading.gradient_checkpointing: true", recompute
     yield from _online_changes(case) if module.task == "online" else _pair_changes(case)
     if parallelism.precision == "32-true" and module.loading.dtype == "float32":
-        yield "trainer.precision: bf16-mixed", lambda case: _set(case, "parallelism", precision="bf16-mixed")
+        yield "trainer.precision: bf16-mixed", partial(_set, path="parallelism", precision="bf16-mixed")
     if not parallelism.sharded and parallelism.processes > 1:
-        yield "trainer.strategy: fsdp", lambda case: _set(case, "parallelism", sharded=True)
+        yield "trainer.strategy: fsdp", partial(_set, path="parallelism", sharded=True)
 
 
 def _pair_changes(case: Case) -> Iterator[tuple[str, Change]]:
     module, rows = case.module, len(case.batch.index)
+    longest = int(case.batch.attention_mask.sum((1, 2)).max())
     if rows == 1:
         return
     if module.task == "preference" and module.objective.needs.batch_level:
@@ -82,33 +79,26 @@ def _pair_changes(case: Case) -> Iterator[tuple[str, Change]]:
             _set(case, "parallelism", accumulate=case.parallelism.accumulate * rows)
 
         yield "data.batch_size: 1, and more trainer.accumulate_grad_batches", one_pair
-        return
-    longest = int(case.batch.attention_mask.sum((1, 2)).max())
-    if not 0 < module.readers.how.chunk_tokens(case.parallelism.device, batch_level=False) <= longest:
-        yield (
-            "model.forward_pass.tokens_at_once: tokens of the longest pair",
-            lambda case: _set(case.module.readers, "how", tokens_at_once=longest),
-        )
+    elif not 0 < module.readers.how.chunk_tokens(case.parallelism.device, batch_level=False) <= longest:
+        fewer = partial(_set, path="module.readers.how", tokens_at_once=longest)
+        yield "model.forward_pass.tokens_at_once: tokens of the longest pair", fewer
 
 
 def _online_changes(case: Case) -> Iterator[tuple[str, Change]]:
     module: Any = case.module
     if module.objective.needs.values and not module.value.loading.gradient_checkpointing:
         loading = replace(module.value.loading, gradient_checkpointing=True)
-        yield (
-            "model.value.loading.gradient_checkpointing: true",
-            lambda case: _set(case.module, "value", loading=loading),
-        )
+        yield "model.value.loading.gradient_checkpointing: true", partial(_set, path="module.value", loading=loading)
     if module.settings.micro_batch > 1:
-        yield "model.micro_batch: 1", lambda case: _set(case.module, "settings", micro_batch=1)
+        yield "model.micro_batch: 1", partial(_set, path="module.settings", micro_batch=1)
     generator = module.generator
     if isinstance(generator, CachedGenerator) and min(generator.batch_size, len(case.batch.index)) > _WRITTEN:
-        yield (
-            f"model.generator.batch_size: {_WRITTEN}",
-            lambda case: _set(case.module, "generator", batch_size=_WRITTEN),
-        )
+        fewer = partial(_set, path="module.generator", batch_size=_WRITTEN)
+        yield f"model.generator.batch_size: {_WRITTEN}", fewer
 
 
-def _set(owner: object, name: str, **changes: object) -> None:
-    """Replace fields of a frozen record that is an attribute of an object."""
+def _set(case: Case, path: str, **changes: object) -> None:
+    """Replace fields of the frozen record at the end of a path of attributes."""
+    *owners, name = path.split(".")
+    owner = attrgetter(".".join(owners))(case) if owners else case
     setattr(owner, name, replace(getattr(owner, name), **changes))

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lit_align.data import DataError, PairDataset, PreferenceData
 from lit_align.data.batches.collate import Collate
@@ -32,13 +33,14 @@ def plan_batch(
         try:
             data.splits["train"] = data.prepare_split("train")
             batch = largest_batch(data)
+        except (OSError, ValueError, DataError) as error:
+            reason = str(error).splitlines()[0][:160]
+            print(f"the data is not read ({reason}); lengths are assumed, --lengths PROMPT,RESPONSE sets them")
+        else:
             if online is None:
                 return batch, "the largest of the data"
             rollout = rollout_batch(batch, online.responses, online.sampling.max_new_tokens)
             return rollout, "prompts of the data and the longest responses"
-        except (OSError, ValueError, DataError) as error:
-            reason = str(error).splitlines()[0][:160]
-            print(f"the data is not read ({reason}); lengths are assumed, --lengths PROMPT,RESPONSE sets them")
     prompt, response = lengths or (max_length // 2, max_length - max_length // 2)
     if online is not None:
         prompt, response = lengths[0] if lengths else max_length, online.sampling.max_new_tokens
@@ -86,17 +88,22 @@ def uniform_batch(
     ids = torch.zeros(shape, dtype=torch.int64)
     ids[:, :, prefix] = torch.arange(pairs).unsqueeze(-1)  # no prompt twice
     ids[:, 1, prompt:] = pairs  # and no response
+    prompted = (
+        uniform_batch(pairs, prompt + quality_prompt, response, prefix=quality_prompt) if quality_prompt else None
+    )
+    batch = _batch(ids, torch.ones(shape, dtype=torch.bool), mask)
+    return replace(batch, mismatched=uniform_batch(pairs, prompt, response) if mismatched else None, prompted=prompted)
+
+
+def _batch(ids: Tensor, attention_mask: Tensor, mask: Tensor, truncated: bool = False) -> PairBatch:
+    rows, sides, _ = ids.shape
     return PairBatch(
         input_ids=ids,
-        attention_mask=torch.ones(shape, dtype=torch.bool),
+        attention_mask=attention_mask,
         mask=mask,
-        truncated=torch.zeros(pairs, 2, dtype=torch.bool),
-        weight=torch.ones(pairs),
-        index=torch.arange(pairs),
-        mismatched=uniform_batch(pairs, prompt, response) if mismatched else None,
-        prompted=uniform_batch(pairs, prompt + quality_prompt, response, prefix=quality_prompt)
-        if quality_prompt
-        else None,
+        truncated=torch.full((rows, sides), truncated),
+        weight=torch.ones(rows),
+        index=torch.arange(rows),
     )
 
 
@@ -113,17 +120,10 @@ def rollout_batch(batch: PairBatch, responses: int, tokens: int) -> PairBatch:
     """
     prompts = (batch.attention_mask & ~batch.mask)[:, 0].sum(-1).repeat_interleave(responses)[:, None, None]
     position = torch.arange(int(prompts.max()) + tokens)
-    rows = len(prompts)
-    ids = torch.zeros(rows, 1, len(position), dtype=torch.int64)
-    ids[:, 0, 0] = torch.arange(rows)  # no prompt twice
-    return PairBatch(
-        input_ids=ids,
-        attention_mask=position < prompts + tokens,
-        mask=(position >= prompts) & (position < prompts + tokens),
-        truncated=torch.ones(rows, 1, dtype=torch.bool),
-        weight=torch.ones(rows),
-        index=torch.arange(rows),
-    )
+    ids = torch.zeros(len(prompts), 1, len(position), dtype=torch.int64)
+    ids[:, 0, 0] = torch.arange(len(prompts))  # no prompt twice
+    read = position < prompts + tokens
+    return _batch(ids, read, read & (position >= prompts), truncated=True)
 
 
 def count_steps(module: Module, data: PreferenceData, trainer: Any, parallelism: Parallelism) -> int | None:

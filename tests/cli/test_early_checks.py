@@ -7,21 +7,24 @@ import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
 
-from lit_align import objectives
+from lit_align import objectives, online
 from lit_align.cli import run as cli
 from lit_align.cli.configuration import read_configuration
 from lit_align.cli.early_checks import check_command_line, stated_ranges
 from lit_align.cli.help import help_text
 from lit_align.cli.keys import MODULES, bases_of, choices_of, keys_of, options_of
-from lit_align.cli.objective_names import PACKAGES, presets_of
+from lit_align.cli.parsing import presets_of
 from lit_align.cli.signatures import constant
 from lit_align.compat.jsonargparse import options
 from lit_align.modules import LitModule
+from lit_align.objectives.base import Objective
+from lit_align.online.objective import OnlineObjective
 from tests.runner import BASE, forked, lit_align
 
 DPO = ("--model.policy", "testbed:policy", "--model.objective", "dpo", "--data.train", "testbed:train")
@@ -77,18 +80,21 @@ def test_defaults_and_help_are_those_of_the_parser(task: str) -> None:
     assert compared > 60
 
 
-@pytest.mark.parametrize("task", PACKAGES)
-def test_objectives_are_those_that_the_parser_takes(task: str) -> None:
+@pytest.mark.parametrize(
+    ("task", "package", "live_base"), [("preference", objectives, Objective), ("online", online, OnlineObjective)]
+)
+def test_objectives_are_those_that_the_parser_takes(task: str, package: ModuleType, live_base: type) -> None:
     """Presets by the list that the package itself keeps, classes by what is exported and can be built."""
     (base,) = bases_of(keys_of("fit", task).leaves["model.objective"])
-    package, live_base = PACKAGES[task]
     exported = {name: getattr(package, name) for name in package.__all__}
     classes = {
         name
         for name, part in exported.items()
         if isinstance(part, type) and issubclass(part, live_base) and not getattr(part, "__abstractmethods__", ())
     }
-    assert set(choices_of(base)) == set(presets_of(task)) | classes
+    presets = {name for name, part in exported.items() if f"{package.__name__}.presets" in part.__module__}
+    assert set(presets_of(task)) == presets
+    assert set(choices_of(base)) == presets | classes
 
 
 @pytest.mark.parametrize("name", sorted(presets_of("preference")))

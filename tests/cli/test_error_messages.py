@@ -30,7 +30,7 @@ COMPLAINTS = {
         "model.objective.contrast.beta is 'many'; expected a number",
     ),
     "an option": (
-        NESTED + "Option 'bet' is not accepted\n        Did you mean: beta?",
+        NESTED + "Option 'bet' is not accepted; did you mean beta?",
         "model.objective.contrast.bet: Robust has no such option; did you mean beta?",
     ),
     "a rate by its other name": (
