@@ -18,6 +18,7 @@ COMMANDS = {
     ),
     "consolidate": ("lit_align.cli.consolidate", "Write a checkpoint as a Hugging Face folder."),
     "report": ("lit_align.cli.report", "Summarize a run's data in a table and figures, and check it against limits."),
+    "compare": ("lit_align.cli.compare", "Write runs side by side as one page and as Markdown."),
 }
 HELP = """usage: python -m lit_align COMMAND [--config FILE] [--key value ...]
 

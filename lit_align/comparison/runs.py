@@ -126,7 +126,7 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     for path in paths:
         others = [other.parts for other in paths if other != path]
         ends = (path.parts[-count:] for count in range(1, len(path.parts) + 1))
-        names.append("/".join(next(end for end in ends if all(other[-len(end) :] != end for other in others))))
+        names.append(str(Path(*next(end for end in ends if all(other[-len(end) :] != end for other in others)))))
     return names
 
 

@@ -1,0 +1,227 @@
+"""The page and the Markdown: structure, escaping, numbers, and that nothing is loaded; in a browser where one is."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from lit_align.cli.compare import compare
+from lit_align.comparison.runs import Run
+from lit_align.evaluation.record import EvaluationRecord, MetricEstimate, ModelRecord, append_rows, write_evaluation
+from tests.comparison.folders import PROMPTS, TRAP
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+LOADING = ("src", "srcset", "data", "poster", "action", "background", "href")
+"""Attributes by which an element may load something."""
+
+
+class Page(HTMLParser):
+    """What a page holds, as a browser would read it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.tables: list[list[list[str]]] = []
+        self.texts: list[str] = []
+        self.scripts: list[str] = []
+        self._inside = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._inside = tag if tag in ("script", "style") else ""
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("th", "td"):
+            self.tables[-1][-1].append("")
+            self._inside = "cell"
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside == "script":
+            self.scripts.append(data)
+        elif self._inside == "cell":
+            self.tables[-1][-1][-1] += data
+        elif not self._inside:
+            self.texts.append(data)
+
+    def row(self, name: str, column: str) -> str:
+        """Return the cell of a row by its name and the heading of a column."""
+        for table in self.tables:
+            for row in table[1:]:
+                if row[0] == name and column in table[0]:
+                    return row[table[0].index(column)]
+        raise KeyError(name)
+
+
+@pytest.fixture
+def written(sweep: Path, tmp_path: Path) -> Path:
+    numbers = {"length/tokens": MetricEstimate(41.0, 40.0, 42.0, 4), "win_rate": MetricEstimate(0.6, 0.5, 0.7, 4)}
+    models = (
+        ModelRecord("b", str(sweep / "b"), {"judge": "the judge"}, numbers),
+        ModelRecord("base <i>", "some/model", {}, numbers | {"win_rate": MetricEstimate(0.5)}),
+    )
+    write_evaluation(tmp_path / "evaluation", EvaluationRecord(models, "base <i>", ("lengths hardly <b>overlap",)))
+    row = {"index": 0, "seed": 0, "prompt": PROMPTS[0], "response": f"evaluated {TRAP}", "tokens": [5, 6, 7]}
+    append_rows(
+        tmp_path / "evaluation" / "models" / "b" / "responses.jsonl", [row, {**row, "seed": 1, "response": "2"}]
+    )
+    compare([sweep], tmp_path / "out", [tmp_path / "evaluation"], title="Runs <1>")
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def page(written: Path) -> Page:
+    return Page((written / "compare.html").read_text("utf-8"))
+
+
+def test_nothing_is_loaded(page: Page) -> None:
+    loaded = [
+        value
+        for _, attributes in page.tags
+        for name, value in attributes.items()
+        if name in LOADING and value is not None and not value.startswith("#")
+    ]
+    assert loaded == []
+    assert {tag for tag, _ in page.tags} & {"link", "img", "iframe", "object", "embed", "base"} == set()
+    (policy,) = (attributes for tag, attributes in page.tags if attributes.get("http-equiv"))
+    assert policy["content"].startswith("default-src 'none'; ")
+    assert "http" not in policy["content"]
+
+
+def test_texts_of_runs_are_not_markup(page: Page, written: Path) -> None:
+    assert any(TRAP in text for text in page.texts), "as a text"
+    assert [attributes for _, attributes in page.tags if "onerror" in attributes] == []
+    assert "Runs <1>" in page.texts
+    assert "i" not in {tag for tag, attributes in page.tags if not attributes}
+    markdown = (written / "compare.md").read_text("utf-8")
+    assert "<img" not in markdown
+    assert r"\*\*bold\*\* \| cell" in markdown
+
+
+def test_there_is_a_place_for_every_figure(page: Page) -> None:
+    places = [int(attributes["data-figure"]) for _, attributes in page.tags if "data-figure" in attributes]
+    figures = json.loads(next(script for script in page.scripts if script.startswith("[")))
+    assert sorted(places) == list(range(len(figures)))
+    assert len(figures) == 2 + 6 + 1, "two planes, six metrics, one bucket with pairs"
+    assert all(figure["data"] for figure in figures)
+
+
+def test_sections_come_in_order(page: Page) -> None:
+    anchors = [attributes["id"] for tag, attributes in page.tags if tag == "section"]
+    expected = [
+        "runs",
+        "length-and-score",
+        "results",
+        "evaluation",
+        "settings",
+        "curves",
+        "margins-by-length",
+        "samples",
+    ]
+    assert anchors == [*expected, "data", "environment"]
+    links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    assert links == [f"#{anchor}" for anchor in anchors]
+
+
+def test_the_tables_hold_what_the_files_say(page: Page) -> None:
+    """The intervals are those of scipy: t over (2, 4, 3, 1), Wilson of 120 of 200 pairs, of 3 of 4, of 20.5 of 50."""
+    assert page.row("score of its samples", "a-0") == "2.5 (0.4457 to 4.554)"
+    assert page.row("reward accuracy", "a-0") == "0.6 (0.5308 to 0.6654)"
+    assert page.row("samples that ended", "b") == "0.75 (0.3006 to 0.9544)"
+    assert page.row("… minus that of a-0, by prompt", "b") == "1.5 (−1.547 to 4.547), n = 4"
+    assert page.row("shorter", "b") == "0.41 (0.2849 to 0.548), n = 50"
+    assert page.row("longer", "b") == "–"
+    assert page.row("win rate", "b") == "0.6 (0.5 to 0.7)"
+    assert page.row("win rate", "base <i> (baseline)") == "0.5"
+    assert page.row("score of its samples", "beta 0.1 (2 seeds)") == "2.625 (1.037 to 4.213)"
+    assert page.row("model.objective.beta", "b") == "0.5"
+    assert page.row("model.policy", "all") == "some/model"
+    assert page.row("rows left out", "train: all runs") == "9"
+    assert page.row("longer response is the chosen one", "validation: all runs") == "0.7 (0.63 to 0.76)"
+    assert page.row("responses that were cut", "validation: all runs") == "7"
+    assert page.row("torch", "a-1") == "2.0"
+
+
+def test_the_markdown_has_the_same_tables(page: Page, written: Path) -> None:
+    lines = (written / "compare.md").read_text("utf-8").splitlines()
+    rows = [re.split(r" (?<!\\)\| ", line.strip("| ")) for line in lines if line.startswith("| ")]
+    cells = {tuple(cell.replace("\\", "").replace("&lt;", "<").replace("&gt;", ">") for cell in row) for row in rows}
+    for table in page.tables:
+        for row in table[1:]:
+            assert (
+                tuple(cell.strip() for cell in row) in {tuple(cell.strip() for cell in line) for line in cells}
+                or not row[-1]
+            )
+
+
+def test_samples_stand_side_by_side(page: Page) -> None:
+    texts = " ".join(page.texts)
+    for name in ("a-0", "a-1", "b"):
+        assert f"{name} at 20: {PROMPTS[1]}" in texts
+        assert f"{name} at 10: " not in texts, "only the last ones"
+    assert texts.count(f"before: {PROMPTS[1]}") == 1, "the reference is shown once"
+    assert f"evaluated {TRAP}" in texts
+    assert "3 tokens" in texts
+
+
+def test_runs_of_different_tasks_share_what_they_have(sweep: Path, tmp_path: Path) -> None:
+    other = tmp_path / "reward"
+    other.mkdir()
+    (other / "metrics.jsonl").write_text('{"step": 5, "val/loss": 0.5, "val/calibration/ece": 0.125}\n')
+    compare([sweep / "b", other], tmp_path / "out")
+    page = Page((tmp_path / "out" / "compare.html").read_text("utf-8"))
+    assert [page.row("validation loss", name) for name in ("b", "reward")] == ["0.68", "0.5"]
+    assert [page.row("calibration error", name) for name in ("b", "reward")] == ["–", "0.125"]
+
+
+def test_a_secret_in_a_setting_is_masked(runs: list[Run], sweep: Path, tmp_path: Path) -> None:
+    config = sweep / "b" / "config.yaml"
+    config.write_text(
+        config.read_text("utf-8") + "extend: hf_abcdefghijklmnopqrstuv\nnote: hf_abcdefghijklmnopqrstuv\n"
+    )
+    compare([sweep], tmp_path / "out")
+    for file in ("compare.html", "compare.md"):
+        assert "hf_abcdefghijklmnopqrstuv" not in (tmp_path / "out" / file).read_text("utf-8")
+
+
+def in_browser(page: Path, folder: Path) -> tuple[str, set[str]]:
+    """Return the page as a browser has drawn it, and what was asked for, but for what a browser asks for itself."""
+    log = folder / "net.json"
+    quiet = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run")
+    options = ("--headless", "--no-sandbox", "--disable-gpu", *quiet, "--window-size=1400,4500", "--dump-dom")
+    places = (f"--log-net-log={log}", f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=6000")
+    command = [BROWSER, *options, *places, page.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    asked = set(re.findall(r'"url":"(https?://[^"]+)"', log.read_text("utf-8")))
+    return dom, {url for url in asked if not re.match(r"https?://[\w.]*\.(google|googleapis)\.com/", url)}
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+def test_a_browser_draws_the_page_and_asks_for_nothing_else(written: Path, tmp_path: Path) -> None:
+    dom, asked = in_browser(written / "compare.html", tmp_path)
+    assert asked == set()
+    drawn = Page(dom)
+    plots = [attributes for _, attributes in drawn.tags if "data-figure" in attributes]
+    assert len(plots) == 9
+    assert all("drawn" in (attributes["class"] or "") for attributes in plots), "every figure was drawn"
+    assert sum(tag == "svg" for tag, _ in drawn.tags) >= len(plots)
+    assert drawn.row("win rate", "b") == "0.6 (0.5 to 0.7)"
+
+
+@pytest.mark.long
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+def test_a_page_that_asks_for_something_would_be_noticed(tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text('<img src="http://example.org/x.png">', "utf-8")
+    _, asked = in_browser(tmp_path / "page.html", tmp_path)
+    assert asked == {"http://example.org/x.png"}
