@@ -68,15 +68,70 @@ def to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def adapter_problem(folder: Path) -> str:
-    """Return what is wrong about a folder with an adapter in place of a model, and what to do."""
+def adapter_base(name: str | Path) -> str | None:
+    """Return the base model that a folder with an adapter names; None for anything but such a folder.
+
+    A relative path is looked up from the current folder, and then from the adapter's.
+
+    Args:
+        name: folder, or name of a model.
+
+    Raises:
+        ValueError: ``adapter_config.json`` cannot be read, or names no base model.
+    """
+    folder = at_home(name)
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        return None
     try:
-        base = json.loads((folder / "adapter_config.json").read_text("utf-8")).get("base_model_name_or_path")
-    except ValueError:
-        base = None
+        base = json.loads(file.read_text("utf-8")).get("base_model_name_or_path")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{file} cannot be read: {error}; expected the file that PEFT writes") from error
+    if not base or not isinstance(base, str):
+        raise ValueError(f"{file} names no base model; expected a folder or a hub name as base_model_name_or_path")
+    beside = folder / base
+    return str(beside) if beside.is_dir() and not at_home(base).is_dir() else base
+
+
+def tokenizer_source(policy: str) -> str:
+    """Return where a policy's tokenizer is read from: the policy, or the base of an adapter that has none beside it.
+
+    Args:
+        policy: folder or hub name.
+    """
+    base = adapter_base(policy)
+    own = (at_home(policy) / name for name in ("tokenizer_config.json", "tokenizer.json", "tokenizer.model"))
+    return policy if base is None or any(file.is_file() for file in own) else base
+
+
+def refuse_second_adapter(policy: str, lora: object) -> None:
+    """Raise if a policy's folder holds an adapter, and a new one is to be trained on top.
+
+    Args:
+        policy: folder or hub name.
+        lora: settings of a new adapter; None for none.
+
+    Raises:
+        ValueError: there would be two.
+    """
+    base = adapter_base(policy)
+    if base is not None and lora is not None:
+        raise ValueError(
+            f"model.policy {policy} holds an adapter (adapter_config.json) of the model {base}, which is trained "
+            "further, and model.lora asks for a new one beside it. Leave model.lora out; or, for a new one on top, "
+            "merge the old one first (peft.AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload()"
+            ".save_pretrained(merged)) and name the merged folder"
+        )
+
+
+def adapter_problem(name: str | Path) -> str:
+    """Return what to do where an adapter stands in place of a whole model.
+
+    Args:
+        name: folder of the adapter.
+    """
     return (
-        f"{folder} holds an adapter (adapter_config.json) of the model {base or 'that it was trained on'}, and "
-        "adapters are not trained further. Merge it first: peft.AutoPeftModelForCausalLM.from_pretrained(folder)"
-        ".merge_and_unload().save_pretrained(merged), or take an export with export.form merged; then train the "
-        "merged model, with a new adapter (model.lora) if you like, whose frozen reference is the merged model"
+        f"{name} holds an adapter (adapter_config.json) of the model {adapter_base(name)}; expected a whole model. "
+        "Merge it first: peft.AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload()"
+        ".save_pretrained(merged), or take an export with export.form merged"
     )

@@ -21,7 +21,8 @@ from lit_align.callbacks.model_card import describe, papers_of_run
 from lit_align.callbacks.samples import Samples
 from lit_align.compat.lightning import callbacks_of, unwrapped, writes_files
 from lit_align.data import PreferenceData
-from lit_align.models import AdapterOff, MovingReference, Precomputed, SecondModel
+from lit_align.files import adapter_base
+from lit_align.models import AdapterOff, MovingReference, Precomputed, SavedAdapter, SecondModel
 from lit_align.models.logps.packing import LayoutName
 from lit_align.modules import LitModule
 from lit_align.modules.optimizer import describe_groups
@@ -205,7 +206,9 @@ def _policy(module: LitModule) -> str:
     model = module.trained_model
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return f"{module.policy_name}: {total:,} parameters, {trained:,} trained, {module.loading.dtype}"
+    base = adapter_base(module.policy_name)
+    name = module.policy_name if base is None else f"the adapter {module.policy_name} of {base}"
+    return f"{name}: {total:,} parameters, {trained:,} trained, {module.loading.dtype}"
 
 
 def _beta(reading: BetaReading) -> str:
@@ -219,6 +222,8 @@ def _reference(module: LitModule) -> str:
             return "none: the objective needs none"
         case AdapterOff():
             return "the policy with its adapter switched off"
+        case SecondModel(path=None) if isinstance(module.lora, SavedAdapter):
+            return "a frozen copy of the adapter as loaded, on the same base model"
         case SecondModel(path=None):
             return "a frozen copy of the policy as loaded"
         case SecondModel(path=path):

@@ -23,6 +23,7 @@ from lit_align.data.report.figures import draw
 from lit_align.data.report.lengths import score_gaps
 from lit_align.data.report.table import show
 from lit_align.errors import check_range, printable
+from lit_align.files import tokenizer_source
 from lit_align.objectives import Objective
 
 KEYS = ("data", "seed_everything", "extend", "out", "max_dropped", "max_truncated", "max_contradictory", "max_overlap")
@@ -158,7 +159,7 @@ def _settings(arguments: Sequence[str]) -> Namespace:
     parser.link_arguments("model.objective", "data.prompted", compute_fn=_needs_prompted, apply_on="instantiate")
     settings = parser.parse_args(list(arguments))
     if settings.data.tokenizer is None:
-        settings.data.tokenizer = settings.model.policy
+        settings.data.tokenizer = tokenizer_source(settings.model.policy)
     if settings.data.seed is None:
         settings.data.seed = settings.seed_everything
     instances: Namespace = parser.instantiate(settings)

@@ -45,6 +45,7 @@ from lit_align.compat.jsonargparse import options, subparsers, takes_text
 from lit_align.compat.lightning import writes_files
 from lit_align.data import DataError, PreferenceData
 from lit_align.errors import printable
+from lit_align.files import tokenizer_source
 from lit_align.interrupts import handle_signals
 from lit_align.models.export import ExportError
 from lit_align.models.scorer import ScoreError
@@ -142,7 +143,7 @@ class Cli(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         if config.data.tokenizer is None:
-            config.data.tokenizer = config.model.policy
+            config.data.tokenizer = tokenizer_source(config.model.policy)
             config.data.revision = config.data.revision or config.model.loading.revision
         if config.data.seed is None:
             config.data.seed = int(config.seed_everything)

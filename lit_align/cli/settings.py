@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from lit_align.files import adapter_problem, at_home
+from lit_align.files import adapter_base, adapter_problem, refuse_second_adapter
 
 ALLOWED_IMPORTS = ("lit_align", "lightning.pytorch", "torch.optim")
 """Packages whose classes a configuration may name."""
@@ -27,9 +27,10 @@ def check_settings(config: Namespace, command: str) -> None:
         ValueError: names the key.
     """
     trainer = config.trainer
-    policy = at_home(str(config.model.policy))
-    if (policy / "adapter_config.json").is_file():
-        raise ValueError(f"model.policy: {adapter_problem(policy)}")
+    policy = str(config.model.policy)
+    refuse_second_adapter(policy, config.model.lora)
+    if config.task == "reward" and adapter_base(policy) is not None:
+        raise ValueError(f"model.policy {adapter_problem(policy)}")
     if str(trainer.precision) in ("16", "16-mixed", "16-true"):  # overflows, and without a GPU becomes bfloat16
         raise ValueError(f"trainer.precision {trainer.precision}: expected bf16-mixed, or 32-true")
     if config.task == "online" and trainer.gradient_clip_val:
@@ -48,7 +49,7 @@ def _check_fit_settings(config: Namespace) -> None:
         if trainer[key] == 0:
             raise ValueError(f"trainer.{key} is 0: nothing would be trained")
     # the run would move the model aside, or overwrite it
-    if Path(config.model.policy).resolve().is_relative_to(Path(config.run).resolve()):
-        raise ValueError(
-            f"model.policy {config.model.policy} lies in the run's own folder; give the run another (run)"
-        )
+    policy = str(config.model.policy)
+    for name, what in ((policy, "model.policy"), (adapter_base(policy), "the base model of model.policy,")):
+        if name is not None and Path(name).resolve().is_relative_to(Path(config.run).resolve()):
+            raise ValueError(f"{what} {name} lies in the run's own folder; give the run another (run)")

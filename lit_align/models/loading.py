@@ -19,7 +19,8 @@ from torch.nn.modules.dropout import _DropoutNd
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from lit_align import testbed
-from lit_align.files import adapter_problem, at_home
+from lit_align.files import adapter_base, at_home, refuse_second_adapter
+from lit_align.models.saved_adapter import SavedAdapter, saved_adapter
 from lit_align.models.sharding import layers, weights_wanted
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -57,19 +58,32 @@ NOISE = re.compile(r"dropout|pdrop$|layer_?drop|drop_?path|drop_(?:rate|connect)
 
 
 def locate(name: str) -> str:
-    """Resolve a model's name to a local folder or a hub name.
+    """Resolve a model's name to a local folder or a hub name; that of an adapter to its base model's.
 
     A name that exists on disk, looks like a path, or whose first part is an existing folder is local and must exist:
     a mistyped path is never looked up on a hub. ``testbed:policy`` is the tiny model that ships with the package.
 
     Raises:
         FileNotFoundError: the local folder, or its ``config.json``, is missing.
-        ValueError: the folder holds an adapter.
+        ValueError: the base model of an adapter is an adapter.
     """
+    base = adapter_base(name)
+    if base is None:
+        return _locate_whole(name)
+    if adapter_base(base) is not None:
+        raise ValueError(f"{name} is an adapter of {base}, which holds an adapter itself; expected a whole model")
+    try:
+        return _locate_whole(base)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{name} is an adapter of {base}: {error}; {_WRITE_BASE}") from error
+
+
+_WRITE_BASE = "write the base model's folder or hub name into its adapter_config.json (base_model_name_or_path)"
+
+
+def _locate_whole(name: str) -> str:
     folder = testbed.resolve(name) or at_home(name)
     if folder.is_dir():
-        if (folder / "adapter_config.json").is_file():
-            raise ValueError(adapter_problem(folder))
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"config.json is missing in {folder}: that folder is not a Hugging Face model")
         return str(folder)
@@ -79,7 +93,7 @@ def locate(name: str) -> str:
 
 
 def read_config(name: str, revision: str | None = None) -> PretrainedConfig:
-    """Read the configuration of a model.
+    """Read the configuration of a model, or of an adapter's base model.
 
     Args:
         name: local folder, hub name, or ``testbed:policy``.
@@ -92,20 +106,46 @@ def read_config(name: str, revision: str | None = None) -> PretrainedConfig:
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
     except OSError as error:
-        raise FileNotFoundError(f"model {name}: its config.json cannot be read: {error}") from error
+        adapted = f", an adapter of {place}" if adapter_base(name) else ""
+        advice = f". If you have it on disk, {_WRITE_BASE}" if adapted else ""
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise FileNotFoundError(f"model {name}{adapted}: its config.json cannot be read: {reason}{advice}") from error
     return config
 
 
-def load_causal_lm(name: str, loading: Loading) -> PreTrainedModel:
-    """Load a causal language model without dropout, in evaluation mode.
+def load_causal_lm(name: str, loading: Loading) -> PreTrainedModel | PeftModel:
+    """Load a causal language model without dropout, in evaluation mode; with its adapter, frozen, if it has one.
 
     Args:
         name: local folder, hub name, or ``testbed:policy``.
-        loading: dtype, revision and so on.
+        loading: dtype, revision and so on; those of the base model where the folder holds an adapter.
 
     Raises:
         FileNotFoundError: the model does not exist; see ``locate``.
         ValueError: the weights are damaged, incomplete, or not finite.
+    """
+    adapter, model = saved_adapter(name), load_base(name, loading)
+    return model if adapter is None else adapter.wrap(model, trains=False).eval()
+
+
+def load_policy(name: str, loading: Loading, adapter: LoRA | SavedAdapter | None) -> PreTrainedModel | PeftModel:
+    """Load a causal language model that is trained: all of it, or an adapter.
+
+    Args:
+        name: local folder, hub name, or ``testbed:policy``.
+        loading: as of ``load_causal_lm``.
+        adapter: see ``adapter_of``; None trains all weights.
+    """
+    model = load_base(name, loading)
+    return model if adapter is None else adapter.wrap(model)
+
+
+def load_base(name: str, loading: Loading) -> PreTrainedModel:
+    """Load a causal language model as ``load_causal_lm`` does, without the adapter that a folder may hold.
+
+    Args:
+        name: local folder, hub name, or ``testbed:policy``.
+        loading: dtype, revision and so on.
     """
     place, config = locate(name), read_config(name, loading.revision)
     switch_dropout_off(config)
@@ -296,3 +336,17 @@ class LoRA:
             modules_to_save=None if head is None else [head],
         )
         return get_peft_model(model, config)
+
+
+def adapter_of(policy: str, lora: LoRA | None) -> LoRA | SavedAdapter | None:
+    """Return the adapter that a run trains: the one in the policy's folder, a new one, or None.
+
+    Args:
+        policy: folder or hub name.
+        lora: of a new adapter.
+
+    Raises:
+        ValueError: the folder holds an adapter, and a new one is to be trained.
+    """
+    refuse_second_adapter(policy, lora)
+    return saved_adapter(policy) or lora

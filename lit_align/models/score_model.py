@@ -15,6 +15,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from lit_align.files import adapter_base, adapter_problem
 from lit_align.models.loading import (
     Loading,
     build_model,
@@ -73,6 +74,8 @@ def load_score_model(name: str, loading: Loading, head: Head = "saved") -> Score
         ValueError: the weights are damaged, incomplete or not finite, or the architecture has no linear head without
             bias.
     """
+    if adapter_base(name) is not None:
+        raise ValueError(adapter_problem(name))
     place, config = locate(name), read_config(name, loading.revision)
     switch_dropout_off(config)
     config.num_labels = 1

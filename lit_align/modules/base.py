@@ -18,7 +18,7 @@ from torchmetrics import Metric
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from lit_align.models import ForwardPass, LoRA, load_causal_lm
+from lit_align.models import ForwardPass, LoRA, SavedAdapter, load_policy
 from lit_align.models.export import Form, save_causal_lm
 from lit_align.models.start_checks import check_causal, check_training_mode
 from lit_align.modules.build import build_models, check_state_dict, frozen_reference, trainable_state_dict
@@ -52,7 +52,7 @@ class LitBase(LitModule):
 
     Args:
         metrics: of training; their states are sums.
-        lora: adapter; None where all weights train.
+        lora: the adapter that is trained, new or saved; None where all weights train.
         optimizer: of the trainable parameters.
         schedule: of the learning rate.
         forward_pass: how models are read.
@@ -62,7 +62,7 @@ class LitBase(LitModule):
     def __init__(
         self,
         metrics: Metric,
-        lora: LoRA | None,
+        lora: LoRA | SavedAdapter | None,
         optimizer: OptimizerCallable,
         schedule: Schedule,
         forward_pass: ForwardPass,
@@ -287,8 +287,7 @@ class LitPolicy(LitBase):
 
     @override
     def build_trained_model(self) -> PreTrainedModel | PeftModel:
-        model = load_causal_lm(self.policy_name, self.loading)
-        return model if self.lora is None else self.lora.wrap(model)
+        return load_policy(self.policy_name, self.loading, self.lora)
 
     @override
     def save_model(

@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from lit_align.models import LoRA, Precomputed, Reference, SecondModel, load_causal_lm
+from lit_align.models import LoRA, Precomputed, Reference, SavedAdapter, SecondModel, load_causal_lm
 from lit_align.models.sharding import Built, fill, shard, without_weights
 
 
@@ -124,7 +124,9 @@ def _identifying(reference: Reference | None, source: Callable[[], nn.Module]) -
     return load
 
 
-def trainable_state_dict(module: nn.Module, lora: LoRA | None, state: Mapping[str, Any]) -> dict[str, Any]:
+def trainable_state_dict(
+    module: nn.Module, lora: LoRA | SavedAdapter | None, state: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the part of a state dict that a checkpoint keeps: that of the adapter, or all.
 
     Args:
@@ -135,7 +137,7 @@ def trainable_state_dict(module: nn.Module, lora: LoRA | None, state: Mapping[st
     return dict(state) if lora is None else {name: state[name] for name in trainable_names(module)}
 
 
-def check_state_dict(module: nn.Module, lora: LoRA | None, state: Mapping[str, Any]) -> None:
+def check_state_dict(module: nn.Module, lora: LoRA | SavedAdapter | None, state: Mapping[str, Any]) -> None:
     """Raise if weights are not those of an adapter like the module's.
 
     Args:
@@ -147,7 +149,9 @@ def check_state_dict(module: nn.Module, lora: LoRA | None, state: Mapping[str, A
         ValueError: the names differ.
     """
     if lora is not None and set(state) != trainable_names(module):
-        raise ValueError("the checkpoint's weights are not those of this run's adapter (model.lora)")
+        raise ValueError(
+            "the checkpoint's weights are not those of this run's adapter (model.lora, or that of model.policy)"
+        )
 
 
 def trainable_names(module: nn.Module) -> set[str]:

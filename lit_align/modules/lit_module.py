@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lit_align.models import Loading, LoRA, Reference
+from lit_align.models import Loading, LoRA, Reference, SavedAdapter
 from lit_align.models.export import Form, token_log_probs
 from lit_align.models.scorer import Scorer
 from lit_align.models.sharding import is_sharded
@@ -28,7 +28,7 @@ class LitModule(LightningModule):
     policy_name: str
     objective: Any
     loading: Loading
-    lora: LoRA | None
+    lora: LoRA | SavedAdapter | None
     readers: LogProbReaders
     reference: Reference | None = None
     score: Scorer | None = None

@@ -21,6 +21,7 @@ from lit_align.models import (
     Loading,
     LoRA,
     Reference,
+    adapter_of,
 )
 from lit_align.models.lm_head.patch import sparse_embedding_grad
 from lit_align.modules.base import LitPolicy
@@ -54,12 +55,14 @@ class LitPreference(LitPolicy):
     of them at once: the micro-batches of a step are kept until its last one, and go through the policy twice.
 
     Args:
-        policy: local folder, hub name, or ``testbed:policy``.
+        policy: local folder, hub name, or ``testbed:policy``; or the folder of a LoRA adapter.
         objective: an ``Objective``, or a preset such as ``lit_align.objectives.sr_dpo``.
         reference: where the frozen log-probabilities come from. None uses the policy with its adapter off if there is
-            an adapter, a frozen copy of the policy otherwise, and nothing if the objective needs no reference.
+            a new adapter, a frozen copy of the policy otherwise (of a saved adapter, on the same base weights), and
+            nothing if the objective needs no reference.
         loading: how the weights are read.
-        lora: train a low-rank adapter instead of all weights.
+        lora: train a low-rank adapter instead of all weights; leave it out for a policy that is the folder of an
+            adapter, which is trained further.
         optimizer: any torch optimizer by class path.
         schedule: of the learning rate.
         forward_pass: how log-probabilities are computed; this affects time and memory, not the result.
@@ -84,10 +87,11 @@ class LitPreference(LitPolicy):
         forward_pass: ForwardPass = ForwardPass(),
         decay_norms_and_biases: bool = False,
     ) -> None:
-        chosen = reference_of(objective, reference, lora)
+        adapter = adapter_of(policy, lora)
+        chosen = reference_of(objective, reference, adapter)
         from_start = chosen is not None and chosen.is_start
         super().__init__(
-            PairMetrics(objective, from_start), lora, optimizer, schedule, forward_pass, decay_norms_and_biases
+            PairMetrics(objective, from_start), adapter, optimizer, schedule, forward_pass, decay_norms_and_biases
         )
         self.policy_name = policy
         self.objective = objective

@@ -12,13 +12,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric
 
-from lit_align.models import Loading, LoRA
+from lit_align.models import Loading, LoRA, SavedAdapter
 from lit_align.modules.step_totals import StepTotals, total_over_ranks
 
 REFUSED_PRECISIONS = ("16-mixed", "16-true", "bf16-true")
 
 
-def check_precision(precision: Any, loading: Loading, lora: LoRA | None) -> None:
+def check_precision(precision: Any, loading: Loading, lora: LoRA | SavedAdapter | None) -> None:
     """Raise for a precision in which losses are not exact enough; warn where small updates are rounded away.
 
     Args:

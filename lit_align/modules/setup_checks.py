@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from lit_align.data import PreferenceData, Split
-from lit_align.models import AdapterOff, Loading, LoRA, Precomputed, Reference, SecondModel
+from lit_align.files import adapter_base
+from lit_align.models import AdapterOff, Loading, LoRA, Precomputed, Reference, SavedAdapter, SecondModel
 from lit_align.models.loading import locate, read_config
 from lit_align.objectives.base import Objective
 from lit_align.objectives.beta_scale import BetaReading, read_betas
@@ -29,14 +30,14 @@ START_TOLERANCE = 0.05
 
 
 def reference_of(
-    objective: Objective | OnlineObjective, reference: Reference | None, lora: LoRA | None
+    objective: Objective | OnlineObjective, reference: Reference | None, lora: LoRA | SavedAdapter | None
 ) -> Reference | None:
     """Return the reference of a run: the user's, or the one that objective and adapter imply.
 
     Args:
         objective: of the run.
         reference: what the user has chosen; None for no choice.
-        lora: the adapter; None where all weights train.
+        lora: the adapter, new or saved; None where all weights train.
 
     Raises:
         ValueError: the user's reference would have no effect, or could not move.
@@ -47,7 +48,13 @@ def reference_of(
         return None
     if reference is not None and reference.moves and lora is not None:
         raise ValueError("model.reference moves with the policy's weights, but model.lora leaves these alone")
-    return reference or (SecondModel() if lora is None else AdapterOff())
+    if isinstance(lora, SavedAdapter) and isinstance(reference, AdapterOff):
+        base = adapter_base(lora.folder)
+        raise ValueError(
+            f"model.reference AdapterOff would be the base model {base}, not the policy as it was loaded. Leave "
+            f"model.reference out for a frozen copy of the adapter; or take SecondModel with path {base} for the base"
+        )
+    return reference or (AdapterOff() if isinstance(lora, LoRA) else SecondModel())
 
 
 def check_needs(objective: Objective, data: Any) -> None:

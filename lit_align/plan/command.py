@@ -20,6 +20,7 @@ from typing_extensions import override
 from lit_align.cli import run as cli
 from lit_align.cli.plan_options import GIB, HARDWARE, option_parser
 from lit_align.cli.run_setup import idle_trainer
+from lit_align.files import tokenizer_source
 from lit_align.modules import Module
 from lit_align.plan.estimate import Estimate, estimate
 from lit_align.plan.memory import Parallelism
@@ -86,7 +87,7 @@ class Planner(cli.Cli):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         if self.stand_in is not None:
-            config.data.tokenizer = config.data.tokenizer or config.model.policy
+            config.data.tokenizer = config.data.tokenizer or tokenizer_source(config.model.policy)
             config.model.policy = self.stand_in
             for part in ("reference", "score"):
                 settings = config.model.get(part)

@@ -119,6 +119,22 @@ def test_adapter_alone_fits_on_the_base(adapter: Path, merged: Path) -> None:
     torch.testing.assert_close(logits(exported), as_merged, rtol=1e-4, atol=1e-4)
 
 
+def test_an_exported_adapter_is_trained_further(adapter: Path, rows: Path, tmp_path: Path) -> None:
+    """Its reference is the adapter as it was loaded, so the first loss is ln 2; resumed, it goes on."""
+    again = words(tmp_path, rows, "--model.policy", adapter / "policy", "--model.optimizer.lr", "0.01")
+    ok(lit_align(*again))
+    assert metrics(tmp_path)[0]["train/loss"] == pytest.approx(math.log(2))
+    ok(lit_align(*again, "--trainer.max_steps", 3, "--ckpt_path", "last"))
+    state = {name.removeprefix("policy."): value for name, value in weights(tmp_path).items()}
+    assert all("lora_" in name for name in state)
+    model = load_causal_lm(str(adapter / "policy"), Loading())
+    before = logits(model)
+    assert model.load_state_dict(state, strict=False).unexpected_keys == []
+    exported = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "policy"))
+    torch.testing.assert_close(exported, logits(model), rtol=1e-4, atol=1e-4)
+    assert (exported - before).abs().max() > 0.01
+
+
 def test_adapter_without_lora_is_refused_before_the_model_is_read(rows: Path, tmp_path: Path) -> None:
     nowhere = ("--model.policy", tmp_path / "nowhere", "--data.tokenizer", "testbed:policy")
     ended = lit_align(*words(tmp_path / "run", rows, *nowhere, "--export.form", "adapter"))

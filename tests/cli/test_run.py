@@ -367,11 +367,15 @@ def test_a_score_function_that_raises_fails_the_run(rows: Path, tmp_path: Path, 
     assert "Traceback" not in ended.out
 
 
-def test_a_folder_with_an_adapter_is_called_what_it_is(rows: Path, tmp_path: Path) -> None:
+def test_a_folder_with_an_adapter_needs_its_base_and_no_second_adapter(rows: Path, tmp_path: Path) -> None:
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "some/model"}')
-    ended = fit(tmp_path / "run", rows, "--model.policy", tmp_path / "adapter")
-    refused(ended, "holds an adapter (adapter_config.json) of the model some/model")
+    words = ("--model.policy", tmp_path / "adapter", "--data.tokenizer", "testbed:policy")
+    ended = fit(tmp_path / "run", rows, *words)
+    assert ended.code == 2
+    assert "an adapter of some/model: its config.json cannot be read" in ended.out
+    assert "Traceback" not in ended.out
+    refused(fit(tmp_path / "run", rows, *words, "--model.lora.rank", 2), "Leave model.lora out")
 
 
 def test_a_fresh_fit_keeps_the_old_one_and_a_resumed_one_goes_on(rows: Path, tmp_path: Path) -> None:

@@ -135,6 +135,8 @@ class ModelReference(LiveReference):
 class SecondModel(ModelReference):
     """A separate model: a frozen copy of the policy as it was loaded, or another model.
 
+    A copy of a policy with an adapter has the same base weights in memory, unless the policy is sharded.
+
     Args:
         path: local folder or hub name of the reference; None copies the policy.
         loading: how another model is loaded.
@@ -156,7 +158,7 @@ class SecondModel(ModelReference):
     @override
     def attach(self, policy: PreTrainedModel | PeftModel) -> None:
         if self.path is None:
-            model: nn.Module = copy.deepcopy(policy)
+            model: nn.Module = _copy(policy)
         else:
             other = load_causal_lm(self.path, self.loading)
             ours, theirs = policy.config.vocab_size, other.config.vocab_size
@@ -164,6 +166,12 @@ class SecondModel(ModelReference):
                 raise ValueError(f"reference {self.path}: vocabulary of {theirs}, but the policy's has {ours}")
             model = other
         self._model = model.requires_grad_(False).eval()
+
+
+def _copy(policy: nn.Module) -> nn.Module:
+    """Copy a model's trainable weights, and share those that do not change."""
+    shared = {id(weight): weight for weight in policy.parameters() if not weight.requires_grad}
+    return copy.deepcopy(policy, shared)
 
 
 class MovingReference(ModelReference):

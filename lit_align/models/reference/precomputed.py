@@ -22,6 +22,7 @@ from lit_align.files import at_home, code_digest, user_cache
 from lit_align.models.loading import Loading
 from lit_align.models.reference.base import AdapterOff, Read, Reference, SecondModel, check_loading
 from lit_align.models.reference.cache import ReferenceCache, sequence_keys
+from lit_align.models.saved_adapter import has_saved_adapter
 from lit_align.models.sharding import weights_wanted
 from lit_align.types import PairBatch, PairTokens
 
@@ -77,7 +78,7 @@ class Precomputed(Reference):
 
     @override
     def attach(self, policy: PreTrainedModel | PeftModel) -> None:
-        copies_adapted = self.path is None and isinstance(policy, PeftModel)
+        copies_adapted = self.path is None and isinstance(policy, PeftModel) and not has_saved_adapter(policy)
         self._source = AdapterOff() if copies_adapted else SecondModel(self.path, self.loading)
         self._source.attach(policy)
         if weights_wanted():
@@ -254,12 +255,13 @@ def precision(device: torch.device) -> dict[str, str]:
 def model_identity(model: nn.Module) -> Mapping[str, Any]:
     """Describe what a model's log-probabilities depend on: class, configuration, attention, dtype, weights.
 
-    The model's path, and an adapter that is switched off, do not matter.
+    The model's path, and a new adapter, which is switched off, do not matter; one that was loaded does.
 
     Args:
         model: a causal language model of transformers, with or without an adapter of PEFT.
     """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    saved = has_saved_adapter(model)
     config = {key: value for key, value in base.config.to_dict().items() if key not in _NOT_IN_VALUES}
     return {
         "code": code_digest(Path(__file__).parents[1]),
@@ -268,18 +270,28 @@ def model_identity(model: nn.Module) -> Mapping[str, Any]:
         "config": config,
         "attention": attention_name(base),
         "dtype": str(base.dtype).removeprefix("torch."),
-        "weights": _weights_digest(base),
+        "weights": _weights_digest(base, saved),
+        **({"adapter": _adapter_settings(model)} if saved else {}),
     }
 
 
 _NOT_IN_VALUES = ("_name_or_path", "transformers_version", "use_cache", "dtype", "torch_dtype", "architectures")
 
 
-def _weights_digest(model: nn.Module) -> str:
+def _adapter_settings(model: Any) -> dict[str, Any]:
+    """Return the settings of an adapter that change what its weights give, as text."""
+    settings: dict[str, Any] = model.peft_config["default"].to_dict()
+    return {key: repr(value) for key, value in sorted(settings.items()) if key not in _NOT_IN_ADAPTER}
+
+
+_NOT_IN_ADAPTER = ("base_model_name_or_path", "inference_mode", "lora_dropout", "peft_version", "target_modules")
+
+
+def _weights_digest(model: nn.Module, with_adapter: bool) -> str:
     digest = hashlib.sha256()
     state = {name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items()}
     for name, tensor in sorted(state.items()):
-        if "lora_" not in name:
+        if with_adapter or "lora_" not in name:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

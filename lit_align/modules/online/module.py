@@ -17,7 +17,7 @@ from typing_extensions import override
 from lit_align.metrics.calibration import MatchingDivergence
 from lit_align.metrics.figures import draw_matching
 from lit_align.metrics.rollouts import REPORTED_METRICS, RolloutMetrics, pairs_of
-from lit_align.models import ForwardPass, Loading, LoRA, Reference
+from lit_align.models import ForwardPass, Loading, LoRA, Reference, adapter_of
 from lit_align.models.generation import CachedGenerator, Generator, Sampling, mix_seed
 from lit_align.models.score_model import ScoreModel, Value
 from lit_align.models.scorer import Scorer
@@ -42,11 +42,12 @@ class LitOnline(LitPolicy):
     its prompt and its number alone, so neither micro-batches nor processes change the samples.
 
     Args:
-        policy: local folder, hub name, or ``testbed:policy``.
+        policy: local folder, hub name, or ``testbed:policy``; or the folder of a LoRA adapter.
         objective: an ``OnlineObjective``, or a preset such as ``lit_align.online.kl_rlhf``.
         score: rates the responses: ``RewardModel``, ``KnownScore``, ``FunctionScore``.
         reference: where the frozen log-probabilities come from. None uses the policy with its adapter off if there is
-            an adapter, a frozen copy of the policy otherwise, and nothing if the objective needs no reference.
+            a new adapter, a frozen copy of the policy otherwise (of a saved adapter, on the same base weights), and
+            nothing if the objective needs no reference.
         value: the value model, for an advantage that needs one.
         generator: generates the responses.
         sampling: how they are sampled.
@@ -58,7 +59,8 @@ class LitOnline(LitPolicy):
         gradient_clip: largest norm of a step's gradient; None for no limit. (The trainer's own clipping does not
             support several steps per batch.)
         loading: how the weights are loaded.
-        lora: train a low-rank adapter instead of all weights.
+        lora: train a low-rank adapter instead of all weights; leave it out for a policy that is the folder of an
+            adapter, which is trained further.
         optimizer: any torch optimizer by class path.
         schedule: of the learning rate.
         forward_pass: how log-probabilities are computed; this affects time and memory, not the result. The number of
@@ -92,7 +94,8 @@ class LitOnline(LitPolicy):
         forward_pass: ForwardPass = ForwardPass(),
         decay_norms_and_biases: bool = False,
     ) -> None:
-        super().__init__(RolloutMetrics(), lora, optimizer, schedule, forward_pass, decay_norms_and_biases)
+        adapter = adapter_of(policy, lora)
+        super().__init__(RolloutMetrics(), adapter, optimizer, schedule, forward_pass, decay_norms_and_biases)
         self.automatic_optimization = False
         self.settings = OnlineSettings(
             objective, sampling, responses, epochs, minibatches, micro_batch, eval_responses
@@ -105,7 +108,7 @@ class LitOnline(LitPolicy):
         self.generator = generator
         self.gradient_clip = gradient_clip
         self.loading = loading
-        self.reference = reference_of(objective, reference, lora)
+        self.reference = reference_of(objective, reference, adapter)
         self.train_matching = MatchingDivergence()
         self.eval_metrics = RolloutMetrics()
         self.eval_matching = MatchingDivergence()
