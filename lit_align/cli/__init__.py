@@ -17,6 +17,10 @@ COMMANDS = {
         "Estimate what a run will need, before any weight is read: memory, operations, time.",
     ),
     "consolidate": ("lit_align.cli.consolidate", "Write a checkpoint as a Hugging Face folder."),
+    "evaluate": (
+        "lit_align.cli.evaluate",
+        "Measure models: win rates, lengths, preference sets, benchmarks, with intervals.",
+    ),
     "report": ("lit_align.cli.report", "Summarize a run's data in a table and figures, and check it against limits."),
     "compare": ("lit_align.cli.compare", "Write runs side by side as one page and as Markdown."),
 }

@@ -102,14 +102,27 @@ def find_checkpoint(source: Path) -> tuple[Path, Path]:
     return newest, run / "config.yaml"
 
 
-def _write_model(folder: Path, module: LitModule, weights: dict[str, Any], data: Any, form: Form) -> None:
-    """Load a checkpoint's weights into a module without models, write them as a folder, and read that back."""
+def load_checkpoint_weights(module: LitModule, weights: dict[str, Any]) -> None:
+    """Load a checkpoint's weights into a module without models.
+
+    Args:
+        module: as it was built from the run's configuration.
+        weights: of the checkpoint.
+
+    Raises:
+        ValueError: they are not those of the run's model.
+    """
     module.configure_model()
     missing, unexpected = module.load_state_dict(weights, strict=False)
     needed = {name for name, weight in module.named_parameters() if weight.requires_grad}
     wrong = sorted({*unexpected, *(needed & set(missing))})
     if wrong:
         raise ValueError(f"the checkpoint's weights are not those of the run's model: {', '.join(wrong[:3])}")
+
+
+def _write_model(folder: Path, module: LitModule, weights: dict[str, Any], data: Any, form: Form) -> None:
+    """Load a checkpoint's weights into a module without models, write them as a folder, and read that back."""
+    load_checkpoint_weights(module, weights)
     if form == "adapter" and module.lora is None:
         raise ValueError("--form adapter: the run has no adapter")
     model = module.trained_model

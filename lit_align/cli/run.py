@@ -263,7 +263,7 @@ def run(arguments: Sequence[str], command_line: Callable[..., Cli] = Cli) -> Non
         command_line: builds everything from the arguments and runs the command; ``plan`` has its own, ``consolidate``
             gives it an action in place of the command.
     """
-    _silence_libraries()
+    silence_libraries()
     _bind_gloo_to_loopback()
     prepare_parsing(read_extensions(arguments))
     command_line(
@@ -310,7 +310,7 @@ def _exit_code(error: Exception) -> int:
     return 1 if disk_failed or isinstance(error, _FAILED_RUN) else 2
 
 
-def _silence_libraries() -> None:
+def silence_libraries() -> None:
     """Silence what libraries report about themselves rather than about the user's run; warnings take one line each."""
     warnings.showwarning = print_warning
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # of libraries about each other

@@ -1,0 +1,42 @@
+"""The evaluate command: responses, judges, preference sets and benchmarks of one or several models."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from lit_align.cli.evaluate_options import evaluate_parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command; exit codes as those of a run.
+
+    Args:
+        arguments: of the command line, without the command.
+    """
+    parser = evaluate_parser()
+    options = parser.parse_args(list(arguments))
+    if problem := _problem(options):
+        parser.error(problem)
+    from lit_align.cli.evaluation_run import run_evaluation
+
+    run_evaluation(options)
+
+
+def _problem(options: argparse.Namespace) -> str:
+    """Return what is wrong about options that are right one by one; empty if nothing is."""
+    if not (options.prompts or options.pairs or options.tasks):
+        return "nothing to evaluate on: name --prompts, --pairs or --tasks"
+    needs_prompts = {"--judge": options.judge, "--baseline": options.baseline}
+    for name in (name for name, value in needs_prompts.items() if value and not options.prompts):
+        return f"{name} has no effect without --prompts"
+    if options.baseline and not options.judge:
+        return "--baseline has no effect without --judge"
+    if options.judge and options.judge.startswith(("llm:", "compares:")) and not options.baseline:
+        return f"--judge {options.judge} compares two answers: name the other model with --baseline"
+    if options.by and not options.pairs:
+        return "--by has no effect without --pairs"
+    count = len(options.models) + bool(options.baseline and options.baseline not in options.models)
+    if options.names and len(options.names) != count:
+        return f"--names has {len(options.names)} names for {count} models"
+    return ""
