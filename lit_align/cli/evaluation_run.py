@@ -23,7 +23,7 @@ from lit_align.data.text.tokenizer import Encoder
 from lit_align.errors import printable
 from lit_align.evaluation.evaluate import PromptEvaluation, ResponseSettings, versions
 from lit_align.evaluation.judges import JudgeError, make_judge
-from lit_align.evaluation.models import EvaluatedModel, load_hugging_face, model_names, weight_files
+from lit_align.evaluation.models import LoadedModel, load_hugging_face, model_names, weight_files
 from lit_align.evaluation.prompts import read_prompts
 from lit_align.evaluation.record import EvaluationRecord, ModelRecord, model_folder, write_evaluation
 from lit_align.files import at_home
@@ -129,7 +129,7 @@ class ModelLoader:
     device: str
     extend: str | None = None
 
-    def __call__(self, path: str, name: str) -> EvaluatedModel:
+    def __call__(self, path: str, name: str) -> LoadedModel:
         """Load a model.
 
         Args:
@@ -146,7 +146,7 @@ class ModelLoader:
             return self._of_run(place, path, name)
         return load_hugging_face(path, name, Loading(dtype=self.dtype), self.device)
 
-    def _of_run(self, place: Path, path: str, name: str) -> EvaluatedModel:
+    def _of_run(self, place: Path, path: str, name: str) -> LoadedModel:
         try:
             checkpoint, config = find_checkpoint(place)
         except ValueError:
@@ -155,7 +155,7 @@ class ModelLoader:
             exported = load_hugging_face(str(place / "policy"), name, Loading(dtype=self.dtype), self.device)
             exported.path, exported.reference = path, _start_of(place / "config.yaml")
             return exported
-        loaded: list[EvaluatedModel] = []
+        loaded: list[LoadedModel] = []
         extension = ["--extend", self.extend] if self.extend else []
         action = partial(self._load_checkpoint, checkpoint=checkpoint, path=path, name=name, loaded=loaded)
         cli.run(["fit", "--config", str(config), *extension], partial(cli.Cli, action=action))
@@ -163,7 +163,7 @@ class ModelLoader:
         return loaded[0]
 
     def _load_checkpoint(
-        self, module: LitModule, data: Any, checkpoint: Path, path: str, name: str, loaded: list[EvaluatedModel]
+        self, module: LitModule, data: Any, checkpoint: Path, path: str, name: str, loaded: list[LoadedModel]
     ) -> None:
         if not module.trains_policy:
             raise ValueError(f"{path} is a run that trains no policy; expected one, or --judge reward:{path}")
@@ -175,7 +175,7 @@ class ModelLoader:
         encoder = Encoder(data.tokenizer, data.template_date)
         options = replace(data.render_options, dialogues=data.renders_dialogues, quality_prompt=None)
         ends = data.response_ends
-        loaded.append(EvaluatedModel(name, path, model.to(self.device).eval(), encoder, options, ends, identity))
+        loaded.append(LoadedModel(name, path, model.to(self.device).eval(), encoder, options, ends, identity))
 
 
 def _start_of(config: Path) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import yaml
 
 from lit_align.errors import DataError, kind
-from lit_align.evaluation.record import EvaluationRecord, ModelRecord, read_evaluation, read_rows
+from lit_align.evaluation.record import EvaluationRecord, ModelRecord, read_evaluation, read_jsonl
 
 Curve: TypeAlias = dict[int, float]
 """Step → value, in the order of the steps."""
@@ -141,7 +141,7 @@ def read_run(folder: Path, name: str = "") -> Run:
         NotARunError: it has reported nothing.
         DataError: a file is damaged; names file and line.
     """
-    curves = curves_of(read_rows(folder / METRICS))
+    curves = curves_of(read_jsonl(folder / METRICS))
     if not curves:
         what = "is empty" if (folder / METRICS).is_file() else "is missing"
         raise NotARunError(f"{folder}: {METRICS} {what}: the run has not reported anything yet")
@@ -155,9 +155,9 @@ def read_run(folder: Path, name: str = "") -> Run:
         folder=folder,
         settings=settings,
         curves=curves,
-        samples=list(read_rows(folder / SAMPLE_ROWS)),
+        samples=list(read_jsonl(folder / SAMPLE_ROWS)),
         data={split: report for split, report in content.items() if isinstance(report, dict) and "lengths" in report},
-        predictions=list(read_rows(folder / PREDICTIONS)),
+        predictions=list(read_jsonl(folder / PREDICTIONS)),
         margins=_read_json(folder / MARGINS),
         environment=_read_json(folder / ENVIRONMENT),
         notes=notes,

@@ -23,7 +23,7 @@ from typing_extensions import override
 from lit_align.errors import check_range, shown
 from lit_align.evaluation.judges import Judge, JudgeError
 from lit_align.evaluation.prompts import EvaluationPrompt
-from lit_align.evaluation.record import append_rows, drop_cut_line, read_rows
+from lit_align.evaluation.record import append_jsonl, drop_cut_line, read_jsonl
 from lit_align.evaluation.respond import progress
 from lit_align.files import at_home
 
@@ -51,7 +51,7 @@ _PLACE = re.compile(r"\{(prompt|answer_1|answer_2)\}")
 _VALUES = {"1": 1.0, "2": 0.0, "tie": 0.5}
 LONGEST_WAIT = 60.0
 NO_KEY = "none"
-Order: TypeAlias = tuple[str, str, str]
+AnswerPair: TypeAlias = tuple[str, str, str]
 """Prompt, first answer, second answer."""
 
 
@@ -233,7 +233,7 @@ class EndpointJudge(Judge):
         count = self.usage.unreadable
         return [f"{count} answers of {self.model} had no verdict and count as ties"] if count else []
 
-    def _question(self, order: Order) -> Question:
+    def _question(self, order: AnswerPair) -> Question:
         fields = dict(zip(FIELDS, order, strict=True))
         text = _PLACE.sub(lambda match: fields[match[1]], self.template)
         options = json.dumps(dict(self.endpoint.options), sort_keys=True)
@@ -327,7 +327,7 @@ class AnswerCache:
     def __post_init__(self) -> None:
         if self.path is not None:
             drop_cut_line(self.path)
-            self._answers = {str(row["question"]): str(row["answer"]) for row in read_rows(self.path)}
+            self._answers = {str(row["question"]): str(row["answer"]) for row in read_jsonl(self.path)}
 
     def get(self, question: Question) -> str | None:
         """Return the answer to a question; None if it has not been asked."""
@@ -338,7 +338,7 @@ class AnswerCache:
         with self._lock:
             self._answers[question.digest] = answer
             if self.path is not None:
-                append_rows(self.path, [{"question": question.digest, "model": question.model, "answer": answer}])
+                append_jsonl(self.path, [{"question": question.digest, "model": question.model, "answer": answer}])
 
 
 def _read_key(variable: str, base_url: str | None) -> str:

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lit_align import __version__
-from lit_align.evaluation.intervals import RESAMPLES, Cells, as_cells, bootstrap, bootstrap_mean
+from lit_align.evaluation.intervals import RESAMPLES, PromptCells, as_cells, bootstrap, bootstrap_mean
 from lit_align.evaluation.judges import Judge
-from lit_align.evaluation.models import EvaluatedModel
+from lit_align.evaluation.models import LoadedModel
 from lit_align.evaluation.policy_measures import PolicyRow, policy_rows
 from lit_align.evaluation.prompts import EvaluationPrompt
 from lit_align.evaluation.record import (
@@ -26,14 +26,14 @@ from lit_align.evaluation.record import (
     MetricEstimate,
     ModelRecord,
     model_folder,
-    write_rows,
+    write_jsonl,
 )
-from lit_align.evaluation.respond import EvaluationResponse, progress, respond
+from lit_align.evaluation.respond import EvaluationResponse, collect_responses, progress
 from lit_align.evaluation.text_measures import text_metrics
 from lit_align.evaluation.win_rates import comparison, length_agreement, length_controlled, outcome_metrics
 from lit_align.models.generation import Sampling
 
-Load: TypeAlias = Callable[[str, str], EvaluatedModel]
+Load: TypeAlias = Callable[[str, str], LoadedModel]
 """From path and name to a model."""
 Responses: TypeAlias = Sequence[EvaluationResponse]
 
@@ -81,7 +81,7 @@ class Collected:
     policy: list[PolicyRow] = field(default_factory=list)
     reference: str | None = None
 
-    def cells(self, values: Sequence[float]) -> Cells:
+    def cells(self, values: Sequence[float]) -> PromptCells:
         """Arrange a number of each response by prompt and seed."""
         rows = zip(self.responses, values, strict=True)
         return as_cells([(response.index, response.seed, value) for response, value in rows])
@@ -105,11 +105,11 @@ class Collected:
 
 
 def collect(
-    evaluated: EvaluatedModel,
+    evaluated: LoadedModel,
     prompts: Sequence[EvaluationPrompt],
     settings: ResponseSettings,
     folder: Path,
-    reference: EvaluatedModel | None = None,
+    reference: LoadedModel | None = None,
 ) -> Collected:
     """Sample responses of a model, and compute entropy and divergence along them.
 
@@ -123,15 +123,17 @@ def collect(
     Raises:
         ValueError: the reference has other tokens.
     """
-    responses = respond(evaluated, prompts, settings.seeds, settings.sampling, folder, settings.batch_size)
+    responses = collect_responses(evaluated, prompts, settings.seeds, settings.sampling, folder, settings.batch_size)
     check_same_tokens(evaluated, reference)
     rows = _along_responses(evaluated, reference, responses, settings.batch_size)
-    write_rows(folder / POLICY, [_policy_record(response, row) for response, row in zip(responses, rows, strict=True)])
+    write_jsonl(
+        folder / POLICY, [_policy_record(response, row) for response, row in zip(responses, rows, strict=True)]
+    )
     name = None if reference is None else reference.path
     return Collected(evaluated.name, evaluated.path, responses, rows, name)
 
 
-def check_same_tokens(evaluated: EvaluatedModel, reference: EvaluatedModel | None) -> None:
+def check_same_tokens(evaluated: LoadedModel, reference: LoadedModel | None) -> None:
     """Raise unless two models have the same vocabulary."""
     if reference is None:
         return
@@ -144,7 +146,7 @@ def check_same_tokens(evaluated: EvaluatedModel, reference: EvaluatedModel | Non
 
 
 def _along_responses(
-    evaluated: EvaluatedModel, reference: EvaluatedModel | None, responses: Responses, batch_size: int
+    evaluated: LoadedModel, reference: LoadedModel | None, responses: Responses, batch_size: int
 ) -> list[PolicyRow]:
     frozen: nn.Module | None = None if reference is None else reference.model
     rows: list[PolicyRow] = []
@@ -236,15 +238,15 @@ def judged_metrics(
     return metrics
 
 
-def longer_than(ours: Collected, baseline: Collected) -> Cells:
+def longer_than(ours: Collected, baseline: Collected) -> PromptCells:
     """Return by how many characters responses are longer than the baseline's, [prompt, seed]."""
     return ours.cells(ours.characters) - baseline.cells(baseline.characters)
 
 
-def rank_correlation(first: Cells, second: Cells, resamples: int) -> MetricEstimate | None:
+def rank_correlation(first: PromptCells, second: PromptCells, resamples: int) -> MetricEstimate | None:
     """Return Spearman's rank correlation with its interval; None where one of both is constant."""
 
-    def correlation(rows: Cells) -> float:
+    def correlation(rows: PromptCells) -> float:
         ranks = [_ranks(rows[:, column]) for column in (0, 1)]
         constant = any(np.ptp(rank) == 0 for rank in ranks)
         return 0.0 if constant else float(np.corrcoef(ranks[0], ranks[1])[0, 1])
@@ -254,11 +256,11 @@ def rank_correlation(first: Cells, second: Cells, resamples: int) -> MetricEstim
     return bootstrap(np.stack([first, second], axis=-1), correlation, resamples)
 
 
-def _ranks(values: Cells) -> Cells:
+def _ranks(values: PromptCells) -> PromptCells:
     """Return the ranks of values; equal ones share their mean rank."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
-    ranks: Cells = ((ends - counts + ends - 1) / 2)[inverse]
+    ranks: PromptCells = ((ends - counts + ends - 1) / 2)[inverse]
     return ranks
 
 
@@ -298,10 +300,10 @@ class PromptEvaluation:
         resamples = self.settings.resamples
         metrics = {name: own_metrics(model, resamples) for name, model in collected.items()}
         judged = {} if self.judge is None else judge_models(self.judge, by_index, collected, self.baseline)
-        compared: dict[str, Cells] = {}
+        compared: dict[str, PromptCells] = {}
         for name, judgement in judged.items():
             model = collected[name]
-            write_rows(model_folder(folder, name) / SCORES, list(_score_records(model, judgement)))
+            write_jsonl(model_folder(folder, name) / SCORES, list(_score_records(model, judgement)))
             metrics[name] |= judged_metrics(model, baseline, judgement, resamples)
             if judgement.comparisons is not None:
                 compared[name] = model.cells(judgement.comparisons)

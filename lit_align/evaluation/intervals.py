@@ -12,9 +12,9 @@ from lit_align.evaluation.record import MetricEstimate
 
 RESAMPLES = 2000
 ENDS = (2.5, 97.5)
-Cells: TypeAlias = NDArray[np.float64]
+PromptCells: TypeAlias = NDArray[np.float64]
 """Values of shape [prompt, seed] or, for several per response, [prompt, seed, value]."""
-Statistic: TypeAlias = Callable[[Cells], float]
+Statistic: TypeAlias = Callable[[PromptCells], float]
 """From rows, [row] or [row, value], to a number."""
 
 
@@ -33,7 +33,7 @@ def resamples(prompts: int, seeds: int, count: int, seed: int = 0) -> tuple[NDAr
     return random.integers(prompts, size=(count, prompts)), random.integers(seeds, size=(count, seeds))
 
 
-def bootstrap(cells: Cells, statistic: Statistic, count: int = RESAMPLES) -> MetricEstimate:
+def bootstrap(cells: PromptCells, statistic: Statistic, count: int = RESAMPLES) -> MetricEstimate:
     """Compute a statistic and its percentile interval.
 
     A draw keeps everything that belongs to a prompt together: a model's response and the baseline's, so that
@@ -49,7 +49,7 @@ def bootstrap(cells: Cells, statistic: Statistic, count: int = RESAMPLES) -> Met
     """
     prompts, seeds = cells.shape[:2]
 
-    def flat(part: Cells) -> Cells:
+    def flat(part: PromptCells) -> PromptCells:
         return part.reshape(prompts * seeds, *cells.shape[2:])
 
     draws = zip(*resamples(prompts, seeds, count), strict=True)
@@ -57,7 +57,7 @@ def bootstrap(cells: Cells, statistic: Statistic, count: int = RESAMPLES) -> Met
     return _estimate(statistic(flat(cells)), np.asarray(values), prompts * seeds)
 
 
-def bootstrap_mean(cells: Cells, count: int = RESAMPLES) -> MetricEstimate:
+def bootstrap_mean(cells: PromptCells, count: int = RESAMPLES) -> MetricEstimate:
     """Compute the mean and its percentile interval; the same as `bootstrap` with the mean, and faster.
 
     Args:
@@ -71,12 +71,12 @@ def bootstrap_mean(cells: Cells, count: int = RESAMPLES) -> MetricEstimate:
     return _estimate(float(cells.mean()), ((rows @ cells) * columns).sum(-1), prompts * seeds)
 
 
-def _estimate(value: float, values: Cells, count: int) -> MetricEstimate:
+def _estimate(value: float, values: PromptCells, count: int) -> MetricEstimate:
     low, high = np.percentile(values, ENDS)
     return MetricEstimate(float(value), float(low), float(high), count)
 
 
-def as_cells(rows: Sequence[tuple[int, int, float]]) -> Cells:
+def as_cells(rows: Sequence[tuple[int, int, float]]) -> PromptCells:
     """Arrange values by prompt and seed.
 
     Args:

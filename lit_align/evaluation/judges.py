@@ -24,7 +24,7 @@ from lit_align.models.logps.scores import ScoreReader
 from lit_align.models.score_model import ScoreModel, load_score_model
 from lit_align.testbed.truth import TestbedScore
 
-KINDS = ("testbed", "reward:FOLDER", "scores:module.function", "compares:module.function", "llm:MODEL")
+JUDGE_KINDS = ("testbed", "reward:FOLDER", "scores:module.function", "compares:module.function", "llm:MODEL")
 """What a judge may be, as it is written on the command line."""
 ScoreFunction: TypeAlias = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 
@@ -222,7 +222,7 @@ class PairwiseFunction(Judge):
 def make_judge(
     setting: str, loading: Loading = Loading(), device: str = "cpu", margin: float = 0.0, endpoint: Any = None
 ) -> Judge:
-    """Build a judge from its name on the command line; see ``KINDS``.
+    """Build a judge from its name on the command line; see ``JUDGE_KINDS``.
 
     Args:
         setting: kind and name of the judge.
@@ -247,7 +247,7 @@ def make_judge(
         module: Any = import_module("lit_align.evaluation.endpoint")
         judge: Judge = module.EndpointJudge(name, endpoint or module.Endpoint())
         return judge
-    raise ValueError(f"judge is {shown(setting)}; expected one of {', '.join(KINDS)}")
+    raise ValueError(f"judge is {shown(setting)}; expected one of {', '.join(JUDGE_KINDS)}")
 
 
 def _import(name: str) -> Any:

@@ -28,7 +28,7 @@ UNLIMITED = 1 << 30
 
 
 @dataclass
-class EvaluatedModel:
+class LoadedModel:
     """A model to evaluate, in evaluation mode.
 
     Args:
@@ -118,7 +118,7 @@ def tokenize_whole(
     return tokenized
 
 
-def load_hugging_face(path: str, name: str, loading: Loading, device: str) -> EvaluatedModel:
+def load_hugging_face(path: str, name: str, loading: Loading, device: str) -> LoadedModel:
     """Load a Hugging Face folder or name, or ``testbed:policy``.
 
     Args:
@@ -131,7 +131,7 @@ def load_hugging_face(path: str, name: str, loading: Loading, device: str) -> Ev
     folder = testbed.resolve(path) or at_home(path)
     encoder = Encoder(load_tokenizer(path, loading.revision))
     identity = {"dtype": loading.dtype, "revision": loading.revision, "files": weight_files(folder)}
-    return EvaluatedModel(name, path, model.to(device), encoder, identity=identity)
+    return LoadedModel(name, path, model.to(device), encoder, identity=identity)
 
 
 def weight_files(path: Path) -> dict[str, list[int]]:

@@ -74,15 +74,15 @@ class ModelRecord:
 
     def responses(self) -> list[dict[str, Any]]:
         """Return the rows of ``responses.jsonl``; empty without the file."""
-        return list(read_rows(self.folder / RESPONSES))
+        return list(read_jsonl(self.folder / RESPONSES))
 
     def scores(self) -> list[dict[str, Any]]:
         """Return the rows of ``scores.jsonl``; empty without the file."""
-        return list(read_rows(self.folder / SCORES))
+        return list(read_jsonl(self.folder / SCORES))
 
     def pairs(self) -> list[dict[str, Any]]:
         """Return the rows of ``pairs.jsonl``, which an evaluation on a preference set has; empty without the file."""
-        return list(read_rows(self.folder / PAIRS))
+        return list(read_jsonl(self.folder / PAIRS))
 
 
 @dataclass(frozen=True)
@@ -175,12 +175,12 @@ def write_whole(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows as JSON lines, whole or not at all."""
     write_whole(path, "".join(_line(row) for row in rows))
 
 
-def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Append rows as JSON lines, and flush them to disk.
 
     Call ``drop_cut_line`` once before the first call, in case an earlier process was interrupted while it wrote.
@@ -207,7 +207,7 @@ def drop_cut_line(path: Path) -> None:
             file.truncate(whole)
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a file of JSON lines, but for a last one that was cut; nothing if there is no file.
 
     Raises:

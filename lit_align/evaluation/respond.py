@@ -13,16 +13,16 @@ import transformers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lit_align.evaluation.models import EvaluatedModel
+from lit_align.evaluation.models import LoadedModel
 from lit_align.evaluation.prompts import EvaluationPrompt
 from lit_align.evaluation.record import (
     RESPONSES,
-    append_rows,
+    append_jsonl,
     drop_cut_line,
     read_json,
-    read_rows,
+    read_jsonl,
     write_json,
-    write_rows,
+    write_jsonl,
 )
 from lit_align.models.generation import CachedGenerator, GenerationRequest, Generator, Sampling, mix_seed
 
@@ -61,8 +61,8 @@ class EvaluationResponse:
         return self.index, self.seed
 
 
-def respond(
-    evaluated: EvaluatedModel,
+def collect_responses(
+    evaluated: LoadedModel,
     prompts: Sequence[EvaluationPrompt],
     seeds: Sequence[int],
     sampling: Sampling,
@@ -95,14 +95,14 @@ def respond(
         for start in range(0, len(missing), batch_size):
             part = missing[start : start + batch_size]
             rows = _generate(evaluated, part, ids, stops, sampling, CachedGenerator(batch_size))
-            append_rows(folder / RESPONSES, [asdict(row) for row in rows])
+            append_jsonl(folder / RESPONSES, [asdict(row) for row in rows])
             known |= {row.key: row for row in rows}
             advance(len(part))
     return [known[prompt.index, seed] for prompt, seed in wanted]
 
 
 def _generate(
-    evaluated: EvaluatedModel,
+    evaluated: LoadedModel,
     part: Sequence[tuple[EvaluationPrompt, int]],
     ids: dict[int, list[int]],
     stops: frozenset[int],
@@ -128,7 +128,7 @@ def _generate(
     ]
 
 
-def _settings(evaluated: EvaluatedModel, sampling: Sampling, stops: frozenset[int]) -> dict[str, Any]:
+def _settings(evaluated: LoadedModel, sampling: Sampling, stops: frozenset[int]) -> dict[str, Any]:
     """Return what responses depend on beside prompt and seed."""
     options = asdict(sampling)
     del options["seed"]
@@ -149,12 +149,12 @@ def _known(
     if before is not None and before != settings:
         changed = [name for name in settings if settings[name] != before.get(name)]
         print(f"{folder.name}: responses are sampled anew, because this has changed: {', '.join(changed)}")
-        write_rows(folder / RESPONSES, [])
+        write_jsonl(folder / RESPONSES, [])
     if before != settings:
         write_json(folder / SETTINGS, settings)
     drop_cut_line(folder / RESPONSES)
     texts = {prompt.index: prompt.text for prompt in prompts}
-    rows = [EvaluationResponse(**row) for row in read_rows(folder / RESPONSES)]
+    rows = [EvaluationResponse(**row) for row in read_jsonl(folder / RESPONSES)]
     return {
         row.key: row for row in rows if texts.get(row.index) == row.prompt and ids[row.index] == list(row.prompt_ids)
     }

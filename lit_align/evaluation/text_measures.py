@@ -8,10 +8,10 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_align.evaluation.intervals import RESAMPLES, Cells, Statistic, bootstrap, bootstrap_mean
+from lit_align.evaluation.intervals import RESAMPLES, PromptCells, Statistic, bootstrap, bootstrap_mean
 from lit_align.evaluation.record import MetricEstimate
 
-PERCENTILES = (10, 50, 90)
+LENGTH_PERCENTILES = (10, 50, 90)
 REPEATED = 3
 """Words of the n-grams whose repetition is counted."""
 
@@ -57,7 +57,7 @@ def corpus_distinct(texts: Sequence[str], n: int) -> float:
 
 
 def text_metrics(
-    texts: NDArray[np.object_], tokens: Cells, ended: Cells, count: int = RESAMPLES
+    texts: NDArray[np.object_], tokens: PromptCells, ended: PromptCells, count: int = RESAMPLES
 ) -> dict[str, MetricEstimate]:
     """Return the numbers on the texts of a model's responses.
 
@@ -71,7 +71,7 @@ def text_metrics(
     metrics: dict[str, MetricEstimate] = {}
     for name, cells in lengths.items():
         metrics[f"length/{name}"] = bootstrap_mean(cells, count)
-        for percentile in PERCENTILES:
+        for percentile in LENGTH_PERCENTILES:
             metrics[f"length/{name}/p{percentile}"] = bootstrap(cells, _percentile(percentile), count)
     metrics["ended"] = bootstrap_mean(ended, count)
     metrics["repetition"] = bootstrap_mean(_over(texts, repetition), count)
@@ -90,5 +90,5 @@ def _flat(texts: NDArray[np.object_]) -> Iterator[str]:
     return (str(text) for text in texts.flat)
 
 
-def _over(texts: NDArray[np.object_], measure: Callable[[str], float]) -> Cells:
+def _over(texts: NDArray[np.object_], measure: Callable[[str], float]) -> PromptCells:
     return np.array([measure(text) for text in _flat(texts)], dtype=np.float64).reshape(texts.shape)

@@ -28,7 +28,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_align.evaluation.intervals import RESAMPLES, Cells, bootstrap, bootstrap_mean
+from lit_align.evaluation.intervals import RESAMPLES, PromptCells, bootstrap, bootstrap_mean
 from lit_align.evaluation.record import MetricEstimate
 
 BASELINE_WEIGHT = 0.2
@@ -55,7 +55,7 @@ def comparison(score: float, baseline: float, margin: float = 0.0) -> float:
     return 0.5 if abs(difference) <= margin else float(difference > 0)
 
 
-def outcome_metrics(comparisons: Cells, count: int = RESAMPLES) -> dict[str, MetricEstimate]:
+def outcome_metrics(comparisons: PromptCells, count: int = RESAMPLES) -> dict[str, MetricEstimate]:
     """Return the shares of won, tied and lost comparisons, and the win rate, in which ties count one half.
 
     Args:
@@ -67,7 +67,7 @@ def outcome_metrics(comparisons: Cells, count: int = RESAMPLES) -> dict[str, Met
     return metrics | {f"win_rate/{name}": bootstrap_mean(cells.astype(float), count) for name, cells in shares.items()}
 
 
-def length_agreement(comparisons: Cells, longer: Cells, count: int = RESAMPLES) -> MetricEstimate | None:
+def length_agreement(comparisons: PromptCells, longer: PromptCells, count: int = RESAMPLES) -> MetricEstimate | None:
     """Return the share of decided comparisons that the longer response wins; None if no pair is decided.
 
     Args:
@@ -77,7 +77,7 @@ def length_agreement(comparisons: Cells, longer: Cells, count: int = RESAMPLES) 
     """
     both = np.stack([comparisons, longer], axis=-1)
 
-    def share(rows: Cells) -> float:
+    def share(rows: PromptCells) -> float:
         decided = rows[(rows[:, 0] != 0.5) & (rows[:, 1] != 0)]
         return float(((decided[:, 0] > 0.5) == (decided[:, 1] > 0)).mean()) if len(decided) else np.nan
 
@@ -243,7 +243,7 @@ def _logistic(values: Any) -> Vector:
 
 
 def length_controlled(
-    comparisons: Mapping[str, Cells], longer: Mapping[str, Cells], count: int = LC_RESAMPLES
+    comparisons: Mapping[str, PromptCells], longer: Mapping[str, PromptCells], count: int = LC_RESAMPLES
 ) -> tuple[dict[str, MetricEstimate], list[str]]:
     """Return the length-controlled win rate of each model with its interval, and what to warn of.
 
@@ -271,14 +271,14 @@ def length_controlled(
     return metrics, notes
 
 
-def _places(values: Cells) -> Cells:
+def _places(values: PromptCells) -> PromptCells:
     prompts, seeds, _ = values.shape
     return np.broadcast_to(np.arange(prompts, dtype=np.float64)[:, None, None], (prompts, seeds, 1))
 
 
-def _with_prompts(values: Cells) -> Judgements:
+def _with_prompts(values: PromptCells) -> Judgements:
     return _judgements(np.concatenate([values, _places(values)], axis=-1).reshape(-1, 3))
 
 
-def _judgements(rows: Cells) -> Judgements:
+def _judgements(rows: PromptCells) -> Judgements:
     return Judgements(rows[:, 2].astype(np.int64), rows[:, 0], rows[:, 1])

@@ -13,7 +13,7 @@ import pytest
 
 from lit_align.cli.compare import compare
 from lit_align.comparison.runs import Run
-from lit_align.evaluation.record import EvaluationRecord, MetricEstimate, ModelRecord, append_rows, write_evaluation
+from lit_align.evaluation.record import EvaluationRecord, MetricEstimate, ModelRecord, append_jsonl, write_evaluation
 from tests.comparison.folders import PROMPTS, TRAP
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -73,7 +73,7 @@ def written(sweep: Path, tmp_path: Path) -> Path:
     )
     write_evaluation(tmp_path / "evaluation", EvaluationRecord(models, "base <i>", ("lengths hardly <b>overlap",)))
     row = {"index": 0, "seed": 0, "prompt": PROMPTS[0], "response": f"evaluated {TRAP}", "tokens": [5, 6, 7]}
-    append_rows(
+    append_jsonl(
         tmp_path / "evaluation" / "models" / "b" / "responses.jsonl", [row, {**row, "seed": 1, "response": "2"}]
     )
     compare([sweep], tmp_path / "out", [tmp_path / "evaluation"], title="Runs <1>")

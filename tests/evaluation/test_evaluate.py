@@ -12,9 +12,9 @@ from scipy.stats import spearmanr
 
 from lit_align.evaluation.evaluate import PromptEvaluation, ResponseSettings, check_same_tokens
 from lit_align.evaluation.judges import PairwiseFunction, make_judge
-from lit_align.evaluation.models import EvaluatedModel, model_names
+from lit_align.evaluation.models import LoadedModel, model_names
 from lit_align.evaluation.prompts import EvaluationPrompt
-from lit_align.evaluation.record import EvaluationRecord, read_evaluation, read_rows, write_evaluation
+from lit_align.evaluation.record import EvaluationRecord, read_evaluation, read_jsonl, write_evaluation
 from lit_align.models.generation import Sampling
 from lit_align.testbed.truth import true_score
 
@@ -23,7 +23,7 @@ Prompts = list[EvaluationPrompt]
 
 
 @pytest.fixture(scope="module")
-def other_model(testbed_model: EvaluatedModel) -> EvaluatedModel:
+def other_model(testbed_model: LoadedModel) -> LoadedModel:
     model = copy.deepcopy(testbed_model.model)
     with torch.no_grad():
         for weight in model.parameters():
@@ -32,7 +32,7 @@ def other_model(testbed_model: EvaluatedModel) -> EvaluatedModel:
 
 
 @pytest.fixture(scope="module")
-def evaluation(testbed_model: EvaluatedModel, other_model: EvaluatedModel) -> PromptEvaluation:
+def evaluation(testbed_model: LoadedModel, other_model: LoadedModel) -> PromptEvaluation:
     known = {"policy": replace(testbed_model, path="policy"), "other": other_model}
     paths = {"other": "other", "policy": "policy"}
     return PromptEvaluation(paths, lambda path, name: known[path], "policy", "start", make_judge("testbed"), SETTINGS)
@@ -54,7 +54,7 @@ def test_every_number_can_be_computed_from_the_rows(evaluated: tuple[EvaluationR
     base = [true_score(row["prompt"], row["response"]) for row in theirs]
     wins = [float(a > b) + 0.5 * float(a == b) for a, b in zip(mine, base, strict=True)]
     lengths = [len(row["response"]) for row in ours]
-    rows = list(read_rows(folder / "models/other/policy.jsonl"))
+    rows = list(read_jsonl(folder / "models/other/policy.jsonl"))
     longer = [a - len(row["response"]) for a, row in zip(lengths, theirs, strict=True)]
     decided = [(w > 0.5) == (d > 0) for w, d in zip(wins, longer, strict=True) if w != 0.5 and d]
     expected = {
@@ -108,14 +108,14 @@ def test_a_pairwise_judge_sees_both_responses(
     evaluation: PromptEvaluation, evaluated: tuple[EvaluationRecord, Path], testbed_prompts: Prompts
 ) -> None:
     judge = PairwiseFunction(
-        lambda prompts, ours, theirs: [float(len(a) > len(b)) for a, b in zip(ours, theirs)], "long"
+        lambda prompts, ours, theirs: [float(len(a) > len(b)) for a, b in zip(ours, theirs, strict=True)], "long"
     )
     record = replace(evaluation, judge=judge)(testbed_prompts, evaluated[1])
     assert record.models[0].metrics["judge_prefers_longer"].value == 1
     assert "score" not in record.models[0].metrics
 
 
-def test_a_reference_of_other_tokens_is_refused(testbed_model: EvaluatedModel) -> None:
+def test_a_reference_of_other_tokens_is_refused(testbed_model: LoadedModel) -> None:
     class Other:
         path = "elsewhere"
         encoder = type("Encoder", (), {"tokenizer": type("T", (), {"get_vocab": lambda self: {"a": 0}})()})()

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from lit_align.evaluation.models import EvaluatedModel
+from lit_align.evaluation.models import LoadedModel
 from lit_align.evaluation.policy_measures import policy_rows
 
 
@@ -23,7 +23,7 @@ def by_hand(model: torch.nn.Module, reference: torch.nn.Module, prompt: list[int
     return [sum(entropies) / len(entropies), log_prob, kl]
 
 
-def test_entropy_and_divergence_are_the_sums_over_the_vocabulary(testbed_model: EvaluatedModel) -> None:
+def test_entropy_and_divergence_are_the_sums_over_the_vocabulary(testbed_model: LoadedModel) -> None:
     model = testbed_model.model
     reference = copy.deepcopy(model)
     with torch.no_grad():
@@ -37,7 +37,7 @@ def test_entropy_and_divergence_are_the_sums_over_the_vocabulary(testbed_model: 
         assert row.kl > 0.01
 
 
-def test_a_model_has_no_divergence_from_itself(testbed_model: EvaluatedModel) -> None:
+def test_a_model_has_no_divergence_from_itself(testbed_model: LoadedModel) -> None:
     (row,) = policy_rows(testbed_model.model, testbed_model.model, [([5], [6, 7])])
     assert row.kl == 0
     assert policy_rows(testbed_model.model, None, [([5], [6, 7])])[0].kl is None

@@ -10,13 +10,13 @@ from lit_align.evaluation.record import (
     EvaluationRecord,
     MetricEstimate,
     ModelRecord,
-    append_rows,
+    append_jsonl,
     drop_cut_line,
     model_folder,
     read_evaluation,
-    read_rows,
+    read_jsonl,
     write_evaluation,
-    write_rows,
+    write_jsonl,
 )
 
 
@@ -36,7 +36,7 @@ def test_an_evaluation_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_rows_of_a_model_are_read_from_its_folder(tmp_path: Path) -> None:
     write_evaluation(tmp_path, an_evaluation(tmp_path))
     rows = [{"index": 0, "seed": 0, "response": "a\u2028b"}, {"index": 1, "seed": 0, "response": "ü"}]
-    write_rows(model_folder(tmp_path, "ours") / "responses.jsonl", rows)
+    write_jsonl(model_folder(tmp_path, "ours") / "responses.jsonl", rows)
     model = read_evaluation(tmp_path).models[0]
     assert model.responses() == rows
     assert model.scores() == []
@@ -45,17 +45,17 @@ def test_rows_of_a_model_are_read_from_its_folder(tmp_path: Path) -> None:
 def test_a_line_that_was_cut_is_left_out_and_can_be_dropped(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"index": 0}\n{"ind')
-    assert list(read_rows(path)) == [{"index": 0}]
+    assert list(read_jsonl(path)) == [{"index": 0}]
     drop_cut_line(path)
-    append_rows(path, [{"index": 1}])
-    assert list(read_rows(path)) == [{"index": 0}, {"index": 1}]
+    append_jsonl(path, [{"index": 1}])
+    assert list(read_jsonl(path)) == [{"index": 0}, {"index": 1}]
 
 
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"index": 0}\nnonsense\n')
     with pytest.raises(DataError, match=r"rows\.jsonl:2: not JSON"):
-        list(read_rows(path))
+        list(read_jsonl(path))
 
 
 @pytest.mark.parametrize(

@@ -8,18 +8,18 @@ import pytest
 
 from lit_align.errors import DataError
 from lit_align.evaluation import respond as module
-from lit_align.evaluation.models import EvaluatedModel
+from lit_align.evaluation.models import LoadedModel
 from lit_align.evaluation.prompts import EvaluationPrompt, read_prompts
-from lit_align.evaluation.respond import EvaluationResponse, respond
+from lit_align.evaluation.respond import EvaluationResponse, collect_responses
 from lit_align.models.generation import Sampling, mix_seed, sample_responses
 
 SHORT = Sampling(max_new_tokens=8)
 Prompts = list[EvaluationPrompt]
 
 
-def run(model: EvaluatedModel, prompts: Prompts, folder: Path, **options: object) -> list[EvaluationResponse]:
+def run(model: LoadedModel, prompts: Prompts, folder: Path, **options: object) -> list[EvaluationResponse]:
     settings = {"seeds": (0, 1), "sampling": SHORT, "batch_size": 5} | options
-    return respond(model, prompts, folder=folder, **settings)  # type: ignore[arg-type]
+    return collect_responses(model, prompts, folder=folder, **settings)  # type: ignore[arg-type]
 
 
 def lines(folder: Path) -> list[str]:
@@ -27,7 +27,7 @@ def lines(folder: Path) -> list[str]:
 
 
 def test_a_response_depends_on_its_row_and_seed_alone(
-    testbed_model: EvaluatedModel, testbed_prompts: Prompts, tmp_path: Path
+    testbed_model: LoadedModel, testbed_prompts: Prompts, tmp_path: Path
 ) -> None:
     together = run(testbed_model, testbed_prompts, tmp_path / "a")
     alone = run(testbed_model, testbed_prompts[2:3], tmp_path / "b", seeds=(1,))
@@ -38,7 +38,7 @@ def test_a_response_depends_on_its_row_and_seed_alone(
 
 
 def test_greedy_responses_are_those_of_generate(
-    testbed_model: EvaluatedModel, testbed_prompts: Prompts, tmp_path: Path
+    testbed_model: LoadedModel, testbed_prompts: Prompts, tmp_path: Path
 ) -> None:
     greedy = replace(SHORT, temperature=0.0)
     rows = run(testbed_model, testbed_prompts, tmp_path, seeds=(0,), sampling=greedy)
@@ -50,7 +50,7 @@ def test_greedy_responses_are_those_of_generate(
 
 
 def test_responses_are_used_again_and_missing_ones_are_added(
-    testbed_model: EvaluatedModel, testbed_prompts: Prompts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    testbed_model: LoadedModel, testbed_prompts: Prompts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An interruption leaves whole lines and a cut one; the next process samples what is missing, and no more."""
     before = run(testbed_model, testbed_prompts, tmp_path)
@@ -73,7 +73,7 @@ def test_responses_are_used_again_and_missing_ones_are_added(
 
 
 def test_other_settings_and_other_weights_sample_anew(
-    testbed_model: EvaluatedModel, testbed_prompts: Prompts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    testbed_model: LoadedModel, testbed_prompts: Prompts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(testbed_model, testbed_prompts, tmp_path)
     cooler = run(testbed_model, testbed_prompts, tmp_path, sampling=replace(SHORT, temperature=0.1))
@@ -85,7 +85,7 @@ def test_other_settings_and_other_weights_sample_anew(
 
 
 def test_a_prompt_that_changed_under_its_index_is_answered_anew(
-    testbed_model: EvaluatedModel, testbed_prompts: Prompts, tmp_path: Path
+    testbed_model: LoadedModel, testbed_prompts: Prompts, tmp_path: Path
 ) -> None:
     run(testbed_model, testbed_prompts[:1], tmp_path, seeds=(0,))
     other = replace(testbed_prompts[0], pair=testbed_prompts[1].pair)
@@ -94,7 +94,7 @@ def test_a_prompt_that_changed_under_its_index_is_answered_anew(
     assert json.loads(lines(tmp_path)[-1])["prompt"] == row.prompt
 
 
-def test_a_prompt_without_room_for_a_response_is_named(testbed_model: EvaluatedModel, tmp_path: Path) -> None:
+def test_a_prompt_without_room_for_a_response_is_named(testbed_model: LoadedModel, tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text(json.dumps({"prompt": "She plays piano. " * 400}) + "\n")
     with pytest.raises(DataError, match=r"p\.jsonl:1.*lower --max_new_tokens"):
