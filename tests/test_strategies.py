@@ -96,8 +96,13 @@ def test_a_checkpoint_can_be_gone_on_from_by_any(rows: Path, tmp_path: Path, fir
     "more",
     [
         ("--model.lora.rank", 4),
-        ("--model.loading.gradient_checkpointing", "true", "--trainer.accumulate_grad_batches", 2),
-        ("--model.reference", "SecondModel", "--model.reference.path", "testbed:policy"),
+        pytest.param(
+            ("--model.loading.gradient_checkpointing", "true", "--trainer.accumulate_grad_batches", 2),
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            ("--model.reference", "SecondModel", "--model.reference.path", "testbed:policy"), marks=pytest.mark.long
+        ),
         ("--model.reference", "MovingReference", "--model.reference.every", 2),
     ],
     ids=["adapter", "recomputed and accumulated", "another reference", "a reference that moves"],
@@ -113,7 +118,9 @@ def test_what_one_process_can_do_two_can(rows: Path, tmp_path: Path, more: tuple
         assert theirs == pytest.approx(ours, rel=1e-3, abs=1e-5)
 
 
-@pytest.mark.parametrize("more", [(), ("--model.lora.rank", 4)], ids=["all weights", "adapter"])
+@pytest.mark.parametrize(
+    "more", [pytest.param((), marks=pytest.mark.long), ("--model.lora.rank", 4)], ids=["all weights", "adapter"]
+)
 def test_sixteen_bits(rows: Path, tmp_path: Path, more: tuple[object, ...]) -> None:
     """Products in bfloat16 differ in their third digit, after four steps as much as between two chunk sizes."""
     found = {}
@@ -146,7 +153,9 @@ def test_a_module_that_does_not_cut_its_weights_is_refused(rows: Path, tmp_path:
         assert "trainer.strategy fsdp: Whole does not shard its weights (model.model" in ended.out
 
 
-@pytest.mark.parametrize("more", [(), ("--model.lora.rank", 4)], ids=["all weights", "adapter"])
+@pytest.mark.parametrize(
+    "more", [pytest.param((), marks=pytest.mark.long), ("--model.lora.rank", 4)], ids=["all weights", "adapter"]
+)
 def test_a_checkpoint_in_parts_becomes_one_model(rows: Path, tmp_path: Path, more: tuple[object, ...]) -> None:
     run = tmp_path / "run"
     run_as("fsdp", *words(run, rows, *more))
@@ -172,7 +181,7 @@ def consolidated(*command: object) -> Ended:
 @pytest.mark.parametrize(
     "more",
     [
-        (),
+        pytest.param((), marks=pytest.mark.long),
         ("--model.lora.rank", 4),
         pytest.param(("--model.reference.path", "testbed:policy"), marks=pytest.mark.long),
     ],

@@ -111,7 +111,7 @@ def test_an_online_run_writes_everything(rows: Path, tmp_path: Path) -> None:
     assert distance(weights(run), weights(tmp_path / "again")) == 0
 
 
-@pytest.mark.parametrize("kind", [RLOO, PPO], ids=["RLOO", "PPO"])
+@pytest.mark.parametrize("kind", [pytest.param(RLOO, id="RLOO", marks=pytest.mark.long), pytest.param(PPO, id="PPO")])
 @pytest.mark.resume("on-policy runs, with and without a value model")
 def test_a_resumed_run_is_the_one_that_was_never_stopped(kind: tuple[str, ...], rows: Path, tmp_path: Path) -> None:
     """Of two epochs with three rollouts each, resume after the second rollout, while sums are incomplete."""
@@ -129,7 +129,7 @@ def test_a_resumed_run_is_the_one_that_was_never_stopped(kind: tuple[str, ...], 
 
 
 @pytest.mark.partition("on-policy runs in one process or two: samples, metrics, weights")
-@pytest.mark.parametrize("kind", [RLOO, PPO], ids=["RLOO", "PPO"])
+@pytest.mark.parametrize("kind", [pytest.param(RLOO, id="RLOO", marks=pytest.mark.long), pytest.param(PPO, id="PPO")])
 def test_two_processes_train_the_same_policy(kind: tuple[str, ...], rows: Path, tmp_path: Path) -> None:
     """Of eleven prompts in two processes the last rollout has three, one of them in the second process."""
     base = (*ONLINE, *kind, *SHORT, "--data.train", rows, "--data.validation", rows)

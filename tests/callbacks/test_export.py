@@ -167,7 +167,9 @@ def test_the_last_words_say_where_the_policy_is(rows: Path, tmp_path: Path) -> N
     assert str(tmp_path / "policy") in ok(lit_align(*words(tmp_path, rows))).out
 
 
-@pytest.mark.parametrize("lora", [(), LORA], ids=["all weights", "adapter merged"])
+@pytest.mark.parametrize(
+    "lora", [pytest.param((), id="all weights"), pytest.param(LORA, id="adapter merged", marks=pytest.mark.long)]
+)
 def test_two_processes_export_what_one_does(rows: Path, tmp_path: Path, lora: tuple[object, ...]) -> None:
     sgd = (*lora, "--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.05")
     ok(lit_align(*words(tmp_path / "one", rows, *sgd, "--data.batch_size", 8)))

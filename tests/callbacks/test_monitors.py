@@ -50,7 +50,9 @@ TASKS = {
 }
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    "task", ["preference", *(pytest.param(task, marks=pytest.mark.long) for task in ("reward", "online"))]
+)
 def test_what_is_reported_may_be_followed(rows: Path, tmp_path: Path, task: str) -> None:
     """A validation follows the last step, also inside of an epoch."""
     run = tmp_path / "run"

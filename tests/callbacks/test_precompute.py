@@ -66,6 +66,7 @@ def test_it_trains_what_a_second_model_trains(rows: Path, tmp_path: Path, cache:
                 assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), name
 
 
+@pytest.mark.long
 @pytest.mark.fault("D20b")
 def test_other_batches_seeds_rates_and_objectives_find_the_same(rows: Path, tmp_path: Path, cache: Path) -> None:
     assert counts(lit_align(*words(tmp_path / "a", rows, *kept(cache)))) == (11, 0)
@@ -77,6 +78,7 @@ def test_other_batches_seeds_rates_and_objectives_find_the_same(rows: Path, tmp_
     assert counts(found) == (0, 11)
 
 
+@pytest.mark.long
 @pytest.mark.fault("D20")
 def test_a_cut_of_the_rows_does_not(rows: Path, tmp_path: Path, cache: Path) -> None:
     assert counts(lit_align(*words(tmp_path / "a", rows, *kept(cache)))) == (11, 0)
@@ -116,7 +118,7 @@ def test_samples_of_the_reference_are_drawn_before_its_weights_go(rows: Path, tm
     assert lines[1] == [line for line in lines[0] if line["step"] > 4]
 
 
-@pytest.mark.parametrize("command", ["validate", "predict"])
+@pytest.mark.parametrize("command", ["validate", pytest.param("predict", marks=pytest.mark.long)])
 def test_evaluations_use_it(rows: Path, tmp_path: Path, cache: Path, command: str) -> None:
     split = "validation" if command == "validate" else command
     more = ("--run", tmp_path, *BASE[:2], *SHORT, "--model.objective", "dpo", f"--data.{split}", rows)

@@ -17,6 +17,7 @@ from lit_align.callbacks import GracefulStop, training_loop
 from lit_align.interrupts import Stopped, Waiting
 from tests.runner import BASE, SHORT, distance, distributed, lit_align, metrics, ok, weights
 
+LONG = pytest.mark.long
 PATIENCE = 120
 """Seconds to wait for what takes five on an idle machine."""
 TWO = ("--trainer.strategy", "ddp", "--trainer.devices", 2)
@@ -82,15 +83,15 @@ def alive(group: int) -> bool:
 def test_a_signal_saves_and_the_resumed_run_is_the_undisturbed_one(
     rows: Path, tmp_path: Path, number: int, code: int, name: str
 ) -> None:
-    many = ("--trainer.max_steps", 120)
+    many = ("--trainer.max_steps", 40)
     ended, out = stopped(tmp_path / "stopped", *words(tmp_path / "stopped", rows, *many), number=number)
     assert ended == code, out
     assert "Traceback" not in out
     assert f"stopped by {name} after step" in out
     interrupt = tmp_path / "stopped" / "checkpoints" / "interrupt.ckpt"
-    assert 2 <= reported(tmp_path / "stopped") < 120
+    assert 2 <= reported(tmp_path / "stopped") < 40
     resumed = ok(lit_align(*words(tmp_path / "stopped", rows, *many, "--ckpt_path", interrupt)))
-    assert "after 120 steps" in resumed.out
+    assert "after 40 steps" in resumed.out
     ok(lit_align(*words(tmp_path / "whole", rows, *many)))
     assert distance(weights(tmp_path / "stopped"), weights(tmp_path / "whole")) == 0.0
     assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
@@ -176,7 +177,10 @@ def test_a_signal_is_obeyed_while_a_score_function_hangs(
     assert metrics(run) == metrics(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGTERM, id="TERM"), pytest.param(signal.SIGINT, id="INT", marks=pytest.mark.long)],
+)
 def test_a_signal_is_obeyed_while_a_run_is_set_up(rows: Path, tmp_path: Path, hanging: Path, number: int) -> None:
     run = tmp_path / "run"
     slow = ("--extend", tmp_path / "parts", "--trainer.callbacks+=hanging.SlowSetup", "--trainer.max_steps", 2)
@@ -218,7 +222,10 @@ class Terminates(Callback):
 """
 
 
-@pytest.mark.parametrize(("at", "step"), [(1, 1), (3, 2), (4, 2), (5, 3)])
+@pytest.mark.parametrize(
+    ("at", "step"),
+    [pytest.param(1, 1, marks=LONG), (3, 2), pytest.param(4, 2, marks=LONG), pytest.param(5, 3, marks=LONG)],
+)
 @pytest.mark.resume("behind SIGTERM inside a window of accumulation and before a validation")
 def test_a_signal_inside_a_window_waits_for_the_step(rows: Path, tmp_path: Path, at: int, step: int) -> None:
     """Two batches to a step; a validation behind every second step, which belongs to it."""

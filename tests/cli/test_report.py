@@ -101,6 +101,7 @@ def test_later_words_win_over_the_configuration(tmp_path: Path) -> None:
     assert numbers(tmp_path)["train"]["lengths"]["pairs"] == 3
 
 
+@pytest.mark.long
 def test_room_for_the_quality_prompt_as_in_the_run(tmp_path: Path) -> None:
     """Self-refinement leaves less room for the response, so more of them are cut."""
     found = {}

@@ -208,7 +208,7 @@ def test_help_mentions_the_keys(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "rates"),
     [
-        (("--model.schedule", "Constant"), [1, 1, 1, 1]),
+        pytest.param(("--model.schedule", "Constant"), [1, 1, 1, 1], marks=pytest.mark.long),
         (("--model.schedule", "Linear", "--model.schedule.warmup", 0), [1, 0.75, 0.5, 0.25]),
         (("--model.schedule", "{class_path: Cosine, init_args: {warmup: 0}}"), [1, 0.853553, 0.5, 0.146447]),
         (("--model.optimizer", "torch.optim.RMSprop", "--model.optimizer.lr", 1e-3), [0.5, 1, 0.75, 0.25]),
@@ -292,7 +292,11 @@ class Fails(Callback):
 
 @pytest.mark.parametrize(
     "more",
-    [("--data.train", "bad.jsonl"), ("--model.policy", "./nowhere"), ("--trainer.callbacks+=failing.Fails",)],
+    [
+        ("--data.train", "bad.jsonl"),
+        pytest.param(("--model.policy", "./nowhere"), marks=pytest.mark.long),
+        ("--trainer.callbacks+=failing.Fails",),
+    ],
     ids=["data", "model", "the first step"],
 )
 def test_a_fit_that_fails_before_its_first_step_leaves_the_old_run_alone(

@@ -113,7 +113,7 @@ def test_b16_margins_that_leave_no_gradient_are_counted(rows: Path, tmp_path: Pa
 
 @pytest.mark.fault("D30", "D30b")
 @pytest.mark.partition("one batch of eight or eight of one, with a likelihood term")
-@pytest.mark.parametrize("objective", ["rpo", "cpo"])
+@pytest.mark.parametrize("objective", ["rpo", pytest.param("cpo", marks=pytest.mark.long)])
 def test_d30b_a_likelihood_term_does_not_depend_on_how_a_step_is_cut(
     rows: Path, tmp_path: Path, objective: str
 ) -> None:

@@ -60,7 +60,7 @@ def words(run: Path, rows: Path, parts: Path, fault: str) -> tuple[object, ...]:
     )
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.long)])
 @pytest.mark.fault("E04", "LE2")
 def test_e04_an_error_on_one_rank_ends_all_and_is_told_once(
     rows: Path, parts: Path, tmp_path: Path, strategy: str
@@ -86,7 +86,7 @@ def test_e03_a_loss_that_is_not_finite_on_one_rank_stops_all_before_the_step(
 
 
 @pytest.mark.fault("E06", "LE2")
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.long)])
 def test_e06_a_rank_that_is_killed_ends_all_and_its_checkpoints_stay(
     rows: Path, parts: Path, tmp_path: Path, strategy: str
 ) -> None:

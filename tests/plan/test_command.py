@@ -160,6 +160,7 @@ def test_rlhf_fits_on_the_device_that_its_file_names(name: str, sizes: dict[str,
         assert word in out
 
 
+@pytest.mark.long
 def test_suggestions_for_on_policy_runs() -> None:
     words = ("--config", CONFIGS / "experiment" / "pm_testbed" / "rlhf.yaml", "--architecture", TESTBED)
     more = ("--data.batch_size", 4, "--memory", "0.01", "--flops", "1e12", "--trainer.accelerator", "cpu")

@@ -86,6 +86,7 @@ def test_operations_are_three_passes_of_the_policy_and_one_of_the_reference(fold
     assert 0.95 * by_hand < found.operations < 1.1 * by_hand
 
 
+@pytest.mark.long
 def test_what_a_setting_changes(folder: Path) -> None:
     plain = estimate(policy(folder), BATCH, CPU)
     before = plain.phases["forward"]

@@ -23,6 +23,7 @@ def parts() -> tuple[ModuleType, ModuleType, ModuleType]:
     return measure, report, work
 
 
+@pytest.mark.long
 def test_one_command_measures_our_side(tmp_path: Path) -> None:
     tiny = ("--shape", "tiny", "--vocabulary", "300", "--steps", "3", "--batch", "2", "--repeats", "1")
     command = [sys.executable, str(ROOT / "tools" / "benchmark"), *tiny, "--cases", "dpo-cached", "--trl", "none"]
