@@ -36,17 +36,7 @@ ROWS = [
 ]
 SHORT = (
     *("--data.train", "pairs.jsonl", "--data.validation", "null", "--data.batch_size", 4, "--export.form", "none"),
-    *(
-        "--trainer.max_steps",
-        2,
-        "--trainer.log_every_n_steps",
-        1,
-        "--trainer.val_check_interval",
-        1.0,
-        "--samples.count",
-        0,
-        *QUIET,
-    ),
+    *("--trainer.max_steps", 2, "--trainer.log_every_n_steps", 1, "--trainer.val_check_interval", 1.0, *QUIET),
 )
 
 
