@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
 from typing_extensions import override
 
 from lit_align.callbacks.checkpointing.checkpoints import AtomicCheckpointIO, Checkpoints
@@ -72,7 +73,7 @@ def check_best(trainer: Trainer) -> None:
     Raises:
         ValueError: there is none, or the model is sharded, whose checkpoints are not read back.
     """
-    if type(trainer.strategy).__name__ == "FullySharded":
+    if isinstance(trainer.strategy, ModelParallelStrategy):
         raise ValueError("export.which is 'best', which is not possible with trainer.strategy fsdp; take consolidate")
     if not any(isinstance(callback, ModelCheckpoint) for callback, _ in followers(trainer)):
         raise ValueError(

@@ -16,8 +16,6 @@ from torch.distributed.fsdp import FSDPModule
 from lit_align.models.lm_head.patch import base_of
 from lit_align.models.score_model import ScoreModel
 
-ROW_TOKENS = 32
-"""Most tokens of a row that a check reads."""
 PASSES = 8
 """Passes in training mode of a model that draws random numbers; each with another seed."""
 
@@ -38,25 +36,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def probe_rows(sequences: Sequence[Sequence[int]]) -> Tensor:
-    """Build two rows of one length that differ in their last quarter, of ids that occur in some sequences.
-
-    Args:
-        sequences: token ids; at least one.
-
-    >>> probe_rows([[1, 5, 6, 7, 8, 9, 2]])
-    tensor([[1, 5, 6, 7, 8, 9, 2],
-            [1, 5, 6, 7, 8, 9, 1]])
-    >>> probe_rows([[4, 4]])
-    tensor([[4, 4],
-            [4, 3]])
-    """
-    longest = max(range(len(sequences)), key=lambda number: len(sequences[number]))
-    row = list(sequences[longest])[:ROW_TOKENS]
-    tail = max(1, len(row) // 4)
-    ids = [*dict.fromkeys(token for sequence in sequences for token in sequence), max(0, row[-1] - 1)]
-    other = [next((token for token in ids if token != old), old) for old in row[-tail:]]
-    return torch.tensor([row, [*row[:-tail], *other]])
+def _rows(sequences: Sequence[Sequence[int]]) -> Tensor:
+    """Return the first two sequences, which begin alike, as rows of one length."""
+    length = min(map(len, sequences[:2]))
+    return torch.tensor([ids[:length] for ids in sequences[:2]])
 
 
 @torch.no_grad()
@@ -66,12 +49,12 @@ def check_causal(model: nn.Module, name: str, sequences: Sequence[Sequence[int]]
     Args:
         model: a language model or a score model.
         name: of the model, for the message.
-        sequences: token ids of real rows.
+        sequences: token ids; of the first two, which begin alike, the model reads as many as the shorter one has.
 
     Raises:
         ValueError: the model is not causal.
     """
-    rows = probe_rows(sequences)
+    rows = _rows(sequences)
     same = int((rows[0] == rows[1]).long().cumprod(0).sum())
     with evaluating(model):
         values = _read(model, rows)[:, :same]
@@ -94,12 +77,12 @@ def check_training_mode(model: nn.Module, name: str, sequences: Sequence[Sequenc
     Args:
         model: a language model or a score model.
         name: of the model, for the message.
-        sequences: token ids of real rows.
+        sequences: token ids; of the first two, which begin alike, the model reads as many as the shorter one has.
 
     Raises:
         ValueError: it does; a reference, or a sampled response, would have other log-probabilities at the first step.
     """
-    rows = probe_rows(sequences)
+    rows = _rows(sequences)
     with evaluating(model), _restored_generators(model):
         expected = _read(model, rows)
         scale = _largest(expected)

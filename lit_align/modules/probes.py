@@ -1,33 +1,44 @@
-"""Short rows that models are tried on: at the start of a run, and when they have been exported."""
+"""Short sequences of the data that models are tried on: at the start of a run, and when they have been exported."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from lit_align.data import PreferenceData
+import torch
 
-PROBES, PROBE_TOKENS, PROBED_ROWS = 2, 64, 64
-"""Rows that a model is tried on, most tokens of each, and rows of a split of which they are the shortest."""
+from lit_align.data import PreferenceData
+from lit_align.models.logps.probe import short_pairs
+from lit_align.types import PairBatch
+
+PROBED_ROWS = 64
+"""Rows of a split, of which the two shortest are taken."""
+PROMPTS, RESPONSES = (24, 12), ((8, 8), (6, 8))
+"""Most tokens of the prompts and responses: enough for routers and noise to show, and quick on any model."""
 
 
 def probe_sequences(data: Any) -> list[list[int]]:
-    """Return short sequences of ids to compare models on: rows of the data, or a text if none are prepared.
+    """Return four short sequences of ids to compare models on, of which the first two have the same prompt.
+
+    They are made of rows of the data, or of a text if none are prepared.
 
     Args:
         data: the data module; only a ``PreferenceData`` gives any.
     """
     if not isinstance(data, PreferenceData):
         return []
-    if not data.splits:
-        ids: list[int] = data.tokenizer("An export is read back.", add_special_tokens=False)["input_ids"]
-        end = int(data.tokenizer.eos_token_id)
-        return [[*ids, end], [*ids[: len(ids) // 2], end]]
-    split = next(iter(data.splits))
-    widths = data.splits[split].store.widths[:PROBED_ROWS]
-    rows = sorted(range(len(widths)), key=widths.__getitem__)[:PROBES]
-    sequences = [
-        ids[attention].tolist()[-PROBE_TOKENS:]
-        for batch in data.rows_dataloader(split, rows)
-        for ids, attention in zip(batch.input_ids[:, 0], batch.attention_mask[:, 0], strict=True)
-    ]
-    return [sequence for sequence in sequences if len(sequence) > 1]
+    pairs = short_pairs(_rows(data), prompts=PROMPTS, responses=RESPONSES)
+    rows = zip(pairs.input_ids.flatten(0, 1), pairs.attention_mask.flatten(0, 1), strict=True)
+    return [ids[attention].tolist() for ids, attention in rows]
+
+
+def _rows(data: PreferenceData) -> PairBatch:
+    if data.splits:
+        split = next(iter(data.splits))
+        widths = data.splits[split].store.widths[:PROBED_ROWS]
+        shortest = sorted(range(len(widths)), key=widths.__getitem__)[:2]
+        batch: PairBatch = next(iter(data.rows_dataloader(split, shortest)))
+        return batch
+    text = data.tokenizer("An export is read back.", add_special_tokens=False)["input_ids"]
+    ids = torch.tensor([[[*text, int(data.tokenizer.eos_token_id)]]])
+    response, ones = torch.arange(ids.shape[-1]) >= ids.shape[-1] // 2, torch.ones(1)
+    return PairBatch(ids, ids == ids, response.expand(ids.shape), ones.expand(1, 1) < 0, ones, ones.long())

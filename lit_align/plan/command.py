@@ -106,7 +106,7 @@ class Planner(cli.Cli):
         config, options = self.config[self.subcommand], self.options
         module: Any = self.model
         data: Any = self.datamodule
-        parallelism = _parallelism(config.trainer)
+        parallelism = parallelism_of(config.trainer)
         batch, source = plan_batch(module, data, options.lengths, config.data.max_length)
         try:
             plan = estimate(copy.deepcopy(module), batch, parallelism)
@@ -128,11 +128,13 @@ class Planner(cli.Cli):
             _print_time(console, module, plan, peak, options.utilization, steps)
 
 
-def _parallelism(trainer: Any) -> Parallelism:
+def parallelism_of(trainer: Any) -> Parallelism:
+    """Return how the settings of a trainer spread a run."""
+    strategy = str(getattr(trainer.strategy, "class_path", trainer.strategy)).rpartition(".")[2]
     devices = max(1, int(trainer.devices)) if str(trainer.devices).isdigit() else 1
     return Parallelism(
         processes=devices * trainer.num_nodes,
-        sharded=trainer.strategy == "fsdp" or type(trainer.strategy).__name__ == "FullySharded",
+        sharded=strategy in ("fsdp", "FullySharded"),
         accumulate=trainer.accumulate_grad_batches,
         precision="bf16-mixed" if trainer.precision == "bf16-mixed" else "32-true",
         device="cpu" if trainer.accelerator == "cpu" else "cuda",

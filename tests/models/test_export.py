@@ -30,7 +30,6 @@ from lit_align.models.export import (
     save_score_model,
 )
 from lit_align.models.score_model import ScoreModel, load_score_model
-from lit_align.modules.probes import probe_sequences
 from tests.conftest import VOCABULARY, tiny_llama
 from tests.runner import BASE, QUIET, lit_align, ok
 
@@ -153,7 +152,3 @@ def test_other_numbers_are_refused() -> None:
     for wrong in (trained + 0.05, trained * torch.nan):
         with pytest.raises(ExportError, match=r"is not the trained one: read back from x, its numbers differ by"):
             check_values(Path("x"), [trained, wrong], trained, rounds=False)
-
-
-def test_data_of_ones_own_is_not_asked_for_rows() -> None:
-    assert probe_sequences(object()) == []

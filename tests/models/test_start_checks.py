@@ -31,7 +31,7 @@ from lit_align.models.start_checks import check_causal, check_training_mode
 from tests.conftest import tiny_llama
 from tests.runner import BASE, SHORT, lit_align
 
-SEQUENCES = [[1, 5, 6, 7, 8, 9, 10, 11, 12, 2], [1, 13, 2]]
+SEQUENCES = [[1, 5, 6, 7, 8, 9, 10, 11, 12, 2], [1, 5, 6, 7, 8, 9, 10, 13, 2]]
 SIZES = {"vocab_size": 31, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 HEADS = SIZES | IDS | {"num_attention_heads": 2}

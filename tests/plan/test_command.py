@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
+from jsonargparse import Namespace
 
 from lit_align.cli import main
+from lit_align.plan.command import parallelism_of
 from lit_align.testbed import path
 from tests.plan.models import ARCHITECTURES, model
 from tests.runner import Ended, forked
@@ -201,6 +203,12 @@ def test_wrong_arguments_are_refused(words: tuple[str, ...], message: str) -> No
     assert ended.code != 0
     assert message in ended.out
     assert "Traceback" not in ended.out
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", Namespace(class_path="lit_align.strategies.FullySharded")])
+def test_a_sharded_run_is_known_by_name_and_by_class(strategy: object) -> None:
+    trainer = {"devices": 8, "num_nodes": 1, "accumulate_grad_batches": 1, "precision": None, "accelerator": "auto"}
+    assert parallelism_of(Namespace(strategy=strategy, **trainer)).shards == 8
 
 
 def test_a_missing_model_can_be_described_by_its_architecture(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -182,7 +182,13 @@ def _relative_error(dtype: torch.dtype) -> float:
     return torch.finfo(torch.float32).eps
 
 
-def short_pairs(batch: PairBatch, window: int | None = None, positions: int | None = None) -> PairBatch:
+def short_pairs(
+    batch: PairBatch,
+    window: int | None = None,
+    positions: int | None = None,
+    prompts: Sequence[int] = PROMPTS,
+    responses: Sequence[tuple[int, int]] = RESPONSES,
+) -> PairBatch:
     """Make two short pairs of the tokens of a batch, which differ in every length.
 
     Their cost does not depend on the batch: a prompt is the beginning and the end of a real one, a response the
@@ -193,16 +199,18 @@ def short_pairs(batch: PairBatch, window: int | None = None, positions: int | No
         window: the smallest attention window of the model. Prompts exceed one of up to ``LONGEST_WINDOW`` tokens,
             repeating themselves if necessary.
         positions: number of positions of the model, which no sequence exceeds; None for no limit.
+        prompts: most tokens of the prompt of each of the two pairs.
+        responses: most tokens of the responses of each pair.
     """
-    longest = max(PROMPTS) + max(map(max, RESPONSES))
+    longest = max(prompts) + max(map(max, responses))
     beyond = window is not None and window <= LONGEST_WINDOW and (positions is None or window + longest < positions)
     least = window + 1 if window is not None and beyond else 0
     present = scored(batch).flatten(1).any(-1).nonzero().squeeze(-1).tolist() or [0]
     sequences, starts = [], []
-    for row, prompt_size, sizes in zip((present[0], present[-1]), PROMPTS, RESPONSES, strict=True):
-        prompt, responses = _parts(batch, row)
+    for row, prompt_size, sizes in zip((present[0], present[-1]), prompts, responses, strict=True):
+        prompt, sides = _parts(batch, row)
         prompt = _resized(prompt, least, least + prompt_size)
-        sequences += [torch.cat([prompt, response[:size]]) for response, size in zip(responses, sizes, strict=True)]
+        sequences += [torch.cat([prompt, response[:size]]) for response, size in zip(sides, sizes, strict=True)]
         starts += [len(prompt)] * 2
     ids = pad_sequence(sequences, batch_first=True)
     place = torch.arange(ids.shape[-1], device=ids.device)
