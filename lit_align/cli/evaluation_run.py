@@ -21,9 +21,11 @@ from lit_align.cli.consolidate import find_checkpoint, load_checkpoint_weights
 from lit_align.cli.parsing import prepare_parsing
 from lit_align.data.text.tokenizer import Encoder
 from lit_align.errors import printable
-from lit_align.evaluation.evaluate import PromptEvaluation, ResponseSettings, versions
+from lit_align.evaluation.benchmarks import benchmark_metrics, benchmark_tasks, check_harness
+from lit_align.evaluation.evaluate import START, PromptEvaluation, ResponseSettings, versions
 from lit_align.evaluation.judges import JudgeError, make_judge
 from lit_align.evaluation.models import LoadedModel, load_hugging_face, model_names, weight_files
+from lit_align.evaluation.preference_sets import kept_margins, pair_metrics, read_pairs
 from lit_align.evaluation.prompts import read_prompts
 from lit_align.evaluation.record import EvaluationRecord, ModelRecord, model_folder, write_evaluation
 from lit_align.files import at_home
@@ -60,16 +62,40 @@ def evaluate_models(options: argparse.Namespace) -> EvaluationRecord:
     baseline = next((name for name, path in named.items() if path == options.baseline), None)
     load = ModelLoader(options.dtype, options.device or default_device(), options.extend)
     folder = Path(options.into)
-    record = EvaluationRecord(
-        tuple(
-            ModelRecord(name, path, {"versions": versions()}, {}, model_folder(folder, name))
-            for name, path in named.items()
-        ),
-        baseline,
-    )
+    if options.tasks:
+        check_harness()
     if options.prompts:
         record = _on_prompts(options, named, baseline, load)
+    else:
+        models = [ModelRecord(name, path, {"versions": versions()}, {}, folder) for name, path in named.items()]
+        record = EvaluationRecord(tuple(models))
+    if options.pairs or options.tasks:
+        record = _on_pairs_and_tasks(options, record, load)
     return record
+
+
+def _on_pairs_and_tasks(options: argparse.Namespace, record: EvaluationRecord, load: ModelLoader) -> EvaluationRecord:
+    """Add what needs no responses of the models."""
+    pairs = read_pairs(options.pairs, options.format, options.limit, options.chat) if options.pairs else []
+    tasks = benchmark_tasks(options.tasks, options.fewshot, options.task_path) if options.tasks else []
+    models, notes = [], list(record.warnings)
+    for model in record.models:
+        folder = model_folder(Path(options.into), model.name)
+        loaded = load(model.path, model.name)
+        metrics, settings = dict(model.metrics), dict(model.settings)
+        if pairs:
+            reference = load.reference_of(loaded, options.reference)
+            margins, left_out = kept_margins(loaded, reference, pairs, options.by, folder, options.batch_size)
+            metrics |= pair_metrics(margins, options.by, options.resamples)
+            notes += left_out
+            settings["pairs"] = {"source": options.pairs, "count": len(margins), "chat": options.chat}
+            settings["reference"] = None if reference is None else reference.path
+        if tasks:
+            limit, size = options.task_limit, options.batch_size
+            metrics |= benchmark_metrics(loaded, tasks, folder, limit, size, options.resamples)
+            settings["tasks"] = {task.name: task.fewshot for task in tasks}
+        models.append(replace(model, settings=settings, metrics=metrics, folder=folder))
+    return EvaluationRecord(tuple(models), record.baseline, tuple(notes))
 
 
 def _on_prompts(
@@ -81,7 +107,7 @@ def _on_prompts(
         paths=named,
         load=load,
         baseline=baseline,
-        reference={None: "start", "none": None}.get(options.reference, options.reference),
+        reference=START if options.reference is None else _named(options.reference),
         judge=_judge(options, load),
         settings=ResponseSettings(options.seeds, sampling, options.batch_size, options.resamples),
         described={"prompts": {"source": options.prompts, "count": len(prompts), "chat": options.chat}},
@@ -108,6 +134,10 @@ def _judge(options: argparse.Namespace, load: ModelLoader) -> Any:
         )
     loading = Loading(dtype=load.dtype)
     return make_judge(options.judge, loading, load.device, options.tie_margin, endpoint)
+
+
+def _named(reference: str | None) -> str | None:
+    return None if reference == "none" else reference
 
 
 def default_device() -> str:
@@ -145,6 +175,16 @@ class ModelLoader:
         if testbed.resolve(path) is None and (is_run or place.suffix == ".ckpt"):
             return self._of_run(place, path, name)
         return load_hugging_face(path, name, Loading(dtype=self.dtype), self.device)
+
+    def reference_of(self, loaded: LoadedModel, setting: str | None) -> LoadedModel | None:
+        """Load the model that implicit rewards are measured from.
+
+        Args:
+            loaded: the policy.
+            setting: a model, ``none``, or None for the one that the policy was trained from.
+        """
+        path = loaded.reference if setting is None else _named(setting)
+        return None if path is None or path == loaded.path else self(path, f"{loaded.name} (reference)")
 
     def _of_run(self, place: Path, path: str, name: str) -> LoadedModel:
         try:

@@ -25,6 +25,8 @@ from lit_align.evaluation.record import (
     EvaluationRecord,
     MetricEstimate,
     ModelRecord,
+    content_digest,
+    kept_rows,
     model_folder,
     write_jsonl,
 )
@@ -33,6 +35,8 @@ from lit_align.evaluation.text_measures import text_metrics
 from lit_align.evaluation.win_rates import comparison, length_agreement, length_controlled, outcome_metrics
 from lit_align.models.generation import Sampling
 
+START = "start"
+"""Stands for the model that each policy was trained from."""
 Load: TypeAlias = Callable[[str, str], LoadedModel]
 """From path and name to a model."""
 Responses: TypeAlias = Sequence[EvaluationResponse]
@@ -125,12 +129,19 @@ def collect(
     """
     responses = collect_responses(evaluated, prompts, settings.seeds, settings.sampling, folder, settings.batch_size)
     check_same_tokens(evaluated, reference)
-    rows = _along_responses(evaluated, reference, responses, settings.batch_size)
-    write_jsonl(
-        folder / POLICY, [_policy_record(response, row) for response, row in zip(responses, rows, strict=True)]
-    )
-    name = None if reference is None else reference.path
-    return Collected(evaluated.name, evaluated.path, responses, rows, name)
+    depends_on = {
+        "responses": content_digest([[*row.key, row.prompt_ids, row.ids] for row in responses]),
+        "model": evaluated.identity,
+        "reference": None if reference is None else reference.identity,
+    }
+
+    def compute() -> list[dict[str, Any]]:
+        rows = _along_responses(evaluated, reference, responses, settings.batch_size)
+        return [_policy_record(response, row) for response, row in zip(responses, rows, strict=True)]
+
+    kept = kept_rows(folder / POLICY, depends_on, compute)
+    rows = [PolicyRow(row["entropy"], row["log_prob"], row.get("kl")) for row in kept]
+    return Collected(evaluated.name, evaluated.path, responses, rows, None if reference is None else reference.path)
 
 
 def check_same_tokens(evaluated: LoadedModel, reference: LoadedModel | None) -> None:
@@ -282,7 +293,7 @@ class PromptEvaluation:
     paths: Mapping[str, str]
     load: Load
     baseline: str | None = None
-    reference: str | None = "start"
+    reference: str | None = START
     judge: Judge | None = None
     settings: ResponseSettings = field(default_factory=ResponseSettings)
     described: Mapping[str, Any] = field(default_factory=dict)
@@ -319,7 +330,7 @@ class PromptEvaluation:
 
     def _collect(self, name: str, prompts: Sequence[EvaluationPrompt], folder: Path) -> Collected:
         evaluated = self.load(self.paths[name], name)
-        path = evaluated.reference if self.reference == "start" else self.reference
+        path = evaluated.reference if self.reference == START else self.reference
         reference = None if path is None or path == evaluated.path else self.load(path, f"{name} (reference)")
         return collect(evaluated, prompts, self.settings, model_folder(folder, name), reference)
 

@@ -14,10 +14,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -237,3 +238,29 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def kept_rows(
+    path: Path, settings: Mapping[str, Any], compute: Callable[[], list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """Return rows that are on disk if they were computed with the same settings; compute and write them otherwise.
+
+    Args:
+        path: of the rows; the settings lie beside it.
+        settings: everything that the rows depend on, as JSON values.
+        compute: returns the rows.
+    """
+    beside = path.with_suffix(".settings.json")
+    if path.is_file() and read_json(beside) == settings:
+        return list(read_jsonl(path))
+    beside.unlink(missing_ok=True)
+    rows = compute()
+    write_jsonl(path, rows)
+    write_json(beside, settings)
+    return rows
+
+
+def content_digest(content: Any) -> str:
+    """Return a digest of JSON values."""
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

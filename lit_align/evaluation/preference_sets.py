@@ -1,0 +1,321 @@
+r"""Implicit rewards of a policy on preference pairs: nothing is generated.
+
+The implicit reward of a response is its log-ratio to the reference, as the sum over its tokens or as their mean:
+
+$$r_{sum} = \log\frac{\pi(y \mid x)}{\pi_{ref}(y \mid x)}, \qquad r_{mean} = \frac{r_{sum}}{|y|}$$
+
+and log π alone without a reference. As in RewardBench (Lambert et al. 2024, arXiv:2403.13787), a pair is right if the
+chosen response has the higher reward; equal rewards count one half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lit_align.data.batches.collate import Collate
+from lit_align.data.formats.registry import FormatName
+from lit_align.data.prepared.read_split import SplitReader
+from lit_align.errors import DataError, shown
+from lit_align.evaluation.evaluate import check_same_tokens
+from lit_align.evaluation.intervals import ENDS, RESAMPLES
+from lit_align.evaluation.models import LoadedModel
+from lit_align.evaluation.record import PAIRS, MetricEstimate, content_digest, kept_rows
+from lit_align.evaluation.respond import progress
+from lit_align.models.logps.plain import response_log_probs
+from lit_align.types import PreferencePair, Text
+
+SIMILAR = 0.1
+"""Lengths that differ by at most this share of the longer one are similar."""
+FEWEST_PAIRS = 3
+"""Pairs from which a correlation is computed."""
+SCALES = ("sum", "mean")
+_SLOW_RESAMPLES = 300
+Numbers: TypeAlias = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class PairMargin:
+    """What a policy makes of one pair.
+
+    Args:
+        index: of the pair.
+        prompt: number of its prompt; pairs on the same prompt share it.
+        sum: reward of the chosen response minus that of the rejected one, in nats.
+        mean: the same at mean scale, in nats per token.
+        chosen_tokens: length of the chosen response.
+        rejected_tokens: length of the rejected one.
+        gap: score of the chosen response minus that of the rejected one, where the row has scores.
+        group: value of the column that the pairs are grouped by.
+    """
+
+    index: int
+    prompt: int
+    sum: float
+    mean: float
+    chosen_tokens: int
+    rejected_tokens: int
+    gap: float | None = None
+    group: str | None = None
+
+    @property
+    def length_bucket(self) -> str:
+        """Whether the chosen response is longer, shorter, or of similar length."""
+        difference = self.chosen_tokens - self.rejected_tokens
+        if abs(difference) <= SIMILAR * max(self.chosen_tokens, self.rejected_tokens):
+            return "similar_length"
+        return "chosen_longer" if difference > 0 else "chosen_shorter"
+
+
+def read_pairs(
+    source: str, format_name: FormatName = "auto", limit: int | None = None, chat: bool = False
+) -> list[PreferencePair]:
+    """Read the pairs of a preference set.
+
+    Args:
+        source: as for ``data.train``.
+        format_name: of the rows.
+        limit: most pairs, which are then evenly spaced; None for all.
+        chat: make messages of prompts and responses that are plain text.
+
+    Raises:
+        FileNotFoundError: the source does not exist.
+        DataError: a row cannot be used, or none has two responses.
+    """
+    pairs: list[PreferencePair] = []
+    for row in SplitReader.of(source, format_name):
+        if isinstance(row, DataError):
+            raise row
+        pairs += [pair for pair in row.pairs if pair.chosen is not None and pair.rejected is not None]
+    if not pairs:
+        raise DataError(source, "no pairs of two responses")
+    if limit is not None and limit < len(pairs):
+        pairs = [pairs[number * len(pairs) // limit] for number in range(limit)]
+    return [_as_chat(pair) for pair in pairs] if chat else pairs
+
+
+def _as_chat(pair: PreferencePair) -> PreferencePair:
+    def turn(text: Text | None, role: str) -> Any:
+        return ({"role": role, "content": text},) if isinstance(text, str) else text
+
+    sides = {side: turn(getattr(pair, side), "assistant") for side in ("chosen", "rejected")}
+    return replace(pair, prompt=turn(pair.prompt, "user"), **sides)
+
+
+def pair_margins(
+    loaded: LoadedModel,
+    reference: LoadedModel | None,
+    pairs: Sequence[PreferencePair],
+    by: str | None = None,
+    batch_size: int = 8,
+) -> tuple[list[PairMargin], list[str]]:
+    """Compute the margins of implicit rewards.
+
+    Args:
+        loaded: the policy.
+        reference: with the same tokens; None for none.
+        pairs: with two responses each.
+        by: column of the rows to group by; None for none.
+        batch_size: pairs per forward pass.
+
+    Returns:
+        The margins, and what a reader must know, such as pairs that are too long for the model.
+
+    Raises:
+        DataError: a pair cannot be tokenized, or lacks the column.
+    """
+    check_same_tokens(loaded, reference)
+    groups = [_group(pair, by) for pair in pairs]
+    numbers = {text: number for number, text in enumerate(dict.fromkeys(str(pair.prompt) for pair in pairs))}
+    tokenized = loaded.tokenize(pairs)
+    widths = [len(pair.prompt) + max(len(side.ids) for side in pair.sides) for pair in tokenized]
+    fits = [loaded.positions is None or width <= loaded.positions for width in widths]
+    order = sorted((place for place in range(len(pairs)) if fits[place]), key=widths.__getitem__)
+    margins: dict[int, PairMargin] = {}
+    with progress(f"{loaded.name}: pairs", len(order)) as advance:
+        for start in range(0, len(order), batch_size):
+            places = order[start : start + batch_size]
+            batch = Collate(loaded.encoder.pad)([(tokenized[place], 1.0) for place in places]).to(loaded.device)
+            sums, lengths = _log_ratios(loaded.model, None if reference is None else reference.model, batch)
+            for place, own, tokens in zip(places, sums.tolist(), lengths.tolist(), strict=True):
+                means = [value / length for value, length in zip(own, tokens, strict=True)]
+                margins[place] = PairMargin(
+                    index=place,
+                    prompt=numbers[str(pairs[place].prompt)],
+                    sum=own[0] - own[1],
+                    mean=means[0] - means[1],
+                    chosen_tokens=tokens[0],
+                    rejected_tokens=tokens[1],
+                    gap=_gap(pairs[place]),
+                    group=groups[place],
+                )
+            advance(len(places))
+    return [margins[place] for place in sorted(margins)], _too_long(loaded, len(pairs) - len(order), len(pairs))
+
+
+def kept_margins(
+    loaded: LoadedModel,
+    reference: LoadedModel | None,
+    pairs: Sequence[PreferencePair],
+    by: str | None,
+    folder: Path,
+    batch_size: int = 8,
+) -> tuple[list[PairMargin], list[str]]:
+    """Compute margins, or read them where nothing that they depend on has changed; see `pair_margins`.
+
+    Args:
+        loaded: the policy.
+        reference: with the same tokens; None for none.
+        pairs: with two responses each.
+        by: column of the rows to group by; None for none.
+        folder: of the model's rows.
+        batch_size: pairs per forward pass.
+    """
+    texts = [[pair.prompt, pair.chosen, pair.rejected, pair.scores, _group(pair, by)] for pair in pairs]
+    depends_on = {
+        "pairs": content_digest(texts),
+        "model": loaded.identity,
+        "reference": None if reference is None else reference.identity,
+    }
+
+    def compute() -> list[dict[str, Any]]:
+        margins, _ = pair_margins(loaded, reference, pairs, by, batch_size)
+        return [{name: value for name, value in asdict(row).items() if value is not None} for row in margins]
+
+    margins = [PairMargin(**row) for row in kept_rows(folder / PAIRS, depends_on, compute)]
+    return margins, _too_long(loaded, len(pairs) - len(margins), len(pairs))
+
+
+def _too_long(loaded: LoadedModel, left_out: int, count: int) -> list[str]:
+    note = f"{loaded.name}: {left_out} of {count} pairs are longer than its {loaded.positions} positions"
+    return [note] if left_out else []
+
+
+@torch.no_grad()
+def _log_ratios(model: nn.Module, reference: nn.Module | None, batch: Any) -> tuple[Tensor, Tensor]:
+    """Return the sums of the log-ratios of both responses, [pair, side], and the numbers of their scored tokens."""
+    sums = response_log_probs(model, batch).double().sum(-1)
+    if reference is not None:
+        sums = sums - response_log_probs(reference, batch).double().sum(-1)
+    return sums, batch.lengths
+
+
+def _group(pair: PreferencePair, by: str | None) -> str | None:
+    if by is None:
+        return None
+    if by not in pair.extra:
+        raise DataError(pair.where, f"no such column to group by; found {shown(list(pair.extra))}", by)
+    return str(pair.extra[by])
+
+
+def _gap(pair: PreferencePair) -> float | None:
+    gap = None if pair.scores is None else pair.scores[0] - pair.scores[1]
+    return gap if gap is not None and np.isfinite(gap) else None
+
+
+def pair_metrics(
+    margins: Sequence[PairMargin], by: str | None = None, count: int = RESAMPLES
+) -> dict[str, MetricEstimate]:
+    """Return accuracies, by length bucket and group, and correlations with score gaps.
+
+    Args:
+        margins: of the pairs.
+        by: what the groups are called.
+        count: draws of the bootstrap, which draws prompts.
+    """
+    metrics: dict[str, MetricEstimate] = {}
+    for scale in SCALES:
+        name = f"pairs/accuracy/{scale}"
+        metrics[name] = _accuracy(margins, scale, count)
+        parts = {bucket: [m for m in margins if m.length_bucket == bucket] for bucket in _buckets(margins)}
+        groups = {group: [m for m in margins if m.group == group] for group in _groups(margins)}
+        parts |= {f"{by}={group}": part for group, part in groups.items()}
+        metrics |= {f"{name}/{part}": _accuracy(rows, scale, count) for part, rows in parts.items()}
+        if groups:
+            metrics[f"{name}/mean_over_{by}"] = _mean_accuracy(list(groups.values()), scale, count)
+        metrics |= {f"pairs/{key}": number for key, number in _correlations(margins, scale).items()}
+    return metrics
+
+
+def _buckets(margins: Sequence[PairMargin]) -> list[str]:
+    present = {margin.length_bucket for margin in margins}
+    return [bucket for bucket in ("chosen_longer", "similar_length", "chosen_shorter") if bucket in present]
+
+
+def _groups(margins: Sequence[PairMargin]) -> list[str]:
+    return sorted({margin.group for margin in margins if margin.group is not None})
+
+
+def _right(margins: Sequence[PairMargin], scale: str) -> Numbers:
+    values = np.array([getattr(margin, scale) for margin in margins])
+    return np.where(values == 0, 0.5, values > 0).astype(np.float64)
+
+
+def _drawn(margins: Sequence[PairMargin], count: int) -> NDArray[np.int64]:
+    """Return how often each pair is in each draw of prompts, [draw, pair]."""
+    _, prompt = np.unique([margin.prompt for margin in margins], return_inverse=True)
+    prompts = int(prompt.max()) + 1
+    draws = np.random.default_rng(0).integers(prompts, size=(count, prompts))
+    counts = np.stack([np.bincount(draw, minlength=prompts) for draw in draws])
+    return np.asarray(counts[:, prompt], dtype=np.int64)
+
+
+def _accuracy(margins: Sequence[PairMargin], scale: str, count: int) -> MetricEstimate:
+    right, weights = _right(margins, scale), _drawn(margins, count)
+    return _estimate(float(right.mean()), weights @ right / weights.sum(-1), len(margins))
+
+
+def _mean_accuracy(groups: Sequence[Sequence[PairMargin]], scale: str, count: int) -> MetricEstimate:
+    """Return the mean of the groups' accuracies, in which each group counts the same."""
+    value, draws = 0.0, np.zeros(count)
+    for group in groups:
+        right, weights = _right(group, scale), _drawn(group, count)
+        value += float(right.mean()) / len(groups)
+        draws += weights @ right / weights.sum(-1) / len(groups)
+    return _estimate(value, draws, sum(map(len, groups)))
+
+
+def _correlations(margins: Sequence[PairMargin], scale: str) -> dict[str, MetricEstimate]:
+    """Return the correlations of margins with score gaps; empty without enough scores that differ."""
+    scored = [margin for margin in margins if margin.gap is not None]
+    gaps = np.array([margin.gap for margin in scored], dtype=np.float64)
+    values = np.array([getattr(margin, scale) for margin in scored], dtype=np.float64)
+    if len(scored) < FEWEST_PAIRS or np.ptp(gaps) == 0 or np.ptp(values) == 0:
+        return {}
+    weights = _drawn(scored, _SLOW_RESAMPLES)
+    return {
+        f"correlation/{scale}/{name}": _correlation(statistic, values, gaps, weights)
+        for name, statistic in _statistics().items()
+    }
+
+
+def _statistics() -> Mapping[str, Callable[[Numbers, Numbers], Any]]:
+    if find_spec("scipy") is None:
+        raise ModuleNotFoundError("correlations are computed with scipy: pip install 'lit-align[eval]'")
+    stats: Any = import_module("scipy.stats")
+    return {"pearson": stats.pearsonr, "spearman": stats.spearmanr, "kendall": stats.kendalltau}
+
+
+def _correlation(
+    statistic: Callable[[Numbers, Numbers], Any], values: Numbers, gaps: Numbers, weights: NDArray[np.int64]
+) -> MetricEstimate:
+    draws = []
+    for weight in weights:
+        first, second = np.repeat(values, weight), np.repeat(gaps, weight)
+        if np.ptp(first) > 0 and np.ptp(second) > 0:
+            draws.append(float(statistic(first, second)[0]))
+    return _estimate(float(statistic(values, gaps)[0]), np.array(draws), len(values))
+
+
+def _estimate(value: float, draws: Numbers, count: int) -> MetricEstimate:
+    low, high = np.percentile(draws, ENDS)
+    return MetricEstimate(value, float(low), float(high), count)

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import kendalltau, pearsonr, spearmanr
+
+from lit_align.errors import DataError
+from lit_align.evaluation import preference_sets
+from lit_align.evaluation.models import LoadedModel
+from lit_align.evaluation.preference_sets import PairMargin, kept_margins, pair_margins, pair_metrics, read_pairs
+from lit_align.types import PreferencePair
+
+
+def margin(index: int, value: float, lengths: tuple[int, int] = (5, 5), **more: object) -> PairMargin:
+    return PairMargin(index, index, value, value / 10, *lengths, **more)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def by_hand(model: torch.nn.Module, prompt: list[int], response: list[int]) -> float:
+    logits = model(input_ids=torch.tensor([[*prompt, *response]])).logits[0].log_softmax(-1)
+    return sum(float(logits[len(prompt) - 1 + place, token]) for place, token in enumerate(response))
+
+
+def test_margins_are_differences_of_log_ratios(testbed_model: LoadedModel) -> None:
+    pairs = read_pairs("testbed:test", limit=5)
+    model = copy.deepcopy(testbed_model.model)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight *= 1.05
+    policy = replace(testbed_model, model=model)
+    margins, notes = pair_margins(policy, testbed_model, pairs, batch_size=2)
+    alone, _ = pair_margins(policy, None, pairs)
+    assert notes == []
+    for pair, tokenized, found, free in zip(pairs, policy.tokenize(pairs), margins, alone, strict=True):
+        prompt, sides = list(tokenized.prompt), [list(side.ids) for side in tokenized.sides]
+        ours = [by_hand(model, prompt, side) for side in sides]
+        theirs = [by_hand(testbed_model.model, prompt, side) for side in sides]
+        rewards = [a - b for a, b in zip(ours, theirs, strict=True)]
+        assert found.sum == pytest.approx(rewards[0] - rewards[1])
+        assert found.mean == pytest.approx(rewards[0] / len(sides[0]) - rewards[1] / len(sides[1]))
+        assert free.sum == pytest.approx(ours[0] - ours[1])
+        assert (found.chosen_tokens, found.rejected_tokens) == (len(sides[0]), len(sides[1]))
+        assert pair.chosen is not None
+
+
+def test_accuracies_are_counted_by_bucket_and_group() -> None:
+    rows = [
+        margin(0, 1.0, (10, 5), group="a"),
+        margin(1, -1.0, (10, 5), group="a"),
+        margin(2, 2.0, (5, 10), group="b"),
+        margin(3, 0.0, (100, 95), group="b"),
+        margin(4, 3.0, (5, 5), group="b"),
+    ]
+    values = {name: number.value for name, number in pair_metrics(rows, "subset", 50).items()}
+    name = "pairs/accuracy/sum"
+    assert values[name] == values["pairs/accuracy/mean"] == 3.5 / 5
+    assert values[f"{name}/chosen_longer"] == 0.5
+    assert values[f"{name}/chosen_shorter"] == 1
+    assert values[f"{name}/similar_length"] == 0.75
+    assert values[f"{name}/subset=a"] == 0.5
+    assert values[f"{name}/subset=b"] == pytest.approx(2.5 / 3)
+    assert values[f"{name}/mean_over_subset"] == pytest.approx((0.5 + 2.5 / 3) / 2)
+    assert not any("correlation" in name for name in values)
+
+
+def test_correlations_are_those_of_scipy() -> None:
+    random = np.random.default_rng(1)
+    gaps, values = random.normal(size=40), random.normal(size=40)
+    values = values + gaps
+    rows = [
+        margin(place, float(value), gap=float(gap))
+        for place, (value, gap) in enumerate(zip(values, gaps, strict=True))
+    ]
+    metrics = pair_metrics([*rows, margin(40, 9.0)], count=20)
+    for name, statistic in (("pearson", pearsonr), ("spearman", spearmanr), ("kendall", kendalltau)):
+        number = metrics[f"pairs/correlation/sum/{name}"]
+        assert number.value == pytest.approx(statistic(values, gaps)[0])
+        assert number.n == 40
+        assert number.low is not None
+        assert number.low < number.value
+
+
+def test_pairs_on_one_prompt_are_drawn_together() -> None:
+    apart = [margin(place, 1.0 if place % 2 else -1.0) for place in range(40)]
+    together = [replace(row, prompt=row.index % 2) for row in apart]
+    widths = []
+    for rows in (apart, together):
+        number = pair_metrics(rows, count=500)["pairs/accuracy/sum"]
+        assert number.low is not None
+        assert number.high is not None
+        widths.append(number.high - number.low)
+    assert widths[1] == 1
+    assert widths[0] < 0.4
+
+
+def test_pairs_that_are_too_long_are_left_out_and_told(testbed_model: LoadedModel, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    rows = [
+        {"prompt": "a", "chosen": " b" * size, "rejected": " c", "score_chosen": 3, "score_rejected": 1}
+        for size in (2, 900)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    margins, notes = pair_margins(testbed_model, None, read_pairs(str(path)))
+    assert [row.index for row in margins] == [0]
+    assert margins[0].gap == 2
+    assert "1 of 2 pairs are longer" in notes[0]
+
+
+def test_margins_are_kept_until_what_they_depend_on_changes(
+    testbed_model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = read_pairs("testbed:test", limit=3)
+    first = kept_margins(testbed_model, None, pairs, None, tmp_path)
+    calls: list[int] = []
+    monkeypatch.setattr(preference_sets, "pair_margins", lambda *rest: (calls.append(1), ([], []))[1])
+    assert kept_margins(testbed_model, None, pairs, None, tmp_path) == first
+    assert calls == []
+    kept_margins(testbed_model, None, pairs[:2], None, tmp_path)
+    assert calls == [1]
+
+
+def test_columns_to_group_by_must_exist(testbed_model: LoadedModel) -> None:
+    with pytest.raises(DataError, match=r"test\.jsonl:1: kind: no such column"):
+        pair_margins(testbed_model, None, read_pairs("testbed:test", limit=2), by="kind")
+
+
+def test_texts_become_messages_where_asked(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}) + "\n")
+    (pair,) = read_pairs(str(path), chat=True)
+    assert isinstance(pair, PreferencePair)
+    assert pair.prompt == ({"role": "user", "content": "a"},)
+    assert pair.rejected == ({"role": "assistant", "content": "c"},)
