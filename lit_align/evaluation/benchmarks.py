@@ -63,7 +63,8 @@ def benchmark_tasks(text: str, fewshot: int | None = None, folder: str | None = 
     for part in filter(None, (part.strip() for part in text.split(","))):
         if part in TASK_PRESETS:
             tasks += [
-                BenchmarkTask(name, count if fewshot is None else fewshot) for name, count in TASK_PRESETS[part].items()
+                BenchmarkTask(name, count if fewshot is None else fewshot)
+                for name, count in TASK_PRESETS[part].items()
             ]
         elif part.endswith((".yaml", ".yml")):
             tasks.append(BenchmarkTask(_task_of(at_home(part)), fewshot, str(at_home(part).parent)))
