@@ -1,4 +1,4 @@
-"""The exported folder is the policy that was trained, in the form that was asked for."""
+"""The exported folder contains the trained policy in the requested form."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_the_tokenizer_lies_beside_the_weights(run: Path) -> None:
 
 
 def test_an_exported_policy_is_aligned_again(run: Path, rows: Path, tmp_path: Path) -> None:
-    """It is its own reference now: the first loss is ln 2."""
+    """The exported policy is its own reference, so the first loss is ln 2."""
     ok(lit_align(*words(tmp_path, rows, "--model.policy", run / "policy")))
     assert metrics(tmp_path)[0]["train/loss"] == pytest.approx(math.log(2))
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
@@ -120,7 +120,7 @@ def test_adapter_alone_fits_on_the_base(adapter: Path, merged: Path) -> None:
 
 
 def test_an_exported_adapter_is_trained_further(adapter: Path, rows: Path, tmp_path: Path) -> None:
-    """Its reference is the adapter as it was loaded, so the first loss is ln 2; resumed, it goes on."""
+    """The reference is the adapter as loaded, so the first loss is ln 2; the run can be resumed."""
     again = words(tmp_path, rows, "--model.policy", adapter / "policy", "--model.optimizer.lr", "0.01")
     ok(lit_align(*again))
     assert metrics(tmp_path)[0]["train/loss"] == pytest.approx(math.log(2))
@@ -181,7 +181,7 @@ def test_two_processes_export_what_one_does(rows: Path, tmp_path: Path, lora: tu
 
 
 def test_an_older_policy_is_replaced(run: Path, rows: Path, tmp_path: Path) -> None:
-    """A resumed run stays in its folder; what lay there, whole or half written, goes."""
+    """A resumed run stays in its folder and replaces complete and partial exports there."""
     for name in ("policy", ".policy.partial"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "stale.txt").touch()
@@ -214,7 +214,7 @@ def test_the_card_says_what_was_done(run: Path, rows: Path) -> None:
 def test_an_export_that_is_another_model_is_not_put_in_place(
     rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is read back first; the run fails, and what it wrote is left to look at."""
+    """The export is read back first; if that fails, the run fails and the partial folder is kept."""
     monkeypatch.setattr("lit_align.models.export.merge", lambda model: model.unload())  # forgets the adapter
     for command in (
         words(tmp_path / "run", rows, *LORA),

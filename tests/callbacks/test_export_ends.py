@@ -19,7 +19,7 @@ OWN, END = "<|endoftext|>", "<|im_end|>"
 
 
 def model_that_says(token: int, own: int | list[int] | None, vocabulary: int) -> LlamaForCausalLM:
-    """Its hidden states are all ones, and the head knows one token."""
+    """A model whose hidden states are all ones and whose head always predicts one token."""
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, **sizes, bos_token_id=None, eos_token_id=own))
     with torch.no_grad():
@@ -32,7 +32,7 @@ def model_that_says(token: int, own: int | list[int] | None, vocabulary: int) ->
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Of a base model that was given a chat template."""
+    """The tokenizer of a base model to which a chat template was added."""
     return PreTrainedTokenizerFast(
         tokenizer_object=train_tokenizer([OWN, "<|im_start|>", END]),
         eos_token=OWN,

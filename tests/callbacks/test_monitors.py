@@ -1,4 +1,4 @@
-"""Callbacks that follow a metric: what will not exist is refused before the first step, the best is exported."""
+"""Monitored metrics that a run will not report are refused before the first step; the best checkpoint is exported."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ TASKS = {
     "task", ["preference", *(pytest.param(task, marks=pytest.mark.long) for task in ("reward", "online"))]
 )
 def test_what_is_reported_may_be_followed(rows: Path, tmp_path: Path, task: str) -> None:
-    """A validation follows the last step, also inside of an epoch."""
+    """Validation runs after the last step, even in the middle of an epoch."""
     run = tmp_path / "run"
     more = (*TASKS[task], "--data.validation", rows, "--export.form", "none")
     ok(fit(run, rows, *more, STOPS, "--trainer.callbacks.monitor", "val/loss" if task != "online" else "val/score"))
@@ -71,7 +71,7 @@ def test_what_is_reported_may_be_followed(rows: Path, tmp_path: Path, task: str)
 
 
 def test_the_best_checkpoint_is_exported(rows: Path, tmp_path: Path) -> None:
-    """By the largest step, kept from the first of three: the export is that step's weights."""
+    """The best of three checkpoints is the first, so the export has the weights of that step."""
     run = tmp_path / "run"
     keeps = (KEEPS, "--trainer.callbacks.monitor", "train/learning_rate", "--trainer.callbacks.mode", "max")
     often = ("--trainer.callbacks.every_n_train_steps", 1, "--trainer.callbacks.filename", "best-{step}")

@@ -1,4 +1,4 @@
-"""Runs with a reference whose log-probabilities are kept on disk."""
+"""Runs with a reference whose log-probabilities are stored on disk."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def kept(folder: Path, *more: object) -> Sequence[object]:
 
 
 def counts(ended: Ended) -> tuple[int, int]:
-    """Rows computed, rows found."""
+    """Return the number of rows that were computed and that were read from the cache."""
     found = re.search(r"reference  (\d+) rows computed, (\d+) found", ok(ended).out)
     assert found is not None, ended.out
     return int(found[1]), int(found[2])
@@ -106,7 +106,7 @@ def test_two_processes_share_the_work(rows: Path, tmp_path: Path, cache: Path) -
 
 
 def test_samples_of_the_reference_are_drawn_before_its_weights_go(rows: Path, tmp_path: Path, cache: Path) -> None:
-    """Also in a run that goes on from a checkpoint, whose first sample of the policy comes later."""
+    """The same holds for a resumed run, whose first sample of the policy comes later."""
     drawn = ("--samples.count", 2, "--samples.sampling.max_new_tokens", 5, "--checkpoints.every_n_steps", 2)
     run = tmp_path / "run"
     ok(lit_align(*words(run, rows, *kept(cache), *drawn)))
@@ -127,7 +127,7 @@ def test_evaluations_use_it(rows: Path, tmp_path: Path, cache: Path, command: st
 
 
 def test_values_of_another_model_under_this_ones_name_are_refused(rows: Path, tmp_path: Path, cache: Path) -> None:
-    """Values of one reference in the folder of another: what a changed library would leave behind."""
+    """Store the values of one reference in the folder of another, as if a library had changed."""
     ok(lit_align(*words(tmp_path / "a", rows, *kept(cache))))
     other = ("--model.loading.weights", "random")
     ok(lit_align(*words(tmp_path / "b", rows, *kept(cache), *other)))
@@ -179,7 +179,7 @@ def host(folder: Path) -> Trainer:
 
 
 def test_a_module_goes_on_without_the_weights(rows: Path, tmp_path: Path, cache: Path) -> None:
-    """What was computed before a fit is read after it; what was not is named before it is missed."""
+    """Values computed before a fit are reused after it; rows without values are an error."""
     module = LitPreference("testbed:policy", dpo(), reference=Precomputed(cache=str(cache)))
     other = tmp_path / "other.jsonl"
     other.write_text("".join(reversed(rows.read_text("utf-8").splitlines(keepends=True))).replace("a", "e"), "utf-8")

@@ -1,4 +1,4 @@
-"""Predictions stand beside the data's own columns."""
+"""Predictions are written next to the data's own columns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is sampled is what is written, in every place that it is written to."""
+"""Samples are written identically to every output."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_the_scores_are_the_true_ones(run: Path) -> None:
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("model", MODELS)
 def test_the_numbers_follow_from_the_texts(run: Path, step: int, model: str) -> None:
-    """What was sampled may be cut into more tokens than the tokenizer would take for the same text, never fewer."""
+    """A sampled response may have more tokens than the tokenizer needs for the same text, but never fewer."""
     tokenizer = AutoTokenizer.from_pretrained(testbed.path("policy"))
     texts = [line[model] for line in lines(run, step)]
     lengths = np.array([len(tokenizer(text, add_special_tokens=False).input_ids) for text in texts])
@@ -104,7 +104,7 @@ def test_the_numbers_follow_from_the_texts(run: Path, step: int, model: str) -> 
 
 
 def printed_scores(output: str) -> tuple[str, str]:
-    """Mean score before and after, as the table at the end says it."""
+    """Return the mean scores before and after training from the final table."""
     found = re.search(r"mean score\s+│\s+(\S+)\s+│\s+(\S+)", output)
     assert found is not None, output
     return found[1], found[2]
@@ -160,7 +160,7 @@ def test_tensorboard_has_the_lengths(run: Path, events: EventAccumulator) -> Non
 
 @pytest.mark.filterwarnings("ignore:html5lib's sanitizer:DeprecationWarning")
 def test_tensorboard_shows_the_texts(run: Path, events: EventAccumulator) -> None:
-    """The first prompts, a row of three cells each, whatever is in them: in the HTML that TensorBoard makes of it."""
+    """TensorBoard's HTML has one row of three cells for each of the first prompts, whatever the texts contain."""
     from tensorboard.plugin_util import markdown_to_safe_html  # warns when it is imported
 
     tables = {event.step: event.tensor_proto.string_val[0] for event in events.Tensors("samples/text_summary")}

@@ -1,4 +1,4 @@
-"""A run that is asked to stop ends in order, and what goes on from there ends where an undisturbed run ends."""
+"""A run that receives a signal stops cleanly, and resuming from it gives the result of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.runner import BASE, SHORT, distance, distributed, lit_align, metrics,
 
 LONG = pytest.mark.long
 PATIENCE = 120
-"""Seconds to wait for what takes five on an idle machine."""
+"""Seconds to wait for something that takes five seconds on an idle machine."""
 TWO = ("--trainer.strategy", "ddp", "--trainer.devices", 2)
 
 
@@ -124,7 +124,7 @@ class SlowSetup(Callback):
 
 @pytest.fixture
 def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that appears when code of a user's own hangs."""
+    """A file that is created when user code hangs."""
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts" / "hanging.py").write_text(HANGS)
     monkeypatch.setenv("HANGS", str(tmp_path / "hangs"))
@@ -154,7 +154,7 @@ def test_ctrl_c_after_a_signal_stops_at_once_and_another_sigterm_does_not(monkey
 def test_a_signal_is_obeyed_while_a_score_function_hangs(
     rows: Path, tmp_path: Path, hanging: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The checkpoint is that of the step before, and the run that goes on from it is the undisturbed one."""
+    """The checkpoint is that of the previous step; resuming from it reproduces the uninterrupted run."""
 
     def online(run: Path, *more: object) -> tuple[object, ...]:
         return (
@@ -193,7 +193,7 @@ def test_a_signal_is_obeyed_while_a_run_is_set_up(rows: Path, tmp_path: Path, ha
 @pytest.mark.resume("behind SIGTERM to one of two processes")
 @pytest.mark.fault("LE2")
 def test_sigterm_to_the_launcher_stops_both_processes(rows: Path, tmp_path: Path) -> None:
-    """The signal reaches rank zero only; the other one hears of it between two steps."""
+    """Only rank zero receives the signal; the other rank is told between two steps."""
     many = ("--trainer.max_steps", 60, *TWO)
     code, out = stopped(tmp_path / "stopped", *words(tmp_path / "stopped", rows, *many))
     assert code == 143, out

@@ -1,4 +1,4 @@
-"""Where a process hangs is shown by itself, and it does not outlive the run."""
+"""A hanging process reports where it hangs, and ends with the run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lit_align.callbacks.watchdog import Watchdog, end_processes
 
 
 def look(moves: int, patience: float) -> None:
-    """Watch this thread while it makes some moves and then none."""
+    """Watch this thread while it makes progress and then stalls."""
     watch, over = Watchdog(), threading.Event()
     watch._last_progress = time.monotonic()
     thread = threading.Thread(target=watch._watch, args=(3, patience, threading.get_ident(), over))

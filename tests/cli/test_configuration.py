@@ -1,4 +1,4 @@
-"""YAML of a configuration is data, of limited size."""
+"""The YAML of a configuration is read as plain data of limited size."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_numbers_that_are_what_they_look_like(text: str) -> None:
 
 
 def test_numbers_of_the_command_line() -> None:
-    """An option that takes any text keeps its zeros."""
+    """An option that takes text keeps leading zeros."""
     for words in (["--trainer.max_steps", "010"], ["--trainer.max_steps=010"], ["--trainer.max_steps", "1:30"]):
         with pytest.raises(ValueError, match="--trainer.max_steps: .* would be read as"):
             check_numbers(["fit", "--run", "010", *words], {"run"})

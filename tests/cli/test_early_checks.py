@@ -1,4 +1,4 @@
-"""What the command line says before anything is imported: it agrees with the parser, and it is at once."""
+"""Checks before torch is imported agree with the parser and are fast."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Stopped(Exception):
 
 
 class OnlyParser(cli.Cli):
-    """A command line that has its parsers and parses nothing."""
+    """A command line that builds its parsers but parses nothing."""
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         raise Stopped(parser._subcommands_action._name_parser_map)
@@ -84,7 +84,7 @@ def test_defaults_and_help_are_those_of_the_parser(task: str) -> None:
     ("task", "package", "live_base"), [("preference", objectives, Objective), ("online", online, OnlineObjective)]
 )
 def test_objectives_are_those_that_the_parser_takes(task: str, package: ModuleType, live_base: type) -> None:
-    """Presets by the list that the package itself keeps, classes by what is exported and can be built."""
+    """Presets and concrete classes are those that the package exports."""
     (base,) = bases_of(keys_of("fit", task).leaves["model.objective"])
     exported = {name: getattr(package, name) for name in package.__all__}
     classes = {
@@ -261,7 +261,7 @@ def test_a_file_that_is_not_there_is_named() -> None:
     ids=lambda value: " ".join(value[:2]) if isinstance(value, tuple) else None,
 )
 def test_torch_is_not_imported(words: tuple[str, ...], code: int, out: str) -> None:
-    """What makes it fast; the time itself depends on the machine."""
+    """Check that nothing slow is imported; the time itself depends on the machine."""
     ended = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "lit_align", *words], capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""Complaints of the parser, as jsonargparse 4.53 words them, in short."""
+"""Error messages of jsonargparse 4.53, shortened."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ Refused = Callable[..., str]
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
-    """What a parser says to a command line."""
+    """Return the error message of a parser for a command line."""
     parsing.prepare_parsing([])
     parser = parsing.Parser(prog="lit_align fit")
     parser.add_argument("--objective", type=Objective)
@@ -121,7 +121,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
     ],
 )
 def test_the_installed_parser_words_it_so(refused: Refused, words: tuple[str, ...], told: str) -> None:
-    """Fails when another jsonargparse has other words, which would then be told as they are."""
+    """Fails when a version of jsonargparse words its errors differently, which would be printed unshortened."""
     assert refused(*words) == told
 
 

@@ -120,7 +120,7 @@ def test_a_misspelt_objective_gets_a_suggestion(parser: parsing.Parser, capsys: 
 def test_an_objective_of_another_task_names_the_task(
     capsys: pytest.CaptureFixture[str], task: str, words: str, said: str
 ) -> None:
-    """What is suggested can be taken in the run's own task."""
+    """Only names that are valid for the run's task are suggested."""
     parsing.prepare_parsing([])
     parser = parsing.Parser(prog="lit_align fit")
     parser.add_argument("--task", type=str, default=task)

@@ -56,7 +56,7 @@ def read_fine(ended: Ended, code: int = 0) -> str:
 
 
 def test_a_runs_configuration(tmp_path: Path) -> None:
-    """The whole of it is accepted, and what the data needs is read."""
+    """A complete configuration is accepted, and the sections about data are used."""
     text = read_fine(report(*QUICKSTART, "--out", tmp_path / "out"))
     assert "longer wins (95 %)" in text
     assert max(len(line) for line in text.splitlines() if line.startswith(("│", "┃"))) <= 80
@@ -72,7 +72,7 @@ def test_a_runs_configuration(tmp_path: Path) -> None:
 
 
 def test_the_same_numbers_as_in_the_runs_folder(tmp_path: Path) -> None:
-    """Of the configuration that a run saved: what its ``data.json`` says of the split; and its log has the gap."""
+    """The report of a saved configuration equals the run's ``data.json``, and the log has the length gap."""
     data = write(tmp_path / "rows.jsonl", [row(n, 1 + n % 5) for n in range(9)])
     words = ("--run", tmp_path / "run", "--data.train", data, "--model.policy", "testbed:policy")
     quiet = ("--trainer.max_steps", 1, "--samples.count", 0, "--export.form", "none", "--trainer.accelerator", "cpu")
@@ -217,7 +217,7 @@ def test_code_of_ones_own_needs_the_users_word(tmp_path: Path, own: Sequence[obj
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("**/*.yaml")), ids=lambda path: path.stem)
 def test_every_configuration_is_understood(path: Path) -> None:
-    """Whatever a run may have in its file beside its data is passed over."""
+    """Sections of a configuration that are not about data are ignored."""
     assert "data:" in read_fine(report("--config", path, "--print_config"))
 
 

@@ -1,4 +1,4 @@
-"""The command line: what it refuses and how, what it writes and where."""
+"""The command line: errors and exit codes, and the files that it writes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
 
 
 def refused(ended: Ended, message: str) -> None:
-    """Code 2, the reason, and nothing to scroll through."""
+    """Assert exit code 2 and a short message with the reason."""
     assert ended.code == 2, ended.out
     assert message in ended.out
     assert "Traceback" not in ended.out
@@ -146,7 +146,7 @@ def test_a_part_of_the_user_s_own_trains(rows: Path, tmp_path: Path, parts: Path
 
 @pytest.mark.security(5)
 def test_own_code_is_named_on_the_command_line(rows: Path, tmp_path: Path, parts: Path) -> None:
-    """A file alone cannot ask for it: neither by a class path nor by the key."""
+    """A configuration file alone cannot import user code, neither by a class path nor by the key."""
     refused(fit(tmp_path / "run", rows, "--config", parts / "focal.yaml"), "my_contrasts.Focal")
     (parts / "extend.yaml").write_text(f"extend: {parts}\n")
     refused(fit(tmp_path / "run", rows, "--config", parts / "extend.yaml"), f"--extend {parts}")
@@ -161,7 +161,7 @@ def test_extensions_in() -> None:
 
 
 def test_the_saved_configuration_is_complete_and_plain(rows: Path, tmp_path: Path) -> None:
-    """Every part stands in it with its defaults; no tag, nothing but what YAML itself knows."""
+    """The saved configuration contains every part with its defaults, as plain YAML without tags."""
     run = tmp_path / "run"
     ok(fit(run, rows, "--model.objective", "{class_path: PreferenceObjective, init_args: {contrast: Square}}"))
     text = (run / "config.yaml").read_text()

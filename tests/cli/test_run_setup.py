@@ -1,4 +1,4 @@
-"""Settings that a run takes over from the run that it continues."""
+"""Settings that a resumed run takes from its earlier part."""
 
 from __future__ import annotations
 

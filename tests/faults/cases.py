@@ -1,4 +1,4 @@
-"""Test cases that carry the rows of the fault list that they show."""
+"""Test cases that are marked with rows of the fault list."""
 
 from __future__ import annotations
 

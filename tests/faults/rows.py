@@ -1,4 +1,4 @@
-"""What may go wrong, row by row, and what a user must be able to rely on; the tests that show a row carry its name."""
+"""The list of faults and guarantees; tests are marked with the rows that they cover."""
 
 from __future__ import annotations
 
@@ -222,4 +222,4 @@ SECURITY: dict[str, str] = {
 """Row of the security list → what it is about, in a few words."""
 
 ELSEWHERE: dict[str, str] = {}
-"""Row of the fault list that no test here can show → why, and what stands in its place."""
+"""Row of the fault list that no test can cover → the reason, and what replaces a test."""

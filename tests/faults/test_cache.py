@@ -1,4 +1,4 @@
-"""Kept log-probabilities of a reference are those that it would say now, or they are computed again."""
+"""Stored log-probabilities of a reference are valid or are computed again."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def filled(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a reference and what was kept of it for four pairs."""
+    """A folder with a reference and its stored values for four pairs."""
     folder = tmp_path_factory.mktemp("filled")
     shipped = testbed.resolve("testbed:policy")
     assert shipped is not None
@@ -49,7 +49,7 @@ def fit(run: Path, folder: Path, rows: Path, reference: str, *more: object, obje
 
 
 def counts(ended: Ended) -> tuple[int, int]:
-    """Rows computed, rows found."""
+    """Return the number of rows that were computed and that were read from the cache."""
     found = re.search(r"reference  (\d+) rows computed, (\d+) found", ok(ended).out)
     assert found is not None, ended.out
     return int(found[1]), int(found[2])
@@ -77,7 +77,7 @@ def _epsilon(folder: Path) -> None:
 
 
 def _nothing(folder: Path) -> None:
-    """Leave it as it is."""
+    """Change nothing."""
 
 
 MISSED: dict[str, tuple[Change, tuple[object, ...]]] = {
@@ -96,7 +96,7 @@ FOUND: dict[str, tuple[str, tuple[object, ...]]] = {
 
 
 def right(run: Path, folder: Path, rows: Path, *more: object, objective: str = "dpo") -> float:
-    """The first loss with a reference of which nothing is kept."""
+    """Return the first loss with a reference that has no stored values."""
     ok(fit(run, folder, rows, "SecondModel", *more, objective=objective))
     return loss(run)
 
@@ -121,7 +121,7 @@ def test_what_enters_a_value_is_computed_again_and_right(
 def test_what_does_not_enter_a_value_finds_it_and_it_is_right(
     pairs: Path, filled: Path, tmp_path: Path, fault: str
 ) -> None:
-    """Values are kept for each token, so that another averaging reads the same ones."""
+    """Values are stored per token, so another averaging reuses them."""
     objective, more = FOUND[fault]
     folder = tmp_path / "folder"
     shutil.copytree(filled, folder)
@@ -140,7 +140,7 @@ def test_what_does_not_enter_a_value_finds_it_and_it_is_right(
 def test_d24_a_reference_that_is_not_finite_leaves_nothing_behind(
     pairs: Path, filled: Path, tmp_path: Path, scale: float, reason: str
 ) -> None:
-    """A weight that is no number, and weights that are numbers but whose logits are not."""
+    """A weight that is NaN, and finite weights whose logits are not finite."""
     folder = tmp_path / "folder"
     shutil.copytree(filled / "reference", folder / "reference")
     weights = load_file(folder / "reference" / "model.safetensors")

@@ -1,4 +1,4 @@
-"""Settings that cannot be meant are refused with code 2 and one message, before any model is read."""
+"""Invalid settings are refused with exit code 2 and one message, before any model is read."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_c03_a_learning_rate_that_destroys_the_weights_stops_the_run(rows: Path,
 
 @pytest.mark.fault("C03")
 def test_c03_what_the_last_step_destroys_is_neither_kept_nor_exported(rows: Path, tmp_path: Path) -> None:
-    """Behind it there is no gradient that would tell."""
+    """No later gradient would reveal the damage."""
     run = tmp_path / "run"
     more = ("--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "1e30")
     ended = fit(run, rows, *more, "--model.optimizer.weight_decay", "1e30")
@@ -180,7 +180,7 @@ def test_what_a_data_file_holds_is_never_read_as_settings(rows: Path, tmp_path: 
 
 
 def test_the_same_command_with_settings_that_can_be_meant_runs(rows: Path, tmp_path: Path) -> None:
-    """What is refused above is refused for its reason, not for another part of the command."""
+    """The same command without the fault is accepted, so each refusal above has the stated reason."""
     run = tmp_path / "run"
     ok(fit(run, rows, *SHORT, "--data.validation", testbed.path("validation.jsonl"), "--trainer.limit_val_batches", 1))
     assert metrics(run)[0]["train/loss"] == pytest.approx(0.693147, abs=1e-6)

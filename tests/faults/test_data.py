@@ -80,7 +80,7 @@ def raised(path: Path, **settings: object) -> str:
 
 
 def said(path: Path, **settings: object) -> str:
-    """What is warned of while the data is prepared."""
+    """Return the warnings that are printed while the data is prepared."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         prepared(path, **settings)
@@ -100,7 +100,7 @@ def ids(data: PreferenceData) -> list[tuple[list[int], list[int]]]:
 
 @pytest.mark.parametrize("fault", cases(REFUSED))
 def test_a_row_that_cannot_be_used_is_named(tmp_path: Path, fault: str) -> None:
-    """Behind two good rows: the third line is named, with the reason."""
+    """The faulty row follows two good ones; the message names line 3 and the reason."""
     row, reason = REFUSED[fault]
     message = raised(file(tmp_path, [GOOD, GOOD, row]))
     assert re.search(rf"pairs\.jsonl:3: .*{reason}", message), message
@@ -272,7 +272,7 @@ def test_a41_scores_that_are_no_numbers_are_no_scores(tmp_path: Path) -> None:
 
 
 def test_bad_rows_can_be_dropped_and_are_counted_up_to_a_ceiling(tmp_path: Path) -> None:
-    """The contract's second point: one of 101 rows is below the ceiling of a hundredth, two are above."""
+    """One bad row of 101 is below the limit of 1 %, two are above."""
     path = tmp_path / "pairs.jsonl"
     good = [line({**GOOD, "prompt": f"{number}? "}) for number in range(100)]
     path.write_bytes(b"".join(good) + line({**GOOD, "chosen": ""}))

@@ -1,4 +1,4 @@
-"""A disk that is full, a file that may not grow, a folder that cannot be written: an error that keeps the old one."""
+"""Full disks, file size limits and read-only folders are errors that keep the previous checkpoint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.runner import BASE, SHORT, Ended, forked, lit_align, metrics, ok
 
 
 def limited(size: int, *words: object) -> Ended:
-    """The command in a process whose files may have at most so many bytes."""
+    """Run the command in a process with a limit on file size."""
 
     def work() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))

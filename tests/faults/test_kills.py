@@ -1,4 +1,4 @@
-"""SIGKILL in the middle of saving: whatever was finished last is there and intact, on whatever file system."""
+"""After SIGKILL while saving, the last complete checkpoint is intact, on any file system."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KILLS = [5, pytest.param(50, marks=pytest.mark.long)]
 
 
 def saves_for_ever(save: Callable[[dict[str, object], Path], None], folder: Path, first: int, told: int) -> None:
-    """Two names in turn, so that every save is over an older one; tells each step that is finished."""
+    """Save alternately under two names, so that every save replaces an older one, and print each finished step."""
     step = first
     while True:
         save({"step": step, "weights": WEIGHTS + step}, folder / f"{step % 2}.ckpt")
@@ -32,7 +32,7 @@ def saves_for_ever(save: Callable[[dict[str, object], Path], None], folder: Path
 
 
 def killed(save: Callable[[dict[str, object], Path], None], folder: Path, first: int, after: float) -> int:
-    """The last step that a child said it had saved before it was killed; ``first - 1`` if none."""
+    """Return the last step that a child reported as saved before it was killed; ``first - 1`` if none."""
     hears, told = os.pipe()
     child = os.fork()
     if child == 0:
@@ -51,7 +51,7 @@ def killed(save: Callable[[dict[str, object], Path], None], folder: Path, first:
 
 
 def steps_lost(save: Callable[[dict[str, object], Path], None], folder: Path, kills: int) -> list[int]:
-    """For each kill, by how many steps the newest intact checkpoint is older than the last that was finished."""
+    """Return, for each kill, how many steps the newest intact checkpoint is behind the last finished one."""
     lost, step, delays = [], 0, random.Random(0)
     for _ in range(kills):
         step = killed(save, folder, step + 1, after=delays.uniform(0.05, 0.25))
@@ -79,7 +79,7 @@ def test_l08_no_kill_loses_what_was_saved(tmp_path: Path, kills: int) -> None:
 
 
 def test_a_writer_that_writes_in_place_is_caught(tmp_path: Path) -> None:
-    """The same harness, with the seal but without the rename: some kill leaves a part of a file."""
+    """The same test with checksums but without the rename: some kill leaves a partial file."""
 
     def in_place(checkpoint: dict[str, object], path: Path) -> None:
         from lit_align.callbacks.checkpointing.checksums import ChecksumWriter
@@ -252,7 +252,7 @@ def test_d05b_random_numbers_follow_from_the_step_so_no_state_of_theirs_can_be_m
 @pytest.mark.fault("L03", "D02")
 @pytest.mark.parametrize("more", [(), ("--on_changed_settings", "warn")], ids=["error", "warn"])
 def test_l03_another_learning_rate_is_refused(rows: Path, tmp_path: Path, more: tuple[object, ...]) -> None:
-    """It comes back with the optimizer's state, so that another one would be taken and have no effect."""
+    """The value is restored with the optimizer state, so a changed setting would have no effect."""
     run = tmp_path / "run"
     ok(lit_align(*words(run, rows, 1)))
     ended = lit_align(*words(run, rows, 2, "--model.optimizer.lr", "5e-3", *more))

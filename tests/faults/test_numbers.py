@@ -1,4 +1,4 @@
-"""Numbers that are known beforehand: first losses, means, sums over a step, and what must not depend on anything."""
+"""Numbers that are known in advance: first losses, means, sums over a step, and invariances."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_d30b_a_likelihood_term_does_not_depend_on_how_a_step_is_cut(
 
 @pytest.mark.fault("D32")
 def test_d32_the_same_seed_gives_the_same_bits(rows: Path, tmp_path: Path) -> None:
-    """With all that is drawn: the order of the rows, an adapter's first weights and its dropout."""
+    """This includes all random numbers: row order, initial adapter weights and dropout."""
     lora = ("--model.lora", "{rank: 4, dropout: 0.3}", "--trainer.max_epochs", 2, "--data.batch_size", 4)
     for name, seed in (("one", 1), ("again", 1), ("other", 2)):
         ok(fit(tmp_path / name, rows, *lora, "--seed_everything", seed))

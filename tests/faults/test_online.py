@@ -1,4 +1,4 @@
-"""Reward models and on-policy runs: what is wrong with pairs, prompts and scores, and what they do about it."""
+"""Faulty pairs, prompts and scores in reward models and on-policy runs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def constant(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
 @pytest.mark.fault("H02")
 @pytest.mark.parametrize("function", [constant, of_length])
 def test_h02_equal_scores_are_ties_and_teach_nothing(rows: Path, tmp_path: Path, function: Any) -> None:
-    """Not by a hair: Adam would make a whole step of any noise. Scores that differ move the policy."""
+    """The gradient is exactly zero, since Adam turns any noise into a full step; unequal scores move the policy."""
     module = lit(RLOO, score=FunctionScore(function), optimizer=adam, responses=3)
     fit(rows, tmp_path, module, log_every_n_steps=1)
     found = reported(module)
@@ -237,7 +237,7 @@ def test_l10_a_run_of_no_steps_is_refused(rows: Path, tmp_path: Path, key: str) 
 
 @pytest.mark.fault("L10", "L11")
 def test_l11_too_few_rows_are_a_smaller_batch_and_no_rows_an_error(rows: Path, tmp_path: Path) -> None:
-    """Nothing is left out for being incomplete, and there is no setting that would."""
+    """An incomplete batch is never dropped, and no setting drops it."""
     one = tmp_path / "one.jsonl"
     one.write_text(rows.read_text("utf-8").splitlines()[0] + "\n", "utf-8")
     ok(preference(tmp_path / "run", one, "--data.batch_size", 8, "--trainer.max_steps", 2))
@@ -249,7 +249,7 @@ def test_l11_too_few_rows_are_a_smaller_batch_and_no_rows_an_error(rows: Path, t
 
 @pytest.mark.fault("L01b")
 def test_l01b_the_search_for_a_nan_can_be_switched_on(rows: Path, tmp_path: Path) -> None:
-    """And is off unless asked for; the numbers are the same."""
+    """The search is off by default, and does not change the numbers."""
     assert not torch.is_anomaly_enabled()
     for name, more in (("plain", ()), ("searched", ("--trainer.detect_anomaly", "true"))):
         ok(preference(tmp_path / name, rows, "--trainer.max_steps", 2, *more))

@@ -1,4 +1,4 @@
-"""What goes wrong in one process ends all of them, soon, and is told once."""
+"""An error in one process ends all processes soon and is reported once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ calls = []
 
 @dataclass(frozen=True)
 class Faulty(Contrast):
-    """Logistic, but for rank one's third batch."""
+    """The logistic loss, except on the third batch of rank one, where it fails."""
     beta: float = 0.1
     fault: str = "raise"
 
@@ -114,7 +114,7 @@ STRATEGIES = {
 
 
 def own_processes(*command: object) -> tuple[int, str, bool]:
-    """Code, output, and whether anything is left, of a run that starts its second process itself."""
+    """Return exit code, output and leftover processes of a run that starts its second process itself."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "lit_align", *map(str, command)],
@@ -139,7 +139,7 @@ def own_processes(*command: object) -> tuple[int, str, bool]:
 @pytest.mark.fault("E05")
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_e05_a_rank_that_hangs_is_given_up(rows: Path, parts: Path, tmp_path: Path, strategy: str) -> None:
-    """After a quarter of a minute: both say where they stand, and the process that waited ends the other one."""
+    """After 15 seconds both report where they hang, and the waiting process ends the other one."""
     name, key, patience = STRATEGIES[strategy]
     command = [*words(tmp_path / "run", rows, parts, "sleep"), "--trainer.devices", 2]
     code, out, left = own_processes(*command, "--trainer.strategy", name, key, patience)

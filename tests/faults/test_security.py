@@ -1,4 +1,4 @@
-"""What nobody else's file may do here: run code, reach the network, write elsewhere, speak for the program."""
+"""Foreign files must not run code, use the network, write elsewhere or forge output."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ ROOT = PACKAGE.parent
 
 
 class Payload:
-    """Unpickles to a call of ``os.mkdir``."""
+    """An object that calls ``os.mkdir`` when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -60,7 +60,7 @@ class Payload:
 
 @pytest.fixture
 def marker(tmp_path: Path) -> Path:
-    """What hostile code would make."""
+    """The folder that hostile code would create."""
     return tmp_path / "executed"
 
 
@@ -152,7 +152,7 @@ def test_a_checkpoint_is_not_read_from_elsewhere(rows: Path, tmp_path: Path, sch
 
 @pytest.fixture
 def hostile(tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A module that can be imported, and leaves a trace if it is."""
+    """An importable module that leaves a trace when it is imported."""
     folder = tmp_path / "hostile"
     folder.mkdir()
     source = f"open({str(marker)!r}, 'w')\n\nclass Part:\n    pass\n\ndef work(*given):\n    return [0.0]\n"
@@ -284,7 +284,7 @@ def test_a_configuration_sets_no_environment(rows: Path, tmp_path: Path, words: 
 
 @pytest.fixture
 def with_code(tmp_path: Path, marker: Path) -> Path:
-    """A model folder whose every piece of code leaves a trace."""
+    """A model folder in which all code leaves a trace when it runs."""
     folder = tmp_path / "model"
     shutil.copytree(testbed.path("policy"), folder)
     for name in ("modeling_evil.py", "custom_generate/generate.py"):
@@ -355,7 +355,7 @@ def test_a_mistyped_path_is_not_looked_up(
 
 @pytest.mark.security(10)
 def test_a_name_of_a_hub_is_looked_up(rows: Path, tmp_path: Path) -> None:
-    """So the sockets of the test above are those that would have been used."""
+    """The wrong variant of the test above: a name of a hub does use a socket."""
     ended = offline(lambda: fit_words(tmp_path / "run", rows, "--model.policy", "nobody/nothing"))
     assert ended.code == 99, ended.out
     assert "used a socket" in ended.out
@@ -551,7 +551,7 @@ def imported() -> Iterator[tuple[Path, str]]:
 
 @pytest.mark.security(16, 19)
 def test_nothing_here_speaks_a_protocol() -> None:
-    """So there are no services for rewards or generation to protect."""
+    """No reward or generation service is started that would need protection."""
     found = {(path.name, name) for path, name in imported() if name.split(".")[0] in SERVICES}
     assert not found
     assert any(name == "torch" for _, name in imported())

@@ -1,4 +1,4 @@
-"""Every row of the lists has a test that shows it, and the tables say what became of these tests."""
+"""Every row of the lists has a test, and the tables report the results."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ LAWS: dict[Callable[[Rule], None], Rule] = {
     a_glance_at_the_other_side_is_stated: lambda values, mask, pair_seed: masked_sum(values, mask).cumsum(-1).flip(-1),
     the_power_of_the_length_is_stated: lambda values, mask, pair_seed: masked_sum(values, mask),
 }
-"""Each law and something that breaks it."""
+"""Each law and an objective that violates it."""
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)

@@ -103,7 +103,7 @@ LAWS: dict[Callable[[Contrast], None], Contrast] = {
     values_agree_with_higher_precision: Wrong(lambda m: torch.log1p(torch.exp(-m))),
     pairs_are_independent: Wrong(lambda m: F.softplus(m - m.mean())),
 }
-"""Each law and something that breaks it."""
+"""Each law and an objective that violates it."""
 
 EXCEPTIONS: dict[tuple[Callable[[Contrast], None], type], str] = {
     (loss_is_never_negative, Robust): "only its mean over the flips of a label is a likelihood",

@@ -68,7 +68,7 @@ LAWS: dict[Callable[[Rule], None], Rule] = {
     near_equal_models_the_slope_is_known: lambda r: 2 * r,
     responses_are_independent: lambda r: r - r.mean(),
 }
-"""Each law and something that breaks it."""
+"""Each law and an objective that violates it."""
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)

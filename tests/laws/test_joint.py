@@ -248,7 +248,7 @@ KL_LAWS: dict[Callable[[PreferenceObjective], None], PreferenceObjective] = {
     equal_models_have_margin_zero: replace(LOGISTIC, regularizer=HalfKL()),
     what_both_models_add_cancels: replace(LOGISTIC, regularizer=Entropy()),
 }
-"""Each law and something that breaks it."""
+"""Each law and an objective that violates it."""
 
 ALL_LAWS = {**LAWS, **MARGIN_LAWS, **KL_LAWS}
 

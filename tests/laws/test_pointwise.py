@@ -125,7 +125,7 @@ LAWS: dict[Callable[[Pointwise], None], Pointwise] = {
     the_meaning_of_beta_is_stated: NoUnit(),
     pairs_are_independent: Wrong(lambda w, r: (F.softplus(w.mean() - w), F.softplus(r))),
 }
-"""Each law and something that breaks it."""
+"""Each law and an objective that violates it."""
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)

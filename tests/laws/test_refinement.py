@@ -113,7 +113,7 @@ LAWS: dict[Callable[[Refinement], None], Refinement] = {
     pairs_are_independent: Wrong(lambda logps, scores: gap(scores(logps)) - gap(scores(logps)).mean()),
     the_policy_does_not_move_the_offset: Wrong(lambda logps, scores: logps.policy.sum((1, 2)).detach()),
 }
-"""Each law and something that breaks it."""
+"""Each law and an objective that violates it."""
 
 EXCEPTIONS: dict[tuple[Callable[[Refinement], None], type], str] = {
     (the_policy_does_not_move_the_offset, LostLikelihood): "it is a penalty on the policy, not a target",

@@ -96,7 +96,7 @@ LAWS: dict[Callable[[Regularizer], None], Regularizer] = {
     likelier_is_dearer: Backwards(),
     needs_are_stated: Modest(),
 }
-"""Each law and something that breaks it."""
+"""Each law and an objective that violates it."""
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)

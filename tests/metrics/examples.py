@@ -8,7 +8,7 @@ from lit_align.types import Outcome, PairBatch, PairLogProbs
 
 
 def logps_of(policy: list[list[list[float]]], reference: float | None = 0.0) -> PairLogProbs:
-    """Log-probs pair by pair, side by side; an empty side is absent. The reference has the same value everywhere."""
+    """Build log-probs of pairs; an empty side is absent, and the reference has the same value everywhere."""
     width = max(len(side) for sides in policy for side in sides)
     mask = torch.tensor([[[place < len(side) for place in range(width)] for side in sides] for sides in policy])
     padded = torch.tensor([[side + [0.0] * (width - len(side)) for side in sides] for sides in policy])
@@ -16,7 +16,7 @@ def logps_of(policy: list[list[list[float]]], reference: float | None = 0.0) -> 
 
 
 def batch_of(logps: PairLogProbs, weight: list[float] | None = None) -> PairBatch:
-    """A batch that these log-probs may be of."""
+    """Build a batch that fits the log-probs."""
     count = len(logps.mask)
     return PairBatch(
         input_ids=logps.mask.long(),

@@ -110,7 +110,7 @@ def test_what_is_not_formed_is_absent() -> None:
 
 
 class Sloped(PreferenceObjective):
-    """States slopes of its own."""
+    """An objective that defines its own slopes."""
 
     def __init__(self) -> None:
         super().__init__(Logistic())

@@ -1,4 +1,4 @@
-"""What is reported of drawn responses, by hand."""
+"""Metrics of rollouts by hand."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_one_response_per_prompt_has_no_pairs() -> None:
 
 
 def valued(rows: list[int]) -> Experience:
-    """Returns 1, 2, 3, 6 of one token each, and what the values said of them."""
+    """Returns 1, 2, 3, 6 of one token each, and the predicted values."""
     returns, values = torch.tensor([[1.0], [2.0], [3.0], [6.0]]), torch.tensor([[1.0], [3.0], [3.0], [4.0]])
     whole = experience().rollout
     one = torch.tensor([[True]]).expand(4, 1)

@@ -1,4 +1,4 @@
-"""Tiny random models of many architectures, and a batch that shows whether they read it rightly."""
+"""Tiny random models of many architectures, and a batch that reveals wrong layouts."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ UNFIT = {
 """Models that cannot, and the fastest layout that they can read."""
 
 NARROW = ("mixtral", "gpt_oss_sinks", "gemma2_window_caps")
-"""Models that float64 is beyond: their kernels do not know it, or their masks overflow."""
+"""Models that cannot run in float64: their kernels do not support it, or their masks overflow."""
 
 
 def build(config: Any, dtype: torch.dtype = torch.float64) -> nn.Module:

@@ -1,4 +1,4 @@
-"""A folder that is written holds the trained model, as plain transformers reads it."""
+"""An exported folder contains the trained model as plain transformers reads it."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_pooling_of_the_library_reads_our_scores(tmp_path: Path, own: int | None
 
 @pytest.mark.representative
 def test_a_reward_run_whose_padding_is_its_end_token(rows: Path, tmp_path: Path) -> None:
-    """The folder says what it pads with, and a run goes on from it; so does one that has its adapter alone."""
+    """The folder names its padding token, and a run can train on from it or from its adapter alone."""
     body = tmp_path / "body"
     AutoModelForCausalLM.from_pretrained(Path(load_tokenizer("testbed:policy").name_or_path)).save_pretrained(body)
     tokenizer = load_tokenizer("testbed:policy")

@@ -1,4 +1,4 @@
-"""Responses depend on their own request alone, follow the model's distribution, and end where they should."""
+"""Responses depend on their own request only, follow the model's distribution, and stop at stop tokens."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def rwkv() -> torch.nn.Module:
 
 
 class Neighbours(torch.nn.Module):
-    """Adds to every row what the rows of its batch have in common."""
+    """A model whose rows depend on the other rows of the batch."""
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         return values + values.mean(0, keepdim=True)

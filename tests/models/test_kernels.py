@@ -1,4 +1,4 @@
-"""Compiled layers compute the same; Liger's kernels are taken where they are there, and refused elsewhere."""
+"""Compiled layers compute the same; Liger's kernels are used where they are available, and refused elsewhere."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_nothing_is_compiled_unless_it_is_asked_for() -> None:
 
 @pytest.fixture
 def liger(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, bool]]]:
-    """A device, and a package that notes what it is asked for."""
+    """A fake device, and a fake package that records its calls."""
     asked: list[tuple[str, dict[str, bool]]] = []
     package, inner, patch = (
         ModuleType(name) for name in ("liger_kernel", "liger_kernel.transformers", "monkey_patch")

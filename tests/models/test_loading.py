@@ -1,4 +1,4 @@
-"""Models come from where the user says, whole, or not at all."""
+"""Models are loaded completely from the place that the user names, or not at all."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_missing_tensor_is_not_made_up(folder: Path) -> None:
 
 
 def test_a_tensor_that_the_config_does_not_know_is_named(folder: Path) -> None:
-    """A layer more than config.json has would be left out in silence."""
+    """A layer beyond those of config.json would be ignored silently."""
     rewrite(folder, lambda weights: weights.update({"model.layers.9.mlp.up_proj.weight": torch.ones(2, 2)}))
     with pytest.raises(ValueError, match=r"does not have: model\.layers\.9\.mlp\.up_proj\.weight; expected"):
         load_causal_lm(str(folder), Loading())

@@ -100,7 +100,7 @@ def test_padding_on_the_left(model: ScoreModel, layout: Layout, pad: int) -> Non
 
 
 def test_tokens_behind_the_response_do_not_matter(model: ScoreModel) -> None:
-    """What a template writes behind the end of a turn is there, unscored."""
+    """Tokens that a template adds after the end of a turn are kept, but not scored."""
     longer = pair_batch([[1, 5]], [([6, 2, 9, 9], [7, 2, 9, 9])])
     mask = longer.mask & (torch.arange(6) < 4)
     found = ScoreReader(model).scores(replace(longer, mask=mask))
@@ -182,7 +182,7 @@ def test_a_model_whose_attention_has_no_such_form(tmp_path: Path) -> None:
 
 
 def test_a_value_is_read_before_its_token(folder: Path) -> None:
-    """The value of token t depends on what stands before it, and not on the token itself."""
+    """The value of token t depends on the tokens before it, and not on the token itself."""
     model = load_score_model(str(folder), Loading(), head="fresh")
     batch = pair_batch(PROMPTS, RESPONSES).chosen_side()
     found = ScoreReader(model)(batch)[:, 0]

@@ -1,4 +1,4 @@
-"""Scores that cannot be trained on are refused, and the prompt is named."""
+"""Invalid scores are refused, and the message names the prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sharded model that is gathered gives what the whole one gives, however often each process calls it."""
+"""A gathered model computes what the unsharded one computes, for any number of calls per process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_model_that_is_not_sharded_stays_as_it_is(policy: LlamaForCausalLM) ->
 @pytest.mark.partition("a model in two shards, gathered while processes call it unequally often")
 @pytest.mark.parametrize("adapted", [False, True], ids=["model", "with an adapter"])
 def test_processes_may_call_it_unequally_often(adapted: bool) -> None:
-    """Layer by layer, the process with more calls would wait for ever; lengths of responses differ as well."""
+    """With layer-wise gathering, the process with more calls would hang; lengths of responses differ as well."""
 
     def work(rank: int) -> None:
         dist.init_process_group("gloo")

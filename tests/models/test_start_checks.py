@@ -63,7 +63,7 @@ CAUSAL: dict[str, Callable[[], PretrainedConfig]] = {
 
 @pytest.mark.parametrize("kind", CAUSAL)
 def test_causal_models_without_noise_pass(kind: str, tmp_path: Path) -> None:
-    """What a configuration has a name for is switched off, also where it is no dropout."""
+    """Noise that has a setting in the configuration is switched off, even if it is not dropout."""
     model = load_causal_lm(saved(CAUSAL[kind](), tmp_path), Loading())
     check_causal(model, "model.policy x", SEQUENCES)
     check_training_mode(model, "model.policy x", SEQUENCES)

@@ -1,4 +1,4 @@
-"""Portions of a batch."""
+"""Chunks of a batch."""
 
 from __future__ import annotations
 

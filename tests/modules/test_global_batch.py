@@ -1,4 +1,4 @@
-"""A union of batches is judged as one batch would be, gradients included."""
+"""Losses across pairs are evaluated on the global batch, gradients included."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lit_align.types import Outcome, PairBatch, PairLogProbs
 
 @dataclass(frozen=True)
 class Ranks(Objective):
-    """Every pair's loss leans on every pair: its margin times its place, plus the mean margin squared."""
+    """A loss that depends on all pairs: each margin times its position, plus the mean margin squared."""
 
     needs = Needs(reference=True, rejected=True, batch_level=True)
 
@@ -47,7 +47,7 @@ def trainer(tmp_path: Path) -> Trainer:
 
 
 def test_batches_of_other_widths_and_orders(trainer: Trainer) -> None:
-    """Against one record that was put together by hand, in the order of the data."""
+    """Compare with a record that is assembled by hand in the order of the data."""
     parts = [made(2, 3, first=3, seed=1), made(3, 5, first=0, seed=2)]
     judged = evaluate_globally(Ranks(), [one for one, _ in parts], [batch for _, batch in parts], trainer)
     wide = torch.zeros(5, 2, 5)
@@ -70,7 +70,7 @@ def test_batches_of_other_widths_and_orders(trainer: Trainer) -> None:
 
 
 def test_a_batch_alone_is_judged_otherwise(trainer: Trainer) -> None:
-    """The wrong variant: what a call per micro-batch would give."""
+    """The wrong variant: one evaluation per micro-batch."""
     parts = [made(2, 3, first=3, seed=1), made(3, 5, first=0, seed=2)]
     together = evaluate_globally(Ranks(), [one for one, _ in parts], [batch for _, batch in parts], trainer)
     alone = evaluate_globally(Ranks(), [parts[0][0]], [parts[0][1]], trainer)

@@ -82,7 +82,7 @@ def trained(rows: Path, folder: Path, objective: Objective, **settings: Any) -> 
 
 
 def record(policy: nn.Module, reference: nn.Module | None, batch: PairBatch, draw: PairSeed) -> PairLogProbs:
-    """Everything of a batch that any objective may ask for, one sequence at a time."""
+    """Compute everything that an objective may need, one sequence at a time."""
     theirs = None if reference is None else with_adapter_off(reference, batch)
     return replace(one_by_one(policy, batch), reference=theirs, pair_seed=draw)
 
@@ -124,7 +124,7 @@ def by_hand(watched: Watched, objective: Objective) -> tuple[Tensor, dict[str, T
 
 
 def apart(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
-    """How far two gradients are from each other, in parts of the second."""
+    """Return the distance between two gradients relative to the second."""
     assert ours.keys() == theirs.keys()
     squares = [((ours[name] - theirs[name]).square().sum(), theirs[name].square().sum()) for name in theirs]
     above, below = (torch.stack([one.double() for one in column]).sum() for column in zip(*squares, strict=True))

@@ -1,4 +1,4 @@
-"""Running numbers advance by the weighted mean over a step."""
+"""Objective state advances by the weighted mean over a step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.metrics.examples import batch_of, logps_of
 
 @dataclass(frozen=True)
 class Halving(Objective):
-    """Half of what was, half of what is seen."""
+    """Half the previous value and half the new one."""
 
     @property
     def initial_state(self) -> Mapping[str, float]:
@@ -38,7 +38,7 @@ def seen(*values: float) -> Outcome:
 
 
 def test_two_micro_batches_are_one_step(tmp_path: Path) -> None:
-    """Weights 1, 2 and 1: the mean of 4, 1 and 10 is 4; (8 + 4) / 2 = 6. A copy of weight 0 says nothing."""
+    """Weights 1, 2 and 1: the mean of 4, 1 and 10 is 4; (8 + 4) / 2 = 6. A copy of weight 0 has no effect."""
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
     running = ObjectiveState(Halving())
     pair = [[-1.0], [-1.0]]

@@ -92,7 +92,7 @@ def test_the_fused_loss_is_the_loss(rows: Path, name: str) -> None:
 
 
 def test_the_fused_loss_of_pairs_that_depend_on_each_other_would_be_another() -> None:
-    """Such objectives say so, and ``training_step`` keeps them away from the fused path."""
+    """Such objectives declare it, and ``training_step`` does not use the fused path for them."""
     assert kto().needs.batch_level
     assert not any(objective.needs.batch_level for objective in OBJECTIVES.values())
 
@@ -106,7 +106,7 @@ def test_the_objective_is_called_once_for_each_chunk(rows: Path, tile_mb: float,
 
 @pytest.mark.parametrize("layout", ["auto", "plain"])
 def test_a_step_calls_it_once_a_few_frames_below(rows: Path, tmp_path: Path, layout: str) -> None:
-    """Also where metrics are reported; nothing is evaluated again for them."""
+    """This also holds when metrics are reported; they need no second evaluation."""
     module = loaded(Watched(), ForwardPass(tokens_at_once=0))
     data = pairs(rows, batch_size=6)
     if layout == "plain":

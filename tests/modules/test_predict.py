@@ -1,4 +1,4 @@
-"""Records of predictions hold what a row has."""
+"""Predictions of a row contain exactly what the row provides."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_loss_that_depends_on_other_pairs_is_left_out() -> None:
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_no_number_depends_on_the_batch(size: int) -> None:
-    """Ranks among three pairs are others than those of each alone; only what a pair says by itself is written."""
+    """Losses across pairs are not per-pair values, so only values of a single pair are written."""
     logps = logps_of([[[-1.0], [-2.0]], [[-5.0], [-1.0]], [[-1.0], [-4.0]]])
     batch = batch_of(logps)
     parts = [slice(start, start + size) for start in range(0, 3, size)]

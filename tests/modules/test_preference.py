@@ -1,4 +1,4 @@
-"""The module against the same things done by hand."""
+"""The preference module compared with computations by hand."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def pairs(rows: Path, batch_size: int = 3, prompted: bool = False) -> Preference
 
 
 def trainer(folder: Path, *callbacks: Callback, **settings: Any) -> Trainer:
-    """A trainer that writes nothing and says nothing."""
+    """A silent trainer that writes no files."""
     quiet: dict[str, Any] = {
         **{"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"},
         **{"enable_model_summary": False, "use_distributed_sampler": False, "default_root_dir": folder},
@@ -92,7 +92,7 @@ def reference_weights(module: LitPreference) -> Iterator[Tensor]:
 
 
 def test_the_reference_is_no_part_of_the_module() -> None:
-    """Nowhere that a trainer, an optimizer or a checkpoint looks."""
+    """The reference is in no place where a trainer, an optimizer or a checkpoint looks."""
     module = loaded(dpo())
     ours = {id(parameter) for parameter in module.parameters()}
     theirs = {id(parameter) for parameter in reference_weights(module)}
@@ -260,7 +260,7 @@ def test_a_step_is_the_gradient_of_the_mean(rows: Path, tmp_path: Path, objectiv
 def test_portions_of_a_batch_add_up_to_its_gradient(
     rows: Path, tmp_path: Path, objective: Objective, accumulated: int
 ) -> None:
-    """In portions of one pair each: what an earlier one has added must still be there when the last one is."""
+    """With chunks of one pair each, gradients of earlier chunks must be kept until the last one."""
     ends = []
     for most in (0, 1):
         module, ran = loaded(objective), []
@@ -279,7 +279,7 @@ def test_portions_of_a_batch_add_up_to_its_gradient(
 def test_portions_form_one_gradient_of_head_and_embedding(
     rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three portions a step: the head's sum goes out with the last, the embedding's rows join those of the first."""
+    """The head's gradient is released with the last of three chunks, and the embedding's rows are added up."""
     module, given, by_row = loaded(dpo()), [], []
     module.readers.how = ForwardPass(tokens_at_once=1)
     finish = HeadGradientAccumulator.finish_chunk
@@ -348,7 +348,7 @@ def test_a_reference_without_effect_is_refused() -> None:
 
 
 class Disturbed(Callback):
-    """Changes the policy behind the reference's back, before the first step."""
+    """Change the policy after the reference was made and before the first step."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         with torch.no_grad():

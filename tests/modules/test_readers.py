@@ -1,4 +1,4 @@
-"""How log-probabilities are read changes nothing, however a run is spread over processes."""
+"""The layout does not change results, for any number of processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Run = Callable[[str], Path]
 
 
 def words(run: Path, rows: Path, objective: str, *more: object) -> Sequence[object]:
-    """Three steps of four pairs; SGD hides nothing."""
+    """Three steps of four pairs, with SGD, whose updates are proportional to the gradient."""
     return (
         *("fit", "--run", run, *BASE, *QUIET, "--samples.count", 0, "--model.objective", objective),
         *("--data.train", rows, "--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.05"),
@@ -93,7 +93,7 @@ def test_models_take_turns_in_the_memory_of_a_tile() -> None:
 
 @pytest.mark.parametrize("objective", ["sr_dpo", "kto"])
 def test_portions_of_a_shared_layout(rows: Path, tmp_path: Path, in_padded_rows: Run, objective: str) -> None:
-    """Pairs that depend on each other go through in portions as well."""
+    """Batch-level objectives are read in chunks as well."""
     more = ("--data.batch_size", 4, LAYOUT, "shared", TOKENS, 200)
     ok(lit_align(*words(tmp_path / "run", rows, objective, *more)))
     assert_same(tmp_path / "run", in_padded_rows(objective))
@@ -106,7 +106,7 @@ def test_portions_of_a_shared_layout(rows: Path, tmp_path: Path, in_padded_rows:
 def test_two_processes(  # noqa: PLR0913
     rows: Path, tmp_path: Path, in_padded_rows: Run, strategy: str, objective: str, tokens: int
 ) -> None:
-    """Their batches have different numbers of tokens, so that portions would differ in number too."""
+    """Their batches have different numbers of tokens, so the numbers of chunks would differ as well."""
     more = ("--data.batch_size", 2, LAYOUT, "shared", TOKENS, tokens, "--trainer.strategy", strategy)
     for ended in distributed(2, *words(tmp_path / "run", rows, objective, *more)):
         ok(ended)

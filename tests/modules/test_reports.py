@@ -1,4 +1,4 @@
-"""What a run says of its precision."""
+"""Reports of a run's precision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reward module against the same things done by hand."""
+"""The reward module compared with computations by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint keeps what trains where there is an adapter, and all else where there is none."""
+"""A checkpoint contains the trained weights of a run with an adapter, and all weights otherwise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The number of steps is known ahead, and a checkpoint inside of a step says so."""
+"""The number of steps is known in advance, and a checkpoint within a step is marked as such."""
 
 from __future__ import annotations
 

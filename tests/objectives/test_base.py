@@ -12,7 +12,7 @@ from lit_align.types import Outcome
 
 
 class Constant(Objective):
-    """The least an objective can be."""
+    """A minimal objective."""
 
     def __call__(self, logps):
         return Outcome(loss=torch.ones(logps.policy.shape[0]), rewards=torch.zeros(logps.policy.shape[:2]))

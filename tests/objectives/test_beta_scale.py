@@ -112,7 +112,7 @@ def test_every_term_is_read_under_its_name() -> None:
 
 @dataclass(frozen=True)
 class Middle(Averaging):
-    """A user's averaging that says nothing of lengths."""
+    """A user's averaging that declares nothing about lengths."""
 
     def __call__(self, values, mask, pair_seed=None):
         return torch.where(mask, values, 0.0).amax(-1)

@@ -281,7 +281,7 @@ def needs_are_stated(weighting: Weighting) -> None:
 
 @dataclass(frozen=True)
 class Wrong(Weighting):
-    """A weighting out of a rule."""
+    """A weighting that is made from a function."""
 
     rule: Callable[[PairLogProbs], torch.Tensor]
 
@@ -297,7 +297,7 @@ LAWS = {
         lambda logps: (logps.collision if logps.collision is not None else logps.policy).sum((1, 2))
     ),
 }
-"""Each law and something that breaks it."""
+"""Each law and an objective that violates it."""
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)

@@ -1,4 +1,4 @@
-"""Objectives as the command line and YAML name them."""
+"""Objectives as they are named on the command line and in YAML."""
 
 from __future__ import annotations
 

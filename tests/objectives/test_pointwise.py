@@ -51,7 +51,7 @@ def test_far_from_zero(loss: Pointwise, expected: float) -> None:
 
 
 def test_the_noise_contrast_holds_the_chosen_side_at_twice_the_odds() -> None:
-    """Where σ(β r) = 2 σ(-β r), so at log 2 / β, the chosen response is left alone."""
+    """At r = log 2 / β, where σ(β r) = 2 σ(-β r), the chosen response has no gradient."""
     scores = torch.tensor([[math.log(2.0) / 0.3, 0.0]], dtype=torch.float64, requires_grad=True)
     slope = gradient(NoiseContrast(0.3)(scores), scores)
     assert slope[0, 0].abs() < 1e-12

@@ -247,7 +247,7 @@ def scrambled(number: int) -> int:
 
 
 def sampled(side: Tokens, other: Tokens) -> Tokens:
-    """The tokens whose scrambled positions, as signed numbers, are least; the draw of these tests is 7."""
+    """The tokens whose hashed positions, as signed numbers, are smallest; the pair seed of these tests is 7."""
 
     def key(position: int) -> int:
         number = scrambled((scrambled(DRAW) + position) % 2**64)

@@ -95,7 +95,7 @@ def test_what_was_lost_is_won_back_with_the_gradient_of_the_penalty() -> None:
 
 @dataclass(frozen=True)
 class Forgetful(Refinement):
-    """The margin once more, and nobody cut it off."""
+    """The margin appears a second time, and its gradient is not detached."""
 
     def __call__(self, logps, log_ratio):
         chosen, rejected = log_ratio(logps).unbind(-1)

@@ -1,4 +1,4 @@
-"""Anchors against numbers by hand, and objectives that judge each response by itself."""
+"""Anchors compared with numbers by hand, and objectives on single responses."""
 
 from __future__ import annotations
 

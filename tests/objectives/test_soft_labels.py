@@ -80,7 +80,7 @@ def test_a_column_that_is_not_honoured_changes_nothing(objective: Objective) -> 
 
 
 class Deaf(PreferenceObjective):
-    """Says that it honours the columns, and does not."""
+    """An objective that declares columns and does not use them."""
 
     def __call__(self, logps):
         return super().__call__(replace(logps, margin=None, preference_probability=None))

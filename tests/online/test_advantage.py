@@ -1,4 +1,4 @@
-"""Advantages by hand, and what no advantage may depend on."""
+"""Advantages by hand, and their invariances."""
 
 from __future__ import annotations
 

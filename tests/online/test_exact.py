@@ -63,7 +63,7 @@ def test_the_closed_form_is_the_one_written_out(regularizer: Regularizer, beta: 
 
 
 def test_the_masks_of_the_cases_differ() -> None:
-    """Otherwise conditional matching would be one of the others, and its test no test."""
+    """Otherwise conditional matching would equal another objective, and its test would show nothing."""
     supported = REFERENCE.exp()[MASK] > 0.3
     assert supported.any()
     assert not supported.all()

@@ -1,4 +1,4 @@
-"""The sampled gradient is the exact one, and sampling gets where the exact gradient gets."""
+"""The sampled gradient is unbiased, and training on samples converges to the exact optimum."""
 
 from __future__ import annotations
 

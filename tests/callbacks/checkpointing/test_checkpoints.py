@@ -1,4 +1,4 @@
-"""A checkpoint is whole or not there."""
+"""Checkpoints are written atomically."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_failure_half_way_keeps_the_old_one(saved: Path, monkeypatch: pytest.M
 
 
 def test_never_writes_in_the_system_s_temporary_folder(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That folder may be on another file system, where a move is a copy that a kill cuts in two."""
+    """The temporary folder may be on another file system, where a move is a copy that SIGKILL can interrupt."""
     seen: list[Path] = []
     replace = Path.replace
 
@@ -68,7 +68,7 @@ def test_a_damaged_file_is_named_with_its_size(saved: Path, size: int) -> None:
 
 @pytest.mark.fault("D03b")
 def test_any_flipped_bit_is_seen_and_the_intact_one_named(saved: Path) -> None:
-    """Also in the bytes of a weight, where the file still reads well."""
+    """Damage is detected in the bytes of a weight, too, where the file can still be read."""
     other = saved.with_name("other.ckpt")
     AtomicCheckpointIO().save_checkpoint(NEW, other)
     content = bytearray(saved.read_bytes())
@@ -100,7 +100,7 @@ def test_no_room_is_seen_before_anything_is_written(saved: Path, monkeypatch: py
 
 
 class Payload:
-    """Pickles to a call of ``os.mkdir``."""
+    """An object that calls ``os.mkdir`` when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -111,7 +111,7 @@ class Payload:
 
 @pytest.mark.security(1)
 def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
-    """A checksum protects against accidents; against an author only what is read does."""
+    """A checksum detects accidents only; a hostile checkpoint is stopped by what the reader accepts."""
     evil = {"state_dict": Payload(tmp_path / "executed")}
     AtomicCheckpointIO().save_checkpoint(evil, tmp_path / "evil.ckpt")
     with pytest.raises(ValueError, match="holds more than tensors and plain data"):

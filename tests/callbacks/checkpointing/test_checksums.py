@@ -1,4 +1,4 @@
-"""Checksums tell complete files from damaged ones."""
+"""Checksums distinguish complete files from damaged ones."""
 
 from __future__ import annotations
 

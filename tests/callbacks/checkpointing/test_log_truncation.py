@@ -1,4 +1,4 @@
-"""A resumed run's files tell every step once."""
+"""The log files of a resumed run contain every step exactly once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint goes on with the settings that it was saved with, or says which ones changed."""
+"""A run resumes with the settings of its checkpoint, or reports which ones changed."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_an_empty_optimizer_state_is_none(states: list[dict[str, object]]) -> No
 
 
 def test_another_length_is_said() -> None:
-    """Runs are made longer, but the schedule is another one then."""
+    """A run may be made longer, but that changes its schedule."""
     with pytest.warns(UserWarning, match=r"another length \(trainer\.max_steps: was 10, is 20\): the learning rate"):
         ResumeCheck(settings(steps=20)).compare(saved(ResumeCheck(settings())))
 

@@ -1,4 +1,4 @@
-"""The rows of an embedding's gradient are added where a gradient is, and come as ever where none is."""
+"""Sparse rows of an embedding's gradient are added to an existing gradient, or form a new one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Formed(TorchDispatchMode):
 
 
 def pulled(model: nn.Module, rows: list[Tensor], by_row: bool) -> tuple[dict[str, Tensor], int]:
-    """Gradients behind several passes, and how many of the embedding's size were formed."""
+    """Return the gradients after several passes, and how many tensors of the embedding's size were allocated."""
     with Formed() as formed:
         for ids in rows:
             if by_row:
@@ -53,7 +53,7 @@ def test_the_sum_is_the_same_and_formed_once(name: str) -> None:
 
 
 def test_the_embedding_is_left_as_it_was() -> None:
-    """Also behind an error, and where there is nothing to add to."""
+    """This also holds after an error, and where there is no gradient to add to."""
     model = build(CONFIGS["llama"]())
     embedding = model.get_input_embeddings()
     with sparse_embedding_grad(model):

@@ -131,7 +131,7 @@ def test_the_gradient_can_be_asked_for_once() -> None:
 
 @pytest.mark.parametrize("scale", [1.0, -2.5])
 def test_portions_sum_the_gradient_of_the_head_in_one_place(scale: float) -> None:
-    """Behind the last portion it is the gradient of all of them; before, there is none."""
+    """After the last chunk it is the gradient of all of them; before that there is none."""
     hidden, weight, bias, targets = sizes(40, 23)
     head, cuts = LinearHead(weight, bias, LogitRule(), Workspace(TINY)), [slice(0, 5), slice(5, 33), slice(33, 40)]
     truth = torch.autograd.grad(scale * head.values(hidden, targets).log_probs.square().sum(), [weight, bias])

@@ -1,4 +1,4 @@
-"""The vocabulary projection against whole logits, and what it holds at once."""
+"""The vocabulary projection compared with whole logits, and its peak memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention inside segments: every form of it sees the same."""
+"""Attention within segments: all implementations use the same mask."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layout check finds the layouts that a model can read, by numbers, and sees every mistake in them."""
+"""The layout check accepts the layouts that a model supports and detects every mistake in them."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_pairs_that_never_part_are_no_proof() -> None:
 
 @pytest.mark.parametrize("sides", [([], [7, 9, 2]), ([7, 9, 2], [])], ids=["rejected alone", "chosen alone"])
 def test_rows_with_one_response(sides: tuple[list[int], list[int]]) -> None:
-    """Whichever side is there is read."""
+    """One-sided pairs are read from the side that is present."""
     assert choose_layout(LogProbReader(named("llama")), pair_batch([[1, 5, 6]], [sides])) == Choice("shared")
 
 

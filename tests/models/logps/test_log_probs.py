@@ -246,7 +246,7 @@ def test_batches_of_all_kinds(change: Callable[[PairBatch], PairBatch], layout: 
 @pytest.mark.parametrize("whole", [telling_batch(), opened_batch()], ids=["", "opened"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_absent_sides_are_zero(layout: LayoutName, whole: PairBatch) -> None:
-    """The others are what they are with their other side there."""
+    """The other values equal those of complete pairs."""
     model, batch = named("gpt2"), absent_sides(whole)
     source = LogProbReader(model)
     source.use(layout)
@@ -310,7 +310,7 @@ def test_long_sequences_are_padded_beyond_the_reach() -> None:
 
 
 def test_the_model_is_left_as_it_was() -> None:
-    """Whole logits, sampled responses and saved settings are those of a model that nothing was done to."""
+    """Whole logits, sampled responses and saved settings equal those of an unpatched model."""
     model, untouched = named("llama"), named("llama")
     source = LogProbReader(model, ForwardPass(layout="shared"))
     source(telling_batch())
@@ -371,7 +371,7 @@ def one_process(tmp_path: Path) -> Iterator[None]:
 @pytest.mark.parametrize("head_apart", [True, False], ids=["head apart", "head in root"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_sharded_models(layout: LayoutName, head_apart: bool) -> None:
-    """Weights are whole inside the model's forward only, and their gradients go back through its hooks."""
+    """Weights are gathered within the model's forward only, and gradients are reduced by its hooks."""
     model, batch = build(CONFIGS["llama"](), torch.float32), telling_batch()
     truth = one_by_one(model, batch).policy
     expected = gradients(model, truth.sum())
@@ -401,7 +401,7 @@ def test_sharded_models(layout: LayoutName, head_apart: bool) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.skipif(find_spec("flash_attn") is None, reason="needs flash-attn")
 def test_flash_attention_on_cuda() -> None:
-    """Every sequence by itself, in bfloat16, which is all it reads."""
+    """Read every sequence by itself in bfloat16, the only dtype that the kernel supports."""
     config = CONFIGS["llama"]()
     config.head_dim = 16
     truth = one_by_one(build(config, torch.float32).cuda(), telling_batch().to("cuda")).policy

@@ -1,4 +1,4 @@
-"""Packing by hand, and the law that every scored token finds the one before it."""
+"""Packing by hand, and the law that every scored token follows its predecessor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Log-probabilities against a loop in float64 that does nothing clever."""
+"""Log-probabilities compared with a simple loop in float64."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_gradient_reaches_every_weight(policy: torch.nn.Module, batch: PairBatch
 
 
 def test_an_absent_side_does_not_run(policy: LlamaForCausalLM, batch: PairBatch) -> None:
-    """The rows that are there give what they gave beside the absent ones."""
+    """The values of present rows do not depend on absent ones."""
     mask = batch.mask.clone()
     mask[0, 1] = mask[2, 0] = False
     ran: list[int] = []

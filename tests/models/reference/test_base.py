@@ -1,4 +1,4 @@
-"""The reference stays where it was, and out of everyone's way."""
+"""The reference does not change, and is not part of the trained module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is kept comes back to the bit, whole or not at all."""
+"""Stored values are read back bit for bit, completely or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A precomputed reference says what the reference says, and never anything else."""
+"""A precomputed reference returns exactly the reference's values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def filled(folder: Path, batch: PairBatch, policy: Any = None) -> Precomputed:
-    """A reference whose values of one batch are on disk, and whose weights are gone."""
+    """A reference whose values of one batch are on disk, and whose weights are released."""
     reference = attached(folder, policy)
     reference.compute(batch)
     reference.store.flush()
@@ -196,7 +196,7 @@ class TestCheck:
         attached(folder).check(reordered(batch, [1, 2]))
 
     def test_what_is_wrong_is_named_with_both_values(self, batch: PairBatch, folder: Path) -> None:
-        """A shard that is whole but not this model's: what a changed library would leave."""
+        """A valid shard with another model's values, as if a library had changed."""
         reference = attached(folder)
         values = SecondModel()
         values.attach(tiny_llama())
@@ -221,7 +221,7 @@ class TestCheck:
 
 
 class Shifted(SecondModel):
-    """A reference whose values of each second token are off."""
+    """A reference with wrong values for every second token."""
 
     def __init__(self, other: SecondModel, shift: float) -> None:
         super().__init__()

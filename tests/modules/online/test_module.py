@@ -1,4 +1,4 @@
-"""On-policy training against the same things done by hand, and what no layout of a step may change."""
+"""On-policy training compared with computations by hand, for any split of a step."""
 
 from __future__ import annotations
 
@@ -293,7 +293,7 @@ def test_a_moving_reference_moves(rows: Path, tmp_path: Path) -> None:
 
 
 class Bad(TestbedScore):
-    """One score is no number."""
+    """One score is NaN."""
 
     def __call__(self, prompts: Any, responses: Any) -> list[float]:
         return [float("nan") if row == 3 else 1.0 for row in range(len(prompts))]

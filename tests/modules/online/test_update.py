@@ -1,4 +1,4 @@
-"""Each prompt is in one step of each pass, and in the same one for any number of processes."""
+"""Each prompt is in exactly one step of each pass, the same one for any number of processes."""
 
 from __future__ import annotations
 
