@@ -8,7 +8,7 @@
 5. ``Figures`` and ``Predictions`` write what an evaluation or a prediction has gathered.
 6. ``Watchdog`` reports a process that hangs; ``ProgressBar`` shows the last reported numbers.
 7. Callbacks from ``trainer.callbacks``.
-8. ``Samples`` and ``Export``, which have configuration keys of their own.
+8. ``Samples``, ``TrainingEvaluation`` and ``Export``, which have configuration keys of their own.
 9. ``GracefulStop`` ends a run on SIGTERM or Ctrl-C after the others have finished the step; ``Summary`` prints what
    they did.
 10. ``SaveConfig`` of ``lit_align.cli.run`` writes ``config.yaml``.
@@ -20,6 +20,7 @@ from lightning.pytorch import Callback
 from lit_align.callbacks.checkpointing.checkpoints import AtomicCheckpointIO, Checkpoints
 from lit_align.callbacks.checkpointing.log_truncation import LogTruncation
 from lit_align.callbacks.checkpointing.resume_check import ResumeCheck
+from lit_align.callbacks.evaluation import TrainingEvaluation
 from lit_align.callbacks.export import Export
 from lit_align.callbacks.monitors import MonitorCheck
 from lit_align.callbacks.precompute import Precompute
@@ -46,6 +47,7 @@ __all__ = [
     "Samples",
     "StepSeed",
     "Summary",
+    "TrainingEvaluation",
     "Watchdog",
     "first_callbacks",
     "last_callbacks",

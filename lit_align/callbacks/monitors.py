@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from typing_extensions import override
 
 from lit_align.callbacks.checkpointing.checkpoints import AtomicCheckpointIO, Checkpoints
+from lit_align.callbacks.evaluation import TrainingEvaluation
 from lit_align.compat.lightning import callbacks_of
 from lit_align.modules import LitModule
 
@@ -38,6 +39,8 @@ class MonitorCheck(Callback):
         for callback, monitor in followers(trainer):
             if monitor in names or monitor in _PROGRESS or self._may_be_logged(trainer, monitor):
                 continue
+            if any(isinstance(c, TrainingEvaluation) and c.reports(monitor) for c in callbacks_of(trainer)):
+                continue
             which = f"{type(callback).__name__} follows {monitor!r}"
             if monitor.startswith("val/") and not validates:
                 raise ValueError(f"{which}, and there is no validation: set data.validation or data.holdout")
@@ -47,7 +50,7 @@ class MonitorCheck(Callback):
 
     def _may_be_logged(self, trainer: Trainer, monitor: str) -> bool:
         """Return whether a callback of the user's own may log a metric."""
-        is_ours = monitor.startswith(("val/", "train/"))
+        is_ours = monitor.startswith(("val/", "train/", "eval/"))
         return not is_ours and any(
             not type(other).__module__.startswith(_LIBRARIES) for other in callbacks_of(trainer)
         )

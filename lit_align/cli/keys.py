@@ -34,6 +34,7 @@ MODULES = {
 SECTIONS = {
     "data": ("lit_align.data.datamodule", "PreferenceData"),
     "samples": ("lit_align.callbacks.samples", "Samples"),
+    "evaluation": ("lit_align.callbacks.evaluation", "TrainingEvaluation"),
     "checkpoints": ("lit_align.callbacks.checkpointing.checkpoints", "Checkpoints"),
     "export": ("lit_align.callbacks.export", "Export"),
     "trainer": ("lightning.pytorch.trainer.trainer", "Trainer"),

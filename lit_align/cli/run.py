@@ -134,6 +134,7 @@ class Cli(LightningCLI):
             default = read_task(self.arguments) if name == "task" else RUN_KEYS[name].default
             parser.add_argument(f"--{name}", type=types.get(name, str), default=default, help=RUN_KEYS[name].help)
         parser.add_lightning_class_args(callbacks.Samples, "samples")
+        parser.add_lightning_class_args(callbacks.TrainingEvaluation, "evaluation")
         parser.add_lightning_class_args(callbacks.Checkpoints, "checkpoints")
         parser.add_lightning_class_args(callbacks.Export, "export")
         parser.link_arguments("model", "data.prompted", compute_fn=_needs_prompted, apply_on="instantiate")

@@ -21,7 +21,7 @@ from lit_align.errors import printable
 from lit_align.modules.optimizer import check_kind
 
 RUN_FILES = (
-    *("metrics.jsonl", "samples.jsonl", "predictions.jsonl", "data.json", "config.yaml"),
+    *("metrics.jsonl", "samples.jsonl", "evaluation.jsonl", "predictions.jsonl", "data.json", "config.yaml"),
     *("tensorboard", "checkpoints", "policy", "reward_model", "figures"),
 )
 """What a run writes into its folder."""

@@ -136,7 +136,7 @@ def collect(
     }
 
     def compute() -> list[dict[str, Any]]:
-        rows = _along_responses(evaluated, reference, responses, settings.batch_size)
+        rows = along_responses(evaluated, reference, responses, settings.batch_size)
         return [_policy_record(response, row) for response, row in zip(responses, rows, strict=True)]
 
     kept = kept_rows(folder / POLICY, depends_on, compute)
@@ -156,9 +156,10 @@ def check_same_tokens(evaluated: LoadedModel, reference: LoadedModel | None) -> 
         )
 
 
-def _along_responses(
+def along_responses(
     evaluated: LoadedModel, reference: LoadedModel | None, responses: Responses, batch_size: int
 ) -> list[PolicyRow]:
+    """Compute entropy, and divergence from a reference, along the responses of a model."""
     frozen: nn.Module | None = None if reference is None else reference.model
     rows: list[PolicyRow] = []
     with progress(f"{evaluated.name}: entropy and divergence", len(responses)) as advance:
@@ -314,7 +315,7 @@ class PromptEvaluation:
         compared: dict[str, PromptCells] = {}
         for name, judgement in judged.items():
             model = collected[name]
-            write_jsonl(model_folder(folder, name) / SCORES, list(_score_records(model, judgement)))
+            write_jsonl(model_folder(folder, name) / SCORES, list(score_records(model, judgement)))
             metrics[name] |= judged_metrics(model, baseline, judgement, resamples)
             if judgement.comparisons is not None:
                 compared[name] = model.cells(judgement.comparisons)
@@ -346,7 +347,8 @@ class PromptEvaluation:
         return ModelRecord(model.name, model.path, settings, metrics, model_folder(folder, model.name))
 
 
-def _score_records(model: Collected, judged: JudgedResponses) -> Iterator[dict[str, Any]]:
+def score_records(model: Collected, judged: JudgedResponses) -> Iterator[dict[str, Any]]:
+    """Yield the rows of ``scores.jsonl``."""
     columns = {
         "score": judged.scores,
         "baseline_score": judged.baseline_scores,

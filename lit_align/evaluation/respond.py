@@ -94,14 +94,14 @@ def collect_responses(
     with progress(f"{evaluated.name}: responses", len(wanted), len(wanted) - len(missing)) as advance:
         for start in range(0, len(missing), batch_size):
             part = missing[start : start + batch_size]
-            rows = _generate(evaluated, part, ids, stops, sampling, CachedGenerator(batch_size))
+            rows = generate_responses(evaluated, part, ids, stops, sampling, CachedGenerator(batch_size))
             append_jsonl(folder / RESPONSES, [asdict(row) for row in rows])
             known |= {row.key: row for row in rows}
             advance(len(part))
     return [known[prompt.index, seed] for prompt, seed in wanted]
 
 
-def _generate(
+def generate_responses(
     evaluated: LoadedModel,
     part: Sequence[tuple[EvaluationPrompt, int]],
     ids: dict[int, list[int]],
@@ -109,6 +109,16 @@ def _generate(
     sampling: Sampling,
     generator: Generator,
 ) -> list[EvaluationResponse]:
+    """Generate a response to each prompt and seed.
+
+    Args:
+        evaluated: the model; all processes that hold a part of it must call this together.
+        part: prompts and seeds.
+        ids: of the prompts, by their indices.
+        stops: ids that end a response.
+        sampling: length, temperature and top-p.
+        generator: generates the responses.
+    """
     requests = [GenerationRequest(ids[prompt.index], mix_seed(seed, prompt.index)) for prompt, seed in part]
     with torch.no_grad():
         generated = generator(evaluated.model, requests, stops, evaluated.encoder.pad, sampling)

@@ -58,13 +58,13 @@ def test_responses_are_used_again_and_missing_ones_are_added(
     kept = lines(tmp_path)[:7]
     path.write_text("\n".join(kept) + '\n{"index": 3, "se')
     sampled: list[int] = []
-    generate = module._generate
+    generate = module.generate_responses
 
     def counted(evaluated: object, part: list[object], *rest: object) -> list[EvaluationResponse]:
         sampled.append(len(part))
         return generate(evaluated, part, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "_generate", counted)
+    monkeypatch.setattr(module, "generate_responses", counted)
     assert run(testbed_model, testbed_prompts, tmp_path) == before
     assert sum(sampled) == 5
     assert run(testbed_model, testbed_prompts, tmp_path) == before

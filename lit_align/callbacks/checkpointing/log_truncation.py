@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from lit_align.compat.torch import event_file_writer
 
-FILES = ("metrics.jsonl", "samples.jsonl")
+FILES = ("metrics.jsonl", "samples.jsonl", "evaluation.jsonl")
 
 
 class LogTruncation(Callback):
