@@ -44,7 +44,7 @@ from lit_align.modules import LitModule
 from lit_align.modules.step_totals import run_data
 from lit_align.types import PreferencePair
 
-ROWS = "evaluation.jsonl"
+EVALUATION_ROWS = "evaluation.jsonl"
 PREFIX = "eval"
 WITH_INTERVAL = ("score", "win_rate", "win_rate/length_controlled", "kl", "length/tokens")
 """Numbers whose interval is reported as well, as ``.../low`` and ``.../high``."""
@@ -280,7 +280,7 @@ def _trains_policy(module: LightningModule) -> bool:
 
 
 def _rows_file(trainer: Trainer) -> Path:
-    return Path(trainer.default_root_dir) / ROWS
+    return Path(trainer.default_root_dir) / EVALUATION_ROWS
 
 
 def loaded_policy(trainer: Trainer, module: LitModule) -> LoadedModel:

@@ -237,7 +237,8 @@ def show_evaluation(record: EvaluationRecord) -> None:
     for name in dict.fromkeys(name for model in record.models for name in model.metrics):
         numbers = [model.metrics.get(name) for model in record.models]
         table.add_row(name, *("" if number is None else _shown(number) for number in numbers))
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    width = None if sys.stdout.isatty() else 60 + 40 * len(record.models)
+    Console(width=width).print(table)
 
 
 def _shown(number: Any) -> str:

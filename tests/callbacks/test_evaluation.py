@@ -75,7 +75,7 @@ def test_a_resumed_run_compares_with_the_same_start(run: Path, tmp_path: Path) -
     """Two steps, and two more after a resume, give the numbers of four steps at once."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     ok(lit_align(*words(whole, 4)))
-    schedule = ("--checkpoints.every_n_train_steps", 2)
+    schedule = ("--checkpoints.every_n_steps", 2)
     ok(lit_align(*words(parts, 4, *schedule)))
     (kept,) = [path for path in (parts / "checkpoints").iterdir() if "2" in path.stem][:1]
     ok(lit_align(*words(parts, 4, *schedule, "--ckpt_path", kept)))
