@@ -6,6 +6,7 @@ import pickle
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,6 +108,47 @@ def check_training_mode(model: nn.Module, name: str, sequences: Sequence[Sequenc
             f"{scale:.2g}: policy and reference would differ before the first step. Expected a model whose mode makes "
             "no difference once dropout is off"
         )
+
+
+def without_gradient(model: nn.Module) -> tuple[list[str], list[str]]:
+    """Return the names of the trainable weights that a text does not reach, in two lists.
+
+    The graph of one forward pass is followed, without a backward pass. The first list has parts that no text
+    reaches, such as the vision tower of a vision-language model. The second has parts that this text does not
+    reach while their siblings are reached, such as experts that get no token: another text may.
+
+    Args:
+        model: a language model or a score model, not sharded.
+    """
+    with evaluating(model), torch.enable_grad():
+        reached = _leaves(_read(model, torch.tensor([[1, 2, 3]])))
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    prefixes = {prefix for name, weight in trained.items() if id(weight) in reached for prefix in _prefixes(name)}
+    never: list[str] = []
+    not_here: list[str] = []
+    for name in (name for name, weight in trained.items() if id(weight) not in reached):
+        parent = next(prefix for prefix in reversed(_prefixes(name)) if prefix in prefixes or not prefix)
+        (not_here if isinstance(model.get_submodule(parent), nn.ModuleList) else never).append(name)
+    return never, not_here
+
+
+def _prefixes(name: str) -> list[str]:
+    """Return the names of the modules around a weight, the model's own, which is empty, first."""
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(len(parts))]
+
+
+def _leaves(values: Tensor) -> set[int]:
+    """Return the identities of the tensors whose gradients a backward pass would accumulate."""
+    nodes: list[Any] = [values.grad_fn]
+    seen, leaves = {None}, set()
+    while nodes:
+        node = nodes.pop()
+        if node not in seen:
+            seen.add(node)
+            leaves |= {id(node.variable)} if hasattr(node, "variable") else set()
+            nodes += [before for before, _ in node.next_functions]
+    return leaves
 
 
 def _read(model: nn.Module, rows: Tensor) -> Tensor:

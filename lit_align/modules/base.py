@@ -21,7 +21,13 @@ from typing_extensions import override
 from lit_align.models import ForwardPass, LoRA, SavedAdapter, load_policy
 from lit_align.models.export import Form, save_causal_lm
 from lit_align.models.start_checks import check_causal, check_training_mode
-from lit_align.modules.build import build_models, check_state_dict, frozen_reference, trainable_state_dict
+from lit_align.modules.build import (
+    build_models,
+    check_state_dict,
+    freeze_unused,
+    frozen_reference,
+    trainable_state_dict,
+)
 from lit_align.modules.grad_cache import split_into_chunks
 from lit_align.modules.lit_module import LitModule
 from lit_align.modules.log_probs import LogProbReaders
@@ -276,6 +282,7 @@ class LitPolicy(LitBase):
     def configure_model(self) -> None:
         if "policy" not in self._modules:
             self.policy = build_models(self, self.build_trained_model, self.reference)
+            freeze_unused(self, self.policy)
             if self.reference is not None:
                 self.reference.read_with(self.readers.read)
             self.policy.train()

@@ -7,12 +7,15 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
 from lit_align.models import LoRA, Precomputed, Reference, SavedAdapter, SecondModel, load_causal_lm
-from lit_align.models.sharding import Built, fill, shard, without_weights
+from lit_align.models.lm_head.patch import base_of
+from lit_align.models.sharding import Built, fill, is_sharded, shard, without_weights
+from lit_align.models.start_checks import without_gradient
 
 
 class Builder:
@@ -85,6 +88,38 @@ def build_models(
         torch.distributed.broadcast_object_list(identity, src=0)
         reference.identity = identity[0]
     return model
+
+
+def freeze_unused(module: LightningModule, model: nn.Module) -> None:
+    """Freeze the weights of a trained model that no text reaches, and name them; warn of those that few texts reach.
+
+    They would get no gradient, at which DDP stops in the second step. Sharded models are left as they are.
+
+    Args:
+        module: its trainer's strategy has moved nothing yet.
+        model: a model that is trained, whole.
+    """
+    if is_sharded(model):
+        return
+    trainer = module._trainer
+    if trainer is not None:
+        model.to(trainer.strategy.root_device)  # some kernels run there alone
+    never, not_here = without_gradient(model)
+    for name in never:
+        model.get_parameter(name).requires_grad_(False)
+    kind = base_of(model).config.model_type
+    if never:
+        parts = ", ".join(sorted({".".join(name.split(".")[:3]) for name in never})[:_PARTS])
+        rank_zero_warn(f"{kind}: {len(never)} weights that texts do not reach are not trained: {parts}")
+    if not_here and trainer is not None and trainer.world_size > 1:
+        rank_zero_warn(
+            f"{kind}: {len(not_here)} weights get no gradient from some texts, such as {not_here[0]}; if a process "
+            "meets such a batch, ddp stops at its next step: take trainer.strategy ddp_find_unused_parameters_true"
+        )
+
+
+_PARTS = 4
+"""Most parts that a warning names."""
 
 
 def frozen_reference(reference: Reference | None, policy: nn.Module) -> list[nn.Module]:

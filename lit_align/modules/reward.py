@@ -20,7 +20,7 @@ from lit_align.models.lm_head.patch import sparse_embedding_grad
 from lit_align.models.score_model import ScoreModel, load_score_model
 from lit_align.models.start_checks import evaluating
 from lit_align.modules.base import LitBase
-from lit_align.modules.build import Builder
+from lit_align.modules.build import Builder, freeze_unused
 from lit_align.modules.grad_cache import backward_now
 from lit_align.modules.schedule import Cosine, Schedule
 from lit_align.modules.setup_checks import check_fit, check_reward_data
@@ -96,6 +96,7 @@ class LitReward(LitBase):
     def configure_model(self) -> None:
         if "model" not in self._modules:
             self.model: ScoreModel = Builder(self)(self.build_trained_model)
+            freeze_unused(self, self.model)
             self.model.train()
 
     @property

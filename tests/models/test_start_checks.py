@@ -15,6 +15,7 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
+    Gemma3Config,
     LlamaConfig,
     MambaConfig,
     MixtralConfig,
@@ -27,9 +28,11 @@ from transformers import (
 from lit_align.data.text.tokenizer import load_tokenizer
 from lit_align.models import Loading, LoRA, load_causal_lm
 from lit_align.models.score_model import load_score_model
-from lit_align.models.start_checks import check_causal, check_training_mode
+from lit_align.models.start_checks import check_causal, check_training_mode, without_gradient
+from lit_align.modules import LitPreference
+from lit_align.objectives import dpo
 from tests.conftest import tiny_llama
-from tests.runner import BASE, SHORT, lit_align
+from tests.runner import BASE, SHORT, distributed, lit_align, metrics, ok
 
 SEQUENCES = [[1, 5, 6, 7, 8, 9, 10, 11, 12, 2], [1, 5, 6, 7, 8, 9, 10, 13, 2]]
 SIZES = {"vocab_size": 31, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
@@ -169,3 +172,65 @@ def test_every_task_checks_its_model_at_the_start(
     assert ended.code == 2, ended.out
     assert ("is not causal" if evaluates else "draws random numbers") in ended.out
     assert "Traceback" not in ended.out
+
+
+# ── weights without a gradient ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def vision_language(vocabulary: int = 31) -> PretrainedConfig:
+    text = HEADS | {"vocab_size": vocabulary, "num_key_value_heads": 1, "head_dim": 8}
+    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    return Gemma3Config(
+        text_config=text,
+        vision_config=vision | {"image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+        image_token_index=vocabulary - 1,
+        tie_word_embeddings=True,
+        **IDS,
+    )
+
+
+def test_what_texts_do_not_reach_is_not_trained(tmp_path: Path) -> None:
+    run = LitPreference(saved(vision_language(), tmp_path), dpo())
+    with pytest.warns(
+        UserWarning, match=r"gemma3: \d+ weights that texts do not reach are not trained: .*vision_tower"
+    ):
+        run.configure_model()
+    frozen = {name for name, weight in run.policy.named_parameters() if not weight.requires_grad}
+    assert frozen == {name for name in dict(run.policy.named_parameters()) if "language_model" not in name}
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_every_weight_of_a_language_model_is_reached(kind: str, tmp_path: Path) -> None:
+    model = load_causal_lm(saved(CAUSAL[kind](), tmp_path), Loading(gradient_checkpointing=kind == "llama"))
+    assert without_gradient(model) == ([], [])
+    if kind == "llama":
+        assert without_gradient(LoRA(rank=2).wrap(model)) == ([], [])
+
+
+def test_experts_that_get_no_token_are_told_from_parts_that_no_text_reaches() -> None:
+    class Routed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(8, 4)
+            self.experts = nn.ModuleList([nn.ModuleDict({"up": nn.Linear(4, 4)}) for _ in range(3)])
+            self.tower = nn.ModuleList([nn.Linear(4, 4)])
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, input_ids: torch.Tensor, **options: object) -> torch.Tensor:
+            values: torch.Tensor = self.experts[1]["up"](self.embedding(input_ids))  # type: ignore[index]
+            return values
+
+    never, not_here = without_gradient(Routed())
+    assert never == ["scale", "tower.0.weight", "tower.0.bias"]
+    assert not_here == [f"experts.{number}.up.{name}" for number in (0, 2) for name in ("weight", "bias")]
+
+
+@pytest.mark.long
+def test_a_vision_language_model_is_trained_on_texts_by_two_processes(rows: Path, tmp_path: Path) -> None:
+    policy = saved(vision_language(vocabulary=1100), tmp_path / "policy")
+    load_tokenizer("testbed:policy").save_pretrained(policy)
+    words = ("fit", *BASE, *SHORT, "--model.objective", "dpo", "--data.train", rows, "--trainer.max_steps", 3)
+    for ended in distributed(2, *words, "--run", tmp_path / "run", "--model.policy", policy):
+        ok(ended)
+    assert metrics(tmp_path / "run")[-1]["step"] == 3

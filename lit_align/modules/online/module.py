@@ -22,7 +22,7 @@ from lit_align.models.generation import CachedGenerator, Generator, Sampling, mi
 from lit_align.models.score_model import ScoreModel, Value
 from lit_align.models.scorer import Scorer
 from lit_align.modules.base import LitPolicy
-from lit_align.modules.build import Builder
+from lit_align.modules.build import Builder, freeze_unused
 from lit_align.modules.online.checks import OnlineSettings, check_arguments, check_run
 from lit_align.modules.online.rollout import RolloutBatch, RolloutSampler, rollout_records
 from lit_align.modules.online.update import GradientAccumulator, Minibatches
@@ -135,6 +135,7 @@ class LitOnline(LitPolicy):
         self.value_model: ScoreModel | None = None
         if self.objective.needs.values:
             self.value_model = build(lambda: self.value.load(self.policy_name, self.loading))
+            freeze_unused(self, self.value_model)
         self.score.load(self.policy_name, build, self.readers.scores)
 
     @override
@@ -162,7 +163,8 @@ class LitOnline(LitPolicy):
         groups: list[Any] = [{"params": [weight for weight in self.policy.parameters() if weight.requires_grad]}]
         if self.value_model is not None:
             rate = self.value.learning_rate
-            groups.append({"params": list(self.value_model.parameters()), **({} if rate is None else {"lr": rate})})
+            weights = [weight for weight in self.value_model.parameters() if weight.requires_grad]
+            groups.append({"params": weights, **({} if rate is None else {"lr": rate})})
         return groups
 
     @property
