@@ -23,7 +23,7 @@ from lit_align.modules.base import LitBase
 from lit_align.modules.build import Builder, freeze_unused
 from lit_align.modules.grad_cache import backward_now
 from lit_align.modules.schedule import Cosine, Schedule
-from lit_align.modules.setup_checks import check_fit, check_reward_data
+from lit_align.modules.setup_checks import check_fit, check_reward_data, longest_pair
 from lit_align.modules.step_totals import run_data
 from lit_align.online.bradley_terry import BradleyTerry
 from lit_align.types import Outcome, PairBatch, PairScores
@@ -90,7 +90,7 @@ class LitReward(LitBase):
             return
         check_reward_data(data)
         if "model" not in self._modules:
-            check_fit(data, self.policy_name, self.loading.revision)
+            check_fit(data, self.policy_name, self.loading.revision, what=longest_pair(data))
 
     @override
     def configure_model(self) -> None:

@@ -87,7 +87,7 @@ def check_models(data: PreferenceData, policy: str, loading: Loading, reference:
         FileNotFoundError: a model does not exist.
         ValueError: a model is too small for the data, or the two have different vocabularies.
     """
-    check_fit(data, policy, loading.revision)
+    check_fit(data, policy, loading.revision, what=longest_pair(data))
     if isinstance(reference, SecondModel | Precomputed) and reference.path is not None:
         check_reference(reference.path, policy, (reference.loading.revision, loading.revision))
         config = read_config(reference.path, reference.loading.revision).get_text_config()
@@ -181,7 +181,9 @@ def refuse_columns(split: str, ignored: Collection[str], reader: str) -> None:
 # ── sizes of models ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def check_fit(data: Any, model: str, revision: str | None = None, longest: int | None = None) -> None:
+def check_fit(
+    data: Any, model: str, revision: str | None = None, longest: int | None = None, what: str = "the longest pair"
+) -> None:
     """Raise if a model is too small for the data; warn if it was made with another tokenizer.
 
     Args:
@@ -189,6 +191,7 @@ def check_fit(data: Any, model: str, revision: str | None = None, longest: int |
         model: local folder, hub name, or ``testbed:policy``.
         revision: branch, tag or commit hash of a hub model.
         longest: tokens of the longest sequence, prompt and response together; None for the data's.
+        what: which sequence that is.
 
     Raises:
         FileNotFoundError: the model does not exist.
@@ -204,7 +207,7 @@ def check_fit(data: Any, model: str, revision: str | None = None, longest: int |
             "enlarged"
         )
     longest = data.longest if longest is None else longest
-    _check_positions(longest, model, config)
+    _check_positions(longest, model, config, what)
     check_frequencies(longest, model, config)
     moved = _moved_tokens(vocabulary, _saved_vocabulary(place))
     if moved:
@@ -212,6 +215,22 @@ def check_fit(data: Any, model: str, revision: str | None = None, longest: int |
             f"the tokenizer {data.tokenizer_name} is not the one of {model}: {moved}. The model reads other words "
             "than the data says; take the model's own (data.tokenizer)"
         )
+
+
+def longest_pair(data: PreferenceData, prompts_alone: bool = False) -> str:
+    """Name the longest pair of the data, or its longest prompt, with file and line.
+
+    Args:
+        data: the data module, set up.
+        prompts_alone: compare prompts.
+    """
+    longest, where = -1, ""
+    for split in data.splits.values():
+        lengths = split.store.part_lengths[:, 0] if prompts_alone else split.store.widths
+        row = int(np.argmax(lengths))
+        if lengths[row] > longest:
+            longest, where = int(lengths[row]), split.pairs[row].where
+    return f"the longest {'prompt' if prompts_alone else 'pair'}{where and f' ({where})'}"
 
 
 def check_reference(
@@ -245,12 +264,12 @@ def check_reference(
         rank_zero_warn(f"reference {reference}: {moved} as the policy's ({policy}); was it made with another one?")
 
 
-def _check_positions(longest: int, model: str, config: PretrainedConfig) -> None:
+def _check_positions(longest: int, model: str, config: PretrainedConfig, what: str) -> None:
     # Learned positions end there; rotary ones go on, but the model was not trained on them.
     positions: int | None = getattr(config, "max_position_embeddings", None)
     if positions is not None and longest > positions and not _has_scaled_positions(config):
         raise ValueError(
-            f"the longest pair has {longest} tokens, but {model} was made for {positions} positions; "
+            f"{what} has {longest} tokens, but {model} was made for {positions} positions; "
             f"lower data.max_length to {positions}, or set the scaling of its rotary positions in its config.json"
         )
 

@@ -22,10 +22,11 @@ from lit_align.data.prepared.workers import ShowProgress, ordered_map, without_p
 from lit_align.data.text.stop_tokens import template_stop_tokens
 from lit_align.data.text.tokenize import Tokenize
 from lit_align.data.text.tokenizer import Encoder
-from lit_align.errors import DataError
-from lit_align.types import PreferencePair, TokenizedPair
+from lit_align.errors import DataError, shown
+from lit_align.types import PreferencePair, Text, TokenizedPair
 
 SCORES_DISAGREE = "the score columns contradict the labels"
+ONLY_BLANKS_DIFFER = "chosen and rejected differ in blanks at their ends alone"
 _CHUNK = 1024
 
 Chunk = list[ParsedRow | DataError]
@@ -128,7 +129,7 @@ def prepare_split(
     def build(write: Write) -> Manifest:
         counts = RowCounts()
         chunks = _chunks(watch(reader, f"preparing {reader.name}"))
-        for batch, chunk_counts in ordered_map(partial(_tokenize_chunk, tokenize), chunks, workers):
+        for batch, chunk_counts in ordered_map(partial(_tokenize_chunk, tokenize), chunks, workers, _rows_of):
             counts.add(chunk_counts)
             if batch.num_rows:
                 write(batch)
@@ -159,7 +160,10 @@ def _tokenize_chunk(tokenize: Tokenize, rows: Chunk) -> tuple[Arrow, RowCounts]:
     """Return the records of the pairs of some rows, and the counts of the rows."""
     counts = RowCounts()
     pairs = [pair for row in rows if isinstance(row, ParsedRow) for pair in row.pairs]
-    result = tokenize(pairs)
+    try:
+        result = tokenize(pairs)
+    except Exception as error:  # a chat template or a tokenizer that fails on a text
+        raise _with_row(error, tokenize, pairs) from error
     counts.notes.update(result.notes)
     outcomes = iter(zip(pairs, result.outcomes, strict=True))
     kept: list[tuple[PreferencePair, TokenizedPair]] = []
@@ -174,13 +178,47 @@ def _tokenize_chunk(tokenize: Tokenize, rows: Chunk) -> tuple[Arrow, RowCounts]:
             if isinstance(outcome, TokenizedPair):
                 kept.append((pair, outcome))
             elif outcome is None:
-                counts.too_long += 1
+                counts.add_too_long(pair.where)
             else:
                 counts.add_error(outcome)
     counts.kept = len(kept)
     texts = [pair for pair, _ in kept]
     counts.notes[SCORES_DISAGREE] = PairValues.of(texts).scores_disagree
+    counts.notes[ONLY_BLANKS_DIFFER] = sum(map(_only_blanks_differ, texts))
     return records(texts, [ids for _, ids in kept]), counts
+
+
+def _with_row(error: Exception, tokenize: Tokenize, pairs: Sequence[PreferencePair]) -> DataError:
+    """Return an error that names the row at which tokenizing failed, which is found by trying each alone."""
+    where = f"{pairs[0].where} to {pairs[-1].where}"
+    for pair in pairs:
+        try:
+            tokenize([pair])
+        except Exception as alone:
+            where, error = pair.where, alone
+            break
+    return DataError(where, f"tokenizing it raised {type(error).__name__}: {shown(str(error))}")
+
+
+def _only_blanks_differ(pair: PreferencePair) -> bool:
+    chosen, rejected = pair.chosen, pair.rejected
+    return chosen is not None and rejected is not None and _stripped(chosen) == _stripped(rejected)
+
+
+def _stripped(text: Text) -> Text:
+    """Return a text, or messages with the content of each, without blanks at the end."""
+    if isinstance(text, str):
+        return text.rstrip()
+    return tuple(
+        {key: value.rstrip() if key == "content" and isinstance(value, str) else value for key, value in part.items()}
+        for part in text
+    )
+
+
+def _rows_of(chunk: Chunk) -> str:
+    """Name the rows of a chunk for messages."""
+    places = [pair.where for row in chunk if isinstance(row, ParsedRow) for pair in row.pairs]
+    return f"{places[0]} to {places[-1]}" if places else ""
 
 
 def check_ranking_settings(

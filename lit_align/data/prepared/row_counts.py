@@ -12,6 +12,7 @@ from lit_align.errors import DataError
 OnBadRow: TypeAlias = Literal["error", "drop"]
 TOO_LONG = "longer than the limits"
 _SHOWN = 10
+_PLACES = 3
 
 
 @final
@@ -39,6 +40,7 @@ class RowCounts:
         first: the first errors.
         reasons: number of rows that cannot be used, by reason.
         too_long: pairs that truncation drops.
+        first_too_long: where the first of these stand.
         notes: note → number of pairs that it applies to.
     """
 
@@ -47,6 +49,7 @@ class RowCounts:
     first: list[DataError] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
     too_long: int = 0
+    first_too_long: list[str] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
 
     def add_error(self, error: DataError) -> None:
@@ -56,11 +59,17 @@ class RowCounts:
         reason = re.split(r"[:;(]", error.reason, maxsplit=1)[0].strip()
         self.reasons[f"{error.column.split('[')[0]}: {reason}" if error.column else reason] += 1
 
+    def add_too_long(self, where: str) -> None:
+        """Count a pair that truncation drops."""
+        self.too_long += 1
+        self.first_too_long = [*self.first_too_long, where][:_PLACES]
+
     def add(self, later: RowCounts) -> None:
         """Add the counts of the rows that follow."""
         self.read += later.read
         self.kept += later.kept
         self.too_long += later.too_long
+        self.first_too_long = [*self.first_too_long, *later.first_too_long][:_PLACES]
         self.first = [*self.first, *later.first][:_SHOWN]
         self.reasons.update(later.reasons)
         self.notes.update(later.notes)
@@ -108,5 +117,7 @@ class RowCounts:
         if more > 0:
             lines.append(f"\n  … and {more} more")
         if self.too_long:
-            lines.append(f"\n  {self.too_long} pairs are longer than max_length or max_response_length")
+            etc = ", …" if self.too_long > len(self.first_too_long) else ""
+            places = f" ({', '.join(self.first_too_long)}{etc})" if self.first_too_long else ""
+            lines.append(f"\n  {self.too_long} pairs are longer than max_length or max_response_length{places}")
         return "".join(lines)

@@ -39,7 +39,10 @@ _function: Callable[[Any], Any]
 
 
 def ordered_map(
-    function: Callable[[Work], Result], stream: Iterable[Work], processes: int | None = 0
+    function: Callable[[Work], Result],
+    stream: Iterable[Work],
+    processes: int | None = 0,
+    describe: Callable[[Work], str] = lambda item: "",
 ) -> Iterator[Result]:
     """Yield the function's result for each item, in order, for any number of processes.
 
@@ -50,6 +53,7 @@ def ordered_map(
         stream: the items.
         processes: number of worker processes; 0 works in this process; None uses one for each core, at most 8, if
             the stream is not small.
+        describe: names an item in error messages.
 
     Raises:
         ChildProcessError: a worker was killed, for example because memory ran out.
@@ -66,11 +70,13 @@ def ordered_map(
         return
     rest: Iterable[Any] = chain([first], items)
     with _frozen_objects():
-        yield from map(function, rest) if processes < 1 else _parallel_map(function, rest, processes)
+        yield from map(function, rest) if processes < 1 else _parallel_map(function, rest, processes, describe)
 
 
-def _parallel_map(function: Callable[[Any], Any], items: Iterable[Any], processes: int) -> Iterator[Any]:
-    waiting: deque[Future[Any]] = deque()
+def _parallel_map(
+    function: Callable[[Any], Any], items: Iterable[Any], processes: int, describe: Callable[[Any], str]
+) -> Iterator[Any]:
+    waiting: deque[tuple[Future[Any], Any]] = deque()
     context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else None)
     with (
         _single_threaded_tokenizers(),
@@ -78,15 +84,18 @@ def _parallel_map(function: Callable[[Any], Any], items: Iterable[Any], processe
     ):
         try:
             for item in items:
-                waiting.append(pool.submit(_work, item))
+                waiting.append((pool.submit(_work, item), item))
                 if len(waiting) > _AHEAD * processes:
-                    yield waiting.popleft().result()
+                    yield waiting[0][0].result()
+                    waiting.popleft()
             while waiting:
-                yield waiting.popleft().result()
+                yield waiting[0][0].result()
+                waiting.popleft()
         except BrokenProcessPool as error:
+            rows = describe(waiting[0][1]) if waiting else ""
             raise ChildProcessError(
-                "a process that tokenizes was ended from outside, as happens when memory is short; "
-                "lower data.tokenize_workers"
+                f"a process that tokenizes{rows and f' {rows}, or later rows,'} was ended from outside, as happens "
+                "when memory is short; lower data.tokenize_workers"
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

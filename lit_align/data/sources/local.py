@@ -88,6 +88,8 @@ def _parse_line(line: bytes, where: str) -> RawRow | DataError:
             raise DataError(where, f"more text after the object: {shown(text[end:], _LINE_SHOWN)}")
         return RawRow(_columns(value, text, where), where)
     except DataError as error:
+        if line.strip() == b"[" or line.lstrip().startswith(b"[{"):
+            return DataError(where, f"{error.reason}. If the file is one list of all rows, name it .json")
         return error
 
 

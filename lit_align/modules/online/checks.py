@@ -13,7 +13,7 @@ from lit_align.models.generation import Sampling
 from lit_align.models.loading import read_config
 from lit_align.models.score_model import Value
 from lit_align.models.scorer import RewardModel, Scorer
-from lit_align.modules.setup_checks import check_fit, check_frequencies, check_reference, refuse_columns
+from lit_align.modules.setup_checks import check_fit, check_frequencies, check_reference, longest_pair, refuse_columns
 from lit_align.modules.step_totals import run_data
 from lit_align.online.objective import OnlineObjective
 
@@ -124,8 +124,12 @@ def check_run(settings: OnlineSettings, trainer: Trainer, policy: str, loading: 
         weight = {"weight"} if bool((split.values.weight != 1).any()) else set()
         refuse_columns(name, split.honoured | weight, "an on-policy run, which takes prompts alone,")
     prompts = max((int(split.store.part_lengths[:, 0].max()) for split in data.splits.values()), default=0)
-    longest = max(data.longest, prompts + settings.sampling.max_new_tokens)
-    check_fit(data, policy, loading.revision, longest)
+    sampled = prompts + settings.sampling.max_new_tokens
+    longest, what = data.longest, longest_pair(data)
+    if sampled > longest:
+        tokens = f" of {prompts} tokens with model.sampling.max_new_tokens {settings.sampling.max_new_tokens}"
+        longest, what = sampled, longest_pair(data, prompts_alone=True) + tokens
+    check_fit(data, policy, loading.revision, longest, what)
     if isinstance(score, RewardModel):
         check_reference(score.path, policy, (score.loading.revision, loading.revision), scores=True)
         check_frequencies(longest, score.path, read_config(score.path, score.loading.revision).get_text_config())

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -8,13 +10,20 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from lit_align.data.formats.registry import FormatName
-from lit_align.data.prepared.prepare import SCORES_DISAGREE, Split, prepare_split
+from lit_align.data.prepared.prepare import (
+    ONLY_BLANKS_DIFFER,
+    SCORES_DISAGREE,
+    Split,
+    _only_blanks_differ,
+    prepare_split,
+)
 from lit_align.data.prepared.read_split import SplitReader
 from lit_align.data.prepared.row_counts import BadRows
-from lit_align.data.text.tokenize import Tokenize
+from lit_align.data.text.tokenize import Tokenize, Tokenized
 from lit_align.data.text.tokenizer import Encoder
 from lit_align.data.text.truncate import Cut, Drop, Truncation
 from lit_align.errors import DataError
+from lit_align.types import PreferencePair
 from tests.data.conftest import Write
 from tests.data.examples import pair_row, turns
 
@@ -49,6 +58,36 @@ def test_scores_that_contradict_the_labels_are_counted(read: Any, write: Write) 
     scores = [(1, 2), (2, 1.5), (None, 3), (float("nan"), 1), (1, 1)]
     path = write([{**pair_row(n), "score_chosen": a, "score_rejected": b} for n, (a, b) in enumerate(scores)])
     assert read(path).notes == {SCORES_DISAGREE: 1}
+
+
+def test_pairs_that_differ_in_blanks_at_their_ends_alone_are_counted(read: Any, write: Write) -> None:
+    texts = [("yes", "yes \n"), ("yes", "no "), (" yes", "yes"), ("yes\t", "yes")]
+    rows = [{"prompt": "Is it?\n", "chosen": chosen, "rejected": rejected} for chosen, rejected in texts]
+    assert read(write(rows)).notes == {ONLY_BLANKS_DIFFER: 2}
+
+
+def test_messages_that_differ_in_blanks_alone_are_the_same_but_for_them() -> None:
+    one, other = (({"role": "assistant", "content": text},) for text in ("yes", "yes\n"))
+    assert _only_blanks_differ(PreferencePair((), one, other))
+    assert not _only_blanks_differ(PreferencePair((), one, ({"role": "assistant", "content": "no"},)))
+    assert not _only_blanks_differ(PreferencePair("", None, None))
+
+
+@dataclass(frozen=True)
+class Failing(Tokenize):
+    """Fails on one row, as a chat template may."""
+
+    def __call__(self, pairs: Sequence[PreferencePair]) -> Tokenized:
+        if any(pair.where == "rows.jsonl:3" for pair in pairs):
+            raise RecursionError("too deep")
+        return super().__call__(pairs)
+
+
+def test_a_row_at_which_tokenizing_fails_is_named(write: Write, plain: PreTrainedTokenizerFast) -> None:
+    path = write([pair_row(number) for number in range(5)])
+    for workers in (0, 1):
+        with pytest.raises(DataError, match=r"rows.jsonl:3: tokenizing it raised RecursionError: 'too deep'"):
+            prepare_split(SplitReader.of(str(path)), Failing(Encoder(plain), Cut(200)), BadRows(), workers=workers)
 
 
 def test_a_bad_row_stops_with_the_first_ten_of_them_and_their_number(read: Any, write: Write) -> None:
@@ -86,6 +125,12 @@ def test_pairs_that_truncation_drops_are_no_bad_rows_but_count_in_the_share(read
     assert split.dropped == {"longer than the limits": 1}
     with pytest.raises(DataError, match="1 pairs are longer than max_length"):
         read(path, BadRows("error", 0.2), truncation=Drop(60))
+
+
+def test_the_first_pairs_that_are_too_long_are_named(read: Any, write: Write) -> None:
+    path = write([pair_row(number, length=70 if number % 2 else 5) for number in range(9)])
+    with pytest.raises(DataError, match=r"4 pairs are longer than .* \(rows.jsonl:2, rows.jsonl:4, rows.jsonl:6, …\)"):
+        read(path, truncation=Drop(60))
 
 
 def test_no_rows_left(read: Any, write: Write) -> None:

@@ -115,6 +115,21 @@ class TestBadLines:
     def test_an_escaped_pair_of_surrogates_is_an_emoji(self, write: Write) -> None:
         assert columns(write([b'{"prompt": "\\ud83d\\ude00"}'])) == [{"prompt": "😀"}]
 
+    @pytest.mark.parametrize(
+        "text", ['[\n{"prompt": "a"}\n]', '[{"prompt": "a"}]', '[{"prompt": "a"},\n{"prompt": "b"}]']
+    )
+    def test_a_list_of_all_rows_under_the_name_of_lines(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "rows.jsonl").write_text(text)
+        first = next(iter(read_source(str(tmp_path / "rows.jsonl"))))
+        assert str(first).startswith("rows.jsonl:1: ")
+        assert str(first).endswith("If the file is one list of all rows, name it .json")
+
+    @pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+    def test_a_list_as_first_row(self, tmp_path: Path, name: str) -> None:
+        text = '["a", "b"]\n' if name == "rows.jsonl" else '[["a", "b"]]'
+        (tmp_path / name).write_text(text)
+        assert only_error(tmp_path / name) == f"{name}:1: found a list; expected an object with the columns of one row"
+
     def test_a_row_of_an_array(self, tmp_path: Path) -> None:
         path = tmp_path / "rows.json"
         path.write_text('[{"prompt": "a"},\n3]')
