@@ -218,15 +218,9 @@ class PairBatch:
 
     def chosen_side(self) -> PairBatch:
         """Return the batch without its rejected side, for objectives that never look at it."""
-        return replace(
-            self,
-            input_ids=self.input_ids[:, :1],
-            attention_mask=self.attention_mask[:, :1],
-            mask=self.mask[:, :1],
-            truncated=self.truncated[:, :1],
-            prompted=self.prompted.chosen_side() if self.prompted is not None else None,
-            mismatched=self.mismatched.chosen_side() if self.mismatched is not None else None,
-        )
+        sides = {name: getattr(self, name)[:, :1] for name in ("input_ids", "attention_mask", "mask", "truncated")}
+        nested = {name: part.chosen_side() for name in ("prompted", "mismatched") if (part := getattr(self, name))}
+        return replace(self, **sides, **nested)
 
     @property
     def lengths(self) -> Int[Tensor, "pair side"]:

@@ -41,11 +41,7 @@ FINAL_METRICS = {
     "validation entropy (nats per response)": "val/entropy",
     "matching divergence, as Bernoulli KL": "val/matching/d2",
 }
-SAMPLE_NUMBERS = {
-    "mean response length (tokens)": "length/mean",
-    "ended by itself": "eos_rate",
-    "mean score": "score",
-}
+SAMPLE_NUMBERS = {"mean response length (tokens)": "length/mean", "ended by itself": "eos_rate", "mean score": "score"}
 LAYOUTS: dict[LayoutName, str] = {
     "shared": "shared: a prompt is read once for both responses, without padding",
     "packed": "packed: every response is read with its prompt, without padding",

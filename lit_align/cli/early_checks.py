@@ -16,10 +16,11 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from lit_align.cli.annotations import Kind, constant, kinds
 from lit_align.cli.configuration import Setting, read_extensions, read_settings, read_task
 from lit_align.cli.keys import KeyTable, bases_of, choices_of, default_class, keys_of, options_of
 from lit_align.cli.settings import ALLOWED_IMPORTS, DEBUG, RENAMED_KEYS, check_settings
-from lit_align.cli.signatures import Definition, Kind, Parameter, constant, kinds, modules_of, source_text
+from lit_align.cli.signatures import Definition, Parameter, modules_of, source_text
 from lit_align.cli.suggestions import did_you_mean, near, suggest_key, suggest_name
 from lit_align.errors import check_range, shown
 

@@ -6,8 +6,9 @@ import ast
 import textwrap
 from collections.abc import Iterable, Iterator
 
+from lit_align.cli.annotations import constant, kinds
 from lit_align.cli.keys import MODULES, SECTIONS, KeyTable, bases_of, choices_of, keys_of
-from lit_align.cli.signatures import Definition, Parameter, constant, find_definition, kinds
+from lit_align.cli.signatures import Definition, Parameter, find_definition
 from lit_align.cli.suggestions import did_you_mean, near
 
 WIDTH = 110

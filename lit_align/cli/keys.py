@@ -8,16 +8,15 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
 
+from lit_align.cli.annotations import Kind, kinds
 from lit_align.cli.signatures import (
     ANY_NAME,
     Definition,
-    Kind,
     Parameter,
     find_definition,
     is_abstract,
     is_plain_record,
     is_subclass,
-    kinds,
     modules_of,
     names_in,
     parameters,
@@ -74,9 +73,7 @@ RUN_KEYS = {
         "only.",
     ),
     "on_changed_settings": RunKey(
-        'Literal["error", "warn"]',
-        "error",
-        "When a run is resumed with other settings of model or data.",
+        'Literal["error", "warn"]', "error", "When a run is resumed with other settings of model or data."
     ),
     "seed_everything": RunKey(
         "int | bool", 0, "Seed of everything that draws random numbers; true takes a random one."

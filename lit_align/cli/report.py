@@ -63,12 +63,7 @@ class Limits:
         checks = (
             ("max_dropped", "rows were left out", sum(report.dropped.values()), report.rows),
             ("max_truncated", "responses were cut", truncated, responses),
-            (
-                "max_contradictory",
-                "pairs are also there with the sides swapped",
-                report.contradictions,
-                pairs,
-            ),
+            ("max_contradictory", "pairs are also there with the sides swapped", report.contradictions, pairs),
             ("max_overlap", "pairs have a prompt that is trained on", report.seen_prompts or 0, pairs),
         )
         limits: dict[str, float] = vars(self)

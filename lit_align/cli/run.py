@@ -188,10 +188,7 @@ class Cli(LightningCLI):
                 TensorBoardLogger(folder, name="", version="tensorboard"),
                 callbacks.MetricsFile(folder),
             ]
-        kwargs["plugins"] = [
-            *as_list(instances.trainer.plugins),
-            callbacks.AtomicCheckpointIO(resume_check.compare),
-        ]
+        kwargs["plugins"] = [*as_list(instances.trainer.plugins), callbacks.AtomicCheckpointIO(resume_check.compare)]
         kwargs["strategy"] = strategy_of(instances.trainer.strategy)
         kwargs["default_root_dir"] = str(folder)
         instances.checkpoints.dirpath = str(checkpoint_folder(folder))

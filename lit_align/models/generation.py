@@ -127,7 +127,7 @@ class CachedGenerator(Generator):
         pad_token: int,
         sampling: Sampling,
     ) -> list[GeneratedResponse]:
-        config = _config(sampling, stop_tokens, pad_token)
+        config = _config(sampling, pad_token, eos_token_id=sorted(set(stop_tokens)))
         responses: dict[int, GeneratedResponse] = {}
         with unsharded(model):
             for places in prompt_batches(model, [r.prompt for r in requests], self.batch_size, pad_token, sampling):
@@ -211,7 +211,7 @@ def sample_responses(
     greedy, device = sampling.temperature == 0, next(model.parameters()).device
     temperature = 1.0 if greedy else sampling.temperature
     options = {"do_sample": not greedy, "temperature": temperature, "top_p": sampling.top_p, "top_k": 0}
-    config = _config(sampling, stop_tokens, pad_token, repetition_penalty=1.0, **options)
+    config = _config(sampling, pad_token, eos_token_id=sorted(set(stop_tokens)), repetition_penalty=1.0, **options)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(sampling.seed)
         responses: dict[int, GeneratedResponse] = {}
@@ -228,15 +228,10 @@ def model_stop_tokens(model: Any) -> set[int]:
     return set() if own is None else {own} if isinstance(own, int) else set(own)
 
 
-def _config(sampling: Sampling, stop_tokens: Iterable[int], pad_token: int, **options: Any) -> GenerationConfig:
+def _config(sampling: Sampling, pad_token: int, **options: Any) -> GenerationConfig:
     build: Any = GenerationConfig
-    options = {"do_sample": False, **options}
-    config: GenerationConfig = build(
-        max_new_tokens=sampling.max_new_tokens,
-        eos_token_id=sorted(set(stop_tokens)),
-        pad_token_id=pad_token,
-        **options,
-    )
+    settings = {"max_new_tokens": sampling.max_new_tokens, "pad_token_id": pad_token, "do_sample": False, **options}
+    config: GenerationConfig = build(**settings)
     return config
 
 
@@ -264,7 +259,8 @@ def prompt_batches(
         sampling: its length limits the tokens that are compared.
     """
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
-    config = _probe_config(sampling, pad_token)
+    steps = min(PROBED_STEPS, sampling.max_new_tokens)
+    config = _config(sampling, pad_token, max_new_tokens=steps, output_logits=True, return_dict_in_generate=True)
     together = _together(model, prompts[order[0]], prompts[order[-1]], config)
     size = 1 if together == "one by one" else size
     groups = [list(group) for _, group in groupby(order, key=lambda place: len(prompts[place]))]
@@ -295,15 +291,6 @@ def _together(model: Any, short: Sequence[int], long: Sequence[int], config: Gen
             stacklevel=2,
         )
     return together
-
-
-def _probe_config(sampling: Sampling, pad_token: int) -> GenerationConfig:
-    build: Any = GenerationConfig
-    options = {"output_logits": True, "return_dict_in_generate": True, "do_sample": False}
-    config: GenerationConfig = build(
-        max_new_tokens=min(PROBED_STEPS, sampling.max_new_tokens), pad_token_id=pad_token, **options
-    )
-    return config
 
 
 @torch.no_grad()

@@ -298,12 +298,7 @@ class LitPolicy(LitBase):
 
     @override
     def save_model(
-        self,
-        model: nn.Module,
-        folder: Path,
-        weights: dict[str, Any],
-        pad_token: int,
-        form: Form = "merged",
+        self, model: nn.Module, folder: Path, weights: dict[str, Any], pad_token: int, form: Form = "merged"
     ) -> None:
         save_causal_lm(model, folder, weights, form)
 

@@ -99,12 +99,7 @@ class LitModule(LightningModule):
         return
 
     def save_model(
-        self,
-        model: nn.Module,
-        folder: Path,
-        weights: dict[str, Any],
-        pad_token: int,
-        form: Form = "merged",
+        self, model: nn.Module, folder: Path, weights: dict[str, Any], pad_token: int, form: Form = "merged"
     ) -> None:
         """Write a Hugging Face folder.
 

@@ -15,14 +15,7 @@ from typing_extensions import override
 from lit_align.compat.lightning import is_accumulating
 from lit_align.metrics import PairMetrics
 from lit_align.metrics.pairs import CORRELATION
-from lit_align.models import (
-    ForwardPass,
-    HeadGradientAccumulator,
-    Loading,
-    LoRA,
-    Reference,
-    adapter_of,
-)
+from lit_align.models import ForwardPass, HeadGradientAccumulator, Loading, LoRA, Reference, adapter_of
 from lit_align.models.lm_head.patch import sparse_embedding_grad
 from lit_align.modules.base import LitPolicy
 from lit_align.modules.global_batch import Evaluation

@@ -97,10 +97,7 @@ def sums_of(metrics: Mapping[str, Metric], step_totals: StepTotals, strategy: St
 
 
 def restore_sums(
-    sums: Mapping[str, Tensor] | None,
-    metrics: Mapping[str, Metric],
-    step_totals: StepTotals,
-    module: LightningModule,
+    sums: Mapping[str, Tensor] | None, metrics: Mapping[str, Metric], step_totals: StepTotals, module: LightningModule
 ) -> None:
     """Load the sums of a checkpoint on rank zero; other ranks start from zero, so that the totals are right.
 

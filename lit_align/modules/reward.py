@@ -118,12 +118,7 @@ class LitReward(LitBase):
 
     @override
     def save_model(
-        self,
-        model: nn.Module,
-        folder: Path,
-        weights: dict[str, Any],
-        pad_token: int,
-        form: Form = "merged",
+        self, model: nn.Module, folder: Path, weights: dict[str, Any], pad_token: int, form: Form = "merged"
     ) -> None:
         assert isinstance(model, ScoreModel)
         inner = {name.removeprefix("model."): weight for name, weight in weights.items()}

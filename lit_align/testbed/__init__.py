@@ -10,12 +10,7 @@ from pathlib import Path
 
 __all__ = ["PARTS", "path", "resolve"]
 
-PARTS = {
-    "policy": "policy",
-    "train": "train.jsonl",
-    "validation": "validation.jsonl",
-    "test": "test.jsonl",
-}
+PARTS = {"policy": "policy", "train": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl"}
 """Name in a configuration, as ``testbed:<name>`` → file or folder."""
 
 _PREFIX = "testbed:"

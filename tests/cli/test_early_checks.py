@@ -15,12 +15,12 @@ import yaml
 
 from lit_align import objectives, online
 from lit_align.cli import run as cli
+from lit_align.cli.annotations import constant
 from lit_align.cli.configuration import read_configuration
 from lit_align.cli.early_checks import check_command_line, stated_ranges
 from lit_align.cli.help import help_text
 from lit_align.cli.keys import MODULES, bases_of, choices_of, keys_of, options_of
 from lit_align.cli.parsing import presets_of
-from lit_align.cli.signatures import constant
 from lit_align.compat.jsonargparse import options
 from lit_align.modules import LitModule
 from lit_align.objectives.base import Objective
