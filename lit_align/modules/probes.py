@@ -12,7 +12,7 @@ from lit_align.types import PairBatch
 
 PROBED_ROWS = 64
 """Rows of a split, of which the two shortest are taken."""
-PROMPTS, RESPONSES = (24, 12), ((8, 8), (6, 8))
+_PROMPTS, _RESPONSES = (24, 12), ((8, 8), (6, 8))
 """Most tokens of the prompts and responses: enough for routers and noise to show, and quick on any model."""
 
 
@@ -26,7 +26,7 @@ def probe_sequences(data: Any) -> list[list[int]]:
     """
     if not isinstance(data, PreferenceData):
         return []
-    pairs = short_pairs(_rows(data), prompts=PROMPTS, responses=RESPONSES)
+    pairs = short_pairs(_rows(data), prompts=_PROMPTS, responses=_RESPONSES)
     rows = zip(pairs.input_ids.flatten(0, 1), pairs.attention_mask.flatten(0, 1), strict=True)
     return [ids[attention].tolist() for ids, attention in rows]
 
