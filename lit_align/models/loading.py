@@ -236,6 +236,11 @@ def finish_model(model: PreTrainedModel, place: str, loading: Loading) -> PreTra
     for layer in model.modules():
         if isinstance(layer, _DropoutNd):
             layer.p = 0.0  # also where no configuration names it
+    embedding = model.get_input_embeddings()
+    if isinstance(embedding, nn.Embedding):
+        # PyTorch would give this row no gradient: of the end token, where that is the padding token as well. The
+        # positions of padding have none in any case, since no scored token reads them.
+        embedding.padding_idx = None
     if loading.kernels == "liger":
         use_liger(model)
     if loading.gradient_checkpointing:

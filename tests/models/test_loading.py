@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -118,3 +120,18 @@ def test_a_weight_that_is_not_finite(folder: Path) -> None:
     rewrite(folder, lambda weights: weights["model.norm.weight"].fill_(float("nan")))
     with pytest.raises(ValueError, match=r"model\.norm\.weight has values that are not finite"):
         load_causal_lm(str(folder), Loading())
+
+
+@pytest.mark.parametrize("load", [load_causal_lm, lambda name, how: load_score_model(name, how, head="fresh")])
+def test_an_end_token_that_pads_as_well_is_trained(tmp_path: Path, load: Callable[[str, Loading], Any]) -> None:
+    """Its row of the embedding would get no gradient: transformers names it as ``padding_idx``."""
+    model = tiny_llama()
+    model.config.pad_token_id = model.config.eos_token_id
+    model.save_pretrained(tmp_path)
+    control = AutoModelForCausalLM.from_pretrained(tmp_path)
+    for other, trained in ((load(str(tmp_path), Loading()), True), (control, False)):
+        output = other(input_ids=torch.tensor([[1, 5, 2, 7, 8]]))
+        (output if isinstance(output, torch.Tensor) else output.logits).square().sum().backward()
+        weight = next(weight for name, weight in other.named_parameters() if name.endswith("embed_tokens.weight"))
+        assert weight.grad is not None
+        assert bool(weight.grad[2].any()) == trained

@@ -70,8 +70,8 @@ def test_an_error_of_the_work_is_the_callers(processes: int) -> None:
 
 
 def test_a_process_that_is_killed_is_an_error_and_no_wait() -> None:
-    with pytest.raises(ChildProcessError, match="ended from outside, as happens when memory is short"):
-        list(ordered_map(end_at_three, range(100), 2))
+    with pytest.raises(ChildProcessError, match=r"tokenizes row \d, or later rows, was ended .* memory is short"):
+        list(ordered_map(end_at_three, range(100), 2, "row {}".format))
 
 
 def test_the_environment_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -352,5 +352,5 @@ def test_standard_rlhf_has_nothing_to_warn_of() -> None:
 
 
 def test_prompts_that_leave_no_room_for_a_response_are_refused(rows: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="512 positions"):
+    with pytest.raises(ValueError, match=r"the longest prompt \(.*:\d+\) of \d+ tokens with .* 512 positions"):
         fit(rows, tmp_path, lit(sampling=Sampling(max_new_tokens=500)))
