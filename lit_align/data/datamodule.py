@@ -213,6 +213,8 @@ class PreferenceData(LightningDataModule):
             ValueError: a source or the tokenizer is not set, the trainer would replace the batches, or a setting
                 would have no effect.
         """
+        if self.trainer is not None:  # processes that start on both sides of midnight have other dates
+            self.template_date = self.trainer.strategy.broadcast(self.template_date)
         required = STAGES[stage][0]
         if required not in self.readers:
             stage_name = getattr(stage, "value", stage)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -363,6 +364,17 @@ class TestForOthers:
         data.setup("fit")
         assert {data.decode([token]) for token in data.stop_tokens} == {"<|eot_id|>", "<|end_of_text|>"}
         assert data.sample_prompts(1)[0].text.endswith("assistant<|end_header_id|>\n\n")
+
+    def test_all_processes_tell_a_chat_template_the_date_of_the_first(self, make: Any) -> None:
+        """They may start on both sides of midnight."""
+        first = date(2024, 7, 26)
+        strategy = SimpleNamespace(broadcast=lambda value: first)
+        data = make(template_date="2024-07-27")
+        data.trainer = SimpleNamespace(
+            strategy=strategy, global_rank=1, world_size=2, accumulate_grad_batches=1, progress_bar_callback=None
+        )
+        data.setup("fit")
+        assert data.template_date == first
 
     def test_batches_are_counted_without_a_loader_or_a_trainer(self, make: Any) -> None:
         data = make()

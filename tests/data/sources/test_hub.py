@@ -233,6 +233,16 @@ def test_images_and_sound_are_not_decoded(kind: str, tmp_path: Path) -> None:
     assert columns(str(tmp_path / "saved")) == [row]
 
 
+@pytest.mark.parametrize("kind", ["image", "images", "sound"])
+def test_images_and_sound_of_a_stream_are_not_decoded(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = {"bytes": b"no image", "path": None}
+    row = {"prompt": "a", "media": [broken] if kind == "images" else broken}
+    feature = {"image": datasets.Image(), "images": datasets.List(datasets.Image()), "sound": datasets.Audio()}[kind]
+    stream = datasets.Dataset.from_list([row]).cast_column("media", feature).to_iterable_dataset()
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: stream)
+    assert columns("stream:owner/name") == [row]
+
+
 def test_columns_of_json_are_read(tmp_path: Path) -> None:
     features = datasets.Features({"prompt": datasets.Value("string"), "tools": datasets.Json()})
     row = {"prompt": "a", "tools": [{"name": "find"}]}
