@@ -9,7 +9,7 @@ from tests.runner import BASE, QUIET, lit_align, ok
 
 
 def test_no_column_of_the_data_is_lost(rows: Path, tmp_path: Path) -> None:
-    """One has a prediction's name, one the name that it is kept under, one a name of its own."""
+    """One column has the name of a prediction, one the name that this would be renamed to, one a free name."""
     given = [json.loads(line) for line in rows.read_text("utf-8").splitlines()[:3]]
     own = [{"margin": number + 0.5, "data/margin": "x", "rater": f"r{number}"} for number in range(3)]
     lines = [json.dumps({**row, **more}) for row, more in zip(given, own, strict=True)]

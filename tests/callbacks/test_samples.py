@@ -25,7 +25,7 @@ COUNT, SHOW, LONGEST = 4, 3, 24
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight pairs; every second prompt holds what could break a table."""
+    """Eight pairs; every second prompt contains characters that could break a table."""
     path = tmp_path_factory.mktemp("rows") / "pairs.jsonl"
     lines = [json.loads(line) for line in testbed.path("train.jsonl").read_text("utf-8").splitlines()[:8]]
     for line in lines[::2]:
@@ -45,7 +45,7 @@ def words(run: Path, rows: Path, *more: object) -> tuple[object, ...]:
 
 @pytest.fixture(scope="module")
 def run(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two steps with a validation behind each; the printed output lies beside it."""
+    """A run of two steps with a validation after each; its printed output is stored next to it."""
     folder = tmp_path_factory.mktemp("samples") / "run"
     ended = ok(lit_align(*words(folder, rows)))
     folder.with_name("printed").write_text(ended.out, "utf-8")
@@ -69,7 +69,7 @@ def events(run: Path) -> EventAccumulator:
 
 
 def test_one_line_per_step_and_prompt(run: Path, rows: Path) -> None:
-    """Of eight pairs, four taken evenly; the same ones at every step."""
+    """Four of eight pairs, evenly spaced, and the same ones at every step."""
     prompts = [json.loads(line)["prompt"] for line in rows.read_text("utf-8").splitlines()][::2]
     for step in STEPS:
         assert [line["prompt"] for line in lines(run, step)] == prompts
@@ -129,7 +129,7 @@ def test_before_survives_a_resumed_run(run: Path, rows: Path, tmp_path: Path) ->
 
 
 def test_two_processes_write_what_one_does(run: Path, rows: Path, tmp_path: Path) -> None:
-    """The same pairs per step; the texts are drawn once for all processes."""
+    """The same pairs at every step; responses are sampled once for all processes."""
     for ended in distributed(2, *words(tmp_path, rows, "--data.batch_size", 2)):
         ok(ended)
     assert lines(tmp_path) == lines(run)

@@ -33,7 +33,7 @@ def words(run: Path, rows: Path, *more: object) -> tuple[object, ...]:
 def stopped(
     run: Path, *command: object, number: int = signal.SIGTERM, ready: Callable[[], bool] | None = None
 ) -> tuple[int, str]:
-    """Exit code and output of a process that gets a signal when it is ready: as a rule after two reported steps."""
+    """Signal a process when it is ready, by default after two reported steps; return exit code and output."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (run.parent / f"{run.name}.out").open("w+", encoding="utf-8") as output:
         python = [sys.executable, "-m", "lit_align", *map(str, command)]
@@ -63,7 +63,7 @@ def reported(run: Path) -> int:
 
 
 def alive(group: int) -> bool:
-    """Whether any process of the group, and so any rank, is left."""
+    """Return whether any process of the group, and so any rank, is still running."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
@@ -228,7 +228,7 @@ class Terminates(Callback):
 )
 @pytest.mark.resume("behind SIGTERM inside a window of accumulation and before a validation")
 def test_a_signal_inside_a_window_waits_for_the_step(rows: Path, tmp_path: Path, at: int, step: int) -> None:
-    """Two batches to a step; a validation behind every second step, which belongs to it."""
+    """Two batches per step, and a validation after every second step, which counts as part of it."""
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts" / "terminating.py").write_text(TERMINATES)
     more = (

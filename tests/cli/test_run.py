@@ -103,7 +103,7 @@ from lit_align.types import Margin
 
 @dataclass(frozen=True)
 class Focal(Contrast):
-    """Pairs already won fade out."""
+    """Pairs with a large margin have a vanishing loss."""
 
     beta: float = 0.1
     kappa: float = 2.0
@@ -125,7 +125,7 @@ model:
 
 @pytest.fixture
 def parts(tmp_path: Path) -> Path:
-    """A folder outside the package with a part and the configuration that uses it."""
+    """A folder outside the package with a user's part and a configuration that uses it."""
     folder = tmp_path / "my_parts"
     folder.mkdir()
     (folder / "my_contrasts.py").write_text(FOCAL)
@@ -134,7 +134,7 @@ def parts(tmp_path: Path) -> Path:
 
 
 def test_a_part_of_the_user_s_own_trains(rows: Path, tmp_path: Path, parts: Path) -> None:
-    """At no margin: (1/2)² ln 2; the quality prompt's batches come by themselves."""
+    """At margin 0 the loss is (1/2)² ln 2; batches with the quality prompt are built automatically."""
     run = tmp_path / "run"
     ok(fit(run, rows, "--extend", parts, "--config", parts / "focal.yaml"))
     losses = [line["train/loss"] for line in metrics(run)]
@@ -218,7 +218,7 @@ def test_help_mentions_the_keys(tmp_path: Path) -> None:
 def test_schedules_and_optimizers_go_by_name(
     rows: Path, tmp_path: Path, more: tuple[object, ...], rates: list[float]
 ) -> None:
-    """Without a schedule: a cosine behind one step of warm-up."""
+    """Without a schedule the default applies: a cosine after one step of warm-up."""
     run = tmp_path / "run"
     ok(fit(run, rows, *more, "--trainer.max_steps", 4))
     reported = [line["train/learning_rate"] for line in metrics(run)]
@@ -248,7 +248,7 @@ def test_nothing_is_written_outside_the_run_s_folder(fitted: Path) -> None:
 
 @pytest.mark.parametrize(("command", "stage"), [("validate", "val"), ("test", "test")])
 def test_evaluating_a_checkpoint(fitted: Path, rows: Path, tmp_path: Path, command: str, stage: str) -> None:
-    """Prints and keeps the metrics; the fit's configuration stays as it was."""
+    """Validation prints and stores the metrics, and does not change the configuration of the fit."""
     split = "validation" if command == "validate" else command
     config = (fitted / "config.yaml").read_text()
     last = fitted / "checkpoints" / "last.ckpt"
@@ -360,7 +360,7 @@ def test_a_progress_bar_of_the_user_s_replaces_ours(rows: Path, tmp_path: Path, 
 
 
 def test_a_score_function_that_raises_fails_the_run(rows: Path, tmp_path: Path, own: Path) -> None:
-    """Code 1: the command is right."""
+    """The exit code is 1, since the command itself is valid."""
     ended = lit_align(
         *("fit", "--task", "online", "--run", tmp_path / "run", *BASE, *SHORT, "--model.objective", "kl_rlhf"),
         *("--data.train", rows, "--model.score", "FunctionScore", "--model.score.function", "own_parts.rate"),

@@ -9,5 +9,5 @@ import pytest
 
 
 def cases(rows: Iterable[str]) -> list[Any]:
-    """One case for each row, marked with it; ``A05b variant`` is a further case of A05b."""
+    """Return one case per row, marked with the row; ``A05b variant`` is another case of A05b."""
     return [pytest.param(row, id=row, marks=pytest.mark.fault(row.split()[0])) for row in rows]

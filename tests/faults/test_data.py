@@ -134,7 +134,7 @@ NO_PROMPT = {
 
 @pytest.mark.parametrize("fault", cases(NO_PROMPT))
 def test_a_prompt_is_never_guessed_from_what_two_texts_share(tmp_path: Path, fault: str) -> None:
-    """Also where the file's first row, by which the format is known, is the one without a prompt."""
+    """This holds also if the first row, which determines the format, is the one without a prompt."""
     message = raised(file(tmp_path, [NO_PROMPT[fault]]))
     assert re.search(r"pairs\.jsonl:1: .*needs a column 'prompt'", message), message
     assert ("did you mean 'promt'?" in message) == (fault == "A24")
@@ -142,7 +142,7 @@ def test_a_prompt_is_never_guessed_from_what_two_texts_share(tmp_path: Path, fau
 
 @pytest.mark.fault("A07b")
 def test_a07b_answers_of_a_dialogue_that_begin_alike_are_scored_whole(tmp_path: Path) -> None:
-    """The split is at the last turn, not where the texts part: both answers begin with the words that they share."""
+    """The split is at the last turn, not where the texts differ: both answers begin with the words that they share."""
     ask = "\n\nHuman: Where?\n\nAssistant:"
     data = prepared(
         file(tmp_path, [{"chosen": f"{ask} In the sky.", "rejected": f"{ask} In the sea."}]), render="text"

@@ -111,13 +111,13 @@ def words(run: Path, rows: Path, steps: int, *more: object) -> Sequence[object]:
 
 
 def parts_of_a_save(run: Path) -> frozenset[str]:
-    """Names in the folder of checkpoints, those that are being written included."""
+    """Return the names in the folder of checkpoints, including partially written ones."""
     folder = run / "checkpoints"
     return frozenset(path.name for path in folder.iterdir()) if folder.exists() else frozenset()
 
 
 def kill_one(run: Path, processes: Sequence[Callable[[], None]], which: int, delays: random.Random) -> str:
-    """Start processes, kill one of them behind its first save or in its second, wait for the others; their output."""
+    """Start processes, kill one after its first save or during its second, and return the output of all."""
     outputs = [run.parent / f"{run.name}.{number}.out" for number in range(len(processes))]
     for output in outputs:
         output.unlink(missing_ok=True)
@@ -144,7 +144,7 @@ def kill_one(run: Path, processes: Sequence[Callable[[], None]], which: int, del
 
 
 def newest_step(run: Path) -> int:
-    """Of the newest intact checkpoint, which can be read."""
+    """Return the step of the newest intact checkpoint, and check that it can be read."""
     found = newest_intact(run / "checkpoints")
     assert found is not None
     return int(AtomicCheckpointIO().load_checkpoint(found)["global_step"])

@@ -86,7 +86,7 @@ def test_a03b_means_divide_by_the_tokens_that_are_scored() -> None:
 
 @pytest.mark.fault("A04", "D00")
 def test_d00_a_pair_of_equal_ids_moves_no_weight(tmp_path: Path) -> None:
-    """Texts that differ and become the same tokens count: the pair never reaches a batch."""
+    """Different texts with the same tokens count as equal: the pair never reaches a batch."""
     good = [{**PAIR, "prompt": f"Where is Rome, {number}? "} for number in range(3)]
     eos = json.loads((testbed.path("train.jsonl").parent / "policy" / "tokenizer_config.json").read_text())[
         "eos_token"

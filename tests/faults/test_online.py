@@ -61,7 +61,7 @@ def test_h02_equal_scores_are_ties_and_teach_nothing(rows: Path, tmp_path: Path,
 
 @pytest.mark.fault("H06")
 def test_h06_equal_responses_are_counted_and_teach_nothing(rows: Path, tmp_path: Path) -> None:
-    """Drawn from so little that both are the most likely one; the score would move the policy if they differed."""
+    """With a tiny top-p both responses are the most likely one; different ones would move the policy."""
     module = lit(RLOO, score=FunctionScore(of_length), optimizer=adam, sampling=Sampling(16, top_p=1e-6))
     fit(rows, tmp_path, module, log_every_n_steps=1)
     found = reported(module)
@@ -181,7 +181,7 @@ def reward(run: Path, rows: Path, *more: object) -> Ended:
 
 @pytest.mark.fault("F03")
 def test_f03_rows_that_are_too_long_are_counted(rows: Path, tmp_path: Path) -> None:
-    """Cut ones as such, left out ones up to the accepted share."""
+    """Cut responses are counted; dropped pairs are accepted up to the limit."""
 
     def report(run: str) -> Any:
         return json.loads((tmp_path / run / "data.json").read_text("utf-8"))["train"]

@@ -159,7 +159,7 @@ def test_e05_a_rank_that_hangs_is_given_up(rows: Path, parts: Path, tmp_path: Pa
 
 @pytest.mark.fault("E05")
 def test_e05_a_rank_that_is_only_slow_is_left_alone(rows: Path, parts: Path, tmp_path: Path) -> None:
-    """Longer than a whole run of the others may take, but not in one batch."""
+    """The silence is longer than the timeout in total, but not within one batch."""
     for ended in distributed(2, *words(tmp_path / "run", rows, parts, "none"), "--trainer.strategy", "ddp"):
         assert ended.code == 0, ended.out
         assert "has been in one batch" not in ended.out

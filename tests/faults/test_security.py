@@ -110,7 +110,7 @@ def test_the_payload_works_where_nothing_stops_it(marker: Path) -> None:
 
 @pytest.mark.security(1)
 def test_a_run_does_not_go_on_from_a_payload(rows: Path, tmp_path: Path, marker: Path) -> None:
-    """By file in one process and by folder in two that share the weights; the torch advice is not passed on."""
+    """A file in one process, and a folder in two sharded ones; the advice of torch is not repeated."""
     for kind, save in KINDS.items():
         save({"state_dict": Payload(marker)}, tmp_path / f"{kind}.ckpt")
     refused(fit(tmp_path / "run", rows, "--ckpt_path", tmp_path / "file.ckpt"), "more than tensors and plain data")
@@ -322,7 +322,7 @@ def test_there_is_no_setting_that_trusts_it(rows: Path, tmp_path: Path) -> None:
 
 
 def offline(words: Callable[[], tuple[object, ...]]) -> Ended:
-    """A command in a process in which every use of a socket ends it with code 99."""
+    """Run a command in a process that exits with code 99 when a socket is used."""
 
     def work() -> None:
         def use(*given: Any, **more: Any) -> Any:
@@ -412,7 +412,7 @@ def test_a_template_cannot_write_without_end(template: str, said: str) -> None:
 
 @pytest.fixture
 def valued(tmp_path: Path) -> Path:
-    """A folder outside of any run that must stay as it is."""
+    """A folder outside of any run that must not change."""
     folder = tmp_path / "valued"
     folder.mkdir()
     (folder / "work").write_text("of years")
@@ -461,7 +461,7 @@ def test_a_checkpoint_cannot_say_what_is_removed(tmp_path: Path, name: str) -> N
 
 @pytest.mark.security(13)
 def test_a_run_writes_into_its_folder_alone(rows: Path, tmp_path: Path) -> None:
-    """Also where its name is a way out and back in."""
+    """This holds also for a folder that is named by a relative path with ``..``."""
     (tmp_path / "here").mkdir()
     ok(fit(Path("../there/run"), rows, folder=tmp_path / "here"))
     assert not list((tmp_path / "here").iterdir())
@@ -470,7 +470,7 @@ def test_a_run_writes_into_its_folder_alone(rows: Path, tmp_path: Path) -> None:
 
 @pytest.mark.security(14)
 def test_what_is_kept_can_be_read_by_its_owner_alone_and_is_no_pickle(rows: Path, tmp_path: Path) -> None:
-    """Prepared rows and reference log-probs of a run, whatever the umask."""
+    """Prepared rows and reference log-probs are private, whatever the umask."""
     more = ("--data.cache", tmp_path / "kept", "--model.reference", "Precomputed")
     os.umask(0)
     try:

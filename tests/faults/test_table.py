@@ -15,7 +15,7 @@ LISTS = [("fault", FAULTS), ("security", SECURITY)]
 
 @pytest.fixture
 def whole(request: pytest.FixtureRequest) -> pytest.Config:
-    """The configuration of a session that has collected every test, also those that do not run in it."""
+    """The configuration of a session that has collected every test, including deselected ones."""
     given = [Path(str(word).split("::")[0]).resolve() for word in request.config.args]
     if not any(ROOT.is_relative_to(path) for path in given) or any("::" in word for word in request.config.args):
         pytest.skip("not all tests were collected")
@@ -101,7 +101,7 @@ PROCESSES = [
 
 @pytest.mark.parametrize("said", PROCESSES, indirect=True)
 def test_the_tables_say_what_became_of_the_tests(said: dict[str, str]) -> None:
-    """What was skipped, deselected or expected to fail has not passed; one failure is enough to fail a row."""
+    """Skipped, deselected and xfailed tests do not count as passed; one failure fails a row."""
     state = {row: line.split("  ")[-1].strip() for row, line in said.items()}
     assert state["A01"] == state["A02"] == state["3"] == state["A06"] == state["A08"] == "FAILED"
     assert state["A03"] == state["A04"] == "no test passed"

@@ -67,7 +67,7 @@ def test_b08_the_reference_shares_no_number_with_the_policy(reference: Reference
 
 @pytest.mark.fault("B11", "B12")
 def test_b11_b12_the_reference_of_a_policy_is_the_one_in_memory_not_a_file(batch: PairBatch) -> None:
-    """A model that was never saved, and changed since it was made."""
+    """A model that was never saved and has changed since it was created."""
     policy = tiny_llama()
     assert not policy.config._name_or_path
     before = response_log_probs(policy, batch).detach()
@@ -96,7 +96,7 @@ def test_b10_a_weight_of_the_reference_that_is_not_finite(rows: Path, model: Pat
 
 @pytest.mark.fault("B13b", "B14")
 def test_b13b_b14_sequences_beyond_the_rotary_positions(rows: Path, model: Path, tmp_path: Path) -> None:
-    """However large ``max_length`` is: it is the longest pair that must fit."""
+    """``max_length`` may be larger: only the longest pair must fit."""
     configure(model, max_position_embeddings=64)
     more = ("--model.policy", model, "--data.max_length", 100_000)
     refused(fit(tmp_path / "run", rows, *more), tmp_path / "run", "was made for 64 positions; lower data.max_length")
@@ -107,7 +107,7 @@ def test_b13b_b14_sequences_beyond_the_rotary_positions(rows: Path, model: Path,
 
 @pytest.mark.fault("B15")
 def test_b15_half_precision_that_overflows_is_not_to_be_had(rows: Path, model: Path, tmp_path: Path) -> None:
-    """Logits that float16 has no room for are trained on in float32."""
+    """Logits that overflow float16 are finite in float32."""
     rewrite(model, "model.norm.weight", 3e4)
     more = ("--model.policy", model, "--model.loading.dtype")
     refused(fit(tmp_path / "half", rows, *more, "float16"), tmp_path / "half", "model.loading.dtype")

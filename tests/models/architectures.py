@@ -54,7 +54,7 @@ CONFIGS = {
     "gemma3_window": lambda: hf.Gemma3TextConfig(**GROUPED, head_dim=8, query_pre_attn_scalar=8, sliding_window=6),
     "gptj_eager": lambda: hf.GPTJConfig(**GPT, rotary_dim=8),
 }
-"""Models that can read shared prompts."""
+"""Models that support shared prompts."""
 
 UNFIT = {
     "bloom": (lambda: hf.BloomConfig(**SMALL, n_layer=2, n_head=4), "padded"),
@@ -77,14 +77,14 @@ UNFIT = {
         "packed",
     ),
 }
-"""Models that cannot, and the fastest layout that they can read."""
+"""Models that do not, and the fastest layout that they support."""
 
 NARROW = ("mixtral", "gpt_oss_sinks", "gemma2_window_caps")
 """Models that cannot run in float64: their kernels do not support it, or their masks overflow."""
 
 
 def build(config: Any, dtype: torch.dtype = torch.float64) -> nn.Module:
-    """A random model whose layers matter: the usual initial weights are so small that no mistake would show."""
+    """Build a random model with large weights: the usual initial weights are so small that mistakes would not show."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: nn.Module = hf.AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -119,7 +119,7 @@ def telling_batch() -> PairBatch:
 
 
 def opened_batch() -> PairBatch:
-    """The same with a prompt of twenty tokens before all of it, and one pair twice."""
+    """The same batch with twenty more tokens before each prompt, and one pair twice."""
     opening = [(7 * token) % 50 + 3 for token in range(20)]
     batch = telling_batch()
     rows = [0, 1, 2, 3, 4, 1]

@@ -60,7 +60,7 @@ class Watched(Callback):
 
 
 def trained(rows: Path, folder: Path, objective: Objective, **settings: Any) -> tuple[Watched, Trainer, LitPreference]:
-    """One step on eight pairs."""
+    """Run one step on eight pairs."""
     watched = Watched()
     data = PreferenceData(
         train=str(rows),
@@ -156,7 +156,7 @@ def test_the_loop_tells_objectives_apart(rows: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("layout", "recompute"), [("shared", False), ("shared", True), ("packed", True)])
 def test_an_adapter_and_its_absence(rows: Path, tmp_path: Path, layout: Any, recompute: bool) -> None:
-    """The adapter has a gradient, the reference has no adapter, activations may be kept or recomputed."""
+    """The adapter has a gradient, the reference is the model without it, and activations are kept or recomputed."""
     watched, host, module = trained(
         *(rows, tmp_path, dpo()),
         lora=LoRA(rank=4, dropout=0.0),

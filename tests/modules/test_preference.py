@@ -228,7 +228,7 @@ def test_only_the_sides_that_are_needed_run(rows: Path, tmp_path: Path, objectiv
 
 
 def mean_loss(module: LitPreference, batch: PairBatch, reference: LitPreference) -> Tensor:
-    """The plain mean over a batch's pairs, forward passes included."""
+    """Compute the plain mean over a batch's pairs, including the forward passes."""
     with torch.no_grad():
         theirs = response_log_probs(reference.policy, batch)
     logps = PairLogProbs(response_log_probs(module.policy, batch), theirs, packed_mask(batch))
@@ -300,7 +300,7 @@ def test_portions_form_one_gradient_of_head_and_embedding(
 
 
 class BreaksOff(Callback):
-    """Ends a run in the middle of a window."""
+    """A callback that ends a run in the middle of an accumulation window."""
 
     def on_train_batch_end(self, *_: Any) -> None:
         raise InterruptedError

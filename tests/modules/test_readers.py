@@ -39,7 +39,7 @@ def exported(run: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def in_padded_rows(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The run of one process that reads whole batches in padded rows; each objective's is made once."""
+    """The run of one process with whole batches in padded rows, computed once per objective."""
     folder = tmp_path_factory.mktemp("padded")
 
     def run(objective: str) -> Path:

@@ -53,7 +53,7 @@ def test_the_layout_of_a_step_does_not_matter(rows: Path, tmp_path: Path) -> Non
 
 
 def test_how_the_model_is_read_does_not_matter(rows: Path, tmp_path: Path) -> None:
-    """Every prompt once and a pair or two at a time, or padded rows and the whole batch."""
+    """Compare shared prompts in chunks of one or two pairs with padded rows of the whole batch."""
     ways = ForwardPass(tokens_at_once=200), ForwardPass(layout="padded", tokens_at_once=0)
     one, two = (LitReward(POLICY, optimizer=sgd, schedule=Constant(), forward_pass=how) for how in ways)
     seen = []
@@ -123,7 +123,7 @@ def test_a_margin_column_is_honoured(rows: Path, tmp_path: Path) -> None:
 
 
 def test_an_adapter_and_the_head_alone_are_trained(rows: Path, tmp_path: Path) -> None:
-    """At first the adapter changes nothing: the head moves as it does without one."""
+    """The adapter is the identity at first, so the head moves as it does without one."""
     plain, _ = run(rows, tmp_path, 11)
     module = LitReward(POLICY, lora=LoRA(rank=2), optimizer=sgd, schedule=Constant())
     start = dict(module.build_trained_model().named_parameters())

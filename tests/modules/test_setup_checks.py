@@ -230,7 +230,7 @@ BY_THE_LONGEST = {
 
 @pytest.mark.parametrize("kind", BY_THE_LONGEST)
 def test_frequencies_that_the_longest_neighbour_decides(tmp_path: Path, kind: str) -> None:
-    """Up to the boundary every row has the same ones, whatever stands beside it."""
+    """Up to the boundary every row has the same frequencies, whatever other rows are in the batch."""
     folder = model(tmp_path, {**LLAMA, **BY_THE_LONGEST[kind]})
     check_fit(sizes(longest=64), folder)
     with pytest.raises(ValueError, match=rf"65 tokens, and the rotary .* \({kind}\) .*Lower data\.max_length to 64"):

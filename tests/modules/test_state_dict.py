@@ -11,7 +11,7 @@ from lit_align.modules.build import check_state_dict, trainable_state_dict
 
 @pytest.fixture
 def half() -> nn.Module:
-    """The second of two layers trains."""
+    """A module of two layers, of which the second is trained."""
     stack = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
     stack[0].requires_grad_(False)
     return stack

@@ -142,7 +142,7 @@ FAULTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     ids=lambda given: str(given).removeprefix("torch."),
 )
 def test_faults_are_refused(kind: str, fault: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mistakes far larger than rounding are seen on models of any depth and width, whatever their weights are."""
+    """Mistakes far larger than rounding are detected on models of any depth, width and weights."""
     reader = LogProbReader(copy.deepcopy(model_of(kind)).to(dtype))
     FAULTS[fault](monkeypatch)
     choice = choose_layout(reader, batch())

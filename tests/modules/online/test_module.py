@@ -45,7 +45,7 @@ def prompts(rows: Path, batch_size: int = 4) -> PreferenceData:
 
 
 class Recorder(Callback):
-    """Keeps the rollouts of a run."""
+    """A callback that records the rollouts of a run."""
 
     def __init__(self) -> None:
         self.rollouts: list[RolloutBatch] = []
@@ -106,7 +106,7 @@ def test_a_step_is_the_policy_gradient_of_the_samples(rows: Path, tmp_path: Path
 
 
 def test_scores_and_ids_belong_together(rows: Path, tmp_path: Path) -> None:
-    """The log-probabilities are of the responses whose texts were scored, end token included."""
+    """The log-probabilities belong to the scored responses, end token included."""
     module = lit(sampling=Sampling(max_new_tokens=40))
     (responses,) = fit(rows, tmp_path, module)
     assert responses.rollout.score.tolist() == pytest.approx(
@@ -250,7 +250,7 @@ def test_later_steps_see_another(rows: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_value_model_learns_the_returns(rows: Path, tmp_path: Path) -> None:
-    """Values start at 0; after eight steps they are nearer to what was seen, by up to the clip of 0.2."""
+    """Values start at 0; after eight steps they are closer to the returns, within the clip of 0.2."""
     module = lit(kl_rlhf(), responses=4, epochs=8, optimizer=adam, value=Value(learning_rate=1e-3))
     (responses,) = fit(rows, tmp_path, module)
     returns, mask = module.objective.experience(responses.rollout).returns, responses.rollout.mask

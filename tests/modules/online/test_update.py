@@ -8,7 +8,7 @@ from lit_align.modules.online.update import Minibatches
 
 
 def whole(prompts: int, number: int, world: int, seed: int) -> list[list[int]]:
-    """The prompts of each step, put together from all processes."""
+    """Return the prompts of each step over all processes."""
     shares = [Minibatches(prompts, number, rank, world).local(seed) for rank in range(world)]
     return [
         sorted(place * world + rank for rank, share in enumerate(shares) for place in share[step])
