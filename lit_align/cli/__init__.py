@@ -16,6 +16,7 @@ COMMANDS = {
         "lit_align.plan.command",
         "Estimate what a run will need, before any weight is read: memory, operations, time.",
     ),
+    "sweep": ("lit_align.sweep.command", "Run a grid of settings and seeds, and tabulate the results."),
     "consolidate": ("lit_align.cli.consolidate", "Write a checkpoint as a Hugging Face folder."),
     "evaluate": (
         "lit_align.cli.evaluate",

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -53,16 +54,35 @@ def check_command_line(arguments: Sequence[str]) -> list[str]:
     if DEBUG in os.environ or any(word.partition("=")[0].endswith(".help") for word in arguments):
         return []
     try:
-        task = read_task(arguments)
+        checker = _checker(arguments)
     except ValueError as error:
         return [str(error)]
-    checker = Checker(keys_of(arguments[0], task), task, extended=bool(read_extensions(arguments)))
     try:
         for setting in read_settings(arguments):
             checker.read(setting)
     except ValueError as error:
         return [*checker.mistakes, str(error)]
     return checker.mistakes or checker.missing() or checker.check_values(arguments[0])
+
+
+def _checker(arguments: Sequence[str]) -> Checker:
+    task = read_task(arguments)
+    return Checker(keys_of(arguments[0], task), task, extended=bool(read_extensions(arguments)))
+
+
+def build_objective(arguments: Sequence[str]) -> Any:
+    """Return the objective of a command line without mistakes; None if it cannot be built before a run.
+
+    Args:
+        arguments: of the command line, the command first.
+    """
+    checker = _checker(arguments)
+    for setting in read_settings(arguments):
+        checker.read(setting)
+    try:
+        return checker.build("model.objective") if "model.objective" in checker.choices else None
+    except UnjudgedError:
+        return None
 
 
 class Checker:
@@ -211,7 +231,7 @@ class Checker:
             if not self._unjudged:
                 check_settings(self._namespace(), command)
             if "model.objective" in self.choices and not self.extended:
-                self._build("model.objective")
+                self.build("model.objective")
         except UnjudgedError:
             return []
         except ValueError as error:
@@ -228,7 +248,7 @@ class Checker:
                 config[key] = None
         return config
 
-    def _build(self, key: str) -> Any:
+    def build(self, key: str) -> Any:
         """Build the class or preset at a key.
 
         Raises:
@@ -243,7 +263,7 @@ class Checker:
         for name, parameter in options.items():
             inner = f"{key}.{name}"
             if inner in self.choices:
-                settings[name] = self._build(inner)
+                settings[name] = self.build(inner)
             elif inner in self.values:
                 settings[name] = _as_argument(kinds(parameter.module, parameter.annotation), self.values[inner])
             elif parameter.default is None:
@@ -258,11 +278,11 @@ class Checker:
             raise UnjudgedError from None
 
 
-def stated_ranges() -> Iterator[tuple[str, float, float]]:
-    """Yield key, smallest and largest value of the numbers that the data's constructors check by ``check_range``."""
-    for module in modules_of("lit_align.data"):
-        for key, low, high in _RANGE.findall(source_text(module)):
-            yield key, int(low), int(high) if high else math.inf
+@cache
+def stated_ranges() -> tuple[tuple[str, float, float], ...]:
+    """Return key, smallest and largest value of the numbers that the data's constructors check by ``check_range``."""
+    found = (match for module in modules_of("lit_align.data") for match in _RANGE.findall(source_text(module)))
+    return tuple((key, int(low), int(high) if high else math.inf) for key, low, high in found)
 
 
 def _parents(key: str) -> Iterator[str]:

@@ -74,9 +74,7 @@ class MoveAside(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._old and trainer.is_global_zero and writes_files(trainer):
-            self._aside = _next_folder(self.folder / "previous")
-            _move([path for path in self._old if path.is_symlink() or path.exists()], self.folder, self._aside)
-            _remove_empty_folders(self.folder)
+            self._aside = move_aside(self.folder, self._old)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -91,6 +89,19 @@ class MoveAside(Callback):
             _move(run_files(self._aside), self._aside, self.folder)
             shutil.rmtree(self._aside)
         _remove_empty_folders(self.folder)
+
+
+def move_aside(folder: Path, files: Sequence[Path]) -> Path:
+    """Move files of a run that are still there to ``previous/<n>`` in its folder, and return that.
+
+    Args:
+        folder: of the run.
+        files: in it.
+    """
+    aside = _next_folder(folder / "previous")
+    _move([path for path in files if path.is_symlink() or path.exists()], folder, aside)
+    _remove_empty_folders(folder)
+    return aside
 
 
 def run_files(folder: Path) -> list[Path]:
