@@ -248,7 +248,9 @@ def _text(value: Any) -> str:
         options = value.get("init_args", {key: part for key, part in value.items() if key != "class_path"})
         name = str(value.get("class_path", "")).rpartition(".")[2]
         return "_".join([name, *(f"{key}={_text(part)}" for key, part in dict(options).items())]).strip("_")
-    return "+".join(map(_text, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return "+".join(map(_text, value))
+    return Path(value).name if isinstance(value, str) and "/" in value else str(value)
 
 
 def _unique(name: str, values: Values, repeated: bool) -> str:

@@ -18,7 +18,7 @@ from types import FrameType
 
 from lit_align.errors import printable
 from lit_align.interrupts import SIGNAL_NAMES, Stopped
-from lit_align.sweep.worker import LOG, Task, start_process
+from lit_align.sweep.worker import HEADING, LOG, Task, start_process
 
 _LAST_LINES = 3
 """Lines of a log that are shown when a cell fails."""
@@ -175,7 +175,7 @@ def last_lines(log: Path) -> list[str]:
         log: of a process.
     """
     lines = log.read_text("utf-8", "replace").splitlines() if log.is_file() else []
-    return [printable(line) for line in lines if line.strip()][-_LAST_LINES:]
+    return [printable(line) for line in lines if line.strip() and not line.startswith(HEADING)][-_LAST_LINES:]
 
 
 def prepare_caches(pool: ProcessPool, tasks: Sequence[Task]) -> None:

@@ -67,7 +67,8 @@ def choose_metrics(names: Sequence[str], reported: Iterable[str]) -> list[str]:
     """Return the metrics of a table.
 
     Args:
-        names: that are asked for; none for those of ``DEFAULT_METRICS`` that the runs have reported.
+        names: that are asked for; none for those of ``DEFAULT_METRICS`` that the runs have reported,
+            or the training loss.
         reported: by any run.
 
     Raises:
@@ -78,7 +79,8 @@ def choose_metrics(names: Sequence[str], reported: Iterable[str]) -> list[str]:
     if unknown:
         hint = did_you_mean(near(unknown[0], known)) or f"; reported are {', '.join(sorted(known))}"
         raise ValueError(f"--metrics {unknown[0]}: no run of the sweep has reported that{hint}")
-    return list(names) or [name for name in DEFAULT_METRICS if name in known]
+    usual = [name for name in DEFAULT_METRICS if name in known]
+    return list(names) or usual or sorted({"train/loss"} & known)
 
 
 def summarize(

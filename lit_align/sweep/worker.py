@@ -18,6 +18,8 @@ from typing import Any
 
 LOG = "log.txt"
 """File in a cell's folder with all that its processes print."""
+HEADING = "── "
+"""What the line begins with that opens the output of a process."""
 _LATE_IMPORTS = ("lit_align.cli.run", "pyarrow.compute", "torch.utils.tensorboard")
 """Modules that a run imports only when it needs them."""
 _PR_SET_PDEATHSIG = 1
@@ -96,7 +98,7 @@ def run_task(task: Task, threads: int | None, device: str | None, parent: int) -
     if threads is not None:
         torch.set_num_threads(threads)
     sys.argv[1:] = ["fit", *task.arguments]  # what Lightning starts further processes of the same run with
-    print(f"── {time.strftime('%Y-%m-%d %H:%M:%S')} {task.name}", flush=True)
+    print(f"{HEADING}{time.strftime('%Y-%m-%d %H:%M:%S')} {task.name}", flush=True)
     _run_cell(task) if task.identity else _prepare(task)
 
 

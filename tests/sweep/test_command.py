@@ -29,40 +29,33 @@ BASE = {
     "samples.count": 0,
     "export.form": "none",
 }
-FIRST = "train=pairs.jsonl-beta=0.1-seed=0"
+FIRST = "train=pairs.jsonl-seed=0"
 
 
 @dataclass(frozen=True)
 class Swept:
-    """A sweep of two data files, two values of β and two seeds for one of them, and how its three tries ended."""
+    """A sweep of two data files and two seeds, and how its three tries ended."""
 
     folder: Path
     grid: Path
     stopped: Ended
+    marker: dict[str, Any]
     broken: Ended
     complete: Ended
-
-    def marker(self, name: str) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads((self.folder / name / "cell.json").read_text())
-        return content
 
 
 @pytest.fixture(scope="module")
 def swept(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     tmp = tmp_path_factory.mktemp("tried")
     folder, grid, late = tmp / "sweep", tmp / "grid.yaml", tmp / "late.jsonl"
-    shutil.copy(rows, tmp / "pairs.jsonl")
-    data = [
-        {"data.train": str(tmp / "pairs.jsonl"), "model.objective.beta": [0.1, 0.5]},
-        {"data.train": str(late), "model.objective.beta": 0.1},
-    ]
-    grid.write_text(yaml.safe_dump({"base": BASE, "run": str(folder), "grid": {"data": data}, "seeds": 2}))
-    names = [path.name for path in (tmp / "pairs.jsonl", late)]
-    assert names == ["pairs.jsonl", "late.jsonl"]
+    content = {"base": BASE, "run": str(folder), "grid": {"data.train": [str(rows), str(late)]}, "seeds": 2}
+    grid.write_text(yaml.safe_dump(content))
     stopped = stop_in_a_cell(grid, folder, tmp / "out.txt")
+    marker = json.loads((folder / FIRST / "cell.json").read_text())
     broken = lit_align("sweep", grid, "--processes", 2)
     shutil.copy(rows, late)
-    return Swept(folder, grid, stopped, broken, lit_align("sweep", grid, "--processes", 2, "--metrics", "train/loss"))
+    complete = lit_align("sweep", grid, "--processes", 2, "--metrics", "train/loss")
+    return Swept(folder, grid, stopped, marker, broken, complete)
 
 
 def stop_in_a_cell(grid: Path, folder: Path, output: Path) -> Ended:
@@ -76,7 +69,54 @@ def stop_in_a_cell(grid: Path, folder: Path, output: Path) -> Ended:
     return Ended(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), output.read_text("utf-8"))
 
 
-def test_placeholder(swept: Swept) -> None:
-    print(swept.stopped.out, swept.broken.out, swept.complete.out, sep="\n=====\n")
-    print(sorted(path.name for path in swept.folder.iterdir()))
-    raise AssertionError
+def test_a_signal_stops_the_cells_in_order(swept: Swept) -> None:
+    assert swept.stopped.code == 143, swept.stopped.out
+    assert "SIGTERM: cells stop after their step; the same command goes on from there" in swept.stopped.out
+    assert swept.marker["finished"] is False
+    assert swept.marker["identity"]["settings"]["trainer.max_steps"] == 12
+
+
+def test_cells_that_fail_are_tried_again_and_reported(swept: Swept) -> None:
+    out = swept.broken.out
+    assert swept.broken.code == 1, out
+    assert out.count("ended with code 2; trying again") == 2
+    assert out.count("data file not found") == 4
+    assert "[2/4] finished" in out
+    assert f"failed: train=late.jsonl-seed=1: {swept.folder / 'train=late.jsonl-seed=1' / 'log.txt'}" in out
+
+
+def test_finished_cells_are_skipped(swept: Swept) -> None:
+    out = ok(swept.complete).out
+    assert f"4 cells in {swept.folder}, 2 of them finished before" in out
+    assert "train=late.jsonl-seed=0: starts anew, since the content of" in out
+    assert "[3/4] finished train=late.jsonl-seed=" in out
+    assert (swept.folder / FIRST / "log.txt").read_text().count("train=pairs.jsonl-seed=0") == 2  # stopped, went on
+    table = json.loads((swept.folder / "sweep.json").read_text())
+    assert [row["seeds"] for row in table["settings"]] == [[0, 1], [0, 1]]
+    last = [metrics(swept.folder / f"train=pairs.jsonl-seed={seed}")[-1]["train/loss"] for seed in (0, 1)]
+    assert table["settings"][0]["metrics"]["train/loss"]["mean"] == pytest.approx(sum(last) / 2)
+
+
+@pytest.mark.resume("a cell of a sweep that was stopped and went on")
+def test_a_cell_is_the_run_that_fit_makes_alone(swept: Swept, tmp_path: Path) -> None:
+    """To the bit, although the cell was stopped, went on, and is a fork of a process that had imported everything."""
+    cell, alone = swept.folder / FIRST, tmp_path / "alone"
+    assert not (cell / "previous").exists()  # it went on, and did not start anew
+    ok(lit_align("fit", "--config", cell / "config.yaml", "--run", alone))
+    for name, weight in weights(alone).items():
+        assert torch.equal(weights(cell)[name], weight), name
+    assert metrics(cell) == metrics(alone)
+
+
+def test_the_reference_is_computed_once_for_all_cells(swept: Swept) -> None:
+    logs = [(swept.folder / "cache" / f"prepare-{number}" / "log.txt").read_text() for number in (0, 1)]
+    assert "11 rows computed, 0 found" in logs[0]
+    assert all("computed, 11 found" not in log or "0 rows computed" in log for log in logs)
+    for cell in swept.folder.glob("train=*"):
+        assert "reference  0 rows computed, 11 found" in (cell / "log.txt").read_text()
+
+
+def test_other_settings_are_said_and_nothing_is_run(swept: Swept) -> None:
+    ended = ok(lit_align("sweep", swept.grid, "--dry-run", "--trainer.max_steps", 13))
+    assert f"{FIRST}  (starts anew: trainer.max_steps was 12 and is 13)" in ended.out
+    assert f"4 cells in {swept.folder}, of which 0 have finished" in ended.out

