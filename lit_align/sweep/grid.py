@@ -225,7 +225,7 @@ def name_settings(settings: Sequence[Values]) -> list[str]:
     keys = list(dict.fromkeys(key for values in settings for key in values))
     varied = [key for key in keys if len({json.dumps(values.get(key, "—")) for values in settings}) > 1]
     labels = {key: _short(key, keys) for key in keys}
-    names = ["-".join(_label(key, labels[key], values[key]) for key in varied if key in values) for values in settings]
+    names = ["-".join(_label(key, labels[key], values[key]) for key in values if key in varied) for values in settings]
     counts = Counter(names)
     return [_unique(name or "run", values, counts[name] > 1) for name, values in zip(names, settings, strict=True)]
 
