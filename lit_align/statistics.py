@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -178,23 +178,3 @@ def _t_between(value: float, freedom: int) -> float:
         term *= (step - 1) / step * math.cos(angle) ** 2
         total += term
     return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
-
-
-def t_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the mean of independent values, and the ends of its 95 % interval by Student's t distribution.
-
-    The interval of a single value is as wide as numbers go: nothing is known of its spread.
-
-    Args:
-        values: one or more, such as a metric for each seed.
-
-    >>> tuple(round(number, 3) for number in t_interval([1.0, 2.0, 3.0]))
-    (2.0, -0.484, 4.484)
-    """
-    count = len(values)
-    mean = math.fsum(values) / count
-    if count == 1:
-        return mean, -math.inf, math.inf
-    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
-    half = t_quantile(0.975, count - 1) * spread / math.sqrt(count)
-    return mean, mean - half, mean + half

@@ -9,7 +9,7 @@ from typing import Any
 
 from lit_align.comparison.runs import Run
 from lit_align.evaluation.record import MetricEstimate
-from lit_align.statistics import wilson
+from lit_align.statistics import t_quantile, wilson
 
 PLANES = (
     ("evaluation/length_controlled_win_rate", "evaluation/length/tokens"),
@@ -130,14 +130,12 @@ def t_interval(values: Sequence[float]) -> MetricEstimate:
     >>> interval.value, round(interval.low, 3), round(interval.high, 3)
     (2.0, -0.484, 4.484)
     """
-    from scipy.special import stdtrit
-
     count = len(values)
     mean = math.fsum(values) / count
     if count < 2:
         return MetricEstimate(mean, n=count)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
-    half = float(stdtrit(count - 1, 0.975)) * deviation / math.sqrt(count)
+    half = t_quantile(0.975, count - 1) * deviation / math.sqrt(count)
     return MetricEstimate(mean, mean - half, mean + half, count)
 
 

@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_align.cli import COMMANDS
 from lit_align.errors import printable
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ docs/guides/sweeps.md explains the file."""
 _QUIET = ("--trainer.enable_progress_bar", "false")
 
 
-def option_parser() -> argparse.ArgumentParser:
+def sweep_parser() -> argparse.ArgumentParser:
     """Return the parser of the options; it leaves the keys of ``fit`` to others."""
     parser = argparse.ArgumentParser(
         prog="python -m lit_align sweep",
@@ -65,7 +64,7 @@ def main(arguments: Sequence[str]) -> None:
     Args:
         arguments: of the command line, without the command.
     """
-    parser = option_parser()
+    parser = sweep_parser()
     parsed, options = parser.parse_known_args(list(arguments))
     if parsed.processes == 0:
         parser.error("argument --processes: 0: expected 1 or more")
@@ -73,20 +72,32 @@ def main(arguments: Sequence[str]) -> None:
 
     try:
         grid = read_grid(parsed.grid, options, parsed.run)
-        mistakes = check_cells(grid.cells) + _missing_commands(grid)
+        mistakes = check_cells(grid.cells)
     except (OSError, ValueError) as error:
         mistakes = [str(error)]
     if mistakes:
         for mistake in mistakes:
             print(f"error: {printable(mistake)}", file=sys.stderr)
         sys.exit(2)
+    if grid.evaluate is not None:
+        from lit_align.cli.evaluate_options import evaluate_parser
+
+        evaluate_parser().parse_args(evaluation_words(grid, ["run"]))  # ends the process if an option is wrong
     sys.exit(_sweep(grid, parsed))
 
 
-def _missing_commands(grid: Grid) -> list[str]:
-    if grid.evaluate is not None and "evaluate" not in COMMANDS:
-        return ["evaluate: this version of lit_align has no command of that name; leave the section out"]
-    return []
+def evaluation_words(grid: Grid, runs: Sequence[str]) -> list[str]:
+    """Return the arguments of ``evaluate`` for the runs of a grid.
+
+    Args:
+        grid: with a section for it.
+        runs: folders of the runs.
+    """
+    words = [*runs, "--into", str(grid.folder / "evaluation")]
+    for key, value in (grid.evaluate or {}).items():
+        values = value if isinstance(value, list) else [] if value is True else [value]
+        words += [f"--{key}", *map(str, values)]
+    return words
 
 
 def _sweep(grid: Grid, parsed: argparse.Namespace) -> int:
@@ -200,16 +211,13 @@ def _report(grid: Grid, failed: Mapping[str, Path], metrics: Sequence[str]) -> i
         print(f"failed: {name}: {log}", file=sys.stderr)
     codes = [bool(failed)]
     runs = [str(cell.folder) for cell in finished]
-    evaluation = str(grid.folder / "evaluation")
     if runs and grid.evaluate is not None:
-        from lit_align.sweep.grid import as_options
-
-        codes.append(_run_command("evaluate", *runs, "--into", evaluation, *as_options(grid.evaluate)))
-    if runs and "compare" in COMMANDS:
+        codes.append(_run_command("evaluate", *evaluation_words(grid, runs)))
+    if runs:
         if find_spec("plotly") is None:
             print("no page: compare needs plotly: pip install 'lit-align[eval]'", file=sys.stderr)
         else:
-            shown = ("--evaluation", evaluation) if grid.evaluate is not None else ()
+            shown = ("--evaluation", str(grid.folder / "evaluation")) if grid.evaluate is not None else ()
             codes.append(_run_command("compare", *runs, "--into", str(grid.folder / "comparison"), *shown))
     print(grid.folder / "sweep.md", flush=True)
     return int(any(codes))

@@ -17,7 +17,7 @@ from lit_align.cli.early_checks import check_command_line
 from lit_align.cli.suggestions import did_you_mean, near
 from lit_align.errors import shown
 
-Values: TypeAlias = dict[str, Any]
+CellValues: TypeAlias = dict[str, Any]
 """Dotted key → value."""
 GRID_KEYS = ("base", "grid", "seeds", "run", "metrics", "share_reference", "evaluate")
 OWN_KEYS = {
@@ -169,7 +169,7 @@ def as_options(values: Mapping[str, Any]) -> Iterator[str]:
         yield from (f"--{key}", value if isinstance(value, str) else json.dumps(value))
 
 
-def expand(grid: Mapping[Any, Any]) -> list[Values]:
+def expand(grid: Mapping[Any, Any]) -> list[CellValues]:
     """Return the settings of a grid, each a choice from every axis.
 
     An axis lists values of its key. An item that maps dotted keys to values sets these together; a list in it is
@@ -200,7 +200,7 @@ def expand(grid: Mapping[Any, Any]) -> list[Values]:
     return settings
 
 
-def _choices(axis: str, items: Any) -> Iterator[Values]:
+def _choices(axis: str, items: Any) -> Iterator[CellValues]:
     if not isinstance(items, list) or not items:
         raise ValueError(f"grid.{axis} is {shown(items)}; expected a list of values")
     for item in items:
@@ -216,7 +216,7 @@ def _choices(axis: str, items: Any) -> Iterator[Values]:
             )
 
 
-def name_settings(settings: Sequence[Values]) -> list[str]:
+def name_settings(settings: Sequence[CellValues]) -> list[str]:
     """Return a readable name for each setting, made of what varies and fit for a folder.
 
     >>> name_settings([{"model.objective": "dpo", "data.batch_size": size} for size in (8, 16)])
@@ -253,20 +253,20 @@ def _text(value: Any) -> str:
     return Path(value).name if isinstance(value, str) and "/" in value else str(value)
 
 
-def _unique(name: str, values: Values, repeated: bool) -> str:
+def _unique(name: str, values: CellValues, repeated: bool) -> str:
     """Add a digest of the values to a name that is too long, or that another setting has."""
     if not repeated and len(name) <= _LONGEST_NAME:
         return name
     return f"{name[:_LONGEST_NAME]}-{hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]}"
 
 
-def _cell(folder: Path, name: str, values: Values, seed: int, base: Sequence[str]) -> Cell:
+def _cell(folder: Path, name: str, values: CellValues, seed: int, base: Sequence[str]) -> Cell:
     run = folder / f"{name}-seed={seed}"
     own = ("--run", str(run), "--seed_everything", str(seed))
     return Cell(name, seed, values, run, (*base, *as_options(values), *own))
 
 
-def _check_options(options: Sequence[str], settings: Sequence[Values]) -> None:
+def _check_options(options: Sequence[str], settings: Sequence[CellValues]) -> None:
     """Raise for an option that the grid varies or that a sweep sets itself."""
     varied = {key for values in settings for key in values}
     for word in options:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from lit_align.cli.suggestions import did_you_mean, near
+from lit_align.comparison.numbers import t_interval
 from lit_align.comparison.runs import METRICS, curves_of
 from lit_align.evaluation.record import read_rows, write_whole
-from lit_align.statistics import t_interval
 from lit_align.sweep.grid import Cell
 
 DEFAULT_METRICS = (
@@ -42,8 +42,8 @@ class SeedMean:
     @classmethod
     def of(cls, values: Mapping[int, float]) -> SeedMean:
         """Summarize the values of one or more seeds."""
-        mean, low, high = t_interval(list(values.values()))
-        return cls(mean, low if math.isfinite(low) else None, high if math.isfinite(high) else None, values)
+        estimate = t_interval(list(values.values()))
+        return cls(estimate.value, estimate.low, estimate.high, values)
 
     def __str__(self) -> str:
         """Return the mean, and half of the interval's width with as many digits."""

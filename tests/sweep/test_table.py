@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lit_align.statistics import t_interval, t_quantile
+from lit_align.statistics import t_quantile
 from lit_align.sweep.grid import Cell
 from lit_align.sweep.table import SeedMean, choose_metrics, write_tables
 
@@ -31,7 +31,8 @@ def test_quantiles_of_t(freedom: int) -> None:
 def test_the_interval_is_that_of_scipy() -> None:
     values = [0.3, 0.9, 0.4, 0.35]
     wanted = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
-    assert t_interval(values) == pytest.approx((np.mean(values), *wanted))
+    mean = SeedMean.of(dict(enumerate(values)))
+    assert (mean.mean, mean.low, mean.high) == pytest.approx((np.mean(values), *wanted))
 
 
 def test_last_values_by_setting(tmp_path: Path) -> None:
@@ -39,13 +40,13 @@ def test_last_values_by_setting(tmp_path: Path) -> None:
     cells += [cell_with(tmp_path, "ipo", 0, score=4.0, other=1.0), cell_with(tmp_path, "ipo", 1, score=5.0)]
     names = [cell.name for cell in cells[:-1]]
     table = write_tables(tmp_path, cells, names, {cells[-1].name: tmp_path / "log.txt"}, ["score", "other"])
-    mean, low, high = t_interval([1.0, 2.0, 6.0])
+    mean = SeedMean.of({0: 1.0, 1: 2.0, 2: 6.0})
     content = json.loads((tmp_path / "sweep.json").read_text())
     assert content["settings"][0] == {
         "setting": "dpo",
         "values": {"model.objective": "dpo"},
         "seeds": [0, 1, 2],
-        "metrics": {"score": {"mean": mean, "low": low, "high": high, "values": {"0": 1.0, "1": 2.0, "2": 6.0}}},
+        "metrics": {"score": {**vars(mean), "values": {"0": 1.0, "1": 2.0, "2": 6.0}}},
     }
     assert content["settings"][1]["seeds"] == [0]  # what failed does not count
     assert content["settings"][1]["metrics"]["score"]["low"] is None
