@@ -12,7 +12,7 @@ from typing import Any
 from lit_align.cli.suggestions import did_you_mean, near
 from lit_align.comparison.numbers import t_interval
 from lit_align.comparison.runs import METRICS, curves_of
-from lit_align.evaluation.record import read_rows, write_whole
+from lit_align.evaluation.record import read_jsonl, write_whole
 from lit_align.sweep.grid import Cell
 
 DEFAULT_METRICS = (
@@ -60,7 +60,7 @@ def last_values(run: Path) -> dict[str, float]:
     Args:
         run: its folder.
     """
-    return {name: curve[max(curve)] for name, curve in curves_of(read_rows(run / METRICS)).items()}
+    return {name: curve[max(curve)] for name, curve in curves_of(read_jsonl(run / METRICS)).items()}
 
 
 def choose_metrics(names: Sequence[str], reported: Iterable[str]) -> list[str]:
