@@ -95,7 +95,11 @@ class ChatTemplate:
                     add_generation_prompt=opens_response,
                 )
         except _TEMPLATE_ERRORS as error:
-            raise DataError(self.where, f"the chat template refuses this conversation: {shown(str(error))}") from error
+            calls = any(message.get("content", "") is None for message in messages)
+            why = "; it expects a content, and a message that only calls tools has none" if calls else ""
+            raise DataError(
+                self.where, f"the chat template refuses this conversation: {shown(str(error))}{why}"
+            ) from error
         limit = _LONGEST_TEMPLATE + _LARGEST_GROWTH * self.characters
         if len(rendered) > limit:
             raise DataError(

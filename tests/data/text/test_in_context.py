@@ -308,6 +308,62 @@ class TestChat:
         assert _prefixes(encoder, [row])[0] == [plain(encoder, text, template=True) for text in texts]
 
 
+# ── formats ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+ASKED, GOOD, BAD = "\n\nHuman: where does the river end?\n\nAssistant:", " It ends in the sea.", " In the harbour"
+TALKED, ANSWERED, ELSE = turns("where does the river end?"), "It ends\nin the sea.", "In the harbour"
+
+
+def said(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+FORMATS: dict[str, tuple[bool, list[dict[str, Any]]]] = {
+    "pairs": (False, [{"prompt": ASKED, "chosen": GOOD, "rejected": BAD}]),
+    "hh": (False, [{"chosen": ASKED + GOOD, "rejected": ASKED + BAD}]),
+    "ranking": (False, [{"prompt": ASKED, "responses": [BAD, GOOD], "scores": [1, 2]}]),
+    "unpaired": (
+        False,
+        [{"prompt": ASKED, "completion": text, "label": text == GOOD} for text in (GOOD, BAD)],
+    ),
+    "pairs of messages": (True, [{"prompt": TALKED, "chosen": said(ANSWERED), "rejected": said(ELSE)}]),
+    "chat": (True, [{"chosen": [*TALKED, *said(ANSWERED)], "rejected": [*TALKED, *said(ELSE)]}]),
+    "ranking of messages": (
+        True,
+        [{"prompt": TALKED, "responses": [said(ELSE), said(ANSWERED)], "scores": [1, 2]}],
+    ),
+    "unpaired messages": (
+        True,
+        [{"prompt": TALKED, "completion": said(text), "label": text == ANSWERED} for text in (ANSWERED, ELSE)],
+    ),
+}
+"""Format → whether it has messages, and rows that mean the same."""
+
+
+@pytest.mark.parametrize("name", ["llama_2", "gpt_neox_prefix", "qwen_2", "t5"])
+@pytest.mark.parametrize("layout", FORMATS)
+def test_rows_of_every_format_have_the_ids_of_the_whole_text(
+    name: str, layout: str, tmp_path: Path, write: Write
+) -> None:
+    messages, rows = FORMATS[layout]
+    tokenizer = with_template(name, "chatml")
+    tokenizer.save_pretrained(tmp_path / name)
+    data = PreferenceData(train=str(write(rows)), tokenizer=str(tmp_path / name), render=None if messages else "text")
+    data.prepare_all()
+    encoder, split = Encoder(data.tokenizer), data.splits["train"]
+    sides = [(pair.prompt, side) for pair in split.store for side in (pair.chosen, pair.rejected) if side.ids]
+    texts = (ANSWERED, ELSE) if messages else (GOOD, BAD)
+    assert len(sides) == 2
+    for (prompt, side), text in zip(sides, texts, strict=True):
+        if messages:
+            talk = [*TALKED, *said(text)]
+            whole = plain(encoder, tokenizer.apply_chat_template(talk, tokenize=False), template=True)
+        else:
+            whole = [*encoder.start, *plain(encoder, ASKED + text), encoder.end]
+        ids = [*prompt, *side.ids]
+        assert ids in (whole[: len(ids)], [*whole[: len(ids) - 1], encoder.end])
+
+
 # ── tokenizers in Python ────────────────────────────────────────────────────────────────────────────────────────────
 
 
