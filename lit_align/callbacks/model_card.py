@@ -46,9 +46,7 @@ def model_card(module: LitModule, trainer: Trainer, note: str = "") -> str:
         note: one more line on how to use the exported model; empty for none.
     """
     cited = papers_of_run(module.objective, module.reference)
-    metrics = {
-        name: round(float(value), 6) for name, value in sorted(trainer.callback_metrics.items()) if "val/" in name
-    }
+    metrics = _rounded(trainer, "val/")
     entries = "\n\n".join(paper.bibtex() for paper in cited)
     bibtex = f"\n```bibtex\n{entries}\n```\n" if cited else ""
     sources = "\n".join(f"- {paper.citation()}" for paper in cited) or "- none of its parts comes from a paper"
@@ -72,11 +70,32 @@ tags: [lit_align, preference-alignment]
 ```json
 {json.dumps(metrics, indent=2)}
 ```
-
+{_evaluation_section(trainer)}
 ## Sources
 
 {sources}
 {bibtex}"""
+
+
+def _rounded(trainer: Trainer, prefix: str) -> dict[str, float]:
+    known = sorted(trainer.callback_metrics.items())
+    return {name: round(float(value), 6) for name, value in known if name.startswith(prefix)}
+
+
+def _evaluation_section(trainer: Trainer) -> str:
+    """Return what the run's own evaluation gave at the end; empty without one."""
+    numbers = _rounded(trainer, "eval/")
+    if not numbers:
+        return ""
+    return f"""
+## Evaluation at the end
+
+Settings: `evaluation` in `config.yaml`. `.../low` and `.../high` are the ends of 95 % intervals.
+
+```json
+{json.dumps(numbers, indent=2)}
+```
+"""
 
 
 def _score_lines(module: LitModule) -> str:

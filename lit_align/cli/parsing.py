@@ -27,6 +27,7 @@ from lit_align.cli.settings import ALLOWED_IMPORTS, RENAMED_KEYS
 from lit_align.cli.suggestions import OBJECTIVES, did_you_mean, objectives_of, suggest_objective
 from lit_align.compat.jsonargparse import options, patch, subparsers
 from lit_align.errors import printable
+from lit_align.extensions import trust
 from lit_align.files import at_home
 
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
@@ -107,7 +108,9 @@ def prepare_parsing(extensions: Sequence[str]) -> None:
     Raises:
         ValueError: an extension is neither a folder nor importable.
     """
-    allowed = [*ALLOWED_IMPORTS, *(name for extension in extensions for name in _import_extension(extension))]
+    own = [name for extension in extensions for name in _import_extension(extension)]
+    trust(own)
+    allowed = [*ALLOWED_IMPORTS, *own]
     jsonargparse.set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=allowed)
     jsonargparse.set_loader("yaml", load_yaml, exceptions=(yaml.YAMLError,))
     for name in ("truth", "tastes"):

@@ -19,6 +19,7 @@ from lit_align.data.text.tokenizer import Encoder, load_tokenizer
 from lit_align.errors import shown
 from lit_align.evaluation.models import tokenize_whole
 from lit_align.evaluation.prompts import EvaluationPrompt
+from lit_align.extensions import import_trusted
 from lit_align.models.loading import Loading
 from lit_align.models.logps.scores import ScoreReader
 from lit_align.models.score_model import ScoreModel, load_score_model
@@ -240,19 +241,11 @@ def make_judge(
     if kind == "reward" and name:
         return RewardModelJudge(name, loading, device=device, margin=margin)
     if kind == "scores" and name:
-        return FunctionJudge(_import(name), name, margin)
+        return FunctionJudge(import_trusted(name, "judge"), name, margin)
     if kind == "compares" and name:
-        return PairwiseFunction(_import(name), name)
+        return PairwiseFunction(import_trusted(name, "judge"), name)
     if kind == "llm" and name:
         module: Any = import_module("lit_align.evaluation.endpoint")
         judge: Judge = module.EndpointJudge(name, endpoint or module.Endpoint())
         return judge
     raise ValueError(f"judge is {shown(setting)}; expected one of {', '.join(JUDGE_KINDS)}")
-
-
-def _import(name: str) -> Any:
-    module, _, function = name.rpartition(".")
-    try:
-        return getattr(import_module(module), function)
-    except (ModuleNotFoundError, ValueError, AttributeError) as error:
-        raise ValueError(f"judge: {name} cannot be imported ({error}); expected module.function") from error

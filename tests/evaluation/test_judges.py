@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lit_align import extensions
 from lit_align.evaluation.judges import (
     FunctionJudge,
     JudgeError,
@@ -82,3 +83,23 @@ def test_a_pairwise_function_gets_prompts_and_both_responses(tmp_path: Path) -> 
 def test_unknown_judges_are_refused(setting: str) -> None:
     with pytest.raises(ValueError, match="expected"):
         make_judge(setting)
+
+
+@pytest.mark.parametrize("kind", ["scores", "compares"])
+def test_functions_of_modules_that_are_not_named_are_not_imported(kind: str) -> None:
+    """A configuration must not call what is in the standard library, say, with texts of the data."""
+    for name in ("subprocess.call", "os.system", "tests.evaluation.test_judges.nothing"):
+        with pytest.raises(ValueError, match="not allowed; expected module.function"):
+            make_judge(f"{kind}:{name}")
+
+
+def test_functions_of_modules_that_are_named_are_called(
+    testbed_prompts: Prompts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "length_judge.py").write_text(
+        "def words(prompts, responses):\n    return [len(r.split()) for r in responses]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(extensions, "_trusted", {"length_judge"})
+    judge = make_judge("scores:length_judge.words")
+    assert judge.scores(testbed_prompts, ["a b"] * len(testbed_prompts)) == [2.0] * len(testbed_prompts)

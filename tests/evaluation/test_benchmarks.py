@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lit_align.evaluation.benchmarks import PAPER, BenchmarkTask, _estimate, benchmark_metrics, benchmark_tasks
+from lit_align.evaluation.models import LoadedModel
+
+TASK = """task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {data}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{answer}}}}"
+metric_list:
+  - metric: acc
+    aggregation: mean
+    higher_is_better: true
+"""
+ROWS = [
+    {"question": "She keeps", "choices": ["hens", "Latin"], "answer": 0},
+    {"question": "He speaks", "choices": ["Latin", "hens"], "answer": 0},
+    {"question": "She drinks", "choices": ["wolves", "cocoa"], "answer": 1},
+    {"question": "He plays", "choices": ["tuba", "tarts"], "answer": 1},
+]
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Path:
+    data, path = tmp_path / "rows.jsonl", tmp_path / "facts.yaml"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    path.write_text(TASK.format(name="facts", data=data))
+    return path
+
+
+@torch.no_grad()
+def by_hand(loaded: LoadedModel) -> float:
+    """Accuracy of the choice with the higher log-probability behind the question."""
+    right, tokenizer = [], loaded.encoder.tokenizer
+    for row in ROWS:
+        values = []
+        for choice in row["choices"]:
+            before = tokenizer(row["question"])["input_ids"]
+            whole = tokenizer(f"{row['question']} {choice}")["input_ids"]
+            logits = loaded.model(input_ids=torch.tensor([whole])).logits[0].log_softmax(-1)
+            values.append(sum(float(logits[place - 1, whole[place]]) for place in range(len(before), len(whole))))
+        right.append(int(np.argmax(values)) == row["answer"])
+    return float(np.mean(right))
+
+
+@pytest.mark.long
+def test_a_task_of_ones_own_runs_offline(
+    testbed_model: LoadedModel, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval", reason="needs the extra `benchmarks`")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    tasks = benchmark_tasks(str(task), fewshot=0)
+    metrics = benchmark_metrics(testbed_model, tasks, tmp_path / "rows", batch_size=2, count=50)
+    number = metrics["benchmark/facts/acc"]
+    assert number.value == by_hand(testbed_model)
+    assert number.n == 4
+    assert number.low is not None
+    monkeypatch.setattr("lit_align.evaluation.benchmarks._run", lambda *rest: pytest.fail("computed again"))
+    assert benchmark_metrics(testbed_model, tasks, tmp_path / "rows", batch_size=2, count=50) == metrics
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="no_such_task"):
+        benchmark_metrics(testbed_model, [BenchmarkTask("no_such_task")], tmp_path / "rows")
+
+
+def test_names_files_and_presets_are_tasks(task: Path, tmp_path: Path) -> None:
+    assert benchmark_tasks(f"arc_easy, {task}") == [
+        BenchmarkTask("arc_easy"),
+        BenchmarkTask("facts", None, str(task.parent)),
+    ]
+    assert {t.name: t.fewshot for t in benchmark_tasks("paper")} == PAPER
+    assert {t.fewshot for t in benchmark_tasks("paper", fewshot=0)} == {0}
+    with pytest.raises(FileNotFoundError, match=r"none\.yaml"):
+        benchmark_tasks(str(tmp_path / "none.yaml"))
+    task.write_text("group: x\n")
+    with pytest.raises(ValueError, match="no line 'task: NAME'"):
+        benchmark_tasks(str(task))
+
+
+def test_intervals_are_over_rows_or_from_the_harness_own_error() -> None:
+    assert _estimate(0.5, [0, 1, 1, 0], 0.9, 100).n == 4
+    other = _estimate(0.5, [], 0.1, 100)
+    assert (other.low, other.high) == pytest.approx((0.304, 0.696))
+    assert _estimate(0.5, [], "N/A", 100).low is None
