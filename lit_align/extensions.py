@@ -28,12 +28,25 @@ def import_trusted(name: str, setting: str) -> Any:
         ValueError: it is of another module, or does not exist.
     """
     module, _, function = name.rpartition(".")
-    if module.split(".")[0] != _OWN and not _trusted & {module, module.split(".")[0]}:
-        raise ValueError(
-            f"{setting}: importing {shown(name)} is not allowed; expected module.function of code that is named on the "
-            f"command line: --extend {module.split('.')[0] or 'FOLDER'}"
-        )
+    if not _is_trusted(module):
+        raise ValueError(_refusal(name, setting))
     try:
-        return getattr(import_module(module), function)
+        found = getattr(import_module(module), function)
     except (ModuleNotFoundError, AttributeError) as error:
         raise ValueError(f"{setting}: {shown(name)} cannot be imported: {error}; expected module.function") from error
+    if not _is_trusted(getattr(found, "__module__", None) or type(found).__module__):  # a name that is imported there
+        raise ValueError(_refusal(name, setting))
+    return found
+
+
+def _is_trusted(module: str) -> bool:
+    top = module.partition(".")[0]
+    return top == _OWN or bool(_trusted & {module, top})
+
+
+def _refusal(name: str, setting: str) -> str:
+    extend = name.partition(".")[0]
+    return (
+        f"{setting}: importing {shown(name)} is not allowed; expected module.function of code that the command line "
+        f"names: --extend {extend}"
+    )
