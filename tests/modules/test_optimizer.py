@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,33 @@ def test_the_groups(groups: str) -> None:
         build_optimizer(partial(torch.optim.Rprop), weights, layer, False),
     ):
         assert len(same.param_groups) == 1
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, AdamW])
+def test_a_step_is_fused_and_is_the_same_step(kind: type[Optimizer]) -> None:
+    weights = {}
+    for fused in (None, False):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            layer = nn.Linear(37, 11)
+            build = partial(kind, lr=0.1, weight_decay=0.2, **({} if fused is None else {"fused": fused}))
+            optimizer = build_optimizer(build, list(layer.parameters()), layer, False)
+            assert [group["fused"] for group in optimizer.param_groups] == [fused is None] * 2
+            for _ in range(3):
+                layer(torch.randn(5, 37)).square().sum().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        weights[fused] = layer.weight.detach()
+    torch.testing.assert_close(weights[None], weights[False], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "build", [partial(AdamW, foreach=True), partial(AdamW, differentiable=True), partial(SGD, lr=0.1)], ids=str
+)
+def test_another_choice_of_how_a_step_is_computed_stays(build: Callable[[Any], Optimizer]) -> None:
+    layer = nn.Linear(2, 2)
+    optimizer = build_optimizer(build, list(layer.parameters()), layer, False)
+    assert not any(group["fused"] for group in optimizer.param_groups)
 
 
 def test_all_modules_have_the_key() -> None:
