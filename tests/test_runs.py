@@ -282,8 +282,9 @@ def test_a_run_leaves_what_it_says(rows: Path, tmp_path: Path) -> None:
     assert "after 4 steps" in ended.out
     assert ended.out.count("layout     shared: a prompt is read once for both responses, without padding") == 1
     names = {path.name for path in run.iterdir()}
-    files = {"config.yaml", "data.json", "metrics.jsonl", "samples.jsonl"}
-    assert names == files | {"checkpoints", "policy", "tensorboard"}
+    files = {"config.yaml", "data.json", "environment.json", "metrics.jsonl", "samples.jsonl"}
+    (events,) = run.glob("events.out.tfevents.*")
+    assert names == files | {"checkpoints", "figures", "policy", events.name}
     reported = {key for line in metrics(run) for key in line}
     assert {"train/margin/prompted", "train/margin/offset", "val/rewards/accuracies"} <= reported
     assert {"samples/policy/score", "samples/reference/eos_rate", "samples/policy/length/p50"} <= reported

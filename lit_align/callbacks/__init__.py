@@ -9,8 +9,8 @@
 6. ``Watchdog`` reports a process that hangs; ``ProgressBar`` shows the last reported numbers.
 7. Callbacks from ``trainer.callbacks``.
 8. ``Samples``, ``TrainingEvaluation`` and ``Export``, which have configuration keys of their own.
-9. ``GracefulStop`` ends a run on SIGTERM or Ctrl-C after the others have finished the step; ``Summary`` prints what
-   they did.
+9. ``TrainingFigures`` draws what the others have written; ``GracefulStop`` ends a run on SIGTERM or Ctrl-C after the
+   others have finished the step; ``Summary`` prints what they did.
 10. ``SaveConfig`` of ``lit_align.cli.run`` writes ``config.yaml``.
 11. ``Checkpoints``: Lightning calls callbacks that save checkpoints last, so that they save the state of all others.
 """
@@ -27,6 +27,8 @@ from lit_align.callbacks.precompute import Precompute
 from lit_align.callbacks.run_files import Figures, MetricsFile, Predictions
 from lit_align.callbacks.samples import Samples
 from lit_align.callbacks.summary import Summary
+from lit_align.callbacks.tensorboard import RunTensorBoard
+from lit_align.callbacks.training_figures import TrainingFigures
 from lit_align.callbacks.training_loop import FinalValidation, GracefulStop, ProgressBar, StepSeed
 from lit_align.callbacks.watchdog import Watchdog
 
@@ -44,10 +46,12 @@ __all__ = [
     "Predictions",
     "ProgressBar",
     "ResumeCheck",
+    "RunTensorBoard",
     "Samples",
     "StepSeed",
     "Summary",
     "TrainingEvaluation",
+    "TrainingFigures",
     "Watchdog",
     "first_callbacks",
     "last_callbacks",
@@ -68,4 +72,4 @@ def first_callbacks(seed: int, shows_progress: bool) -> list[Callback]:
 
 def last_callbacks() -> list[Callback]:
     """Return the callbacks of every run that come after those of the user."""
-    return [GracefulStop(), Summary()]
+    return [TrainingFigures(), GracefulStop(), Summary()]

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from lit_align.compat.lightning import writes_files
+from lit_align.evaluation.record import write_whole
 from lit_align.modules import LitModule
 from lit_align.modules.step_totals import run_data
 from lit_align.types import PreferencePair
@@ -66,6 +67,7 @@ class Figures(Callback):
 
     An on-policy run draws ``matching.png``, the policy's preferences against those of the scores, on its own responses
     and on those of the dataset; a reward model draws ``reliability.png``. Rank zero draws what it has evaluated.
+    Runs on pairs write ``margins.json``: counts of the reward margins by length, which ``compare`` shows.
     """
 
     @override
@@ -79,7 +81,12 @@ class Figures(Callback):
 
     def _draw(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.is_global_zero and isinstance(module, LitModule) and writes_files(trainer):
-            module.draw_figures(Path(trainer.default_root_dir) / "figures")
+            folder = Path(trainer.default_root_dir) / "figures"
+            module.draw_figures(folder)
+            if any(bucket["pairs"] for bucket in module.margins.get("buckets", {}).values()):
+                folder.mkdir(parents=True, exist_ok=True)
+                content = json.dumps({"step": trainer.global_step, **module.margins})
+                write_whole(folder / "margins.json", content + "\n")
 
 
 class Predictions(BasePredictionWriter):

@@ -236,4 +236,5 @@ def _record(step: int, prompt: SamplePrompt, row: int, models: dict[str, Sampled
         record[name] = responses.texts[row]
         if responses.scores:
             record[f"{name}_score"] = responses.scores[row]
+        record[f"{name}_tokens"] = responses.lengths[row]
     return record

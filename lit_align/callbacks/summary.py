@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
@@ -15,10 +18,12 @@ from rich.console import Console
 from rich.table import Table
 from typing_extensions import override
 
+from lit_align import __version__
 from lit_align.callbacks.checkpointing.checkpoints import checkpoint_folder
 from lit_align.callbacks.export import Export
 from lit_align.callbacks.model_card import describe, papers_of_run
 from lit_align.callbacks.samples import Samples
+from lit_align.callbacks.tensorboard import EVENT_NAME
 from lit_align.compat.lightning import callbacks_of, unwrapped, writes_files
 from lit_align.data import PreferenceData
 from lit_align.files import adapter_base
@@ -109,7 +114,7 @@ class Summary(Callback):
 
 
 def _report_data(trainer: Trainer, data: PreferenceData) -> None:
-    """Write length statistics to ``data.json``, and histograms of lengths to TensorBoard."""
+    """Write length statistics to ``data.json``, versions to ``environment.json``, histograms to TensorBoard."""
     if not writes_files(trainer):
         return
     root = Path(trainer.default_root_dir)
@@ -119,10 +124,29 @@ def _report_data(trainer: Trainer, data: PreferenceData) -> None:
     report["chat_template"] = data.template_hash
     report["template_date"] = data.told_date
     (root / "data.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    environment = json.dumps(_environment(trainer), indent=2)
+    (root / "environment.json").write_text(environment + "\n", encoding="utf-8")
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             for split, prepared in data.splits.items():
-                _add_histograms(logger, f"data/{split}", prepared.store.lengths)
+                _add_histograms(logger, f"{split} data", prepared.store.lengths)
+
+
+def _environment(trainer: Trainer) -> dict[str, str]:
+    """Return versions, device and processes of a run."""
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    packages = ("torch", "transformers", "lightning", "peft", "datasets", "tokenizers", "numpy")
+    return {
+        "lit_align": __version__,
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+        "system": platform.platform(),
+        "device": f"{device.type} ({name})",
+        "processes": str(trainer.world_size),
+        "precision": str(trainer.precision),
+        "threads": str(torch.get_num_threads()),
+    }
 
 
 def _add_histograms(logger: TensorBoardLogger, name: str, lengths: NDArray[np.int64]) -> None:
@@ -182,8 +206,9 @@ def _file_locations(trainer: Trainer) -> str:
     """Return lines on the files that the run has written."""
     root = Path(trainer.default_root_dir)
     last = checkpoint_folder(root) / "last.ckpt"
-    logs = [("tensorboard", f"tensorboard --logdir {root}"), ("metrics.jsonl", str(root / "metrics.jsonl"))]
-    written = [text for name, text in logs if writes_files(trainer) and (root / name).exists()]
+    runs = root if root.parent.resolve() == Path.cwd() else root.parent
+    logs = [(f"**/{EVENT_NAME}*", f"tensorboard --logdir {runs}"), ("metrics.jsonl", str(root / "metrics.jsonl"))]
+    written = [text for pattern, text in logs if writes_files(trainer) and any(root.glob(pattern))]
     lines = [f"[bold]metrics[/]     {', '.join(written)}"] if written else []
     exports = _callbacks_of_type(trainer, Export)
     lines += [f"[bold]exported[/]    {export.folder}" for export in exports if export.folder]

@@ -22,7 +22,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
@@ -181,11 +180,13 @@ class Cli(LightningCLI):
             return idle_trainer()
         config, instances = self.config[self.subcommand], self.config_init[self.subcommand]
         folder = Path(config.run)
-        resume_check = self._resume_check(config)
+        settings = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False, skip_validation=True))
+        resumes = self.subcommand == "fit"
+        resume_check = callbacks.ResumeCheck(settings, config.on_changed_settings, resumes=resumes)
         starts_anew = self._starts_anew(folder, config)
         if config.trainer.logger is None or config.trainer.logger is True:
             kwargs["logger"] = [
-                TensorBoardLogger(folder, name="", version="tensorboard"),
+                callbacks.RunTensorBoard(folder, settings),
                 callbacks.MetricsFile(folder),
             ]
         kwargs["plugins"] = [*as_list(instances.trainer.plugins), callbacks.AtomicCheckpointIO(resume_check.compare)]
@@ -215,10 +216,6 @@ class Cli(LightningCLI):
         elif config.ckpt_path is None and has_checkpoints:
             warn_of_unused_checkpoints(folder, config.model.policy, str(self.subcommand))
         return False
-
-    def _resume_check(self, config: Namespace) -> callbacks.ResumeCheck:
-        settings = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False, skip_validation=True))
-        return callbacks.ResumeCheck(settings, config.on_changed_settings, resumes=self.subcommand == "fit")
 
     @override
     def _parse_ckpt_path(self) -> None:

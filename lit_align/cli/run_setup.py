@@ -16,12 +16,14 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lit_align.callbacks.checkpointing.checkpoints import checkpoint_folder
+from lit_align.callbacks.tensorboard import EVENT_NAME, HIDDEN_NAME
 from lit_align.compat.lightning import writes_files
 from lit_align.errors import printable
 from lit_align.modules.optimizer import check_kind
 
 RUN_FILES = (
-    *("metrics.jsonl", "samples.jsonl", "evaluation.jsonl", "predictions.jsonl", "data.json", "config.yaml"),
+    *("metrics.jsonl", "samples.jsonl", "evaluation.jsonl", "predictions.jsonl", "data.json", "environment.json"),
+    "config.yaml",
     *("tensorboard", "checkpoints", "policy", "reward_model", "figures"),
 )
 """What a run writes into its folder."""
@@ -106,7 +108,7 @@ def move_aside(folder: Path, files: Sequence[Path]) -> Path:
 
 def run_files(folder: Path) -> list[Path]:
     """Return the files that a run has written into its folder, links included."""
-    tops = [folder / name for name in RUN_FILES]
+    tops = [*(folder / name for name in RUN_FILES), *folder.glob("events.out.tf*events.*")]
     paths = [path for top in tops for path in (top, *(top.rglob("*") if top.is_dir() else ()))]
     return [path for path in paths if path.is_symlink() or path.is_file()]
 
@@ -116,8 +118,10 @@ def _next_folder(previous: Path) -> Path:
 
 
 def _move(files: Sequence[Path], source: Path, target: Path) -> None:
+    """Move files from a folder to another; event files have names there by which TensorBoard does not find them."""
     for path in files:
-        moved = target / path.relative_to(source)
+        names = (HIDDEN_NAME, EVENT_NAME) if "previous" in source.parts[-2:] else (EVENT_NAME, HIDDEN_NAME)
+        moved = target / path.relative_to(source).with_name(path.name.replace(*names))
         moved.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(path, moved)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,9 +23,9 @@ CURVES = (
     "log_probs/chosen/mean",
     "displacement/chosen/fell",
     "lengths/margin_correlation",
-    "evaluation/win_rate",
-    "evaluation/score",
-    "evaluation/length/tokens",
+    "eval/win_rate",
+    "eval/score",
+    "eval/length/tokens",
     "samples/policy/score",
     "samples/policy/length/mean",
     "score",
@@ -126,8 +127,8 @@ def evaluated_figure(models: Sequence[EvaluatedModel], names: Sequence[str]) -> 
         colour = run_style(names.index(model.run))[0] if model.run in names else "#808080"
         metrics = model.record.metrics
         score, length = (
-            metrics[plane.score.removeprefix("evaluation/")],
-            metrics[plane.length.removeprefix("evaluation/")],
+            metrics[plane.score.removeprefix("eval/")],
+            metrics[plane.length.removeprefix("eval/")],
         )
         traces.append(
             {
@@ -168,14 +169,14 @@ def evaluated_plane(models: Sequence[EvaluatedModel]) -> Plane | None:
         models: of all evaluations.
     """
     length = "length/tokens"
-    for score in ("length_controlled_win_rate", "win_rate", "score"):
+    for score in ("win_rate/length_controlled", "win_rate", "score"):
         points = [
             PlanePoint(model.name, None, model.record.metrics[length].value, model.record.metrics[score].value)
             for model in models
             if length in model.record.metrics and score in model.record.metrics
         ]
         if points:
-            return Plane(f"evaluation/{score}", f"evaluation/{length}", with_front(points))
+            return Plane(f"eval/{score}", f"eval/{length}", with_front(points))
     return None
 
 
@@ -242,13 +243,31 @@ def margin_figures(runs: Sequence[Run]) -> list[PlotlyFigure]:
                 PlotlyFigure(
                     f"chosen is {bucket.replace('_', ' ')}",
                     traces,
-                    {**_layout("reward margin", "share of pairs"), "shapes": [_ZERO]},
+                    _margin_layout(known[0][1].margins["edges"]),
                 )
             )
     return figures
 
 
-_ZERO = {"type": "line", "x0": 0, "x1": 0, "yref": "paper", "y0": 0, "y1": 1, "line": {"color": _FRONT, "width": 1}}
+def _margin_layout(edges: Sequence[float]) -> dict[str, Any]:
+    """Return axes on which all bins are equally wide, however wide they are in margins."""
+    shown = [value for value in (-10, -1, -0.1, 0, 0.1, 1, 10) if edges[0] <= value <= edges[-1]]
+    layout = _layout("reward margin", "share of pairs")
+    layout["xaxis"]["tickvals"] = [_place(edges, value) for value in shown]
+    layout["xaxis"]["ticktext"] = [f"{value:g}" for value in shown]
+    zero = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "line": {"color": _FRONT, "width": 1}}
+    layout["shapes"] = [{**zero, "x0": _place(edges, 0.0), "x1": _place(edges, 0.0)}]
+    return layout
+
+
+def _place(edges: Sequence[float], value: float) -> float:
+    """Return where a value stands among edges, in bins from the first.
+
+    >>> _place([-2.0, 0.0, 1.0], 0.25)
+    1.25
+    """
+    bin_of = min(max(bisect_right(edges, value) - 1, 0), len(edges) - 2)
+    return bin_of + (value - edges[bin_of]) / (edges[bin_of + 1] - edges[bin_of])
 
 
 def _steps(run: Run, edges: Sequence[float], bucket: Mapping[str, Any], number: int) -> dict[str, Any]:
@@ -258,14 +277,15 @@ def _steps(run: Run, edges: Sequence[float], bucket: Mapping[str, Any], number: 
     filled = [place for place, share in enumerate(shares) if share]
     first, last = filled[0], filled[-1]
     return {
-        "x": [edges[first], *edges[first : last + 2]],
+        "x": [first, *range(first, last + 2)],
+        "text": [f"{edges[place]:.3g}" for place in (first, *range(first, last + 2))],
         "y": [0, *shares[first : last + 1], 0],
         "name": html.escape(f"{run.name}, n = {bucket['pairs']:g}"),
         "mode": "lines",
         "line": {"color": colour, "width": 1.5, "dash": dash, "shape": "hv"},
         "fill": "tozeroy",
         "fillcolor": f"{colour}22",
-        "hovertemplate": "from %{x:.3g}: %{y:.1%}",
+        "hovertemplate": "from %{text}: %{y:.1%}",
     }
 
 

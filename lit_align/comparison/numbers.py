@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lit_align.comparison.runs import Run
@@ -12,9 +12,9 @@ from lit_align.evaluation.record import MetricEstimate
 from lit_align.statistics import t_quantile, wilson
 
 PLANES = (
-    ("evaluation/length_controlled_win_rate", "evaluation/length/tokens"),
-    ("evaluation/win_rate", "evaluation/length/tokens"),
-    ("evaluation/score", "evaluation/length/tokens"),
+    ("eval/win_rate/length_controlled", "eval/length/tokens"),
+    ("eval/win_rate", "eval/length/tokens"),
+    ("eval/score", "eval/length/tokens"),
     ("samples/policy/score", "samples/policy/length/mean"),
     ("val/score", "val/length"),
     ("val/rewards/accuracies", "samples/policy/length/mean"),
@@ -28,6 +28,8 @@ SAMPLE_SCORE, SAMPLE_LENGTH, SAMPLE_ENDED = (
 SHARES_OF_PAIRS = ("rewards/accuracies", "displacement/chosen/fell", "lengths/longer_wins")
 """Metrics of a validation that are a share of its pairs."""
 CORRELATIONS = ("lengths/margin_correlation",)
+EVALUATED = ("eval/win_rate", "eval/win_rate/length_controlled", "eval/score", "eval/length/tokens", "eval/kl")
+"""What the evaluation during a run reports, its interval beside it as ``.../low`` and ``.../high``."""
 OTHER_RESULTS = ("rewards/margins", "loss", "score", "length", "entropy", "matching/d2", "calibration/ece")
 _Z = 1.959963984540054
 
@@ -195,7 +197,8 @@ def _is_number(value: object) -> bool:
 def results(run: Run) -> dict[str, MetricEstimate]:
     """Return the last value of the metrics that say how a run ended, with 95 % intervals where they can be computed.
 
-    Means over samples have Student's interval over the prompts, shares that of Wilson, correlations that of Fisher.
+    Means over samples have Student's interval over the prompts, shares that of Wilson, correlations that of Fisher;
+    an evaluation during the run has reported its own.
 
     Args:
         run: the run.
@@ -216,8 +219,9 @@ def results(run: Run) -> dict[str, MetricEstimate]:
         }
     for name in OTHER_RESULTS:
         numbers |= _bare(run, f"val/{name}")
-    for name in ("evaluation/win_rate", "evaluation/score", "evaluation/length/tokens"):
-        numbers |= _bare(run, name)
+    for name in EVALUATED:
+        low, high = run.last(f"{name}/low"), run.last(f"{name}/high")
+        numbers |= {key: replace(number, low=low, high=high) for key, number in _bare(run, name).items()}
     return numbers
 
 

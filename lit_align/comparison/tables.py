@@ -38,10 +38,10 @@ WORDS = {
     "val/entropy": "entropy (nats per response)",
     "val/matching/d2": "matching divergence D2",
     "val/calibration/ece": "calibration error",
-    "evaluation/win_rate": "win rate",
-    "evaluation/length_controlled_win_rate": "length-controlled win rate",
-    "evaluation/score": "score",
-    "evaluation/length/tokens": "length (tokens)",
+    "eval/win_rate": "win rate",
+    "eval/win_rate/length_controlled": "length-controlled win rate",
+    "eval/score": "score",
+    "eval/length/tokens": "length (tokens)",
 }
 """Metric → what it is called in a table."""
 
@@ -202,7 +202,7 @@ def evaluation_table(models: Sequence[EvaluatedModel]) -> ComparisonTable:
     heads = tuple(f"{model.name} (baseline)" if model.is_baseline else model.name for model in models)
     rows = tuple(
         (
-            words_for(f"evaluation/{metric}").removeprefix("evaluation/"),
+            words_for(f"eval/{metric}").removeprefix("eval/"),
             *(interval_text(model.record.metrics.get(metric)) for model in models),
         )
         for metric in metrics

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -60,6 +61,31 @@ def draw_reliability(reliability: Reliability, error: float, file: Path) -> Path
         axes.plot(curve[:, 0], curve[:, 1], "o-", color=POLICY)
         axes.set(xlabel="probability given to the likelier side", ylabel="share of pairs in which it is preferred")
         axes.set_title(f"expected calibration error {error:.3f}")
+        figure.savefig(file)
+    return file
+
+
+def draw_margins(margins: Mapping[str, Any], file: Path) -> Path:
+    """Draw a histogram of the reward margins of each bucket of length, on an axis that is finest around 0.
+
+    Args:
+        margins: edges and buckets, as ``MarginsByLength`` returns them.
+        file: where the figure goes; its folder is made.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    edges, buckets = np.array(margins["edges"]), margins["buckets"]
+    ticks = [value for value in (-10.0, -1.0, -0.1, 0.0, 0.1, 1.0, 10.0) if edges[0] <= value <= edges[-1]]
+    with rc_context(STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(2.7 * len(buckets), 2.9))
+        axes = figure.subplots(1, len(buckets), squeeze=False, sharex=True, sharey=True)[0]
+        for panel, (name, bucket) in zip(axes, buckets.items(), strict=True):
+            shares = np.array(bucket["counts"]) / max(bucket["pairs"], 1)
+            panel.stairs(shares, np.arange(len(edges)), color=POLICY, fill=True, alpha=0.5)
+            panel.axvline(np.interp(0.0, edges, np.arange(len(edges))), color=GUIDE, linestyle="--", linewidth=1)
+            panel.set_title(f"chosen is {name.replace('_', ' ')}\n{bucket['pairs']:g} pairs", fontsize=10)
+            panel.set_xticks(np.interp(ticks, edges, np.arange(len(edges))), [f"{value:g}" for value in ticks])
+        axes[0].set_ylabel("share of pairs")
+        figure.supxlabel("reward margin")
         figure.savefig(file)
     return file
 

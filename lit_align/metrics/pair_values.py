@@ -198,7 +198,7 @@ def of_length_gaps(outcome: Outcome, logps: PairLogProbs, present: Presence) -> 
     lengths = logps.mask.sum(-1).double()
     gap, rewards = lengths[:, 0] - lengths[:, 1], outcome.rewards[:, 0] - outcome.rewards[:, 1]
     won = (rewards > 0).double() + 0.5 * (rewards == 0).double()
-    bucket = _bucket(lengths)
+    bucket = length_bucket(lengths)
     longer = (gap > 0).double() + 0.5 * (gap == 0).double()
     values = {"lengths/longer_wins": Counted(longer, present.both)}
     for number, name in enumerate(BUCKETS):
@@ -208,8 +208,8 @@ def of_length_gaps(outcome: Outcome, logps: PairLogProbs, present: Presence) -> 
     return values
 
 
-def _bucket(lengths: Tensor) -> Tensor:
-    """Return the number of the bucket; multiplied out, so that an absent side divides nothing."""
+def length_bucket(lengths: Tensor) -> Tensor:
+    """Return the place of each pair's bucket in ``BUCKETS``; multiplied out: an absent side divides nothing."""
     chosen, rejected = lengths[:, 0], lengths[:, 1]
     much_shorter, shorter = 2 * chosen <= rejected, 10 * chosen < 9 * rejected
     much_longer, longer = chosen >= 2 * rejected, 9 * chosen > 10 * rejected

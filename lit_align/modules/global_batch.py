@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_align.metrics import PairMetrics
+from lit_align.metrics.margins import MarginsByLength
 from lit_align.objectives.base import Objective
-from lit_align.types import LossOutput, PairBatch, PairLogProbs, RecordT, map_tensors
+from lit_align.types import LossOutput, Outcome, PairBatch, PairLogProbs, RecordT, map_tensors
 
 INDEX = "index"
 POLICY = "policy"
@@ -148,24 +149,32 @@ class Evaluation:
     Args:
         objective: the objective.
         metrics: accumulates what it returns.
+        margins: counts its reward margins.
     """
 
-    def __init__(self, objective: Objective, metrics: PairMetrics) -> None:
+    def __init__(self, objective: Objective, metrics: PairMetrics, margins: MarginsByLength) -> None:
         self.objective = objective
         self.metrics = metrics
+        self.margins = margins
+        self.last_margins: dict[str, Any] = {}
         self._kept: list[tuple[PairLogProbs, PairBatch]] = []
 
     def reset(self) -> None:
         """Discard what an interrupted evaluation has left."""
         self._kept = []
         self.metrics.reset()
+        self.margins.reset()
 
     def update(self, logps: PairLogProbs, batch: PairBatch) -> None:
         """Add the pairs of a batch."""
         if self.objective.needs.batch_level:
             self._kept.append((moved(logps, "cpu"), moved(_without_ids(batch), "cpu")))
         else:
-            self.metrics.update(self.objective(logps), logps, batch)
+            self._add(self.objective(logps), logps, batch)
+
+    def _add(self, outcome: Outcome, logps: PairLogProbs, batch: PairBatch) -> None:
+        self.metrics.update(outcome, logps, batch)
+        self.margins.update(outcome.rewards, logps.mask.sum(-1), batch.weight)
 
     def compute(self, trainer: Trainer, device: torch.device) -> dict[str, Tensor]:
         """Return the means over the pairs of all ranks, and reset.
@@ -179,8 +188,9 @@ class Evaluation:
             outputs = evaluate_globally(self.objective, logps, batches, trainer, with_grad=False)
             for output, batch in zip(outputs, batches, strict=True):
                 assert output.outcome is not None
-                self.metrics.update(moved(output.outcome, device), moved(output.logps, device), moved(batch, device))
+                self._add(moved(output.outcome, device), moved(output.logps, device), moved(batch, device))
         values: dict[str, Tensor] = self.metrics.compute()
+        self.last_margins = self.margins.compute()
         self.reset()
         return values
 

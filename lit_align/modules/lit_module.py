@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -33,6 +34,8 @@ class LitModule(LightningModule):
     reference: Reference | None = None
     score: Scorer | None = None
     betas: tuple[BetaReading, ...] = ()
+    margins: Mapping[str, Any] = MappingProxyType({})
+    """Reward margins by length of the last evaluation; see ``MarginsByLength``. Empty without pairs."""
     export_name: ClassVar[str] = "policy"
     """Name of the exported folder."""
     export_note: ClassVar[str] = ""

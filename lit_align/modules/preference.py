@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from lit_align.compat.lightning import is_accumulating
 from lit_align.metrics import PairMetrics
+from lit_align.metrics.margins import MarginsByLength
 from lit_align.metrics.pairs import CORRELATION
 from lit_align.models import ForwardPass, HeadGradientAccumulator, Loading, LoRA, Reference, adapter_of
 from lit_align.models.lm_head.patch import sparse_embedding_grad
@@ -91,9 +92,10 @@ class LitPreference(LitPolicy):
         self.loading = loading
         self.reference = chosen
         self.eval_metrics = PairMetrics(objective, from_start, spread=True)
+        self.eval_margins = MarginsByLength()
         self.objective_state = ObjectiveState(objective)
         self._micro_batches: list[PairBatch] = []
-        self._evaluation = Evaluation(objective, self.eval_metrics)
+        self._evaluation = Evaluation(objective, self.eval_metrics, self.eval_margins)
         self.betas: tuple[BetaReading, ...] = ()
         self._seed = 0
 
@@ -278,7 +280,9 @@ class LitPreference(LitPolicy):
 
     @override
     def evaluation_values(self) -> dict[str, Tensor]:
-        return self._evaluation.compute(self.trainer, self.device)
+        values = self._evaluation.compute(self.trainer, self.device)
+        self.margins = self._evaluation.last_margins
+        return values
 
     # ── state ───────────────────────────────────────────────────────────────────────────────────────────────────
 

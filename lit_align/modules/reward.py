@@ -12,6 +12,7 @@ from torch.optim import AdamW
 from typing_extensions import override
 
 from lit_align.metrics.figures import draw_reliability
+from lit_align.metrics.margins import MarginsByLength
 from lit_align.metrics.pair_values import SIDES
 from lit_align.metrics.reward import OTHER_METRICS, REWARD_METRICS, RewardMetrics
 from lit_align.models import ForwardPass, Loading, LoRA
@@ -81,6 +82,7 @@ class LitReward(LitBase):
         self.objective = objective
         self.loading = loading
         self.eval_metrics = RewardMetrics(objective.contrast.beta)
+        self.eval_margins = MarginsByLength()
 
     @override
     def setup(self, stage: str) -> None:
@@ -173,15 +175,19 @@ class LitReward(LitBase):
 
     @override
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
-        self.eval_metrics.update(self._outcome(batch), batch)
+        outcome = self._outcome(batch)
+        self.eval_metrics.update(outcome, batch)
+        self.eval_margins.update(outcome.rewards, batch.lengths, batch.weight)
 
     @override
     def on_validation_epoch_start(self) -> None:
+        self.eval_margins.reset()
         self.eval_metrics.reset()  # the values of the last evaluation stay until here, for figures
 
     @override
     def evaluation_values(self) -> dict[str, Tensor]:
         values: dict[str, Tensor] = self.eval_metrics.compute()
+        self.margins = self.eval_margins.compute()
         return values
 
     @override

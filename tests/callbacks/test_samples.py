@@ -20,6 +20,7 @@ from tests.runner import BASE, QUIET, distributed, lit_align, metrics, ok, weigh
 
 STEPS = (0, 1, 2)
 MODELS = ("policy", "reference")
+KEPT = ("policy_score", "reference_score", "policy_tokens", "reference_tokens")
 COUNT, SHOW, LONGEST = 4, 3, 24
 
 
@@ -63,7 +64,7 @@ def numbers(run: Path, step: int) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def events(run: Path) -> EventAccumulator:
-    found = EventAccumulator(str(run / "tensorboard"), {"histograms": 0})
+    found = EventAccumulator(str(run), {"histograms": 0})
     found.Reload()
     return found
 
@@ -74,7 +75,7 @@ def test_one_line_per_step_and_prompt(run: Path, rows: Path) -> None:
     for step in STEPS:
         assert [line["prompt"] for line in lines(run, step)] == prompts
     assert len(lines(run)) == len(STEPS) * COUNT
-    assert all(set(line) == {"step", "prompt", *MODELS, *(f"{m}_score" for m in MODELS)} for line in lines(run))
+    assert all(set(line) == {"step", "prompt", *MODELS, *KEPT} for line in lines(run))
 
 
 def test_policy_and_reference_start_equal_and_part(run: Path) -> None:
@@ -97,6 +98,7 @@ def test_the_numbers_follow_from_the_texts(run: Path, step: int, model: str) -> 
     texts = [line[model] for line in lines(run, step)]
     lengths = np.array([len(tokenizer(text, add_special_tokens=False).input_ids) for text in texts])
     found = {key.rpartition(f"samples/{model}/")[2]: value for key, value in numbers(run, step).items()}
+    assert found["length/mean"] == np.mean([line[f"{model}_tokens"] for line in lines(run, step)])
     assert found["score"] == pytest.approx(np.mean([line[f"{model}_score"] for line in lines(run, step)]))
     assert found["distinct"] == len(set(texts)) / len(texts)
     assert lengths.mean() + found["eos_rate"] <= found["length/mean"] <= LONGEST
@@ -146,7 +148,12 @@ def test_tensorboard_has_every_number(run: Path, events: EventAccumulator) -> No
     for step in STEPS:
         drawn = {key: value for key, value in numbers(run, step).items() if key.startswith("samples/")}
         assert len(drawn) == 14
+        constants = events.Tensors("constants/text_summary")[-1].tensor_proto.string_val[0].decode()
         for key, value in drawn.items():
+            if key.startswith("samples/reference/"):  # the same at every step, so no curve
+                assert key not in events.Tags()["scalars"]
+                assert f"| {key} | {value:.6g} |" in constants
+                continue
             assert {event.step: event.value for event in events.Scalars(key)}[step] == pytest.approx(value)
 
 

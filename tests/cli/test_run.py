@@ -242,7 +242,8 @@ def test_nothing_is_written_outside_the_run_s_folder(fitted: Path) -> None:
     assert [path.name for path in fitted.parent.parent.iterdir()] == ["deep"]
     assert [path.name for path in fitted.parent.iterdir()] == ["run"]
     assert {path.name for path in fitted.iterdir()} == {
-        *("checkpoints", "config.yaml", "data.json", "metrics.jsonl", "policy", "samples.jsonl", "tensorboard"),
+        *("checkpoints", "config.yaml", "data.json", "environment.json", "metrics.jsonl", "policy", "samples.jsonl"),
+        *(path.name for path in fitted.glob("events.out.tfevents.*")),
     }
 
 

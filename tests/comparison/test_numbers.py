@@ -111,3 +111,12 @@ def test_runs_that_differ_in_the_seed_are_one_group(runs: list[Run]) -> None:
     score = over_seeds(runs[:2])["samples/policy/score"]
     low, high = stats.t.interval(0.95, 1, 2.625, stats.sem([2.5, 2.75]))
     assert [score.value, score.low, score.high] == pytest.approx([2.625, low, high])
+
+
+def test_an_evaluation_during_the_run_brings_its_intervals() -> None:
+    ends = {"eval/win_rate": 0.6, "eval/win_rate/low": 0.5, "eval/win_rate/high": 0.7, "eval/length/tokens": 30.0}
+    run = Run("a", None, curves={name: {0: 0.1, 20: value} for name, value in ends.items()})
+    win_rate = results(run)["eval/win_rate"]
+    assert (win_rate.value, win_rate.low, win_rate.high) == (0.6, 0.5, 0.7)
+    assert "eval/win_rate/low" not in results(run)
+    assert training_plane([run]).score == "eval/win_rate"

@@ -48,6 +48,6 @@ def test_going_on_from_an_older_checkpoint_tells_every_step_once(rows: Path, tmp
     (aside,) = (run / "previous").iterdir()
     assert len(aside.read_text("utf-8").splitlines()) == 5
     assert metrics(run) == first
-    shown = EventAccumulator(str(run / "tensorboard"))
+    shown = EventAccumulator(str(run))
     shown.Reload()
     assert [event.step for event in shown.Scalars("train/loss")] == [1, 2, 3, 4, 5]
