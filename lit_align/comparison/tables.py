@@ -33,6 +33,8 @@ WORDS = {
     "val/lengths/margin_correlation": "correlation of margin and length gap",
     "val/rewards/margins": "reward margin",
     "val/loss": "validation loss",
+    "val/log_probs/chosen/mean": "log-prob of a chosen token",
+    "train/grad_norm": "gradient norm",
     "val/score": "score of its responses",
     "val/length": "length of its responses (tokens)",
     "val/entropy": "entropy (nats per response)",

@@ -15,6 +15,8 @@ import pytest
 import torch
 
 from lit_align import objectives
+from lit_align.callbacks.training_figures import PANELS, draw_curves
+from lit_align.comparison.runs import read_run
 from lit_align.metrics import pair_values
 from lit_align.metrics.pairs import CORRELATION
 from lit_align.objectives.examples import worked_pair
@@ -141,7 +143,7 @@ def test_the_tool_draws_a_run(tool: ModuleType, run: Path, tmp_path: Path, monke
 
 
 def test_every_curve_is_one_that_a_run_has(tool: ModuleType, run: Path) -> None:
-    drawn = {name for _, lines in tool.PANELS for name in lines} | set(tool.TABLE)
+    drawn = {name for _, lines in PANELS for name in lines} | set(tool.TABLE)
     assert drawn <= NAMES
     assert {f"val/{name}" for name in drawn} - reported(run) <= {
         f"val/{name}"
@@ -150,20 +152,20 @@ def test_every_curve_is_one_that_a_run_has(tool: ModuleType, run: Path) -> None:
     }
 
 
-def test_what_is_drawn_is_what_was_reported(tool: ModuleType, tmp_path: Path) -> None:
+def test_what_is_drawn_is_what_was_reported(tmp_path: Path) -> None:
     """A step that was reported twice counts as it was reported last; a metric that is missing leaves no line."""
     lines = [
         {"step": 1, "train/loss": 3.0, "val/loss": 2.5},
         {"step": 2, "train/loss": 2.0},
         {"step": 2, "train/loss": 1.0, "val/loss": 1.5},
     ]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)), "utf-8")
-    curves = tool.read(tmp_path)
-    loss, rewards, *_ = tool.draw("x", curves).axes
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines), "utf-8")
+    read = read_run(tmp_path)
+    loss, rewards, *_ = draw_curves("x", read.curves).axes
     drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in loss.lines if len(line.get_xdata())]
     assert drawn == [([1, 2], [3.0, 1.0]), ([1, 2], [2.5, 1.5])]
     assert not any(len(line.get_xdata()) for line in rewards.lines)
-    assert (tool.last(curves, "val/loss"), tool.last(curves, "val/rewards/chosen")) == ("1.5", "")
+    assert (read.last("val/loss"), read.last("val/rewards/chosen")) == (1.5, None)
 
 
 def test_a_label_for_two_runs_is_refused(tool: ModuleType, monkeypatch) -> None:
