@@ -130,3 +130,12 @@ def test_a_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit, match="2"):
         main([str(tmp_path / "none.yaml")])
     assert "none.yaml: no such file; expected a grid" in capsys.readouterr().err
+
+
+def test_the_grids_of_the_results_pages_have_no_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).parents[2]
+    monkeypatch.chdir(root)
+    files = sorted((root / "tools" / "grids").glob("*.yaml"))
+    assert files
+    for file in files:
+        assert check_cells(read_grid(file).cells) == []
