@@ -92,6 +92,7 @@ def test_finished_cells_are_skipped(swept: Swept) -> None:
     assert "[3/4] finished train=late.jsonl-seed=" in out
     log = (swept.folder / FIRST / "log.txt").read_text().splitlines()
     assert sum(line.startswith("── ") for line in log) == 2  # stopped, and gone on with
+    assert (swept.folder / "comparison" / "compare.html").is_file()
     table = json.loads((swept.folder / "sweep.json").read_text())
     assert [row["seeds"] for row in table["settings"]] == [[0, 1], [0, 1]]
     last = [metrics(swept.folder / f"train=pairs.jsonl-seed={seed}")[-1]["train/loss"] for seed in (0, 1)]
