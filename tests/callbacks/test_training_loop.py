@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from lit_align.callbacks import GracefulStop, training_loop
+from lit_align.callbacks.checkpointing.checksums import damage
 from lit_align.interrupts import Stopped, Waiting
 from tests.runner import BASE, SHORT, distance, distributed, lit_align, metrics, ok, weights
 
@@ -31,7 +32,11 @@ def words(run: Path, rows: Path, *more: object) -> tuple[object, ...]:
 
 
 def stopped(
-    run: Path, *command: object, number: int = signal.SIGTERM, ready: Callable[[], bool] | None = None
+    run: Path,
+    *command: object,
+    number: int = signal.SIGTERM,
+    ready: Callable[[], bool] | None = None,
+    to_all: bool = False,
 ) -> tuple[int, str]:
     """Signal a process when it is ready, by default after two reported steps; return exit code and output."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -40,7 +45,10 @@ def stopped(
         process = subprocess.Popen(python, stdout=output, stderr=output, env=environment, start_new_session=True)
         try:
             until(lambda: (ready() if ready else reported(run) >= 2) or process.poll() is not None)
-            process.send_signal(number)
+            if to_all:
+                os.killpg(process.pid, number)
+            else:
+                process.send_signal(number)
             code = process.wait(PATIENCE)
             until(lambda: not alive(process.pid))
         finally:
@@ -204,6 +212,18 @@ def test_sigterm_to_the_launcher_stops_both_processes(rows: Path, tmp_path: Path
     for ended in distributed(2, *words(tmp_path / "whole", rows, *many)):
         ok(ended)
     assert distance(weights(tmp_path / "stopped"), weights(tmp_path / "whole")) == 0.0
+
+
+@pytest.mark.long
+@pytest.mark.fault("LE2")
+def test_ctrl_c_to_all_processes_leaves_a_checkpoint_and_ends_them(rows: Path, tmp_path: Path) -> None:
+    """A terminal sends it to the launcher and to the processes alike."""
+    run = tmp_path / "run"
+    many = ("--trainer.max_steps", 400, *TWO)
+    code, out = stopped(run, *words(run, rows, *many), number=signal.SIGINT, to_all=True)
+    assert code == 130, out
+    assert "Traceback" not in out
+    assert damage(run / "checkpoints" / "interrupt.ckpt") is None
 
 
 TERMINATES = """
