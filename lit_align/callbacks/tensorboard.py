@@ -84,10 +84,12 @@ class RunTensorBoard(TensorBoardLogger):
     Args:
         folder: of the run.
         settings: of the run, as in ``config.yaml``.
+        starts_anew: whether the run goes on from no checkpoint; one that does goes on where its event files lie.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        super().__init__(folder, name="", version="tensorboard" if (folder / "tensorboard").is_dir() else "")
+    def __init__(self, folder: Path, settings: Mapping[str, Any], starts_anew: bool = False) -> None:
+        goes_on = not starts_anew and (folder / "tensorboard").is_dir()
+        super().__init__(folder, name="", version="tensorboard" if goes_on else "")
         self.settings = settings
         self._constants: dict[str, float] = {}
         self._described = False

@@ -186,7 +186,7 @@ class Cli(LightningCLI):
         starts_anew = self._starts_anew(folder, config)
         if config.trainer.logger is None or config.trainer.logger is True:
             kwargs["logger"] = [
-                callbacks.RunTensorBoard(folder, settings),
+                callbacks.RunTensorBoard(folder, settings, starts_anew),
                 callbacks.MetricsFile(folder),
             ]
         kwargs["plugins"] = [*as_list(instances.trainer.plugins), callbacks.AtomicCheckpointIO(resume_check.compare)]

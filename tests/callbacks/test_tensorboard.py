@@ -85,6 +85,7 @@ def test_every_task_has_a_layout() -> None:
 def test_a_run_whose_events_lie_deeper_goes_on_there(tmp_path: Path) -> None:
     (tmp_path / "tensorboard").mkdir()
     assert Path(RunTensorBoard(tmp_path, SETTINGS).log_dir) == tmp_path / "tensorboard"
+    assert Path(RunTensorBoard(tmp_path, SETTINGS, starts_anew=True).log_dir) == tmp_path
 
 
 class FakeTrainer:
