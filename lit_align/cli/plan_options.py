@@ -25,6 +25,8 @@ From the makers' data sheets. The V100 has no bfloat16; its peak is that of floa
 """
 UTILIZATION = 0.4
 """Share of the peak that a training step reaches by default; 0.3 to 0.5 are usual."""
+CPU_UTILIZATION = 0.75
+"""The same, of the rate of matrix products that is measured on a CPU: their part in a step of a real model."""
 
 
 def option_parser() -> argparse.ArgumentParser:
@@ -39,13 +41,12 @@ def option_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--hardware", choices=HARDWARE, metavar="NAME", help=f"GPU: {', '.join(HARDWARE)}")
     add("--memory", type=above_zero, metavar="GIB", help="memory of each GPU, instead of the named one's")
-    add("--flops", type=above_zero, help="peak operations per second of each GPU, instead of the named one's")
+    add("--flops", type=above_zero, help="peak operations per second, instead of the GPU's or the CPU's measured rate")
     add(
         "--utilization",
         type=_number(1, "a share above 0 and at most 1"),
-        default=UTILIZATION,
         metavar="SHARE",
-        help="share of the peak that is reached (default: %(default)s)",
+        help=f"share of the peak that is reached (default: {UTILIZATION}; {CPU_UTILIZATION} of a CPU's measured rate)",
     )
     add("--lengths", type=_lengths, metavar="PROMPT,RESPONSE", help="tokens of each, instead of the data's")
     add("--architecture", type=Path, metavar="FILE", help="a config.json, instead of those of the named models")

@@ -6,26 +6,28 @@ import argparse
 import copy
 import json
 import shutil
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from rich.console import Console
 from rich.table import Table
 from typing_extensions import override
 
 from lit_align.cli import run as cli
-from lit_align.cli.plan_options import GIB, HARDWARE, option_parser
+from lit_align.cli.plan_options import CPU_UTILIZATION, GIB, HARDWARE, UTILIZATION, option_parser
 from lit_align.cli.run_setup import idle_trainer
 from lit_align.files import tokenizer_source
-from lit_align.modules import Module
+from lit_align.models.loading import read_config
 from lit_align.plan.estimate import Estimate, estimate
 from lit_align.plan.memory import Parallelism
 from lit_align.plan.suggestions import Case, suggestions
-from lit_align.plan.workload import count_steps, plan_batch
+from lit_align.plan.workload import count_steps, mean_share, plan_batch
 from lit_align.types import PairBatch
 
 RESERVED = 0.06
@@ -118,14 +120,22 @@ class Planner(cli.Cli):
         memory, *peaks = HARDWARE.get(options.hardware, (0, 0.0, 0.0))
         memory = int(options.memory * GIB) if options.memory else memory
         narrow = parallelism.precision == "bf16-mixed" or module.loading.dtype in ("bfloat16", "float16")
-        peak = options.flops or peaks[0 if narrow else 1]
+        peak, utilization = options.flops or peaks[0 if narrow else 1], options.utilization or UTILIZATION
+        if not peak and parallelism.device == "cpu":
+            peak, utilization = cpu_rate(self._hidden_size()), options.utilization or CPU_UTILIZATION
         console = Console(soft_wrap=True)
         _print_estimate(console, plan, batch, source, parallelism)
         if memory:
             _print_fit(console, Case(module, batch, parallelism), plan, memory)
         if peak:
             steps = count_steps(module, data, config.trainer, parallelism)
-            _print_time(console, module, plan, peak, options.utilization, steps)
+            _print_time(console, plan, (peak, utilization), steps, mean_share(data))
+            if module.task == "online":
+                console.print("writing token by token waits for memory, and takes longer than its operations suggest")
+
+    def _hidden_size(self) -> int:
+        model = self.config[self.subcommand].model
+        return int(read_config(model.policy, model.loading.revision).get_text_config().hidden_size)
 
 
 def parallelism_of(trainer: Any) -> Parallelism:
@@ -177,12 +187,25 @@ def _print_fit(console: Console, case: Case, plan: Estimate, memory: int) -> Non
     console.print(table)
 
 
-def _print_time(
-    console: Console, module: Module, plan: Estimate, peak: float, utilization: float, steps: int | None
-) -> None:
+def _print_time(console: Console, plan: Estimate, speed: tuple[float, float], steps: int | None, share: float) -> None:
+    """Print the time of a step on the largest batch, and that of the run, whose batches have a share of its tokens."""
+    peak, utilization = speed
     seconds = plan.operations / (peak * utilization)
-    console.print(f"{seconds:.3g} s per optimizer step at {utilization:.0%} of {peak:.3g} operations per second")
+    at = f"at {utilization:.0%} of {peak:.3g} operations per second"
+    console.print(f"{seconds:.3g} s per optimizer step on the largest batch, {at}")
     if steps:
-        console.print(f"{steps:,} steps: {seconds * steps / 3600:.3g} hours, without validation and samples")
-    if module.task == "online":
-        console.print("writing token by token waits for memory, and takes longer than its operations suggest")
+        console.print(f"{steps:,} steps: {seconds * share * steps / 3600:.3g} hours, without validation and samples")
+
+
+def cpu_rate(hidden_size: int) -> float:
+    """Measure for half a second how many operations per second this CPU does in float32 products like a model's.
+
+    Args:
+        hidden_size: of the model; its largest products are taken to be four times as wide.
+    """
+    rows, weight = torch.randn(512, hidden_size), torch.randn(hidden_size, 4 * hidden_size)
+    products, start = 0, time.perf_counter()
+    while (seconds := time.perf_counter() - start) < 0.5:
+        torch.mm(rows, weight)
+        products += 1
+    return products * 2 * rows.numel() * weight.shape[1] / seconds

@@ -60,10 +60,28 @@ def largest_batch(data: PreferenceData) -> PairBatch:
         data: with prepared training pairs.
     """
     split = data.splits["train"]
-    widths = split.store.widths
-    batches = data.budget.training(widths.tolist(), data.share, data.seed or 0)
-    largest = max(batches, key=lambda batch: len(batch) * max(int(widths[index]) for index, _ in batch))
-    return Collate(data.pad_token)(PairDataset(split.store, split.values)[largest])
+    largest = max(_widths_of_batches(data), key=lambda batch: len(batch) * max(batch.values()))
+    return Collate(data.pad_token)(PairDataset(split.store, split.values)[list(largest)])
+
+
+def mean_share(data: PreferenceData) -> float:
+    """Return the tokens of an average batch of the first epoch as a share of those of ``largest_batch``.
+
+    Args:
+        data: with prepared training pairs, or without: then all batches are alike.
+    """
+    if "train" not in data.splits:
+        return 1.0
+    batches = _widths_of_batches(data)
+    largest = max(batches, key=lambda batch: len(batch) * max(batch.values()))
+    return sum(sum(batch.values()) for batch in batches) / len(batches) / sum(largest.values())
+
+
+def _widths_of_batches(data: PreferenceData) -> list[dict[Any, int]]:
+    """Return, for each batch of the first epoch, its pairs and the tokens of their longer sides."""
+    widths = data.splits["train"].store.widths.tolist()
+    batches = data.budget.training(widths, data.share, data.seed or 0)
+    return [{pair: int(widths[pair[0]]) for pair in batch} for batch in batches]
 
 
 def uniform_batch(

@@ -10,7 +10,10 @@ import pytest
 from jsonargparse import Namespace
 
 from lit_align.cli import main
+from lit_align.data import PreferenceData
+from lit_align.plan import command
 from lit_align.plan.command import parallelism_of
+from lit_align.plan.workload import mean_share
 from lit_align.testbed import path
 from tests.plan.models import ARCHITECTURES, model
 from tests.runner import Ended, forked
@@ -123,8 +126,27 @@ def test_the_peak_depends_on_the_dtype_of_the_weights(dtype: str, rate: str) -> 
     assert f"of {rate} operations per second" in plan(*words, *FEW_PAIRS).out
 
 
+def test_a_cpu_s_rate_is_operations_over_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock reads 0 at the start, and a tenth of a second more each time; the sixth reading ends it."""
+    clock = iter(n / 10 for n in range(100))
+    monkeypatch.setattr(command.time, "perf_counter", lambda: next(clock))
+    assert command.cpu_rate(64) == pytest.approx(4 * (2 * 512 * 64 * 256) / 0.5)
+
+
+def test_the_time_of_a_run_is_that_of_its_average_batch(tmp_path: Path) -> None:
+    rows = [{"prompt": "Say.", "chosen": " a" * n, "rejected": " b"} for n in (4, 4, 4, 20)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    data = PreferenceData(str(tmp_path / "rows.jsonl"), tokenizer="testbed:policy", batch_size=1)
+    assert mean_share(data) == 1.0
+    data.splits["train"] = data.prepare_split("train")
+    widths = data.splits["train"].store.widths.tolist()
+    assert mean_share(data) == pytest.approx(sum(widths) / 4 / max(widths))
+    assert mean_share(data) < 0.8
+
+
 def test_the_quickstart_is_planned_from_its_data() -> None:
-    ended = plan("--config", CONFIGS / "quickstart.yaml", "--data.batch_size", 4, "--flops", "1e12")
+    ended = plan("--config", CONFIGS / "quickstart.yaml", "--data.batch_size", 4)
+    assert re.search(r"\d s per optimizer step on the largest batch, at 75% of \S+ operations per second", ended.out)
     assert ended.code == 0, ended.out
     assert "557,696 parameters, 557,696 trained; one process; 32-true" in ended.out
     assert "(the largest of the data)" in ended.out
