@@ -61,7 +61,7 @@ def test_the_comment_says_how_to_run_it(path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        pytest.param("data: {batch_syze: 4}", "Did you mean: data.batch_size", marks=pytest.mark.representative),
+        pytest.param("data: {batch_syze: 4}", "did you mean data.batch_size", marks=pytest.mark.representative),
         ("model: {objective: {class_path: dpo, init_args: {beta: -1}}}", "beta"),
         ("trainer: {max_steps: many}", "max_steps"),
     ],

@@ -222,7 +222,8 @@ def differences(one: Result, other: Result) -> list[str]:
     ("layout", "names"),
     [
         ("two processes", NAMES),
-        *((layout, FEW) for layout in ("accumulated", "four processes")),
+        ("accumulated", FEW),
+        pytest.param("four processes", FEW, marks=pytest.mark.long),
         *(pytest.param(layout, NAMES, marks=pytest.mark.long) for layout in LAYOUTS if layout != "two processes"),
     ],
     ids=lambda value: value if isinstance(value, str) else "all" if value is NAMES else "few",
@@ -289,8 +290,8 @@ class CountsCopies(LitPreference):
     ("kind", "name", "layout", "seen"),
     [
         (OwnMean, "dpo", "two processes", "step 3: train/grad_norm"),
-        (OwnSeed, "sampo", "two processes", "weights differ"),
-        (CountsCopies, "dpo", "four processes", "val/loss"),
+        pytest.param(OwnSeed, "sampo", "two processes", "weights differ", marks=pytest.mark.long),
+        pytest.param(CountsCopies, "dpo", "four processes", "val/loss", marks=pytest.mark.long),
     ],
 )
 def test_a_module_that_forgets_the_others_is_found_out(

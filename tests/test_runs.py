@@ -228,6 +228,7 @@ def test_a_run_that_ended_inside_an_epoch_goes_on_in_it(rows: Path, tmp_path: Pa
     assert distance(weights(tmp_path / "parts"), weights(tmp_path / "whole")) == 0.0
 
 
+@pytest.mark.long
 @pytest.mark.resume("batches by a token budget, made by workers")
 def test_resume_is_exact_with_a_token_budget(rows: Path, tmp_path: Path) -> None:
     """Batches with different numbers of pairs, accumulated, over two epochs."""

@@ -35,7 +35,10 @@ def exported(run: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.partition("a policy whose weights are cut in two: weights and metrics")
-@pytest.mark.parametrize("objective", [pytest.param("averaged_dpo", marks=pytest.mark.representative), "sr_dpo"])
+@pytest.mark.parametrize(
+    "objective",
+    [pytest.param("averaged_dpo", marks=pytest.mark.representative), pytest.param("sr_dpo", marks=pytest.mark.long)],
+)
 def test_cut_weights_train_the_same_policy(rows: Path, tmp_path: Path, objective: str) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     ok(lit_align(*words(whole, rows, "--data.batch_size", 4, objective=objective)))
@@ -66,7 +69,7 @@ def run_as(way: str, *command: object) -> None:
     ("first", "second"),
     [
         pytest.param("fsdp", "fsdp", marks=pytest.mark.long),
-        ("fsdp", "one process"),
+        pytest.param("fsdp", "one process", marks=pytest.mark.long),
         ("one process", "fsdp"),
         pytest.param("fsdp", "ddp", marks=pytest.mark.long),
         pytest.param("ddp", "fsdp", marks=pytest.mark.long),
@@ -103,7 +106,7 @@ def test_a_checkpoint_can_be_gone_on_from_by_any(rows: Path, tmp_path: Path, fir
         pytest.param(
             ("--model.reference", "SecondModel", "--model.reference.path", "testbed:policy"), marks=pytest.mark.long
         ),
-        ("--model.reference", "MovingReference", "--model.reference.every", 2),
+        pytest.param(("--model.reference", "MovingReference", "--model.reference.every", 2), marks=pytest.mark.long),
     ],
     ids=["adapter", "recomputed and accumulated", "another reference", "a reference that moves"],
 )
@@ -118,9 +121,8 @@ def test_what_one_process_can_do_two_can(rows: Path, tmp_path: Path, more: tuple
         assert theirs == pytest.approx(ours, rel=1e-3, abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    "more", [pytest.param((), marks=pytest.mark.long), ("--model.lora.rank", 4)], ids=["all weights", "adapter"]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("more", [(), ("--model.lora.rank", 4)], ids=["all weights", "adapter"])
 def test_sixteen_bits(rows: Path, tmp_path: Path, more: tuple[object, ...]) -> None:
     """Products in bfloat16 differ in their third digit, after four steps as much as between two chunk sizes."""
     found = {}
@@ -177,13 +179,14 @@ def consolidated(*command: object) -> Ended:
 # ── a reference whose log-probabilities are kept ────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.long
 @pytest.mark.partition("the cache of a precomputed reference: filled with cut weights, read with whole ones")
 @pytest.mark.parametrize(
     "more",
     [
-        pytest.param((), marks=pytest.mark.long),
+        (),
         ("--model.lora.rank", 4),
-        pytest.param(("--model.reference.path", "testbed:policy"), marks=pytest.mark.long),
+        ("--model.reference.path", "testbed:policy"),
     ],
     ids=["the policy's start", "adapter off", "another model"],
 )

@@ -60,7 +60,6 @@ KEPT = ("--checkpoints.every_n_steps", 1, "--checkpoints.keep", -1)
 
 
 @pytest.mark.resume("a reward model")
-@pytest.mark.representative
 def test_a_resumed_reward_model_is_the_one_that_was_never_stopped(rows: Path, tmp_path: Path) -> None:
     base = (*REWARD, *data(rows), *SHORT, *KEPT, "--trainer.max_epochs", 2)
     whole, parts = tmp_path / "whole", tmp_path / "parts"

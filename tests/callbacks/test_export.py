@@ -157,19 +157,20 @@ def test_an_adapter_that_is_merged_into_bfloat16_is_rounded_and_so_it_says(tmp_p
         Export().setup(host, wide, "fit")
 
 
+@pytest.mark.long
 def test_none_writes_nothing(rows: Path, tmp_path: Path) -> None:
     ended = ok(lit_align(*words(tmp_path, rows, "--export.form", "none")))
     assert not (tmp_path / "policy").exists()
     assert str(tmp_path / "policy") not in ended.out
 
 
+@pytest.mark.long
 def test_the_last_words_say_where_the_policy_is(rows: Path, tmp_path: Path) -> None:
     assert str(tmp_path / "policy") in ok(lit_align(*words(tmp_path, rows))).out
 
 
-@pytest.mark.parametrize(
-    "lora", [pytest.param((), id="all weights"), pytest.param(LORA, id="adapter merged", marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("lora", [(), LORA], ids=["all weights", "adapter merged"])
 def test_two_processes_export_what_one_does(rows: Path, tmp_path: Path, lora: tuple[object, ...]) -> None:
     sgd = (*lora, "--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.05")
     ok(lit_align(*words(tmp_path / "one", rows, *sgd, "--data.batch_size", 8)))
@@ -180,6 +181,7 @@ def test_two_processes_export_what_one_does(rows: Path, tmp_path: Path, lora: tu
     assert distance(one, base().state_dict()) > 1e-5
 
 
+@pytest.mark.long
 def test_an_older_policy_is_replaced(run: Path, rows: Path, tmp_path: Path) -> None:
     """A resumed run stays in its folder and replaces complete and partial exports there."""
     for name in ("policy", ".policy.partial"):

@@ -87,6 +87,7 @@ def test_a_cut_of_the_rows_does_not(rows: Path, tmp_path: Path, cache: Path) -> 
     assert computed + found == 11
 
 
+@pytest.mark.long
 def test_a_short_run_computes_what_it_sees(rows: Path, tmp_path: Path, cache: Path) -> None:
     few = ("--trainer.max_epochs", -1, "--trainer.max_steps", 2)
     assert counts(lit_align(*words(tmp_path / "a", rows, *kept(cache), *few))) == (8, 0)
@@ -105,6 +106,7 @@ def test_two_processes_share_the_work(rows: Path, tmp_path: Path, cache: Path) -
     assert json.loads(manifests[0].read_text())["autocast"] == "none"
 
 
+@pytest.mark.long
 def test_samples_of_the_reference_are_drawn_before_its_weights_go(rows: Path, tmp_path: Path, cache: Path) -> None:
     """The same holds for a resumed run, whose first sample of the policy comes later."""
     drawn = ("--samples.count", 2, "--samples.sampling.max_new_tokens", 5, "--checkpoints.every_n_steps", 2)
@@ -126,6 +128,7 @@ def test_evaluations_use_it(rows: Path, tmp_path: Path, cache: Path, command: st
     assert counts(lit_align(command, *more, *kept(cache))) == (0, 11)
 
 
+@pytest.mark.long
 def test_values_of_another_model_under_this_ones_name_are_refused(rows: Path, tmp_path: Path, cache: Path) -> None:
     """Store the values of one reference in the folder of another, as if a library had changed."""
     ok(lit_align(*words(tmp_path / "a", rows, *kept(cache))))

@@ -155,10 +155,8 @@ def test_ctrl_c_after_a_signal_stops_at_once_and_another_sigterm_does_not(monkey
 
 
 @pytest.mark.resume("behind a signal while a score function hangs")
-@pytest.mark.parametrize(
-    "number",
-    [pytest.param(signal.SIGTERM, id="TERM", marks=pytest.mark.long), pytest.param(signal.SIGINT, id="INT")],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
 def test_a_signal_is_obeyed_while_a_score_function_hangs(
     rows: Path, tmp_path: Path, hanging: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,10 +183,8 @@ def test_a_signal_is_obeyed_while_a_score_function_hangs(
     assert metrics(run) == metrics(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(
-    "number",
-    [pytest.param(signal.SIGTERM, id="TERM"), pytest.param(signal.SIGINT, id="INT", marks=pytest.mark.long)],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
 def test_a_signal_is_obeyed_while_a_run_is_set_up(rows: Path, tmp_path: Path, hanging: Path, number: int) -> None:
     run = tmp_path / "run"
     slow = ("--extend", tmp_path / "parts", "--trainer.callbacks+=hanging.SlowSetup", "--trainer.max_steps", 2)

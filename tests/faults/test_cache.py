@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -101,7 +102,19 @@ def right(run: Path, folder: Path, rows: Path, *more: object, objective: str = "
     return loss(run)
 
 
-@pytest.mark.parametrize("fault", cases(MISSED))
+def variants_long(rows: Iterable[str]) -> list[Any]:
+    """Return one case per row; a second case of a row, such as ``D20 precision`` behind ``D20``, is a long test."""
+    seen: set[str] = set()
+    params = []
+    for case in cases(rows):
+        name = str(case.id).split()[0]
+        marks = [*case.marks, *([pytest.mark.long] if name in seen else [])]
+        params.append(pytest.param(*case.values, id=case.id, marks=marks))
+        seen.add(name)
+    return params
+
+
+@pytest.mark.parametrize("fault", variants_long(MISSED))
 def test_what_enters_a_value_is_computed_again_and_right(
     pairs: Path, filled: Path, tmp_path: Path, fault: str
 ) -> None:
@@ -117,7 +130,7 @@ def test_what_enters_a_value_is_computed_again_and_right(
         assert abs(expected - stale) > 1e-4, "the change does not show, so the test cannot fail"
 
 
-@pytest.mark.parametrize("fault", cases(FOUND))
+@pytest.mark.parametrize("fault", variants_long(FOUND))
 def test_what_does_not_enter_a_value_finds_it_and_it_is_right(
     pairs: Path, filled: Path, tmp_path: Path, fault: str
 ) -> None:

@@ -84,6 +84,7 @@ def test_a03b_means_divide_by_the_tokens_that_are_scored() -> None:
     assert found.tolist() != pytest.approx(loss(1), abs=1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.fault("A04", "D00")
 def test_d00_a_pair_of_equal_ids_moves_no_weight(tmp_path: Path) -> None:
     """Different texts with the same tokens count as equal: the pair never reaches a batch."""
@@ -111,6 +112,7 @@ def test_b16_margins_that_leave_no_gradient_are_counted(rows: Path, tmp_path: Pa
     assert second > 0.3
 
 
+@pytest.mark.long
 @pytest.mark.fault("D30", "D30b")
 @pytest.mark.partition("one batch of eight or eight of one, with a likelihood term")
 @pytest.mark.parametrize("objective", ["rpo", pytest.param("cpo", marks=pytest.mark.long)])
@@ -129,6 +131,7 @@ def test_d30b_a_likelihood_term_does_not_depend_on_how_a_step_is_cut(
             assert other["train/loss"] == pytest.approx(ours["train/loss"], rel=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.fault("D32")
 def test_d32_the_same_seed_gives_the_same_bits(rows: Path, tmp_path: Path) -> None:
     """This includes all random numbers: row order, initial adapter weights and dropout."""

@@ -247,6 +247,7 @@ def test_l11_too_few_rows_are_a_smaller_batch_and_no_rows_an_error(rows: Path, t
     refused(preference(tmp_path / "none", one), "one.jsonl: no rows")
 
 
+@pytest.mark.long
 @pytest.mark.fault("L01b")
 def test_l01b_the_search_for_a_nan_can_be_switched_on(rows: Path, tmp_path: Path) -> None:
     """The search is off by default, and does not change the numbers."""

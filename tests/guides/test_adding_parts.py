@@ -78,7 +78,13 @@ def named(config: str) -> dict[str, object]:
     return leaves(yaml.safe_load(config)) | bare
 
 
-@pytest.mark.parametrize("section", CONFIGS)
+SECTIONS = [
+    section if section in ("A contrast", "A score") else pytest.param(section, marks=pytest.mark.long)
+    for section in CONFIGS
+]
+
+
+@pytest.mark.parametrize("section", SECTIONS)
 def test_the_part_trains(folder: Path, section: str) -> None:
     """Train two steps by the configuration of the guide; the saved one lists the part with its arguments."""
     (folder / f"{section}.yaml").write_text(CONFIGS[section], "utf-8")

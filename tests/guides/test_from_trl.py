@@ -149,6 +149,7 @@ def test_defaults_of_beta_are_as_the_table_says() -> None:
                 assert default.default == (float(match[1].rstrip(".")) if match else 0.1), word
 
 
+@pytest.mark.long
 def test_the_example_trains(tmp_path: Path) -> None:
     """Train with the configuration beside TRL's script; the hub is replaced by what ships with the package."""
     (text,) = [block.text for block in blocks(GUIDE) if block.language == "yaml"]

@@ -62,6 +62,7 @@ def test_the_on_policy_run_reports_what_the_table_says(folder: Path) -> None:
     assert {*rollouts.ROLLOUT_METRICS} - {*rollouts.HIDDEN} <= documented
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("score", SCORES, ids=lambda text: re.search(r"class_path: (\w+)", text)[1])
 def test_the_score_is_taken(folder: Path, score: str) -> None:
     (folder / "score.yaml").write_text(score, "utf-8")

@@ -92,7 +92,6 @@ def test_pooling_of_the_library_reads_our_scores(tmp_path: Path, own: int | None
     assert (model.model.config.vocab_size, theirs.config.vocab_size) == (VOCABULARY, max(VOCABULARY, pad + 1))
 
 
-@pytest.mark.representative
 def test_a_reward_run_whose_padding_is_its_end_token(rows: Path, tmp_path: Path) -> None:
     """The folder names its padding token, and a run can train on from it or from its adapter alone."""
     body = tmp_path / "body"

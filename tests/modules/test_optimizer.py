@@ -90,7 +90,6 @@ def test_all_modules_have_the_key() -> None:
     assert "decay_norms_and_biases" in LitOnline.__init__.__annotations__
 
 
-@pytest.mark.representative
 def test_a_run_says_what_decays(rows: Path, tmp_path: Path) -> None:
     """At a weight decay that would zero them, norms stay as they are; with the key they do not."""
     words = ("fit", *BASE, *SHORT, "--model.objective", "dpo", "--data.train", rows, "--trainer.max_steps", 1)

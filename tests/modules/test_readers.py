@@ -101,7 +101,12 @@ def test_portions_of_a_shared_layout(rows: Path, tmp_path: Path, in_padded_rows:
 
 @pytest.mark.parametrize(
     ("strategy", "objective", "tokens"),
-    [("ddp", "sr_dpo", 120), ("ddp", "kto", 120), ("fsdp", "sr_dpo", 0), ("fsdp", "kto", 120)],
+    [
+        pytest.param("ddp", "sr_dpo", 120, marks=pytest.mark.long),
+        ("ddp", "kto", 120),
+        ("fsdp", "sr_dpo", 0),
+        pytest.param("fsdp", "kto", 120, marks=pytest.mark.long),
+    ],
 )
 def test_two_processes(  # noqa: PLR0913
     rows: Path, tmp_path: Path, in_padded_rows: Run, strategy: str, objective: str, tokens: int

@@ -125,6 +125,7 @@ def test_a_precomputed_reference_is_released_before_the_first_step(folder: Path)
     assert found.memory.total <= live.memory.total - live.memory.frozen
 
 
+@pytest.mark.long
 def test_batch_level_objectives_read_each_micro_batch_twice(folder: Path) -> None:
     """One more forward pass of the policy where a step has several micro-batches, without gradient."""
     one, two = (
@@ -136,6 +137,7 @@ def test_batch_level_objectives_read_each_micro_batch_twice(folder: Path) -> Non
     assert two.operations / 2 - one.operations == pytest.approx(reading, rel=0.05)
 
 
+@pytest.mark.long
 def test_ddp_and_fsdp(folder: Path) -> None:
     plain = estimate(policy(folder), BATCH, CPU).phases["step"]
     ddp = estimate(policy(folder), BATCH, replace(CPU, processes=8)).memory

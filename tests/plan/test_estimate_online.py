@@ -53,6 +53,7 @@ def rewarding(folder: Path) -> Scorer:
     return RewardModel(str(folder), RANDOM, batch_size=8)
 
 
+@pytest.mark.long
 def test_every_model_is_counted(folder: Path) -> None:
     """Policy and value model with gradients and two moments each; reference and reward model alone."""
     found = estimate(online(folder, kl_rlhf(), score=rewarding(folder)), ROLLOUT, CPU)
@@ -85,12 +86,14 @@ def test_keys_and_values_are_those_of_the_longest_responses_written_at_once(fold
     assert more["writing"].cache == 2 * found["writing"].cache
 
 
+@pytest.mark.long
 def test_there_are_no_gradients_while_responses_are_written(folder: Path) -> None:
     found = estimate(online(folder, micro_batch=16), ROLLOUT, CPU).phases
     assert found["writing"].gradients == found["scoring"].gradients == found["forward"].gradients == 0
     assert estimate(online(folder, micro_batch=4), ROLLOUT, CPU).phases["forward"].gradients == 4 * POLICY
 
 
+@pytest.mark.long
 def test_operations_of_a_rollout_by_hand(folder: Path) -> None:
     """Writing, a pass of policy and reference, and three passes per epoch, divided by the number of steps.
 
@@ -121,6 +124,7 @@ def test_logits_are_never_whole(folder: Path, tmp_path: Path) -> None:
         assert abs(other[phase].working - found[phase].working - gradient) < more / 16
 
 
+@pytest.mark.long
 def test_a_greedy_baseline_writes_another_response(folder: Path) -> None:
     greedy = kl_rlhf(0.1, GreedyBaseline(), Reinforce(), ResponseSum())
     rows = PROMPTS * EACH
@@ -131,6 +135,7 @@ def test_a_greedy_baseline_writes_another_response(folder: Path) -> None:
     assert more == pytest.approx(writing / EACH, rel=0.1)
 
 
+@pytest.mark.long
 def test_minibatches_and_micro_batches_set_what_a_pass_takes(folder: Path) -> None:
     """Sixteen responses in four minibatches are four at a time, although the micro-batch allows more."""
     whole = estimate(online(folder, micro_batch=16), ROLLOUT, CPU).phases["forward"]

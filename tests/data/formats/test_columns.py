@@ -94,6 +94,7 @@ VALUES = st.recursive(
 PATHS = st.lists(st.sampled_from(["a", "b", "*", "0", "", "{", "}", "{a}"]), max_size=4).map(".".join) | st.text()
 
 
+@pytest.mark.slow
 @given(row=st.dictionaries(st.sampled_from(["a", "b", "c"]), VALUES), path=PATHS | st.lists(PATHS, max_size=2))
 def test_whatever_row_and_path_it_is_a_row_or_a_data_error(row: dict[str, Any], path: Any) -> None:
     found = outcome(lambda: Columns({"prompt": path})(RawRow(row, "f:1")))

@@ -81,6 +81,7 @@ def batch() -> PairBatch:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "dtype"),
     [*((kind, torch.float32) for kind in MODELS), *((kind, torch.bfloat16) for kind in MODELS if "trained" in kind)],
@@ -158,6 +159,7 @@ def test_faults_are_refused_where_only_16_bits_fit(fault: str, monkeypatch: pyte
     assert choose_layout(LogProbReader(copy.deepcopy(model_of("trained deep")).bfloat16()), batch()).layout != "shared"
 
 
+@pytest.mark.slow
 def test_faults_of_a_deep_and_wide_model_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     FAULTS["shifted positions"](monkeypatch)
     assert choose_layout(LogProbReader(model_of("deep and wide")), batch()).layout == "packed"
