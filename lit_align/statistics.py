@@ -15,7 +15,8 @@ Integers = NDArray[np.integer[Any]]
 REPORTED_PERCENTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
 _BINS = 28
 _MAX_BINS = 400
-_Z = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
+Z_95 = 1.959963984540054
+"""97.5 % quantile of the standard normal distribution, for intervals of 95 %."""
 
 
 @final
@@ -129,8 +130,8 @@ def wilson(wins: float, count: int) -> Interval:
     if not count:
         return Interval(0.5, 0.0, 1.0)
     share = wins / count
-    middle = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
-    half = _Z / (1 + _Z**2 / count) * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
+    middle = (share + Z_95**2 / (2 * count)) / (1 + Z_95**2 / count)
+    half = Z_95 / (1 + Z_95**2 / count) * math.sqrt(share * (1 - share) / count + Z_95**2 / (4 * count**2))
     return Interval(share, max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half)))
 
 
@@ -144,37 +145,3 @@ def pearson_correlation(first: NDArray[Any], second: NDArray[Any]) -> float | No
         return None
     a, b = (values / float(np.abs(values).max()) for values in (first, second))  # so that no square overflows
     return float(np.corrcoef(a, b)[0, 1])
-
-
-def t_quantile(share: float, freedom: int) -> float:
-    """Return a quantile of Student's t distribution, to ten digits.
-
-    The distribution function is the finite sum for a whole number of degrees of freedom (Abramowitz and Stegun,
-    26.7.3 and 26.7.4), which is inverted by bisection.
-
-    Args:
-        share: probability below the quantile, 0.5 or more and below 1.
-        freedom: degrees of freedom, 1 or more.
-
-    >>> round(t_quantile(0.975, 2), 4), round(t_quantile(0.975, 9), 4)
-    (4.3027, 2.2622)
-    """
-    low, high = 0.0, 1.0
-    while _t_between(high, freedom) < 2 * share - 1:
-        low, high = high, 2 * high
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_between(middle, freedom) < 2 * share - 1 else (low, middle)
-    return (low + high) / 2
-
-
-def _t_between(value: float, freedom: int) -> float:
-    """Return the probability that |t| is below a value."""
-    angle = math.atan(value / math.sqrt(freedom))
-    odd = freedom % 2
-    term = math.cos(angle) if odd else 1.0
-    total = term if freedom > 1 else 0.0
-    for step in range(2 + odd, freedom - 1, 2):
-        term *= (step - 1) / step * math.cos(angle) ** 2
-        total += term
-    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -88,7 +87,7 @@ class TrainingEvaluation(Callback):
         limit: int | None = 64,
         every: int | None = None,
         sampling: Sampling = Sampling(max_new_tokens=128),
-        seeds: list[int] = [0],  # noqa: B006
+        seeds: tuple[int, ...] = (0,),
         judge: str | None = None,
         baseline: str = START,
         pairs: str | None = None,
@@ -315,4 +314,4 @@ def reported_values(metrics: dict[str, MetricEstimate]) -> dict[str, float]:
 def _records(step: int, collected: Collected, judged: JudgedResponses) -> Iterator[dict[str, Any]]:
     scores: Sequence[dict[str, Any]] = list(score_records(collected, judged))
     for response, score in zip(collected.responses, scores, strict=True):
-        yield json.loads(json.dumps({"step": step, **asdict(response), **score}))
+        yield {"step": step, **asdict(response), **score}

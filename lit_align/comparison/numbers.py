@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from scipy.special import stdtrit
+
 from lit_align.comparison.runs import Run
 from lit_align.evaluation.record import MetricEstimate
-from lit_align.statistics import t_quantile, wilson
+from lit_align.statistics import Z_95, wilson
 
 PLANES = (
     ("eval/win_rate/length_controlled", "eval/length/tokens"),
@@ -31,7 +33,6 @@ CORRELATIONS = ("lengths/margin_correlation",)
 EVALUATED = ("eval/win_rate", "eval/win_rate/length_controlled", "eval/score", "eval/length/tokens", "eval/kl")
 """What the evaluation during a run reports, its interval beside it as ``.../low`` and ``.../high``."""
 OTHER_RESULTS = ("rewards/margins", "loss", "score", "length", "entropy", "matching/d2", "calibration/ece")
-_Z = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def t_interval(values: Sequence[float]) -> MetricEstimate:
     if count < 2:
         return MetricEstimate(mean, n=count)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
-    half = t_quantile(0.975, count - 1) * deviation / math.sqrt(count)
+    half = float(stdtrit(count - 1, 0.975)) * deviation / math.sqrt(count)
     return MetricEstimate(mean, mean - half, mean + half, count)
 
 
@@ -150,7 +151,7 @@ def correlation_interval(r: float, count: int) -> MetricEstimate:
     """
     if count < 4 or abs(r) >= 1:
         return MetricEstimate(r, n=count)
-    z, half = math.atanh(r), _Z / math.sqrt(count - 3)
+    z, half = math.atanh(r), Z_95 / math.sqrt(count - 3)
     return MetricEstimate(r, math.tanh(z - half), math.tanh(z + half), count)
 
 

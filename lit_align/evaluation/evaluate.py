@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 from torch import nn
 
 from lit_align import __version__
@@ -34,6 +35,7 @@ from lit_align.evaluation.respond import EvaluationResponse, collect_responses, 
 from lit_align.evaluation.text_measures import text_metrics
 from lit_align.evaluation.win_rates import comparison, length_agreement, length_controlled, outcome_metrics
 from lit_align.models.generation import Sampling
+from lit_align.statistics import pearson_correlation
 
 START = "start"
 """Stands for the model that each policy was trained from."""
@@ -259,21 +261,11 @@ def rank_correlation(first: PromptCells, second: PromptCells, resamples: int) ->
     """Return Spearman's rank correlation with its interval; None where one of both is constant."""
 
     def correlation(rows: PromptCells) -> float:
-        ranks = [_ranks(rows[:, column]) for column in (0, 1)]
-        constant = any(np.ptp(rank) == 0 for rank in ranks)
-        return 0.0 if constant else float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+        return pearson_correlation(*(rankdata(rows[:, column]) for column in (0, 1))) or 0.0
 
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return None
     return bootstrap(np.stack([first, second], axis=-1), correlation, resamples)
-
-
-def _ranks(values: PromptCells) -> PromptCells:
-    """Return the ranks of values; equal ones share their mean rank."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    ranks: PromptCells = ((ends - counts + ends - 1) / 2)[inverse]
-    return ranks
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,16 @@ chosen response has the higher reward; equal rewards count one half.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib import import_module
-from importlib.util import find_spec
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from scipy.stats import kendalltau, pearsonr, spearmanr
+from torch import Tensor
 
 from lit_align.data.batches.collate import Collate
 from lit_align.data.formats.registry import FormatName
@@ -29,10 +28,11 @@ from lit_align.errors import DataError, shown
 from lit_align.evaluation.evaluate import check_same_tokens
 from lit_align.evaluation.intervals import ENDS, RESAMPLES
 from lit_align.evaluation.models import LoadedModel
+from lit_align.evaluation.prompts import evenly_spaced, in_messages
 from lit_align.evaluation.record import PAIRS, MetricEstimate, content_digest, kept_rows
 from lit_align.evaluation.respond import progress
-from lit_align.models.logps.plain import response_log_probs
-from lit_align.types import PreferencePair, Text
+from lit_align.models.logps.log_probs import LogProbReader
+from lit_align.types import PairBatch, PreferencePair
 
 SIMILAR = 0.1
 """Lengths that differ by at most this share of the longer one are similar."""
@@ -40,7 +40,14 @@ FEWEST_PAIRS = 3
 """Pairs from which a correlation is computed."""
 SCALES = ("sum", "mean")
 _SLOW_RESAMPLES = 300
+_PADDED_TOKENS = 2048
+"""Most tokens of a side of a batch, padding included, unless a pair alone has more."""
 Numbers: TypeAlias = NDArray[np.float64]
+_STATISTICS: Mapping[str, Callable[[Numbers, Numbers], Any]] = {
+    "pearson": pearsonr,
+    "spearman": spearmanr,
+    "kendall": kendalltau,
+}
 
 
 @dataclass(frozen=True)
@@ -98,17 +105,8 @@ def read_pairs(
         pairs += [pair for pair in row.pairs if pair.chosen is not None and pair.rejected is not None]
     if not pairs:
         raise DataError(source, "no pairs of two responses")
-    if limit is not None and limit < len(pairs):
-        pairs = [pairs[number * len(pairs) // limit] for number in range(limit)]
-    return [_as_chat(pair) for pair in pairs] if chat else pairs
-
-
-def _as_chat(pair: PreferencePair) -> PreferencePair:
-    def turn(text: Text | None, role: str) -> Any:
-        return ({"role": role, "content": text},) if isinstance(text, str) else text
-
-    sides = {side: turn(getattr(pair, side), "assistant") for side in ("chosen", "rejected")}
-    return replace(pair, prompt=turn(pair.prompt, "user"), **sides)
+    pairs = evenly_spaced(pairs, limit)
+    return [in_messages(pair) for pair in pairs] if chat else pairs
 
 
 def pair_margins(
@@ -140,12 +138,12 @@ def pair_margins(
     widths = [len(pair.prompt) + max(len(side.ids) for side in pair.sides) for pair in tokenized]
     fits = [loaded.positions is None or width <= loaded.positions for width in widths]
     order = sorted((place for place in range(len(pairs)) if fits[place]), key=widths.__getitem__)
+    readers = [LogProbReader(source.model) for source in (loaded, reference) if source is not None]
     margins: dict[int, PairMargin] = {}
     with progress(f"{loaded.name}: pairs", len(order)) as advance:
-        for start in range(0, len(order), batch_size):
-            places = order[start : start + batch_size]
+        for places in _batches(order, widths, batch_size):
             batch = Collate(loaded.encoder.pad)([(tokenized[place], 1.0) for place in places]).to(loaded.device)
-            sums, lengths = _log_ratios(loaded.model, None if reference is None else reference.model, batch)
+            sums, lengths = _log_ratios(readers, batch)
             for place, own, tokens in zip(places, sums.tolist(), lengths.tolist(), strict=True):
                 means = [value / length for value, length in zip(own, tokens, strict=True)]
                 margins[place] = PairMargin(
@@ -170,7 +168,7 @@ def kept_margins(
     folder: Path,
     batch_size: int = 8,
 ) -> tuple[list[PairMargin], list[str]]:
-    """Compute margins, or read them where nothing that they depend on has changed; see `pair_margins`.
+    """Compute margins, or read them where nothing that they depend on has changed.
 
     Args:
         loaded: the policy.
@@ -200,13 +198,32 @@ def _too_long(loaded: LoadedModel, left_out: int, count: int) -> list[str]:
     return [note] if left_out else []
 
 
+def _batches(order: Sequence[int], widths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Yield places in batches of at most so many pairs, and of few tokens, so that a long pair pads no other.
+
+    >>> list(_batches([0, 1, 2, 3], [10, 10, 1500, 1600], 32))
+    [[0, 1], [2], [3]]
+    """
+    batch: list[int] = []
+    for place in order:
+        if batch and (len(batch) == most or (len(batch) + 1) * widths[place] > _PADDED_TOKENS):
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
+
+
 @torch.no_grad()
-def _log_ratios(model: nn.Module, reference: nn.Module | None, batch: Any) -> tuple[Tensor, Tensor]:
-    """Return the sums of the log-ratios of both responses, [pair, side], and the numbers of their scored tokens."""
-    sums = response_log_probs(model, batch).double().sum(-1)
-    if reference is not None:
-        sums = sums - response_log_probs(reference, batch).double().sum(-1)
-    return sums, batch.lengths
+def _log_ratios(readers: Sequence[LogProbReader], batch: PairBatch) -> tuple[Tensor, Tensor]:
+    """Return the sums of the log-ratios of both responses, [pair, side], and the numbers of their scored tokens.
+
+    Args:
+        readers: of the policy, and of the reference if there is one.
+        batch: the pairs.
+    """
+    sums, *reference = (reader(batch).policy.double().sum(-1) for reader in readers)
+    return sums - sum(reference), batch.lengths
 
 
 def _group(pair: PreferencePair, by: str | None) -> str | None:
@@ -294,15 +311,8 @@ def _correlations(margins: Sequence[PairMargin], scale: str) -> dict[str, Metric
     weights = _drawn(scored, _SLOW_RESAMPLES)
     return {
         f"correlation/{scale}/{name}": _correlation(statistic, values, gaps, weights)
-        for name, statistic in _statistics().items()
+        for name, statistic in _STATISTICS.items()
     }
-
-
-def _statistics() -> Mapping[str, Callable[[Numbers, Numbers], Any]]:
-    if find_spec("scipy") is None:
-        raise ModuleNotFoundError("correlations are computed with scipy: pip install 'lit-align[eval]'")
-    stats: Any = import_module("scipy.stats")
-    return {"pearson": stats.pearsonr, "spearman": stats.spearmanr, "kendall": stats.kendalltau}
 
 
 def _correlation(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from lit_align.data.formats.registry import FormatName
 from lit_align.data.prepared.read_split import SplitReader
 from lit_align.data.sources.base import read_source
 from lit_align.errors import DataError
 from lit_align.types import PreferencePair, Text
+
+_Row = TypeVar("_Row")
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,28 @@ def read_prompts(
                 prompts.append(EvaluationPrompt(index, _prompt_alone(pair, chat)))
     if not prompts:
         raise DataError(source, "no prompts")
-    if limit is None or limit >= len(prompts):
-        return prompts
-    return [prompts[math.floor(number * len(prompts) / limit)] for number in range(limit)]
+    return evenly_spaced(prompts, limit)
+
+
+def evenly_spaced(rows: list[_Row], limit: int | None) -> list[_Row]:
+    """Return at most so many rows, evenly spaced; None for all.
+
+    >>> evenly_spaced([0, 1, 2, 3, 4], 2)
+    [0, 2]
+    """
+    if limit is None or limit >= len(rows):
+        return rows
+    return [rows[number * len(rows) // limit] for number in range(limit)]
+
+
+def in_messages(pair: PreferencePair) -> PreferencePair:
+    """Return a pair whose plain texts are messages: of the user, and of the assistant."""
+
+    def turn(text: Text | None, role: str) -> Any:
+        return ({"role": role, "content": text},) if isinstance(text, str) else text
+
+    sides = {side: turn(getattr(pair, side), "assistant") for side in ("chosen", "rejected")}
+    return replace(pair, prompt=turn(pair.prompt, "user"), **sides)
 
 
 def _format_of(source: str, format_name: FormatName) -> FormatName:
@@ -87,7 +108,5 @@ def _format_of(source: str, format_name: FormatName) -> FormatName:
 
 
 def _prompt_alone(pair: PreferencePair, chat: bool) -> PreferencePair:
-    prompt = pair.prompt
-    if chat and isinstance(prompt, str):
-        prompt = ({"role": "user", "content": prompt},)
-    return replace(pair, prompt=prompt, chosen=None, rejected=None, scores=None)
+    alone = replace(pair, chosen=None, rejected=None, scores=None)
+    return in_messages(alone) if chat else alone

@@ -95,6 +95,8 @@ def evaluation_words(grid: Grid, runs: Sequence[str]) -> list[str]:
     """
     words = [*runs, "--into", str(grid.folder / "evaluation")]
     for key, value in (grid.evaluate or {}).items():
+        if value is False:
+            continue
         values = [",".join(map(str, value))] if isinstance(value, list) else [] if value is True else [str(value)]
         words += [f"--{key}", *values]
     return words
