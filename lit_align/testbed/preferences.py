@@ -1,7 +1,8 @@
 """Preference pairs: two drafts on a post, ordered by simulated raters; and the shipped files, sampled from one seed.
 
-Raters follow Bradley-Terry on the true score plus ``LENGTH_BONUS`` per word. The bonus is a little larger than the
-penalty of a word, so raters slightly prefer filler, which the true score penalizes, as human labels do.
+Raters follow Bradley-Terry on the true score plus a bonus per word (``WorldSettings.length_bonus``). The bonus is a
+little larger than the penalty of a word, so raters slightly prefer filler, which the true score penalizes, as human
+labels do.
 """
 
 import json
@@ -12,10 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lit_align.testbed.truth import true_score
-from lit_align.testbed.world import COMPLETE, FILLERS, KINDS, Fact, Post, sample_post
-
-LENGTH_BONUS = 0.08
-"""Bonus of the raters for each word, against the true penalty ``truth.WORD_COST``."""
+from lit_align.testbed.world import COMPLETE, FILLERS, KINDS, SHIPPED, Fact, Post, WorldSettings, sample_post
 
 Row = dict[str, str]
 """Line of a data file: ``prompt``, ``chosen``, ``rejected``."""
@@ -59,6 +57,8 @@ DEMONSTRATION = Writer(filler=2)
 """Writer of demonstrations: true and without repetitions, but with gaps and filler."""
 IDEAL = Writer(least=1.0)
 """Writer of ideal responses, every fact once and nothing else, which have the best true score."""
+ASKED = 0.2
+"""Share of demonstrations whose post follows ``COMPLETE``."""
 
 
 @dataclass(frozen=True)
@@ -82,34 +82,42 @@ class LabelReport:
     rejected_words: float
 
 
-def rated_score(prompt: str, response: str) -> float:
-    """Return the score that raters perceive: the true score plus ``LENGTH_BONUS`` per word.
+def rated_score(prompt: str, response: str, settings: WorldSettings = SHIPPED) -> float:
+    """Return the score that raters perceive: the true score plus the length bonus per word.
 
     >>> round(rated_score("She plays piano.", " She plays piano."), 2)  # 1 - 3 * 0.05 + 3 * 0.08
     1.09
     """
-    return true_score(prompt, response) + LENGTH_BONUS * len(response.split())
+    return true_score(prompt, response) + settings.length_bonus * len(response.split())
 
 
-def prefers_first(rng: random.Random, prompt: str, first: str, second: str) -> bool:
-    """Sample a rater's verdict: the first response wins with probability σ(rated(first) - rated(second))."""
-    gap = rated_score(prompt, first) - rated_score(prompt, second)
-    return rng.random() < 1 / (1 + math.exp(-gap))
+def prefers_first(rng: random.Random, prompt: str, first: str, second: str, settings: WorldSettings = SHIPPED) -> bool:
+    """Sample a rater's verdict: the first response wins with probability σ(rated(first) - rated(second)).
+
+    With label noise ε the verdict is reversed with probability ε.
+    """
+    gap = rated_score(prompt, first, settings) - rated_score(prompt, second, settings)
+    wins = 1 / (1 + math.exp(-gap))
+    return rng.random() < wins * (1 - settings.label_noise) + (1 - wins) * settings.label_noise
 
 
-def sample_pair(rng: random.Random, post: Post) -> Row:
+def sample_pair(rng: random.Random, post: Post, settings: WorldSettings = SHIPPED) -> Row:
     """Sample two different drafts on a post, ordered by a rater."""
     first = DRAFT(rng, post)
     second = _draft_unlike(rng, post, first)
-    if not prefers_first(rng, post.text, first, second):
+    if not prefers_first(rng, post.text, first, second, settings):
         first, second = second, first
     return {"prompt": post.text, "chosen": first, "rejected": second}
 
 
-def sample_demonstration(rng: random.Random, post: Post) -> Row:
-    """Sample a demonstration and a draft; one in five is the ideal response to ``COMPLETE`` and the post."""
-    ideal = rng.random() < 0.2
-    writer, prompt = (IDEAL, f"{COMPLETE} {post.text}") if ideal else (DEMONSTRATION, post.text)
+def sample_demonstration(rng: random.Random, post: Post, settings: WorldSettings = SHIPPED) -> Row:
+    """Sample a demonstration and a draft; one post in five follows ``COMPLETE``, and has the ideal response.
+
+    With a prompt knowledge below 1 only that share of their responses is ideal.
+    """
+    place = rng.random() / ASKED
+    writer = IDEAL if place < settings.prompt_knowledge else DEMONSTRATION
+    prompt = f"{COMPLETE} {post.text}" if place < 1 else post.text
     chosen = writer(rng, post)
     return {"prompt": prompt, "chosen": chosen, "rejected": _draft_unlike(rng, post, chosen)}
 
@@ -135,12 +143,12 @@ chosen_words=2.0, rejected_words=3.0)
     )
 
 
-def sample_posts(rng: random.Random, count: int, seen: set[str]) -> Iterable[Post]:
+def sample_posts(rng: random.Random, count: int, seen: set[str], settings: WorldSettings = SHIPPED) -> Iterable[Post]:
     """Sample posts whose text is not in ``seen``, and add them to it."""
     for _ in range(count):
-        post = sample_post(rng)
+        post = sample_post(rng, settings)
         while post.text in seen:
-            post = sample_post(rng)
+            post = sample_post(rng, settings)
         seen.add(post.text)
         yield post
 
@@ -172,7 +180,7 @@ SIZES = {"train": 2400, "validation": 300, "test": 300}
 """Pairs in each shipped split."""
 
 
-def sample_splits(seed: int = SEED) -> dict[str, list[Row]]:
+def sample_splits(seed: int = SEED, settings: WorldSettings = SHIPPED) -> dict[str, list[Row]]:
     """Sample the preference pairs of every split; no two splits share a post.
 
     >>> {name: len(rows) for name, rows in sample_splits().items()}
@@ -180,18 +188,21 @@ def sample_splits(seed: int = SEED) -> dict[str, list[Row]]:
     """
     rng = random.Random(seed)
     seen: set[str] = set()
-    return {name: [sample_pair(rng, post) for post in sample_posts(rng, size, seen)] for name, size in SIZES.items()}
+    return {
+        name: [sample_pair(rng, post, settings) for post in sample_posts(rng, size, seen, settings)]
+        for name, size in SIZES.items()
+    }
 
 
-def sample_demonstrations(count: int, seed: int = SEED) -> list[Row]:
-    """Sample rows whose chosen side is a demonstration, on posts of no shipped split.
+def sample_demonstrations(count: int, seed: int = SEED, settings: WorldSettings = SHIPPED) -> list[Row]:
+    """Sample rows whose chosen side is a demonstration, on posts of none of the splits of ``sample_splits``.
 
     >>> len(sample_demonstrations(3))
     3
     """
-    seen = {row["prompt"] for rows in sample_splits(seed).values() for row in rows}
+    seen = {row["prompt"] for rows in sample_splits(seed, settings).values() for row in rows}
     rng = random.Random(seed + 1)
-    return [sample_demonstration(rng, post) for post in sample_posts(rng, count, seen)]
+    return [sample_demonstration(rng, post, settings) for post in sample_posts(rng, count, seen, settings)]
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:

@@ -4,6 +4,7 @@ Each kind of fact has one verb phrase, followed by a value of one word, so that 
 learn to copy it. Posts and responses state a fact by the same sentence.
 """
 
+import math
 import random
 import re
 from dataclasses import dataclass
@@ -122,8 +123,52 @@ def parse(text: str) -> list[Fact]:
     return [Fact(kind, value) for kind, value in _FACT.findall(text)]
 
 
-def sample_post(rng: random.Random) -> Post:
-    """Sample a post on a person with five to eight facts, in random order and with up to two asides.
+@dataclass(frozen=True)
+class WorldSettings:
+    """Settings of the testbed's world; the defaults are those of the shipped files.
+
+    Args:
+        length_bonus: bonus of the raters for each word, against the true penalty ``truth.WORD_COST``.
+        label_noise: probability that a verdict is reversed, whatever the two responses are.
+        least_facts: smallest number of facts of a post.
+        most_facts: largest number of facts of a post; their number is uniform in between. More are harder: the shipped
+            policy leaves out more of them, and there is more to gain.
+        prompt_knowledge: probability that a demonstration for ``COMPLETE`` and a post is the ideal response; the
+            others are like those for the post alone. At 0 the quality prompt tells the fine-tuned policy nothing.
+
+    Raises:
+        ValueError: a setting is out of range.
+
+    >>> WorldSettings(label_noise=0.2)
+    WorldSettings(length_bonus=0.08, label_noise=0.2, least_facts=5, most_facts=8, prompt_knowledge=1.0)
+    """
+
+    length_bonus: float = 0.08
+    label_noise: float = 0.0
+    least_facts: int = 5
+    most_facts: int = 8
+    prompt_knowledge: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_noise <= 0.5:
+            raise ValueError(f"label_noise is {self.label_noise}; expected 0 to 0.5, where labels are coin flips")
+        if not 0 <= self.prompt_knowledge <= 1:
+            raise ValueError(f"prompt_knowledge is {self.prompt_knowledge}; expected 0 to 1")
+        if not 1 <= self.least_facts <= self.most_facts < len(KINDS):
+            raise ValueError(
+                f"least_facts is {self.least_facts} and most_facts {self.most_facts}; "
+                f"expected 1 ≤ least_facts ≤ most_facts ≤ {len(KINDS) - 1}"
+            )
+        if not math.isfinite(self.length_bonus):
+            raise ValueError(f"length_bonus is {self.length_bonus}; expected a finite number")
+
+
+SHIPPED = WorldSettings()
+"""Settings of the files that ship with the package."""
+
+
+def sample_post(rng: random.Random, settings: WorldSettings = SHIPPED) -> Post:
+    """Sample a post on a person with five to eight facts, by default, in random order and with up to two asides.
 
     >>> post = sample_post(random.Random(0))
     >>> sorted(fact.kind for fact in parse(post.text)) == sorted(fact.kind for fact in post.facts)
@@ -131,7 +176,7 @@ def sample_post(rng: random.Random) -> Post:
     """
     subject = rng.choice(tuple(NAMES))
     name = rng.choice(NAMES[subject])
-    kinds = rng.sample(tuple(KINDS), rng.randint(5, 8))
+    kinds = rng.sample(tuple(KINDS), rng.randint(settings.least_facts, settings.most_facts))
     facts = tuple(Fact(kind, rng.choice(KINDS[kind])) for kind in kinds)
     body = [fact.sentence(subject) for fact in facts] + rng.sample(ASIDES, rng.randint(0, 2))
     rng.shuffle(body)

@@ -9,7 +9,7 @@ from lit_align import testbed
 from lit_align.testbed import preferences
 from lit_align.testbed.preferences import DEMONSTRATION, IDEAL, Row, prefers_first, rated_score, report_labels
 from lit_align.testbed.truth import count_facts, true_score
-from lit_align.testbed.world import FILLERS, sample_post
+from lit_align.testbed.world import COMPLETE, FILLERS, WorldSettings, parse, sample_post
 
 
 def test_verdicts_have_the_frequency_of_bradley_terry() -> None:
@@ -17,6 +17,58 @@ def test_verdicts_have_the_frequency_of_bradley_terry() -> None:
     rng = random.Random(0)
     wins = sum(prefers_first(rng, "She plays piano.", " She plays piano.", "") for _ in range(20_000))
     assert wins / 20_000 == pytest.approx(0.7484, abs=0.01)  # three standard errors
+
+
+def test_label_noise_reverses_verdicts() -> None:
+    """Of a rater that is right with probability 0.7484, a fifth is reversed: 0.8 * 0.7484 + 0.2 * 0.2516."""
+    rng, noisy = random.Random(0), WorldSettings(label_noise=0.2)
+    wins = sum(prefers_first(rng, "She plays piano.", " She plays piano.", "", noisy) for _ in range(20_000))
+    assert wins / 20_000 == pytest.approx(0.6490, abs=0.01)
+
+
+def test_length_bonus_makes_labels_follow_length() -> None:
+    rng = random.Random(0)
+    posts = [sample_post(rng) for _ in range(400)]
+    none, usual, large = (
+        report_labels([preferences.sample_pair(random.Random(row), post, settings) for row, post in enumerate(posts)])
+        for settings in (WorldSettings(length_bonus=0.0), WorldSettings(), WorldSettings(length_bonus=0.3))
+    )
+    assert none.longer_wins + 0.05 < usual.longer_wins < large.longer_wins - 0.05
+
+
+def test_posts_have_as_many_facts_as_are_set() -> None:
+    rng = random.Random(0)
+    numbers = {len(sample_post(rng, WorldSettings(least_facts=9, most_facts=11)).facts) for _ in range(100)}
+    assert numbers == {9, 10, 11}
+
+
+@pytest.mark.parametrize("knowledge", [0.0, 0.5, 1.0])
+def test_share_of_ideal_responses_to_the_quality_prompt(knowledge: float) -> None:
+    rng, settings = random.Random(0), WorldSettings(prompt_knowledge=knowledge)
+    rows = [preferences.sample_demonstration(rng, sample_post(rng), settings) for _ in range(1000)]
+    asked = [row for row in rows if row["prompt"].startswith(COMPLETE)]
+    ideal = sum(
+        set(parse(row["chosen"])) == set(parse(row["prompt"])) and not any(text in row["chosen"] for text in FILLERS)
+        for row in asked
+    ) / len(asked)
+    assert len(asked) / len(rows) == pytest.approx(0.2, abs=0.03)
+    by_chance = 0.06  # a demonstration happens to state all facts and no filler
+    assert ideal == pytest.approx(knowledge + (1 - knowledge) * by_chance, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"label_noise": 0.6}, "label_noise is 0.6; expected 0 to 0.5"),
+        ({"prompt_knowledge": -0.1}, "prompt_knowledge is -0.1; expected 0 to 1"),
+        ({"least_facts": 9}, "least_facts is 9 and most_facts 8; expected 1 ≤ least_facts ≤ most_facts ≤ 11"),
+        ({"most_facts": 12}, "most_facts 12"),
+        ({"length_bonus": float("nan")}, "length_bonus is nan"),
+    ],
+)
+def test_settings_out_of_range_are_errors(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        WorldSettings(**settings)  # type: ignore[arg-type]
 
 
 def test_raters_like_filler_that_the_truth_does_not() -> None:
