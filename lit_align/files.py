@@ -124,16 +124,3 @@ def refuse_second_adapter(policy: str, lora: object) -> None:
             "merge the old one first (peft.AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload()"
             ".save_pretrained(merged)) and name the merged folder"
         )
-
-
-def adapter_problem(name: str | Path) -> str:
-    """Return what to do where an adapter stands in place of a whole model.
-
-    Args:
-        name: folder of the adapter.
-    """
-    return (
-        f"{name} holds an adapter (adapter_config.json) of the model {adapter_base(name)}; expected a whole model. "
-        "Merge it first: peft.AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload()"
-        ".save_pretrained(merged), or take an export with export.form merged"
-    )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from lit_align.files import adapter_base, adapter_problem, refuse_second_adapter
+from lit_align.files import adapter_base, refuse_second_adapter
 
 ALLOWED_IMPORTS = ("lit_align", "lightning.pytorch", "torch.optim")
 """Packages whose classes a configuration may name."""
@@ -29,8 +29,6 @@ def check_settings(config: Namespace, command: str) -> None:
     trainer = config.trainer
     policy = str(config.model.policy)
     refuse_second_adapter(policy, config.model.lora)
-    if config.task == "reward" and adapter_base(policy) is not None:
-        raise ValueError(f"model.policy {adapter_problem(policy)}")
     if str(trainer.precision) in ("16", "16-mixed", "16-true"):  # overflows, and without a GPU becomes bfloat16
         raise ValueError(f"trainer.precision {trainer.precision}: expected bf16-mixed, or 32-true")
     if config.task == "online" and trainer.gradient_clip_val:

@@ -137,7 +137,8 @@ class RewardModelJudge(ScoringJudge):
     """A reward model, which reads prompt and response with its own tokenizer, as it was trained.
 
     Args:
-        path: folder that ``task: reward`` has written, or a hub name of a sequence classification model.
+        path: folder that ``task: reward`` has written, whole or an adapter, or a hub name of a sequence classification
+            model.
         loading: how it is loaded.
         batch_size: responses per forward pass.
         device: to put it on.

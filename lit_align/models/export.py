@@ -10,7 +10,6 @@ from typing import Any, Literal, TypeAlias
 import torch
 from jaxtyping import Float
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -20,9 +19,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lit_align.models.adapters import merge
 from lit_align.models.generation import model_stop_tokens
 from lit_align.models.loading import Loading, locate
-from lit_align.models.score_model import ScoreModel
+from lit_align.models.score_model import ScoreModel, only_errors_logged
 
 Form: TypeAlias = Literal["merged", "adapter"]
 """Of a model with an adapter: ``merged`` adds it to the weights, ``adapter`` writes it alone."""
@@ -110,33 +110,6 @@ def _append_rows(model: Any, weights: dict[str, Any], rows: int) -> None:
         mean = weights[name].mean(0, keepdim=True, dtype=torch.float32).to(weights[name].dtype)
         weights[name] = torch.cat([weights[name], mean.expand(missing, -1)])
         model.config.get_text_config().vocab_size = rows
-
-
-def merge(model: PeftModel) -> PreTrainedModel:
-    """Add an adapter to the weights it adapts, and return the model without it.
-
-    A weight that another layer shares, as embedding and output head do where they are tied, is copied first: the
-    change belongs to one of the two. The merged model is then no longer tied.
-
-    Args:
-        model: with an adapter; its weights are changed.
-    """
-    base: Any = model.get_base_model()
-    for layer in [module for module in base.modules() if isinstance(module, BaseTunerLayer)]:
-        adapted: Any = layer.get_base_layer()
-        if _is_shared(adapted, base):
-            adapted.weight = nn.Parameter(adapted.weight.detach().clone(), requires_grad=False)
-            for config in (base.config, base.config.get_text_config()):
-                config.tie_word_embeddings = False
-    merged: PreTrainedModel = model.merge_and_unload()
-    return merged
-
-
-def _is_shared(layer: nn.Module, model: nn.Module) -> bool:
-    """Return whether another layer of the model has the same weight."""
-    weight = layer._parameters.get("weight")
-    others = (other for other in model.modules() if other is not layer)
-    return weight is not None and any(part is weight for other in others for part in other._parameters.values())
 
 
 def pooling_pad(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -235,7 +208,8 @@ def read_back(
     else:
         name, loading = base
         options |= {"dtype": getattr(torch, loading.dtype), "revision": loading.revision}
-        model = auto.from_pretrained(locate(name), trust_remote_code=False, use_safetensors=True, **options)
+        with only_errors_logged():  # a reward model's head is in the adapter's folder
+            model = auto.from_pretrained(locate(name), trust_remote_code=False, use_safetensors=True, **options)
         _set_pad(model, pad)
         model = PeftModel.from_pretrained(model, str(folder))
     model.eval()

@@ -1,4 +1,4 @@
-"""Loading of models from a local folder, a hub, or a configuration with random weights; and LoRA adapters."""
+"""Loading of models from a local folder, a hub, or a configuration with random weights."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from lit_align import testbed
-from lit_align.files import adapter_base, at_home, refuse_second_adapter
-from lit_align.models.saved_adapter import SavedAdapter, saved_adapter
+from lit_align.files import adapter_base, at_home
+from lit_align.models.adapters import LoRA, SavedAdapter, saved_adapter
 from lit_align.models.sharding import layers, weights_wanted
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -297,61 +297,3 @@ def use_liger(model: PreTrainedModel) -> None:
     if kind not in known:
         raise ValueError(f"loading.kernels is liger, which has none for {kind}; it has: {', '.join(sorted(known))}")
     liger._apply_liger_kernel_to_instance(model, cross_entropy=False, fused_linear_cross_entropy=False)
-
-
-@dataclass(frozen=True)
-class LoRA:
-    r"""Trains low-rank updates $W + \frac{\alpha}{r} B A$ and freezes the weights themselves; Hu et al., 2106.09685.
-
-    With an adapter the reference needs no memory: it is the policy with the adapter switched off.
-
-    Args:
-        rank: rank r of each update.
-        alpha: its scale α.
-        dropout: dropout on the adapter's input; leave at 0 unless the adapter overfits.
-        targets: names of the layers to adapt; ``all-linear`` takes every linear layer except the output head.
-    """
-
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-    targets: str | list[str] = "all-linear"
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"LoRA: rank is {self.rank}; expected 1 or more")
-        if self.alpha < 1:
-            raise ValueError(f"LoRA: alpha is {self.alpha}; expected 1 or more")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"LoRA: dropout is {self.dropout}; expected 0 <= dropout < 1")
-
-    def wrap(self, model: PreTrainedModel, head: str | None = None) -> PeftModel:
-        """Wrap a model with a new adapter, which leaves its outputs unchanged until it is trained.
-
-        Args:
-            model: a causal language model, or one with a head for scores.
-            head: name of a layer that is fully trained in addition to the adapter; None for none.
-        """
-        config = LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,
-            lora_dropout=self.dropout,
-            target_modules=self.targets,
-            task_type="CAUSAL_LM" if head is None else "SEQ_CLS",
-            modules_to_save=None if head is None else [head],
-        )
-        return get_peft_model(model, config)
-
-
-def adapter_of(policy: str, lora: LoRA | None) -> LoRA | SavedAdapter | None:
-    """Return the adapter that a run trains: the one in the policy's folder, a new one, or None.
-
-    Args:
-        policy: folder or hub name.
-        lora: of a new adapter.
-
-    Raises:
-        ValueError: the folder holds an adapter, and a new one is to be trained.
-    """
-    refuse_second_adapter(policy, lora)
-    return saved_adapter(policy) or lora

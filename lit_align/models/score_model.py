@@ -15,7 +15,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from lit_align.files import adapter_base, adapter_problem
+from lit_align.models.adapters import LoRA, SavedAdapter, merge, saved_adapter
 from lit_align.models.loading import (
     Loading,
     build_model,
@@ -57,30 +57,60 @@ class ScoreModel(nn.Module):
 
 Head = Literal["saved", "fresh", "zero"]
 """Where the head's weights come from: the saved ones, random ones, or 0."""
-HEAD = "score.weight"
+_LAYER = "score"
+HEAD = f"{_LAYER}.weight"
 
 
 def load_score_model(name: str, loading: Loading, head: Head = "saved") -> ScoreModel:
-    """Load a score model without dropout, in evaluation mode.
+    """Load a score model without dropout, in evaluation mode; with its adapter, frozen, if it has one.
 
     Args:
-        name: local folder, hub name, or ``testbed:policy``; a language model, or one that has a head already.
-        loading: dtype, revision and so on.
+        name: local folder, hub name, or ``testbed:policy``; a language model, or one that has a head already; or the
+            folder of an adapter of either.
+        loading: dtype, revision and so on; those of the base model where the folder holds an adapter.
+        head: see ``load_trained_score_model``.
+    """
+    adapter, model = saved_adapter(name), _load_base(name, loading, head)
+    return ScoreModel(model if adapter is None else adapter.wrap(model, _LAYER, trains=False).eval())
+
+
+def load_trained_score_model(
+    name: str, loading: Loading, adapter: LoRA | SavedAdapter | None, head: Head = "fresh"
+) -> ScoreModel:
+    """Load a score model that is trained: all of it, or an adapter and the head.
+
+    Args:
+        name: as of ``load_score_model``.
+        loading: as of ``load_score_model``.
+        adapter: see ``adapter_of``; None trains all weights.
         head: ``saved`` refuses a folder without a head; ``fresh`` samples one from N(0, 1 / (d + 1)), and ``zero``
             sets it to 0, unless a head is saved.
+    """
+    model = _load_base(name, loading, head)
+    return ScoreModel(model if adapter is None else adapter.wrap(model, _LAYER))
+
+
+def _load_base(name: str, loading: Loading, head: Head) -> PreTrainedModel:
+    """Load a score model without the adapter that a folder may hold.
+
+    Args:
+        name: as of ``load_score_model``.
+        loading: as of ``load_score_model``.
+        head: see ``load_trained_score_model``; any, if the adapter brings one.
 
     Raises:
         FileNotFoundError: the model does not exist; see ``locate``.
         ValueError: the weights are damaged, incomplete or not finite, or the architecture has no linear head without
             bias.
     """
-    if adapter_base(name) is not None:
-        raise ValueError(adapter_problem(name))
+    adapter = saved_adapter(name)
+    if adapter is not None and adapter.holds(_LAYER):
+        head = "zero"  # is replaced
     place, config = locate(name), read_config(name, loading.revision)
     switch_dropout_off(config)
     config.num_labels = 1
     config.problem_type = None
-    with torch.random.fork_rng(devices=[]), _only_errors_logged():
+    with torch.random.fork_rng(devices=[]), only_errors_logged():
         model, problems = build_model(AutoModelForSequenceClassification, place, config, loading)
     if "mismatched_keys" in problems:
         raise ValueError(f"{place}: weights of other shapes: {problems['mismatched_keys']}")
@@ -94,16 +124,16 @@ def load_score_model(name: str, loading: Loading, head: Head = "saved") -> Score
         raise ValueError(f"{place}: {type(model).__name__} has no linear score head without bias on a causal body")
     if weights_wanted() and (HEAD in missing or loading.weights == "random"):
         if head == "saved":
-            raise ValueError(f"{place} is no reward model: it has no score head ({HEAD}); train one with task: reward")
+            raise ValueError(f"{name} is no reward model: it has no score head ({HEAD}); train one with task: reward")
         _initialize(layer, head, loading.seed)
     if missing - {HEAD}:
         raise ValueError(f"{place}: the weights do not fill the model: {sorted(missing - {HEAD})}")
-    return ScoreModel(finish_model(model, place, loading))
+    return finish_model(model, place, loading)
 
 
 @contextmanager
-def _only_errors_logged() -> Iterator[None]:
-    """Silence the library's report of missing weights: a missing head is expected, and others are errors here."""
+def only_errors_logged() -> Iterator[None]:
+    """Silence the library's report of missing weights, where a missing head is expected and others are errors."""
     logs: Any = transformers.utils.logging
     verbosity = logs.get_verbosity()
     logs.set_verbosity_error()
@@ -127,8 +157,11 @@ def _initialize(layer: nn.Linear, head: Head, seed: int) -> None:
 class Value:
     """The value model of actor-critic training: a separate body with a head that starts at 0.
 
+    All of its weights are trained; an adapter that it is loaded with is merged into them first.
+
     Args:
-        path: local folder or hub name of a language model or a reward model; None takes the policy's.
+        path: local folder or hub name of a language model or a reward model, or the folder of an adapter of one; None
+            takes the policy's.
         loading: how it is loaded.
         learning_rate: of its weights; None for the optimizer's own.
     """
@@ -149,4 +182,7 @@ class Value:
             loading: how the policy is loaded; a value model that starts from the policy takes the same revision.
         """
         revision = self.loading.revision or (loading.revision if self.path is None else None)
-        return load_score_model(self.path or policy, replace(self.loading, revision=revision), head="zero").train()
+        model = load_score_model(self.path or policy, replace(self.loading, revision=revision), head="zero")
+        if isinstance(model.model, PeftModel):
+            model = ScoreModel(merge(model.model)).requires_grad_(True)
+        return model.train()

@@ -90,7 +90,8 @@ class RewardModel(Scorer):
     """A trained reward model of the same tokens as the policy.
 
     Args:
-        path: folder that ``task: reward`` has written, or a hub name of a sequence classification model.
+        path: folder that ``task: reward`` has written, whole or an adapter, or a hub name of a sequence classification
+            model.
         loading: how it is loaded.
         batch_size: responses per forward pass.
     """

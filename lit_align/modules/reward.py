@@ -15,10 +15,10 @@ from lit_align.metrics.figures import draw_reliability
 from lit_align.metrics.margins import MarginsByLength
 from lit_align.metrics.pair_values import SIDES
 from lit_align.metrics.reward import OTHER_METRICS, REWARD_METRICS, RewardMetrics
-from lit_align.models import ForwardPass, Loading, LoRA
+from lit_align.models import ForwardPass, Loading, LoRA, adapter_of
 from lit_align.models.export import Form, end_scores, save_score_model
 from lit_align.models.lm_head.patch import sparse_embedding_grad
-from lit_align.models.score_model import ScoreModel, load_score_model
+from lit_align.models.score_model import ScoreModel, load_trained_score_model
 from lit_align.models.start_checks import evaluating
 from lit_align.modules.base import LitBase
 from lit_align.modules.build import Builder, freeze_unused
@@ -37,11 +37,12 @@ class LitReward(LitBase):
     of processes.
 
     Args:
-        policy: the language model that gets the head: local folder, hub name, or ``testbed:policy``; or a reward
-            model to continue with.
+        policy: the language model that gets the head: local folder, hub name, or ``testbed:policy``; a reward
+            model to continue with; or the folder of a LoRA adapter of either.
         objective: from scores to the loss.
         loading: how the weights are loaded.
-        lora: train a low-rank adapter and the head instead of all weights.
+        lora: train a low-rank adapter and the head instead of all weights; leave it out for a policy that is the
+            folder of an adapter, which is trained further.
         optimizer: any torch optimizer by class path.
         schedule: of the learning rate.
         forward_pass: how the model is read; this affects time and memory, not the result.
@@ -75,9 +76,8 @@ class LitReward(LitBase):
             raise ValueError(
                 f"model.forward_pass.tile_mb is {forward_pass.tile_mb}; a reward model has no logits: leave it out"
             )
-        super().__init__(
-            RewardMetrics(objective.contrast.beta), lora, optimizer, schedule, forward_pass, decay_norms_and_biases
-        )
+        adapter, metrics = adapter_of(policy, lora), RewardMetrics(objective.contrast.beta)
+        super().__init__(metrics, adapter, optimizer, schedule, forward_pass, decay_norms_and_biases)
         self.policy_name = policy
         self.objective = objective
         self.loading = loading
@@ -108,9 +108,7 @@ class LitReward(LitBase):
 
     @override
     def build_trained_model(self) -> ScoreModel:
-        model = load_score_model(self.policy_name, self.loading, head="fresh")
-        inner: Any = model.model
-        return model if self.lora is None else ScoreModel(self.lora.wrap(inner, head="score"))
+        return load_trained_score_model(self.policy_name, self.loading, self.lora)
 
     @override
     def draw_figures(self, folder: Path) -> None:

@@ -19,10 +19,10 @@ from typing_extensions import override
 
 from lit_align.compat.transformers import attention_name
 from lit_align.files import at_home, code_digest, user_cache
+from lit_align.models.adapters import has_saved_adapter
 from lit_align.models.loading import Loading
 from lit_align.models.reference.base import AdapterOff, Read, Reference, SecondModel, check_loading
 from lit_align.models.reference.cache import ReferenceCache, sequence_keys
-from lit_align.models.saved_adapter import has_saved_adapter
 from lit_align.models.sharding import weights_wanted
 from lit_align.types import PairBatch, PairTokens
 

@@ -11,14 +11,16 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lit_align.files import tokenizer_source
 from lit_align.models import AdapterOff, Loading, LoRA, Precomputed, SavedAdapter, SecondModel, load_causal_lm
-from lit_align.models.loading import adapter_of, load_policy, locate
+from lit_align.models.adapters import adapter_of
+from lit_align.models.loading import load_policy, locate
 from lit_align.models.reference.precomputed import model_identity
-from lit_align.models.score_model import load_score_model
-from lit_align.modules import LitPreference
+from lit_align.models.score_model import Value, load_score_model
+from lit_align.models.scorer import RewardModel
+from lit_align.modules import LitPreference, LitReward
 from lit_align.objectives import dpo
 from tests.conftest import tiny_llama
 
@@ -149,7 +151,7 @@ BAD = {
         r"an adapter of some/model: its config.json cannot be read.*on disk",
     ),
     "kind": ({"peft_type": "IA3", "feedforward_modules": []}, "of the type IA3"),
-    "task": ({"task_type": "SEQ_CLS"}, "made for SEQ_CLS"),
+    "task": ({"task_type": "SEQ_CLS"}, r"made for SEQ_CLS; expected a LoRA adapter of a language model \(CAUSAL_LM\)"),
     "rank": ({"r": 3}, r"does not fit its base model .*size mismatch"),
     "layers": ({"target_modules": ["q_proj", "v_proj", "k_proj"]}, r"does not fit its base model .*missing: .*k_proj"),
     "fewer layers": ({"target_modules": ["q_proj"]}, r"does not fit its base model .*unknown: .*v_proj"),
@@ -182,5 +184,80 @@ def test_one_adapter_at_a_time(folder: Path, tmp_path: Path) -> None:
     stacked = save_adapter(tmp_path / "stacked", tmp_path / "base", task_type="CAUSAL_LM")
     with pytest.raises(ValueError, match="holds an adapter itself"):
         locate(change_config(stacked, base_model_name_or_path=str(folder)))
-    with pytest.raises(ValueError, match="expected a whole model. Merge it first"):
+    with pytest.raises(ValueError, match=r"model.lora asks for a new one"):
+        LitReward(str(folder), lora=LoRA(rank=2))
+
+
+# ── reward models ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def scoring(base: Path, tmp_path: Path) -> Path:
+    """A reward model's adapter with its head, as PEFT writes it."""
+    torch.manual_seed(1)
+    config = LoraConfig(r=2, lora_alpha=8, task_type="SEQ_CLS", target_modules=["q_proj"], modules_to_save=["score"])
+    model = get_peft_model(AutoModelForSequenceClassification.from_pretrained(base, num_labels=1), config)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    model.save_pretrained(str(tmp_path / "scoring"))
+    return tmp_path / "scoring"
+
+
+@torch.no_grad()
+def peft_scores(base: Path, folder: Path) -> Tensor:
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, pad_token_id=0)
+    values: Tensor = PeftModel.from_pretrained(model, str(folder)).eval()(input_ids=IDS).logits[:, 0]
+    return values
+
+
+def last(model: torch.nn.Module) -> Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS)[:, -1]
+
+
+def test_a_scorer_and_a_value_model_are_what_peft_loads(base: Path, scoring: Path) -> None:
+    expected = peft_scores(base, scoring)
+    scorer, value = RewardModel(str(scoring)), Value(str(scoring)).load("policy", Loading())
+    scorer.load("policy")
+    for model in (scorer.model, value):
+        assert model is not None
+        torch.testing.assert_close(last(model), expected)
+    assert scorer.model is not None
+    assert not any(weight.requires_grad for weight in scorer.model.parameters())
+    assert all(weight.requires_grad and "lora" not in name for name, weight in value.named_parameters())
+    assert not torch.allclose(last(load_score_model(str(base), Loading(), head="fresh")), expected, atol=1e-2)
+
+
+def test_a_reward_models_adapter_is_trained_further_with_its_head(base: Path, scoring: Path) -> None:
+    model = LitReward(str(scoring)).build_trained_model()
+    torch.testing.assert_close(last(model), peft_scores(base, scoring))
+    names = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    assert names
+    assert all("lora_" in name or "score.modules_to_save" in name for name in names)
+    assert sum("score" in name for name in names) == 1
+
+
+def test_a_language_models_adapter_gets_a_head(base: Path, folder: Path, tmp_path: Path) -> None:
+    """Its body is that of the adapted policy; what the adapter changes of the output head is left out."""
+    wide = save_adapter(tmp_path / "wide", base, task_type="CAUSAL_LM", modules_to_save=["lm_head"])
+    with torch.no_grad():
+        body = load_causal_lm(str(folder), Loading())(input_ids=IDS, output_hidden_states=True).hidden_states[-1]
+    for place in (folder, wide):
+        model = LitReward(str(place)).build_trained_model()
+        head = load_score_model(str(base), Loading(), head="fresh").model.score.weight
+        torch.testing.assert_close(last(model), (body @ head.T)[:, -1, 0])
+    value = Value().load(str(folder), Loading())
+    assert not last(value).any()
+    torch.nn.init.constant_(value.model.score.weight, 0.5)
+    torch.testing.assert_close(last(value), 0.5 * body[:, -1].sum(-1))
+    with pytest.raises(ValueError, match=r"adapter is no reward model: it has no score head"):
         load_score_model(str(folder), Loading())
+
+
+def test_a_head_of_several_labels_is_refused(base: Path, tmp_path: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
+    config = LoraConfig(r=2, task_type="SEQ_CLS", target_modules=["q_proj"])
+    get_peft_model(model, config).save_pretrained(str(tmp_path / "three"))
+    with pytest.raises(ValueError, match=r"three does not fit its base model .*score"):
+        load_score_model(str(tmp_path / "three"), Loading())
