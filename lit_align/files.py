@@ -93,17 +93,17 @@ def adapter_base(name: str | Path) -> str | None:
     return str(beside) if beside.is_dir() and not at_home(base).is_dir() else base
 
 
-def tokenizer_source(policy: str | None) -> str | None:
-    """Return where a policy's tokenizer is read from: the policy, or the base of an adapter that has none beside it.
+def tokenizer_source(model: str) -> str:
+    """Return where a model's tokenizer is read from: the model, or the base of an adapter that has none beside it.
 
     Args:
-        policy: folder or hub name; None for none.
+        model: folder or hub name.
     """
-    base = None if policy is None else adapter_base(policy)
-    if policy is None or base is None:
-        return policy
-    own = (at_home(policy) / name for name in ("tokenizer_config.json", "tokenizer.json", "tokenizer.model"))
-    return policy if any(file.is_file() for file in own) else base
+    base = adapter_base(model)
+    if base is None:
+        return model
+    own = (at_home(model) / name for name in ("tokenizer_config.json", "tokenizer.json", "tokenizer.model"))
+    return model if any(file.is_file() for file in own) else base
 
 
 def refuse_second_adapter(policy: str, lora: object) -> None:

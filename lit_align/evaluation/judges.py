@@ -20,6 +20,7 @@ from lit_align.errors import shown
 from lit_align.evaluation.models import tokenize_whole
 from lit_align.evaluation.prompts import EvaluationPrompt
 from lit_align.extensions import import_trusted
+from lit_align.files import tokenizer_source
 from lit_align.models.loading import Loading
 from lit_align.models.logps.scores import ScoreReader
 from lit_align.models.score_model import ScoreModel, load_score_model
@@ -167,7 +168,7 @@ class RewardModelJudge(ScoringJudge):
     @cached_property
     def encoder(self) -> Encoder:
         """The reward model's own tokenizer."""
-        return Encoder(load_tokenizer(self.path, self.loading.revision))
+        return Encoder(load_tokenizer(tokenizer_source(self.path), self.loading.revision))
 
     @torch.no_grad()
     @override
@@ -175,7 +176,8 @@ class RewardModelJudge(ScoringJudge):
         pairs = [with_response(prompt, text) for prompt, text in zip(prompts, responses, strict=True)]
         tokenized = tokenize_whole(self.encoder, pairs)
         order = sorted(range(len(tokenized)), key=lambda place: len(tokenized[place].prompt))
-        collate, reader, values = Collate(self.encoder.pad), ScoreReader(self.model), [0.0] * len(tokenized)
+        pad = min(self.encoder.pad, self.model.rows - 1)  # an adapter's base may have no row for a padding token
+        collate, reader, values = Collate(pad), ScoreReader(self.model), [0.0] * len(tokenized)
         for start in range(0, len(order), self.batch_size):
             places = order[start : start + self.batch_size]
             batch = collate([(tokenized[place], 1.0) for place in places]).chosen_side().to(self.device)

@@ -19,7 +19,7 @@ from lit_align.data.text.tokenizer import Encoder, load_tokenizer
 from lit_align.data.text.truncate import Cut
 from lit_align.errors import DataError
 from lit_align.evaluation.prompts import EvaluationPrompt
-from lit_align.files import at_home
+from lit_align.files import adapter_base, at_home, tokenizer_source
 from lit_align.models.generation import model_stop_tokens
 from lit_align.models.loading import Loading, load_causal_lm
 from lit_align.types import PreferencePair, TokenizedPair
@@ -129,19 +129,24 @@ def load_hugging_face(path: str, name: str, loading: Loading, device: str) -> Lo
     """
     model: Any = load_causal_lm(path, loading)
     folder = testbed.resolve(path) or at_home(path)
-    encoder = Encoder(load_tokenizer(path, loading.revision))
+    encoder = Encoder(load_tokenizer(tokenizer_source(path), loading.revision))
     identity = {"dtype": loading.dtype, "revision": loading.revision, "files": weight_files(folder)}
     return LoadedModel(name, path, model.to(device), encoder, identity=identity)
 
 
 def weight_files(path: Path) -> dict[str, list[int]]:
-    """Return size and time of the files of a model's folder or checkpoint; empty for a name on a hub."""
+    """Return size and time of the files of a model's folder or checkpoint; empty for a name on a hub.
+
+    An adapter's base is part of the model.
+    """
     files = sorted(part for part in path.rglob("*") if part.is_file()) if path.is_dir() else [path]
-    return {
+    base = adapter_base(path)
+    own = {
         str(file.relative_to(path.parent)): [file.stat().st_size, file.stat().st_mtime_ns]
         for file in files
         if file.is_file()
     }
+    return own if base is None else {**weight_files(at_home(base)), **own}
 
 
 def model_names(paths: Sequence[str]) -> list[str]:

@@ -42,6 +42,12 @@ class ScoreModel(nn.Module):
         super().__init__()
         self.model = model
 
+    @property
+    def rows(self) -> int:
+        """Number of ids that the embedding has a row for."""
+        embedding: Any = self.model.get_input_embeddings()
+        return len(embedding.weight)
+
     def forward(self, **inputs: Any) -> Float[Tensor, "row token"]:
         """Compute the head's number at every token, in float32 (float64 for float64 models).
 

@@ -203,8 +203,8 @@ def check_fit(
     if tokens > config.vocab_size:
         raise ValueError(
             f"the tokenizer {data.tokenizer_name} has ids up to {tokens - 1} ({tokens} tokens), but the embedding of "
-            f"{model} has {config.vocab_size} rows; take the tokenizer of the model, or a model whose embedding was "
-            "enlarged"
+            f"{model} has {config.vocab_size} rows; take the tokenizer of {adapter_base(model) or 'the model'} "
+            "(data.tokenizer), or a model whose embedding was enlarged"
         )
     longest = data.longest if longest is None else longest
     _check_positions(longest, model, config, what)

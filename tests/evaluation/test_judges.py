@@ -15,9 +15,11 @@ from lit_align.evaluation.judges import (
     make_judge,
 )
 from lit_align.evaluation.prompts import EvaluationPrompt, read_prompts
-from lit_align.models.export import pooling_pad, save_score_model
+from lit_align.models import LoRA
+from lit_align.models.export import end_scores, pooling_pad, save_score_model
 from lit_align.models.loading import Loading
 from lit_align.models.score_model import load_score_model
+from lit_align.modules import LitReward
 from lit_align.testbed.truth import true_score
 
 Prompts = list[EvaluationPrompt]
@@ -49,6 +51,30 @@ def test_a_reward_model_reads_with_its_own_tokenizer(testbed_prompts: Prompts, t
         ids = [*tokenizer(prompt.text + response)["input_ids"], tokenizer.eos_token_id]
         with torch.no_grad():
             assert score == pytest.approx(float(theirs(input_ids=torch.tensor([ids])).logits[0, 0]), abs=1e-4)
+
+
+def test_a_reward_models_adapter_judges_with_the_tokenizer_of_its_base(
+    testbed_prompts: Prompts, tmp_path: Path
+) -> None:
+    """Its padding token may be beyond the embedding of the base."""
+    torch.manual_seed(0)
+    model = LitReward("testbed:policy", lora=LoRA(rank=2)).build_trained_model()
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    save_score_model(model, tmp_path, 0, form="adapter")
+    judge = RewardModelJudge(str(tmp_path), batch_size=4)
+    responses = [f" He has {number} cats." for number in range(len(testbed_prompts))]
+    scores = judge.scores(testbed_prompts, responses)
+    tokenizer = judge.encoder.tokenizer
+    texts = [prompt.text + response for prompt, response in zip(testbed_prompts, responses, strict=True)]
+    ids = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
+    assert scores == pytest.approx(end_scores(model.eval(), ids).tolist(), abs=1e-4)
+    tokenizer.save_pretrained(str(tmp_path))
+    wider = RewardModelJudge(str(tmp_path), batch_size=4)
+    wider.encoder.tokenizer.add_special_tokens({"pad_token": "<|new|>"})
+    assert wider.encoder.pad >= wider.model.rows
+    assert wider.scores(testbed_prompts, responses) == pytest.approx(scores, abs=1e-5)
 
 
 def test_functions_are_checked(testbed_prompts: Prompts) -> None:

@@ -11,8 +11,10 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule
 
+from lit_align import testbed
 from lit_align.data import PreferenceData
 from lit_align.models import ForwardPass, LoRA, MovingReference, ScoreReader, load_causal_lm, response_log_probs
+from lit_align.models.export import token_log_probs
 from lit_align.models.generation import Sampling
 from lit_align.models.loading import Loading
 from lit_align.models.score_model import Value
@@ -25,6 +27,7 @@ from lit_align.online import GAE, RLHF, Clipped, GreedyBaseline, LeaveOneOut, On
 from lit_align.online.presets import conditional_pm_rlhf, kl_rlhf, pm_rlhf
 from lit_align.testbed.truth import TestbedScore
 from tests.models.lm_head.test_projection import Largest
+from tests.models.test_adapters import save_adapter
 from tests.modules.test_preference import sgd, trainer
 
 POLICY = "testbed:policy"
@@ -37,7 +40,7 @@ def lit(objective: OnlineObjective = RLOO, **settings: Any) -> LitOnline:
         **{"score": KnownScore(TestbedScore()), "sampling": Sampling(max_new_tokens=16), "optimizer": sgd},
         **{"schedule": Constant(), "responses": 2, "gradient_clip": None},
     }
-    return LitOnline(POLICY, objective, **{**given, **settings})
+    return LitOnline(objective=objective, **{"policy": POLICY, **given, **settings})
 
 
 def prompts(rows: Path, batch_size: int = 4) -> PreferenceData:
@@ -264,11 +267,45 @@ def test_the_value_model_learns_the_returns(rows: Path, tmp_path: Path) -> None:
     assert 0.2 * before < float(((after - returns)[mask] ** 2).mean()) < 0.95 * before
 
 
+@pytest.mark.long
 def test_an_adapter_alone_is_trained(rows: Path, tmp_path: Path) -> None:
     module = lit(lora=LoRA(rank=2))
     fit(rows, tmp_path, module, log_every_n_steps=1)
     assert all("lora_" in name for name, p in module.policy.named_parameters() if p.requires_grad)
     assert abs(float(module.trainer.callback_metrics["train/kl"])) < 1e-5
+
+
+def test_a_folder_with_an_adapter_is_trained_further(rows: Path, tmp_path: Path) -> None:
+    """The reference is the adapter as loaded; the value model has it in its weights; a checkpoint continues both."""
+    folder = save_adapter(tmp_path / "adapter", testbed.path("policy"), task_type="CAUSAL_LM")
+    loaded = load_causal_lm(str(folder), Loading())
+    module = lit(kl_rlhf(), policy=str(folder), optimizer=adam, value=Value(learning_rate=1e-2))
+    (responses,) = fit(rows, tmp_path, module, log_every_n_steps=1)
+    with torch.no_grad():
+        expected = response_log_probs(loaded, responses.batch)[:, 0]
+    torch.testing.assert_close(responses.rollout.policy, expected, rtol=1e-4, atol=1e-4)
+    assert responses.rollout.reference is not None
+    torch.testing.assert_close(responses.rollout.reference, expected, rtol=1e-4, atol=1e-4)
+    assert abs(float(module.trainer.callback_metrics["train/kl"])) < 1e-5
+    assert all("lora_" in name for name, weight in module.policy.named_parameters() if weight.requires_grad)
+
+    checkpoint: dict[str, Any] = {"state_dict": module.state_dict(), "global_step": 1}
+    module.on_save_checkpoint(checkpoint)
+    again = lit(kl_rlhf(), policy=str(folder), value=Value())
+    again.configure_model()
+    assert distance(again, module) > 1e-5
+    assert again.value_model is not None
+    assert not any("lora_" in name for name, _ in again.value_model.named_parameters())
+    assert not again.value_model.state_dict()["model.score.weight"].any()
+    again.on_load_checkpoint(checkpoint)
+    again.load_state_dict(checkpoint["state_dict"], strict=False)
+    assert distance(again, module) == 0
+    assert again.value_model.state_dict()["model.score.weight"].any()
+    trained = token_log_probs(again.policy, [[5, 6, 7, 8]])
+    for form in ("adapter", "merged"):
+        again.save_model(again.policy, tmp_path / form, again.policy.state_dict(), 0, form)  # type: ignore[arg-type]
+        exported = token_log_probs(load_causal_lm(str(tmp_path / form), Loading()), [[5, 6, 7, 8]])
+        torch.testing.assert_close(exported, trained, atol=1e-4, rtol=0)
 
 
 def test_a_moving_reference_moves(rows: Path, tmp_path: Path) -> None:
