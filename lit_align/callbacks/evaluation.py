@@ -18,18 +18,17 @@ from lit_align.data.formats.registry import FormatName
 from lit_align.data.text.tokenizer import Encoder
 from lit_align.errors import check_range
 from lit_align.evaluation.benchmarks import benchmark_metrics, benchmark_tasks, check_harness
-from lit_align.evaluation.evaluate import (
-    START,
+from lit_align.evaluation.evaluate import START, along_responses, own_metrics
+from lit_align.evaluation.judges import Judge, make_judge
+from lit_align.evaluation.judging import (
     Collected,
     JudgedResponses,
-    along_responses,
+    KeptJudge,
     judge_models,
     judged_metrics,
     longer_than,
-    own_metrics,
     score_records,
 )
-from lit_align.evaluation.judges import Judge, make_judge
 from lit_align.evaluation.models import LoadedModel, load_hugging_face
 from lit_align.evaluation.preference_sets import pair_margins, pair_metrics, read_pairs
 from lit_align.evaluation.prompts import EvaluationPrompt, read_prompts
@@ -241,7 +240,8 @@ class TrainingEvaluation(Callback):
             models = {"policy": collected} | ({} if base is None else {"baseline": replace(base, name="baseline")})
             by_index = {prompt.index: prompt for prompt in self._prompts}
             if self._judge.scores_alone or base is not None:
-                judged = judge_models(self._judge, by_index, models, None if base is None else "baseline")["policy"]
+                against = None if base is None else "baseline"
+                judged = judge_models(KeptJudge(self._judge), by_index, models, against)["policy"]
                 metrics |= judged_metrics(collected, base, judged, self.resamples)
         if judged.comparisons is not None and base is not None:
             compared = {"policy": collected.cells(judged.comparisons)}

@@ -32,8 +32,10 @@ def _problem(options: argparse.Namespace) -> str:
         return f"{name} has no effect without --prompts"
     if options.baseline and not options.judge:
         return "--baseline has no effect without --judge"
-    if options.judge and options.judge.startswith(("llm:", "compares:")) and not options.baseline:
-        return f"--judge {options.judge} compares two answers: name the other model with --baseline"
+    for judge in (kind for kind in options.judge if kind.startswith(("llm:", "compares:")) and not options.baseline):
+        return f"--judge {judge} compares two answers: name the other model with --baseline"
+    if len(set(options.judge)) < len(options.judge):
+        return "--judge names a judge twice; expected different ones"
     if options.by and not options.pairs:
         return "--by has no effect without --pairs"
     count = len(options.models) + bool(options.baseline and options.baseline not in options.models)

@@ -19,7 +19,8 @@ EXAMPLE = """examples:
   python -m lit_align evaluate runs/dpo --tasks paper
 
 A MODEL is a run's folder (its newest intact checkpoint is taken), a checkpoint, or a Hugging Face folder or name.
-What has been computed is kept in --into and used again, so an interrupted command goes on where it was.
+What has been computed is kept in --into and used again, so an interrupted command goes on where it was. Later commands
+into the same folder add models, judges, pairs and tasks to what is there.
 """
 
 
@@ -87,8 +88,11 @@ def _add_judge_options(parser: argparse.ArgumentParser) -> None:
     add("--baseline", metavar="MODEL", help="model that the others are compared with; it is evaluated as well")
     add(
         "--judge",
+        action="append",
+        default=[],
         metavar="KIND",
-        help="testbed | reward:FOLDER | scores:module.function | compares:module.function | llm:MODEL",
+        help="testbed | reward:FOLDER | scores:module.function | compares:module.function | llm:MODEL; several by "
+        "naming the option again",
     )
     add("--tie_margin", type=_number(0), default=0.0, metavar="X", help="scores this close tie (default: 0)")
     add("--judge_url", metavar="URL", help="endpoint of llm (default: OPENAI_BASE_URL, or OpenAI's)")

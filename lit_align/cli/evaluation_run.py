@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,11 +25,20 @@ from lit_align.data.text.tokenizer import Encoder
 from lit_align.errors import printable
 from lit_align.evaluation.benchmarks import benchmark_metrics, benchmark_tasks, check_harness
 from lit_align.evaluation.evaluate import START, PromptEvaluation, ResponseSettings, versions
-from lit_align.evaluation.judges import JudgeError, make_judge
+from lit_align.evaluation.join import join_evaluation
+from lit_align.evaluation.judges import Judge, JudgeError, make_judge
+from lit_align.evaluation.judging import drop_unfinished
 from lit_align.evaluation.models import LoadedModel, load_hugging_face, model_names, weight_files
-from lit_align.evaluation.preference_sets import kept_margins, pair_metrics, read_pairs
+from lit_align.evaluation.preference_sets import kept_margins, pair_digest, pair_metrics, read_pairs
 from lit_align.evaluation.prompts import read_prompts
-from lit_align.evaluation.record import EvaluationRecord, ModelRecord, model_folder, write_evaluation
+from lit_align.evaluation.record import (
+    FILE,
+    EvaluationRecord,
+    ModelRecord,
+    content_digest,
+    model_folder,
+    read_evaluation,
+)
 from lit_align.files import at_home
 from lit_align.models.generation import Sampling
 from lit_align.models.loading import Loading
@@ -46,32 +57,67 @@ def run_evaluation(options: argparse.Namespace) -> None:
         except JudgeError as error:
             print(f"error: {printable(str(error))}", file=sys.stderr)
             sys.exit(1)
+        record, reasons = join_evaluation(Path(options.into), record)
+        drop_unfinished(Path(options.into))
     show_evaluation(record)
-    for note in record.warnings:
+    for note in (*record.warnings, *reasons):
         print(f"warning: {printable(note)}", file=sys.stderr)
-    print(write_evaluation(Path(options.into), record))
+    print(Path(options.into) / FILE)
 
 
 def evaluate_models(options: argparse.Namespace) -> EvaluationRecord:
     """Evaluate the models of a command line; rows are written, numbers are returned."""
     cli.silence_libraries()
     prepare_parsing(options.extend.split(",") if options.extend else [])
-    paths = list(dict.fromkeys([*options.models, *([options.baseline] if options.baseline else [])]))
-    names = options.names or model_names(paths)
-    named = dict(zip(names, paths, strict=True))
+    folder = Path(options.into)
+    known = read_evaluation(folder) if (folder / FILE).is_file() else EvaluationRecord(())
+    named = name_models(options, known)
     baseline = next((name for name, path in named.items() if path == options.baseline), None)
     load = ModelLoader(options.dtype, options.device or default_device(), options.extend)
-    folder = Path(options.into)
     if options.tasks:
         check_harness()
     if options.prompts:
-        record = _on_prompts(options, named, baseline, load)
+        record = _on_prompts(options, named, baseline, load, known)
     else:
         models = [ModelRecord(name, path, {"versions": versions()}, {}, folder) for name, path in named.items()]
         record = EvaluationRecord(tuple(models))
     if options.pairs or options.tasks:
         record = _on_pairs_and_tasks(options, record, load)
     return record
+
+
+def name_models(options: argparse.Namespace, known: EvaluationRecord) -> dict[str, str]:
+    """Return name → path of the models of a command line, the baseline last.
+
+    Models that have been evaluated before keep their names.
+
+    Args:
+        options: of `evaluate_parser`.
+        known: what is in the folder already.
+
+    Raises:
+        ValueError: a name is that of another model.
+    """
+    paths = list(dict.fromkeys([*options.models, *([options.baseline] if options.baseline else [])]))
+    before = {_place(model.path): model.name for model in known.models}
+    fresh = [path for path in paths if _place(path) not in before]
+    together = model_names([*(model.path for model in known.models), *fresh])[len(before) :]
+    chosen = dict(zip(fresh, together if before else model_names(paths), strict=True))
+    if options.names:
+        chosen, before = dict(zip(paths, options.names, strict=True)), {}
+    for model in known.models:
+        for path in (
+            path for path, name in chosen.items() if name == model.name and _place(path) != _place(model.path)
+        ):
+            raise ValueError(
+                f"--names {model.name}: {options.into} has a model of that name, {model.path}; not {path}"
+            )
+    return {before.get(_place(path)) or chosen[path]: path for path in paths}
+
+
+def _place(path: str) -> str:
+    """Return a path of a model by which it is known again."""
+    return str(at_home(path).resolve()) if at_home(path).exists() else path
 
 
 def _on_pairs_and_tasks(options: argparse.Namespace, record: EvaluationRecord, load: ModelLoader) -> EvaluationRecord:
@@ -82,24 +128,33 @@ def _on_pairs_and_tasks(options: argparse.Namespace, record: EvaluationRecord, l
     for model in record.models:
         folder = model_folder(Path(options.into), model.name)
         loaded = load(model.path, model.name)
-        metrics, settings = dict(model.metrics), dict(model.settings)
+        metrics, settings = dict(model.metrics), {**model.settings, "weights": content_digest(loaded.identity)}
         if pairs:
             reference = load.reference_of(loaded, options.reference)
             margins, left_out = kept_margins(loaded, reference, pairs, options.by, folder, options.batch_size)
             metrics |= pair_metrics(margins, options.by, options.resamples)
             notes += left_out
-            settings["pairs"] = {"source": options.pairs, "count": len(margins), "chat": options.chat}
-            settings["reference"] = None if reference is None else reference.path
+            settings["pairs"] = {
+                "source": options.pairs,
+                "count": len(margins),
+                "chat": options.chat,
+                "content": content_digest([pair_digest(pair, options.by) for pair in pairs]),
+                "reference": None if reference is None else reference.path,
+            }
         if tasks:
             limit, size = options.task_limit, options.batch_size
             metrics |= benchmark_metrics(loaded, tasks, folder, limit, size, options.resamples)
-            settings["tasks"] = {task.name: task.fewshot for task in tasks}
+            settings["tasks"] = {task.name: {"fewshot": task.fewshot, "limit": limit} for task in tasks}
         models.append(replace(model, settings=settings, metrics=metrics, folder=folder))
     return EvaluationRecord(tuple(models), record.baseline, tuple(notes))
 
 
 def _on_prompts(
-    options: argparse.Namespace, named: dict[str, str], baseline: str | None, load: ModelLoader
+    options: argparse.Namespace,
+    named: dict[str, str],
+    baseline: str | None,
+    load: ModelLoader,
+    known: EvaluationRecord,
 ) -> EvaluationRecord:
     prompts = read_prompts(options.prompts, options.format, options.limit, options.chat)
     sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p)
@@ -108,18 +163,45 @@ def _on_prompts(
         load=load,
         baseline=baseline,
         reference=START if options.reference is None else _named(options.reference),
-        judge=_judge(options, load),
+        judges=name_judges([(setting, _judge(options, setting, load)) for setting in options.judge], known),
         settings=ResponseSettings(options.seeds, sampling, options.batch_size, options.resamples),
-        described={"prompts": {"source": options.prompts, "count": len(prompts), "chat": options.chat}},
+        described={
+            "prompts": {
+                "source": options.prompts,
+                "count": len(prompts),
+                "chat": options.chat,
+                "content": content_digest([[prompt.index, prompt.text] for prompt in prompts]),
+            }
+        },
     )
     return evaluation(prompts, Path(options.into))
 
 
-def _judge(options: argparse.Namespace, load: ModelLoader) -> Any:
-    if options.judge is None:
-        return None
+def name_judges(judges: Sequence[tuple[str, Judge]], known: EvaluationRecord) -> dict[str, Judge]:
+    """Return name → judge: a judge that has judged before keeps its name, and the first one of a folder has none.
+
+    Args:
+        judges: settings of the command line, and the judges.
+        known: what is in the folder already.
+    """
+    taken: dict[str, Any] = {}
+    for model in known.models:
+        first = model.settings.get("judge")
+        taken |= ({} if first is None else {"": first}) | (model.settings.get("judges") or {})
+    named: dict[str, Judge] = {}
+    for setting, judge in judges:
+        own = next((name for name, description in taken.items() if description == judge.description), None)
+        if own is None and "" in taken:
+            plain = re.sub(r"[^\w.-]+", "-", setting.removeprefix("llm:").removeprefix("scores:")).strip("-.")
+            own = plain if plain not in taken else f"{plain}-{content_digest(judge.description)[:6]}"
+        named[own or ""] = judge
+        taken[own or ""] = judge.description
+    return named
+
+
+def _judge(options: argparse.Namespace, setting: str, load: ModelLoader) -> Judge:
     endpoint = None
-    if options.judge.startswith("llm:"):
+    if setting.startswith("llm:"):
         from lit_align.evaluation.endpoint import Endpoint
 
         request = {"options": options.judge_options} if options.judge_options is not None else {}
@@ -133,7 +215,7 @@ def _judge(options: argparse.Namespace, load: ModelLoader) -> Any:
             **request,
         )
     loading = Loading(dtype=load.dtype)
-    return make_judge(options.judge, loading, load.device, options.tie_margin, endpoint)
+    return make_judge(setting, loading, load.device, options.tie_margin, endpoint)
 
 
 def _named(reference: str | None) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module, metadata
@@ -15,7 +16,7 @@ import numpy as np
 from lit_align.errors import shown
 from lit_align.evaluation.intervals import RESAMPLES, bootstrap_mean
 from lit_align.evaluation.models import LoadedModel
-from lit_align.evaluation.record import MetricEstimate, read_json, write_json
+from lit_align.evaluation.record import UNFINISHED, MetricEstimate, content_digest, read_json, write_json
 from lit_align.files import at_home
 
 PAPER = {"arc_challenge": 25, "truthfulqa_mc2": 0, "winogrande": 5, "gsm8k": 5, "hellaswag": 10, "mmlu": 5}
@@ -102,6 +103,8 @@ def benchmark_metrics(
 ) -> dict[str, MetricEstimate]:
     """Run benchmarks; those that are in the model's folder already are read.
 
+    The model's answers are kept until a task has finished, so that an interrupted process goes on there.
+
     Args:
         loaded: the model.
         tasks: to run, one after the other.
@@ -121,16 +124,23 @@ def benchmark_metrics(
         settings = {**asdict(task), "limit": limit, "model": loaded.identity, "harness": metadata.version("lm_eval")}
         known = kept.get(task.name)
         if known is None or known["settings"] != settings:
-            numbers = _run(loaded, task, limit, batch_size, count)
+            answers = folder / UNFINISHED / f"{task.name}-{content_digest(settings)[:8]}"
+            numbers = _run(loaded, task, limit, batch_size, count, answers)
             known = {"settings": settings, "metrics": {name: asdict(number) for name, number in numbers.items()}}
             kept[task.name] = known
             write_json(folder / KEPT, kept)
+            shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
         metrics |= {name: MetricEstimate(**number) for name, number in known["metrics"].items()}
     return metrics
 
 
 def _run(
-    loaded: LoadedModel, task: BenchmarkTask, limit: int | None, batch_size: int, count: int
+    loaded: LoadedModel,
+    task: BenchmarkTask,
+    limit: int | None,
+    batch_size: int,
+    count: int,
+    answers: Path,
 ) -> dict[str, MetricEstimate]:
     harness: Any = import_module("lm_eval")
     models: Any = import_module("lm_eval.models.huggingface")
@@ -147,6 +157,7 @@ def _run(
         limit=limit,
         bootstrap_iters=0,
         task_manager=manager,
+        use_cache=str(answers),
     )
     return _metrics(task.name, results, count)
 

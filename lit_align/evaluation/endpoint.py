@@ -162,6 +162,7 @@ class EndpointJudge(Judge):
     """
 
     scores_alone = False
+    keeps_answers = True
 
     def __init__(self, model: str, endpoint: Endpoint = Endpoint()) -> None:
         self.model = model

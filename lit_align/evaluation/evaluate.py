@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -10,38 +10,44 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 import transformers
-from numpy.typing import NDArray
-from scipy.stats import rankdata
 from torch import nn
 
 from lit_align import __version__
-from lit_align.evaluation.intervals import RESAMPLES, PromptCells, as_cells, bootstrap, bootstrap_mean
+from lit_align.evaluation.intervals import RESAMPLES, bootstrap, bootstrap_mean
+from lit_align.evaluation.join import control_lengths
 from lit_align.evaluation.judges import Judge
+from lit_align.evaluation.judging import (
+    Collected,
+    KeptJudge,
+    Responses,
+    judge_models,
+    judged_metrics,
+    score_records,
+)
 from lit_align.evaluation.models import LoadedModel
 from lit_align.evaluation.policy_measures import PolicyRow, policy_rows
 from lit_align.evaluation.prompts import EvaluationPrompt
 from lit_align.evaluation.record import (
     POLICY,
-    SCORES,
+    UNFINISHED,
     EvaluationRecord,
     MetricEstimate,
     ModelRecord,
+    RowFile,
     content_digest,
-    kept_rows,
+    judged_name,
     model_folder,
+    scores_file,
     write_jsonl,
 )
 from lit_align.evaluation.respond import EvaluationResponse, collect_responses, progress
 from lit_align.evaluation.text_measures import text_metrics
-from lit_align.evaluation.win_rates import comparison, length_agreement, length_controlled, outcome_metrics
 from lit_align.models.generation import Sampling
-from lit_align.statistics import pearson_correlation
 
 START = "start"
 """Stands for the model that each policy was trained from."""
 Load: TypeAlias = Callable[[str, str], LoadedModel]
 """From path and name to a model."""
-Responses: TypeAlias = Sequence[EvaluationResponse]
 
 
 @dataclass(frozen=True)
@@ -77,39 +83,6 @@ class ResponseSettings:
         return {"seeds": list(self.seeds), "sampling": sampling}
 
 
-@dataclass
-class Collected:
-    """What is known of one model: its responses, and numbers along them."""
-
-    name: str
-    path: str
-    responses: Responses
-    policy: list[PolicyRow] = field(default_factory=list)
-    reference: str | None = None
-
-    def cells(self, values: Sequence[float]) -> PromptCells:
-        """Arrange a number of each response by prompt and seed."""
-        rows = zip(self.responses, values, strict=True)
-        return as_cells([(response.index, response.seed, value) for response, value in rows])
-
-    @property
-    def texts(self) -> NDArray[np.object_]:
-        """The responses by prompt and seed."""
-        shape = self.cells([0.0] * len(self.responses)).shape
-        texts = [response.response for response in sorted(self.responses, key=lambda response: response.key)]
-        return np.array(texts, dtype=object).reshape(shape)
-
-    @property
-    def strings(self) -> list[str]:
-        """The responses in their order."""
-        return [response.response for response in self.responses]
-
-    @property
-    def characters(self) -> list[float]:
-        """Lengths of the responses in characters, as AlpacaEval measures them."""
-        return [float(len(response.response)) for response in self.responses]
-
-
 def collect(
     evaluated: LoadedModel,
     prompts: Sequence[EvaluationPrompt],
@@ -131,19 +104,22 @@ def collect(
     """
     responses = collect_responses(evaluated, prompts, settings.seeds, settings.sampling, folder, settings.batch_size)
     check_same_tokens(evaluated, reference)
-    depends_on = {
-        "responses": content_digest([[*row.key, row.prompt_ids, row.ids] for row in responses]),
-        "model": evaluated.identity,
-        "reference": None if reference is None else reference.identity,
-    }
+    depends_on = {"model": evaluated.identity, "reference": None if reference is None else reference.identity}
+    file = RowFile(folder / POLICY, depends_on)
+    texts = [content_digest([row.prompt_ids, row.ids]) for row in responses]
+    known = {row["of"] for row in file.rows}
+    missing = [(row, text) for row, text in zip(responses, texts, strict=True) if text not in known]
+    of = {row.key: text for row, text in missing}
 
-    def compute() -> list[dict[str, Any]]:
-        rows = along_responses(evaluated, reference, responses, settings.batch_size)
-        return [_policy_record(response, row) for response, row in zip(responses, rows, strict=True)]
+    def keep(part: Responses, rows: Sequence[PolicyRow]) -> None:
+        file.add(_policy_record(response, row, of[response.key]) for response, row in zip(part, rows, strict=True))
 
-    kept = kept_rows(folder / POLICY, depends_on, compute)
-    rows = [PolicyRow(row["entropy"], row["log_prob"], row.get("kl")) for row in kept]
-    return Collected(evaluated.name, evaluated.path, responses, rows, None if reference is None else reference.path)
+    if missing:
+        along_responses(evaluated, reference, [row for row, _ in missing], settings.batch_size, keep)
+    by_text = {row["of"]: PolicyRow(row["entropy"], row["log_prob"], row.get("kl")) for row in file.rows}
+    rows = [by_text[text] for text in texts]
+    path = None if reference is None else reference.path
+    return Collected(evaluated.name, evaluated.path, responses, rows, path, content_digest(evaluated.identity))
 
 
 def check_same_tokens(evaluated: LoadedModel, reference: LoadedModel | None) -> None:
@@ -159,22 +135,37 @@ def check_same_tokens(evaluated: LoadedModel, reference: LoadedModel | None) -> 
 
 
 def along_responses(
-    evaluated: LoadedModel, reference: LoadedModel | None, responses: Responses, batch_size: int
+    evaluated: LoadedModel,
+    reference: LoadedModel | None,
+    responses: Responses,
+    batch_size: int,
+    keep: Callable[[Responses, Sequence[PolicyRow]], None] | None = None,
 ) -> list[PolicyRow]:
-    """Compute entropy, and divergence from a reference, along the responses of a model."""
+    """Compute entropy, and divergence from a reference, along the responses of a model.
+
+    Args:
+        evaluated: the model.
+        reference: the model that it is compared with; None for none.
+        responses: of the model.
+        batch_size: four times the responses per forward pass.
+        keep: is called with some responses and their rows as they come; None for nothing.
+    """
     frozen: nn.Module | None = None if reference is None else reference.model
     rows: list[PolicyRow] = []
     with progress(f"{evaluated.name}: entropy and divergence", len(responses)) as advance:
         for start in range(0, len(responses), batch_size):
-            part = [(row.prompt_ids, row.ids) for row in responses[start : start + batch_size]]
-            rows += policy_rows(evaluated.model, frozen, part, max(1, batch_size // 4))
+            part = responses[start : start + batch_size]
+            sequences = [(row.prompt_ids, row.ids) for row in part]
+            rows += policy_rows(evaluated.model, frozen, sequences, max(1, batch_size // 4))
+            if keep is not None:
+                keep(part, rows[start:])
             advance(len(part))
     return rows
 
 
-def _policy_record(response: EvaluationResponse, row: PolicyRow) -> dict[str, Any]:
+def _policy_record(response: EvaluationResponse, row: PolicyRow, of: str) -> dict[str, Any]:
     values = {name: value for name, value in asdict(row).items() if value is not None}
-    return {"index": response.index, "seed": response.seed, **values}
+    return {"index": response.index, "seed": response.seed, "of": of, **values}
 
 
 def own_metrics(collected: Collected, resamples: int) -> dict[str, MetricEstimate]:
@@ -194,80 +185,6 @@ def own_metrics(collected: Collected, resamples: int) -> dict[str, MetricEstimat
     return metrics
 
 
-@dataclass
-class JudgedResponses:
-    """What a judge makes of one model's responses: scores, comparisons with the baseline, or both."""
-
-    scores: list[float] | None = None
-    baseline_scores: list[float] | None = None
-    comparisons: list[float] | None = None
-
-
-def judge_models(
-    judge: Judge, prompts: Mapping[int, EvaluationPrompt], models: Mapping[str, Collected], baseline: str | None
-) -> dict[str, JudgedResponses]:
-    """Judge the responses of all models.
-
-    Args:
-        judge: scores or compares.
-        prompts: by index.
-        models: by name; all have responded to the same prompts with the same seeds.
-        baseline: name of the model that the others are compared with; None for none.
-    """
-    asked = {name: [prompts[response.index] for response in model.responses] for name, model in models.items()}
-    judged = {name: JudgedResponses() for name in models}
-    if judge.scores_alone:
-        for name, model in models.items():
-            judged[name].scores = judge.scores(asked[name], model.strings)
-    if baseline is None:
-        return judged
-    for name in (name for name in models if name != baseline):
-        ours, theirs = judged[name], judged[baseline].scores
-        if ours.scores is not None and theirs is not None:
-            ours.baseline_scores = theirs
-            ours.comparisons = [comparison(*pair, judge.margin) for pair in zip(ours.scores, theirs, strict=True)]
-        else:
-            ours.comparisons = judge.comparisons(asked[name], models[name].strings, models[baseline].strings)
-    return judged
-
-
-def judged_metrics(
-    ours: Collected, baseline: Collected | None, judged: JudgedResponses, resamples: int
-) -> dict[str, MetricEstimate]:
-    """Return the numbers of a model that a judge gives, but for the length-controlled win rate."""
-    metrics: dict[str, MetricEstimate] = {}
-    if judged.scores is not None:
-        scores = ours.cells(judged.scores)
-        metrics["score"] = bootstrap_mean(scores, resamples)
-        correlation = rank_correlation(scores, ours.cells(ours.characters), resamples)
-        metrics |= {} if correlation is None else {"score/length_correlation": correlation}
-    if judged.baseline_scores is not None and judged.scores is not None:
-        gain = ours.cells(judged.scores) - ours.cells(judged.baseline_scores)
-        metrics["score/gain"] = bootstrap_mean(gain, resamples)
-    if judged.comparisons is not None and baseline is not None:
-        comparisons = ours.cells(judged.comparisons)
-        metrics |= outcome_metrics(comparisons, resamples)
-        agreement = length_agreement(comparisons, longer_than(ours, baseline), resamples)
-        metrics |= {} if agreement is None else {"judge_prefers_longer": agreement}
-    return metrics
-
-
-def longer_than(ours: Collected, baseline: Collected) -> PromptCells:
-    """Return by how many characters responses are longer than the baseline's, [prompt, seed]."""
-    return ours.cells(ours.characters) - baseline.cells(baseline.characters)
-
-
-def rank_correlation(first: PromptCells, second: PromptCells, resamples: int) -> MetricEstimate | None:
-    """Return Spearman's rank correlation with its interval; None where one of both is constant."""
-
-    def correlation(rows: PromptCells) -> float:
-        return pearson_correlation(*(rankdata(rows[:, column]) for column in (0, 1))) or 0.0
-
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
-        return None
-    return bootstrap(np.stack([first, second], axis=-1), correlation, resamples)
-
-
 @dataclass(frozen=True)
 class PromptEvaluation:
     """An evaluation on prompts: which models, compared by whom with what.
@@ -278,7 +195,7 @@ class PromptEvaluation:
         baseline: name of the model that the others are compared with; None for none.
         reference: path of the model for the divergence; ``start`` for the model that each was trained from, None for
             none.
-        judge: None for none.
+        judges: by name; the numbers of one without a name have plain names, those of others ``judges/NAME/...``.
         settings: seeds and sampling.
         described: further settings, as ``evaluation.json`` shows them.
     """
@@ -287,39 +204,48 @@ class PromptEvaluation:
     load: Load
     baseline: str | None = None
     reference: str | None = START
-    judge: Judge | None = None
+    judges: Mapping[str, Judge] = field(default_factory=dict)
     settings: ResponseSettings = field(default_factory=ResponseSettings)
     described: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, prompts: Sequence[EvaluationPrompt], folder: Path) -> EvaluationRecord:
-        """Evaluate the models, and write their rows; ``write_evaluation`` writes the numbers.
+        """Evaluate the models, and write their rows; ``join_evaluation`` writes the numbers.
 
         Args:
             prompts: the prompts.
             folder: of the evaluation.
         """
         collected = {name: self._collect(name, prompts, folder) for name in self.paths}
-        baseline = collected.get(self.baseline or "")
-        by_index = {prompt.index: prompt for prompt in prompts}
-        resamples = self.settings.resamples
-        metrics = {name: own_metrics(model, resamples) for name, model in collected.items()}
-        judged = {} if self.judge is None else judge_models(self.judge, by_index, collected, self.baseline)
-        compared: dict[str, PromptCells] = {}
-        for name, judgement in judged.items():
-            model = collected[name]
-            write_jsonl(model_folder(folder, name) / SCORES, list(score_records(model, judgement)))
-            metrics[name] |= judged_metrics(model, baseline, judgement, resamples)
-            if judgement.comparisons is not None:
-                compared[name] = model.cells(judgement.comparisons)
-        notes = [] if self.judge is None else self.judge.notes()
-        if baseline is not None and compared:
-            longer = {name: longer_than(collected[name], baseline) for name in compared}
-            controlled, overlap_notes = length_controlled(compared, longer)
-            notes += overlap_notes
-            for name, number in controlled.items():
-                metrics[name]["win_rate/length_controlled"] = number
+        metrics = {name: own_metrics(model, self.settings.resamples) for name, model in collected.items()}
+        notes: list[str] = []
+        for name, judge in self.judges.items():
+            for model, numbers in self._judge(name, judge, prompts, collected, folder).items():
+                metrics[model] |= numbers
+            notes += judge.notes()
         models = [self._record(model, metrics[name], folder) for name, model in collected.items()]
-        return EvaluationRecord(tuple(models), self.baseline, tuple(notes))
+        return control_lengths(EvaluationRecord(tuple(models), self.baseline, tuple(notes)))
+
+    def _judge(
+        self,
+        name: str,
+        judge: Judge,
+        prompts: Sequence[EvaluationPrompt],
+        collected: Mapping[str, Collected],
+        folder: Path,
+    ) -> dict[str, dict[str, MetricEstimate]]:
+        """Let a judge judge, write its rows, and return the numbers of each model."""
+        by_index = {prompt.index: prompt for prompt in prompts}
+        judged = judge_models(
+            KeptJudge(judge, folder / UNFINISHED / (name or "judge")), by_index, collected, self.baseline
+        )
+        baseline = collected.get(self.baseline or "")
+        metrics: dict[str, dict[str, MetricEstimate]] = {}
+        for key, judgement in judged.items():
+            model = collected[key]
+            write_jsonl(model_folder(folder, key) / scores_file(name), score_records(model, judgement))
+            numbers = judged_metrics(model, baseline, judgement, self.settings.resamples)
+            metrics[key] = {judged_name(name, metric): number for metric, number in numbers.items()}
+        return metrics
 
     def _collect(self, name: str, prompts: Sequence[EvaluationPrompt], folder: Path) -> Collected:
         evaluated = self.load(self.paths[name], name)
@@ -328,27 +254,18 @@ class PromptEvaluation:
         return collect(evaluated, prompts, self.settings, model_folder(folder, name), reference)
 
     def _record(self, model: Collected, metrics: dict[str, MetricEstimate], folder: Path) -> ModelRecord:
+        descriptions = {name: judge.description for name, judge in self.judges.items()}
         settings = {
             **self.described,
             **self.settings.described,
-            "judge": None if self.judge is None else self.judge.description,
+            "judge": descriptions.pop("", None),
+            "judges": descriptions,
             "baseline": None if self.baseline is None else self.paths[self.baseline],
             "reference": model.reference,
+            "weights": model.weights,
             "versions": versions(),
         }
         return ModelRecord(model.name, model.path, settings, metrics, model_folder(folder, model.name))
-
-
-def score_records(model: Collected, judged: JudgedResponses) -> Iterator[dict[str, Any]]:
-    """Yield the rows of ``scores.jsonl``."""
-    columns = {
-        "score": judged.scores,
-        "baseline_score": judged.baseline_scores,
-        "comparison": judged.comparisons,
-    }
-    for place, response in enumerate(model.responses):
-        values = {name: column[place] for name, column in columns.items() if column is not None}
-        yield {"index": response.index, "seed": response.seed, **values}
 
 
 def versions() -> dict[str, str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import import_module
 from numbers import Real
+from pathlib import Path
 from typing import Any, ClassVar, TypeAlias, final
 
 import torch
@@ -17,14 +19,15 @@ from typing_extensions import override
 from lit_align.data.batches.collate import Collate
 from lit_align.data.text.tokenizer import Encoder, load_tokenizer
 from lit_align.errors import shown
-from lit_align.evaluation.models import tokenize_whole
+from lit_align.evaluation.models import tokenize_whole, weight_files
 from lit_align.evaluation.prompts import EvaluationPrompt
 from lit_align.extensions import import_trusted
-from lit_align.files import tokenizer_source
+from lit_align.files import at_home, digest, tokenizer_source
 from lit_align.models.loading import Loading
 from lit_align.models.logps.scores import ScoreReader
 from lit_align.models.score_model import ScoreModel, load_score_model
 from lit_align.testbed.truth import TestbedScore
+from lit_align.types import TokenizedPair
 
 JUDGE_KINDS = ("testbed", "reward:FOLDER", "scores:module.function", "compares:module.function", "llm:MODEL")
 """What a judge may be, as it is written on the command line."""
@@ -40,16 +43,29 @@ class Judge(ABC):
 
     Class attributes:
         scores_alone: whether it scores a response by itself; otherwise it only compares two.
+        keeps_answers: whether it keeps its answers on disk itself.
+        at_once: most responses that it is asked about at a time, where its judgements are kept.
         margin: scores that differ by no more than this tie.
     """
 
     scores_alone: ClassVar[bool]
+    keeps_answers: ClassVar[bool] = False
+    at_once: int = 256
     margin: float = 0.0
 
     @property
     @abstractmethod
     def description(self) -> dict[str, Any]:
         """What tells it from other judges, for the settings in ``evaluation.json``."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that its judgements depend on beside prompts and responses."""
+        return self.description
+
+    def order(self, prompts: Sequence[EvaluationPrompt], responses: Sequence[str]) -> Sequence[int]:
+        """Return the order in which responses are judged; as they come by default."""
+        return range(len(prompts))
 
     def scores(self, prompts: Sequence[EvaluationPrompt], responses: Sequence[str]) -> list[float]:
         """Return a finite number for each response; higher is better."""
@@ -102,11 +118,23 @@ class FunctionJudge(ScoringJudge):
     def description(self) -> dict[str, Any]:
         return {"kind": "scores", "name": self.name, "margin": self.margin}
 
+    @property
+    @override
+    def identity(self) -> dict[str, Any]:
+        return self.description | {"code": code_of(self.function)}
+
     @override
     def scores(self, prompts: Sequence[EvaluationPrompt], responses: Sequence[str]) -> list[float]:
         texts = [prompt.text for prompt in prompts]
         values = _call(self.name, self.function, texts, list(responses))
         return _checked(self.name, values, prompts, "a finite number", math.isfinite)
+
+
+def code_of(function: Callable[..., Any]) -> str | None:
+    """Return a digest of the file that a function is written in; None where that is not known."""
+    module = sys.modules.get(getattr(function, "__module__", ""))
+    file = None if module is None else getattr(module, "__file__", None)
+    return None if file is None or not Path(file).is_file() else digest(Path(file))
 
 
 def _call(name: str, function: Callable[..., Sequence[float]], *texts: list[str]) -> list[float]:
@@ -153,12 +181,18 @@ class RewardModelJudge(ScoringJudge):
         self.path = path
         self.loading = loading
         self.batch_size = batch_size
+        self.at_once = 8 * batch_size
         self.device = device
 
     @property
     @override
     def description(self) -> dict[str, Any]:
         return {"kind": "reward", "path": self.path, "dtype": self.loading.dtype, "margin": self.margin}
+
+    @property
+    @override
+    def identity(self) -> dict[str, Any]:
+        return self.description | {"files": weight_files(at_home(self.path))}
 
     @cached_property
     def model(self) -> ScoreModel:
@@ -170,11 +204,19 @@ class RewardModelJudge(ScoringJudge):
         """The reward model's own tokenizer."""
         return Encoder(load_tokenizer(tokenizer_source(self.path), self.loading.revision))
 
+    @override
+    def order(self, prompts: Sequence[EvaluationPrompt], responses: Sequence[str]) -> Sequence[int]:
+        tokenized = self._tokenized(prompts, responses)
+        return sorted(range(len(tokenized)), key=lambda place: len(tokenized[place].prompt))
+
+    def _tokenized(self, prompts: Sequence[EvaluationPrompt], responses: Sequence[str]) -> list[TokenizedPair]:
+        pairs = [with_response(prompt, text) for prompt, text in zip(prompts, responses, strict=True)]
+        return tokenize_whole(self.encoder, pairs)
+
     @torch.no_grad()
     @override
     def scores(self, prompts: Sequence[EvaluationPrompt], responses: Sequence[str]) -> list[float]:
-        pairs = [with_response(prompt, text) for prompt, text in zip(prompts, responses, strict=True)]
-        tokenized = tokenize_whole(self.encoder, pairs)
+        tokenized = self._tokenized(prompts, responses)
         order = sorted(range(len(tokenized)), key=lambda place: len(tokenized[place].prompt))
         pad = min(self.encoder.pad, self.model.rows - 1)  # an adapter's base may have no row for a padding token
         collate, reader, values = Collate(pad), ScoreReader(self.model), [0.0] * len(tokenized)
@@ -213,6 +255,11 @@ class PairwiseFunction(Judge):
     @override
     def description(self) -> dict[str, Any]:
         return {"kind": "compares", "name": self.name}
+
+    @property
+    @override
+    def identity(self) -> dict[str, Any]:
+        return self.description | {"code": code_of(self.function)}
 
     @override
     def comparisons(

@@ -10,12 +10,16 @@ less noise than the mean log-ratio of the sampled tokens has.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+
+from lit_align.models.lm_head.patch import output_head
 
 
 @dataclass(frozen=True)
@@ -72,14 +76,35 @@ def _row(own: Tensor, other: Tensor | None, response: Sequence[int]) -> PolicyRo
 
 
 def _next_token_log_probs(model: nn.Module, part: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Tensor]:
-    """Return the log-probabilities of every id at each token of the responses, [token, id], in float32 or more."""
+    """Return the log-probabilities of every id at each token of the responses, [token, id], in float32 or more.
+
+    Logits are formed only where they predict a token of a response.
+    """
     device = next(model.parameters()).device
     ids = [torch.tensor([*prompt, *response]) for prompt, response in part]
     batch = pad_sequence(ids, batch_first=True)
     attention = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
-    logits = model(input_ids=batch.to(device), attention_mask=attention.to(device), use_cache=False).logits
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return [
-        logits[row, len(prompt) - 1 : len(prompt) + len(response) - 1].log_softmax(-1)
-        for row, (prompt, response) in enumerate(part)
-    ]
+    predicting = torch.zeros(batch.shape, dtype=torch.bool)
+    for row, (prompt, response) in enumerate(part):
+        predicting[row, len(prompt) - 1 : len(prompt) + len(response) - 1] = True
+    head, places = output_head(model), predicting.to(device)
+    with contextlib.nullcontext() if head is None else _inputs_at(head, places):
+        logits = model(input_ids=batch.to(device), attention_mask=attention.to(device), use_cache=False).logits
+    rows = logits[places] if head is None else logits[0]
+    log_probs = rows.to(torch.promote_types(rows.dtype, torch.float32)).log_softmax(-1)
+    return list(log_probs.split([len(response) for _, response in part]))
+
+
+@contextmanager
+def _inputs_at(head: nn.Module, places: Tensor) -> Iterator[None]:
+    """Give an output head the hidden states at some places only, as one row.
+
+    Args:
+        head: of the model that is called.
+        places: which of them, [row, token].
+    """
+    handle = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][places.to(inputs[0].device)][None],))
+    try:
+        yield
+    finally:
+        handle.remove()

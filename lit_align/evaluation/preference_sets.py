@@ -11,7 +11,7 @@ chosen response has the higher reward; equal rewards count one half.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -29,7 +29,7 @@ from lit_align.evaluation.evaluate import check_same_tokens
 from lit_align.evaluation.intervals import ENDS, RESAMPLES
 from lit_align.evaluation.models import LoadedModel
 from lit_align.evaluation.prompts import evenly_spaced, in_messages
-from lit_align.evaluation.record import PAIRS, MetricEstimate, content_digest, kept_rows
+from lit_align.evaluation.record import PAIRS, MetricEstimate, RowFile, content_digest
 from lit_align.evaluation.respond import progress
 from lit_align.models.logps.log_probs import LogProbReader
 from lit_align.types import PairBatch, PreferencePair
@@ -42,6 +42,7 @@ SCALES = ("sum", "mean")
 _SLOW_RESAMPLES = 300
 _PADDED_TOKENS = 2048
 """Most tokens of a side of a batch, padding included, unless a pair alone has more."""
+Keep: TypeAlias = Callable[[Sequence["PairMargin"]], None]
 Numbers: TypeAlias = NDArray[np.float64]
 _STATISTICS: Mapping[str, Callable[[Numbers, Numbers], Any]] = {
     "pearson": pearsonr,
@@ -115,6 +116,7 @@ def pair_margins(
     pairs: Sequence[PreferencePair],
     by: str | None = None,
     batch_size: int = 8,
+    keep: Keep | None = None,
 ) -> tuple[list[PairMargin], list[str]]:
     """Compute the margins of implicit rewards.
 
@@ -124,6 +126,7 @@ def pair_margins(
         pairs: with two responses each.
         by: column of the rows to group by; None for none.
         batch_size: pairs per forward pass.
+        keep: is called with the margins of each batch; None for nothing.
 
     Returns:
         The margins, and what a reader must know, such as pairs that are too long for the model.
@@ -133,7 +136,7 @@ def pair_margins(
     """
     check_same_tokens(loaded, reference)
     groups = [_group(pair, by) for pair in pairs]
-    numbers = {text: number for number, text in enumerate(dict.fromkeys(str(pair.prompt) for pair in pairs))}
+    prompts = prompt_numbers(pairs)
     tokenized = loaded.tokenize(pairs)
     widths = [len(pair.prompt) + max(len(side.ids) for side in pair.sides) for pair in tokenized]
     fits = [loaded.positions is None or width <= loaded.positions for width in widths]
@@ -148,7 +151,7 @@ def pair_margins(
                 means = [value / length for value, length in zip(own, tokens, strict=True)]
                 margins[place] = PairMargin(
                     index=place,
-                    prompt=numbers[str(pairs[place].prompt)],
+                    prompt=prompts[place],
                     sum=own[0] - own[1],
                     mean=means[0] - means[1],
                     chosen_tokens=tokens[0],
@@ -156,6 +159,8 @@ def pair_margins(
                     gap=_gap(pairs[place]),
                     group=groups[place],
                 )
+            if keep is not None:
+                keep([margins[place] for place in places])
             advance(len(places))
     return [margins[place] for place in sorted(margins)], _too_long(loaded, len(pairs) - len(order), len(pairs))
 
@@ -170,6 +175,8 @@ def kept_margins(
 ) -> tuple[list[PairMargin], list[str]]:
     """Compute margins, or read them where nothing that they depend on has changed.
 
+    They are kept on disk as they come: a process that was interrupted goes on where it was.
+
     Args:
         loaded: the policy.
         reference: with the same tokens; None for none.
@@ -178,19 +185,45 @@ def kept_margins(
         folder: of the model's rows.
         batch_size: pairs per forward pass.
     """
-    texts = [[pair.prompt, pair.chosen, pair.rejected, pair.scores, _group(pair, by)] for pair in pairs]
     depends_on = {
-        "pairs": content_digest(texts),
         "model": loaded.identity,
         "reference": None if reference is None else reference.identity,
+        "by": by,
     }
+    file = RowFile(folder / PAIRS, depends_on)
+    texts = [pair_digest(pair, by) for pair in pairs]
+    known = {row["of"] for row in file.rows}
+    missing = [place for place, text in enumerate(texts) if text not in known]
 
-    def compute() -> list[dict[str, Any]]:
-        margins, _ = pair_margins(loaded, reference, pairs, by, batch_size)
-        return [{name: value for name, value in asdict(row).items() if value is not None} for row in margins]
+    prompts = prompt_numbers(pairs)
 
-    margins = [PairMargin(**row) for row in kept_rows(folder / PAIRS, depends_on, compute)]
+    def keep(margins: Sequence[PairMargin]) -> None:
+        places = [missing[margin.index] for margin in margins]
+        own = [replace(row, index=at, prompt=prompts[at]) for row, at in zip(margins, places, strict=True)]
+        file.add(_margin_record(row, texts[row.index]) for row in own)
+
+    if missing:
+        pair_margins(loaded, reference, [pairs[place] for place in missing], by, batch_size, keep)
+    rows = {row.pop("of"): PairMargin(**row) for row in map(dict, file.rows)}
+    margins = [
+        replace(rows[text], index=place, prompt=prompts[place]) for place, text in enumerate(texts) if text in rows
+    ]
     return margins, _too_long(loaded, len(pairs) - len(margins), len(pairs))
+
+
+def pair_digest(pair: PreferencePair, by: str | None) -> str:
+    """Return a digest of all of a pair that its margin and its group depend on."""
+    return content_digest([pair.prompt, pair.chosen, pair.rejected, pair.scores, _group(pair, by)])
+
+
+def prompt_numbers(pairs: Sequence[PreferencePair]) -> list[int]:
+    """Return the number of each pair's prompt among the distinct prompts."""
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(str(pair.prompt), len(numbers)) for pair in pairs]
+
+
+def _margin_record(margin: PairMargin, of: str) -> dict[str, Any]:
+    return {"of": of, **{name: value for name, value in asdict(margin).items() if value is not None}}
 
 
 def _too_long(loaded: LoadedModel, left_out: int, count: int) -> list[str]:

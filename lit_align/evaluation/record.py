@@ -4,12 +4,15 @@
 
     evaluation/
       evaluation.json            settings, and metric → value and interval of every model
+      previous/N/                numbers that later commands with other settings have replaced
       models/NAME/
         settings.json            what the responses depend on
         responses.jsonl          index, seed, prompt, response, tokens, ended
-        policy.jsonl             index, seed, entropy (nats per token), kl (nats, only with a reference)
-        scores.jsonl             index, seed, and score, comparison (1 won, 0.5 tie, 0 lost) or both
+        policy.jsonl             entropy (nats per token), kl (nats, only with a reference), and of which response
+        scores.jsonl             index, seed, characters, and score, comparison (1 won, 0.5 tie, 0 lost) or both
+        scores-JUDGE.jsonl       the same of a further judge
         pairs.jsonl              of preference sets: index, sum, mean, lengths, and the columns to group by
+        previous/N/              rows that depended on something that has changed
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,8 @@ from lit_align.files import to_disk
 FILE = "evaluation.json"
 FILE_FORMAT = 1
 """Number of the file format; a reader refuses those that it does not know."""
+UNFINISHED = "unfinished"
+"""Folder of what is kept only until the numbers that it belongs to are written."""
 RESPONSES, SCORES, POLICY, PAIRS = "responses.jsonl", "scores.jsonl", "policy.jsonl", "pairs.jsonl"
 
 
@@ -62,7 +67,8 @@ class ModelRecord:
     Args:
         name: short and unique within the evaluation.
         path: run folder, checkpoint, or Hugging Face folder or name, as it was given.
-        settings: ``prompts``, ``seeds``, ``sampling``, ``judge``, ``baseline`` and ``versions``, those that apply.
+        settings: ``prompts``, ``seeds``, ``sampling``, ``judge``, ``judges``, ``baseline``, ``reference``, ``pairs``,
+            ``tasks``, ``weights`` and ``versions``, those that apply.
         metrics: name → number and interval, such as ``win_rate`` or ``length/tokens``.
         folder: with the rows.
     """
@@ -77,9 +83,9 @@ class ModelRecord:
         """Return the rows of ``responses.jsonl``; empty without the file."""
         return list(read_jsonl(self.folder / RESPONSES))
 
-    def scores(self) -> list[dict[str, Any]]:
-        """Return the rows of ``scores.jsonl``; empty without the file."""
-        return list(read_jsonl(self.folder / SCORES))
+    def scores(self, judge: str = "") -> list[dict[str, Any]]:
+        """Return what a judge has given, by default the first one; empty without its file."""
+        return list(read_jsonl(self.folder / scores_file(judge)))
 
     def pairs(self) -> list[dict[str, Any]]:
         """Return the rows of ``pairs.jsonl``, which an evaluation on a preference set has; empty without the file."""
@@ -99,6 +105,24 @@ class EvaluationRecord:
     models: tuple[ModelRecord, ...]
     baseline: str | None = None
     warnings: tuple[str, ...] = ()
+
+
+def scores_file(judge: str = "") -> str:
+    """Return the name of the file with the judgements of a judge; that of the first judge has no name in it.
+
+    >>> scores_file(), scores_file("length")
+    ('scores.jsonl', 'scores-length.jsonl')
+    """
+    return f"scores-{judge}.jsonl" if judge else SCORES
+
+
+def judged_name(judge: str, metric: str) -> str:
+    """Return what a number is called that a judge gives; those of the first judge have plain names.
+
+    >>> judged_name("", "win_rate"), judged_name("length", "win_rate")
+    ('win_rate', 'judges/length/win_rate')
+    """
+    return f"judges/{judge}/{metric}" if judge else metric
 
 
 def model_folder(folder: Path, name: str) -> Path:
@@ -240,24 +264,52 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def kept_rows(
-    path: Path, settings: Mapping[str, Any], compute: Callable[[], list[dict[str, Any]]]
-) -> list[dict[str, Any]]:
-    """Return rows that are on disk if they were computed with the same settings; compute and write them otherwise.
+class RowFile:
+    """Rows that are kept on disk as they are computed, so that an interrupted process goes on where it was.
+
+    Rows that depend on something that has changed are moved to ``previous/<n>`` beside them.
 
     Args:
-        path: of the rows; the settings lie beside it.
-        settings: everything that the rows depend on, as JSON values.
-        compute: returns the rows.
+        path: of the rows.
+        settings: all that the rows depend on, but for what each row says of itself, as JSON values.
+        beside: file with the settings; that of the rows with the ending ``.settings.json`` by default.
     """
-    beside = path.with_suffix(".settings.json")
-    if path.is_file() and read_json(beside) == settings:
-        return list(read_jsonl(path))
-    beside.unlink(missing_ok=True)
-    rows = compute()
-    write_jsonl(path, rows)
-    write_json(beside, settings)
-    return rows
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], beside: Path | None = None) -> None:
+        self.path = path
+        self.changed: list[str] = []
+        """Settings that have changed since the rows that were moved aside."""
+        beside = beside or path.with_suffix(".settings.json")
+        settings = json.loads(json.dumps(settings, default=str))
+        before = read_json(beside) or {}
+        if before != settings:
+            if path.is_file():
+                self.changed = [name for name in settings if settings[name] != before.get(name)]
+                move_rows_aside([path, beside])
+            write_json(beside, settings)
+        drop_cut_line(path)
+        self.rows = list(read_jsonl(path))
+
+    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append rows, and flush them to disk."""
+        own = [dict(row) for row in rows]
+        append_jsonl(self.path, own)
+        self.rows += own
+
+
+def move_rows_aside(paths: Sequence[Path]) -> Path:
+    """Move files of one folder to ``previous/<n>`` in it, and return that."""
+    aside = next_previous(paths[0].parent)
+    aside.mkdir(parents=True)
+    for path in (path for path in paths if path.is_file()):
+        path.rename(aside / path.name)
+    return aside
+
+
+def next_previous(folder: Path) -> Path:
+    """Return the first ``previous/<n>`` of a folder that is not taken."""
+    taken = [int(path.name) for path in (folder / "previous").glob("*") if path.name.isdigit()]
+    return folder / "previous" / str(1 + max(taken, default=0))
 
 
 def content_digest(content: Any) -> str:

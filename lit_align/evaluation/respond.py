@@ -15,15 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lit_align.evaluation.models import LoadedModel
 from lit_align.evaluation.prompts import EvaluationPrompt
-from lit_align.evaluation.record import (
-    RESPONSES,
-    append_jsonl,
-    drop_cut_line,
-    read_json,
-    read_jsonl,
-    write_json,
-    write_jsonl,
-)
+from lit_align.evaluation.record import RESPONSES, RowFile
 from lit_align.models.generation import CachedGenerator, GenerationRequest, Generator, Sampling, mix_seed
 
 SETTINGS = "settings.json"
@@ -72,7 +64,8 @@ def collect_responses(
     """Sample a response to each prompt with each seed; those that are on disk already are read.
 
     A response depends on model, prompt, seed and sampling alone. Responses are kept on disk as they come: a process
-    that was interrupted goes on where it was. If anything that they depend on has changed, they are sampled anew.
+    that was interrupted goes on where it was. If anything that they depend on has changed, they are sampled anew, and
+    the earlier ones are moved to ``previous``.
 
     Args:
         evaluated: the model.
@@ -87,7 +80,10 @@ def collect_responses(
     """
     ids = dict(zip((p.index for p in prompts), evaluated.prompt_ids(prompts, sampling.max_new_tokens), strict=True))
     stops = evaluated.stop_tokens(prompts)
-    known = _known(folder, _settings(evaluated, sampling, stops), prompts, ids)
+    file = RowFile(folder / RESPONSES, _settings(evaluated, sampling, stops), folder / SETTINGS)
+    if file.changed:
+        print(f"{folder.name}: responses are sampled anew, because this has changed: {', '.join(file.changed)}")
+    known = _known(file, prompts, ids)
     wanted = [(prompt, seed) for prompt in prompts for seed in seeds]
     missing = [(prompt, seed) for prompt, seed in wanted if (prompt.index, seed) not in known]
     missing.sort(key=lambda item: len(ids[item[0].index]))
@@ -95,7 +91,7 @@ def collect_responses(
         for start in range(0, len(missing), batch_size):
             part = missing[start : start + batch_size]
             rows = generate_responses(evaluated, part, ids, stops, sampling, CachedGenerator(batch_size))
-            append_jsonl(folder / RESPONSES, [asdict(row) for row in rows])
+            file.add(asdict(row) for row in rows)
             known |= {row.key: row for row in rows}
             advance(len(part))
     return [known[prompt.index, seed] for prompt, seed in wanted]
@@ -152,19 +148,11 @@ def _settings(evaluated: LoadedModel, sampling: Sampling, stops: frozenset[int])
 
 
 def _known(
-    folder: Path, settings: dict[str, Any], prompts: Sequence[EvaluationPrompt], ids: dict[int, list[int]]
+    file: RowFile, prompts: Sequence[EvaluationPrompt], ids: dict[int, list[int]]
 ) -> dict[tuple[int, int], EvaluationResponse]:
-    """Return the responses on disk that can be used; drop all if the settings have changed."""
-    before = read_json(folder / SETTINGS)
-    if before is not None and before != settings:
-        changed = [name for name in settings if settings[name] != before.get(name)]
-        print(f"{folder.name}: responses are sampled anew, because this has changed: {', '.join(changed)}")
-        write_jsonl(folder / RESPONSES, [])
-    if before != settings:
-        write_json(folder / SETTINGS, settings)
-    drop_cut_line(folder / RESPONSES)
+    """Return the responses on disk that are to these prompts."""
     texts = {prompt.index: prompt.text for prompt in prompts}
-    rows = [EvaluationResponse(**row) for row in read_jsonl(folder / RESPONSES)]
+    rows = [EvaluationResponse(**row) for row in file.rows]
     return {
         row.key: row for row in rows if texts.get(row.index) == row.prompt and ids[row.index] == list(row.prompt_ids)
     }

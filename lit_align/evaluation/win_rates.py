@@ -37,6 +37,7 @@ AT = float(np.tanh(1.0))
 """Length term of the pseudo-judgements: a difference of one standard deviation."""
 FEWEST_MODELS = 5
 """Models from which difficulties of instructions are estimated."""
+OVERLAP_NOTE = "its lengths hardly overlap with the baseline's"
 HARDLY = 0.1
 """Overlap of lengths below which the length-controlled win rate is an extrapolation."""
 _FREE = 1e6
@@ -265,7 +266,7 @@ def length_controlled(
         overlap = judgements[name].overlap
         if overlap < HARDLY:
             notes.append(
-                f"{name}: its lengths hardly overlap with the baseline's ({overlap / 2:.1%} of the pairs lie on the "
+                f"{name}: {OVERLAP_NOTE} ({overlap / 2:.1%} of the pairs lie on the "
                 "other side), so its length-controlled win rate is an extrapolation"
             )
     return metrics, notes

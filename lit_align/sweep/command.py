@@ -97,6 +97,9 @@ def evaluation_words(grid: Grid, runs: Sequence[str]) -> list[str]:
     for key, value in (grid.evaluate or {}).items():
         if value is False:
             continue
+        if key == "judge" and isinstance(value, list):  # each is an option of its own
+            words += [word for judge in value for word in ("--judge", str(judge))]
+            continue
         values = [",".join(map(str, value))] if isinstance(value, list) else [] if value is True else [str(value)]
         words += [f"--{key}", *values]
     return words

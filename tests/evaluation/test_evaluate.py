@@ -2,16 +2,20 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
 
+from lit_align.evaluation import evaluate as evaluate_module
+from lit_align.evaluation import respond
 from lit_align.evaluation.evaluate import PromptEvaluation, ResponseSettings, check_same_tokens
-from lit_align.evaluation.judges import PairwiseFunction, make_judge
+from lit_align.evaluation.judges import FunctionJudge, Judge, PairwiseFunction, make_judge
 from lit_align.evaluation.models import LoadedModel, model_names
 from lit_align.evaluation.prompts import EvaluationPrompt
 from lit_align.evaluation.record import EvaluationRecord, read_evaluation, read_jsonl, write_evaluation
@@ -35,7 +39,9 @@ def other_model(testbed_model: LoadedModel) -> LoadedModel:
 def evaluation(testbed_model: LoadedModel, other_model: LoadedModel) -> PromptEvaluation:
     known = {"policy": replace(testbed_model, path="policy"), "other": other_model}
     paths = {"other": "other", "policy": "policy"}
-    return PromptEvaluation(paths, lambda path, name: known[path], "policy", "start", make_judge("testbed"), SETTINGS)
+    return PromptEvaluation(
+        paths, lambda path, name: known[path], "policy", "start", {"": make_judge("testbed")}, SETTINGS
+    )
 
 
 @pytest.fixture(scope="module")
@@ -104,13 +110,73 @@ def test_evaluating_again_gives_the_same_record(
     assert evaluation(testbed_prompts, folder) == record
 
 
+class Interrupting:
+    """A judge of the words of responses that is interrupted once, and counts what it is asked."""
+
+    def __init__(self, after: int) -> None:
+        self.after, self.asked = after, 0
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        self.asked += 1
+        if self.asked == self.after:
+            raise KeyboardInterrupt
+        return [float(len(response.split())) for response in responses]
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [pytest.param("responses", marks=pytest.mark.long), pytest.param("divergence", marks=pytest.mark.long), "judge"],
+)
+def test_an_interrupted_evaluation_goes_on_where_it_was(
+    stage: str,
+    evaluation: PromptEvaluation,
+    testbed_prompts: Prompts,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same record as without an interruption, and nothing that was on disk is computed again."""
+    judge = Interrupting(0)
+    settings = replace(SETTINGS, batch_size=5)
+    own = replace(evaluation, judges={"": FunctionJudge(judge, "words")}, settings=settings)
+    monkeypatch.setattr(Judge, "at_once", 5)
+    calls = {"responses": 0, "divergence": 0}
+    functions = {"responses": (respond, "generate_responses"), "divergence": (evaluate_module, "policy_rows")}
+
+    def counted(name: str, after: int) -> Callable[..., Any]:
+        function = getattr(*functions[name])
+
+        def call(*rest: Any) -> Any:
+            calls[name] += 1
+            if calls[name] == after:
+                raise KeyboardInterrupt
+            return function(*rest)
+
+        return call
+
+    whole = own(testbed_prompts, tmp_path / "whole")
+    asked, judge.asked = judge.asked, 0
+    for name, place in functions.items():
+        monkeypatch.setattr(*place, counted(name, 4 if name == stage else 0))
+    judge.after = 4 if stage == "judge" else 0
+    with pytest.raises(KeyboardInterrupt):
+        own(testbed_prompts, tmp_path / "parts")
+    parts = own(testbed_prompts, tmp_path / "parts")
+    assert [model.metrics for model in parts.models] == [model.metrics for model in whole.models]
+    interrupted = {"responses": 0, "divergence": 0, "judge": 0} | {stage: 1}
+    assert calls == {"responses": 6 + interrupted["responses"], "divergence": 6 + interrupted["divergence"]}
+    assert judge.asked == asked + interrupted["judge"]
+    for file in ("responses.jsonl", "policy.jsonl", "scores.jsonl"):
+        both = [(tmp_path / name / "models" / "other" / file).read_text() for name in ("whole", "parts")]
+        assert both[0] == both[1]
+
+
 def test_a_pairwise_judge_sees_both_responses(
     evaluation: PromptEvaluation, evaluated: tuple[EvaluationRecord, Path], testbed_prompts: Prompts
 ) -> None:
     judge = PairwiseFunction(
         lambda prompts, ours, theirs: [float(len(a) > len(b)) for a, b in zip(ours, theirs, strict=True)], "long"
     )
-    record = replace(evaluation, judge=judge)(testbed_prompts, evaluated[1])
+    record = replace(evaluation, judges={"": judge})(testbed_prompts, evaluated[1])
     assert record.models[0].metrics["judge_prefers_longer"].value == 1
     assert "score" not in record.models[0].metrics
 

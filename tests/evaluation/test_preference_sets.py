@@ -4,6 +4,7 @@ import copy
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,17 +113,32 @@ def test_pairs_that_are_too_long_are_left_out_and_told(testbed_model: LoadedMode
     assert "1 of 2 pairs are longer" in notes[0]
 
 
-def test_margins_are_kept_until_what_they_depend_on_changes(
+def test_an_interrupted_process_goes_on_with_the_pairs_that_are_missing(
     testbed_model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pairs = read_pairs("testbed:test", limit=3)
-    first = kept_margins(testbed_model, None, pairs, None, tmp_path)
-    calls: list[int] = []
-    monkeypatch.setattr(preference_sets, "pair_margins", lambda *rest: (calls.append(1), ([], []))[1])
-    assert kept_margins(testbed_model, None, pairs, None, tmp_path) == first
-    assert calls == []
-    kept_margins(testbed_model, None, pairs[:2], None, tmp_path)
-    assert calls == [1]
+    """With the margins of a process that was not interrupted, to the bit; what has changed is computed anew."""
+    pairs = read_pairs("testbed:test", limit=7)
+    whole = kept_margins(testbed_model, None, pairs, None, tmp_path / "whole", batch_size=2)
+    read, calls = preference_sets._log_ratios, []
+
+    def interrupted(*rest: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return read(*rest)
+
+    monkeypatch.setattr(preference_sets, "_log_ratios", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        kept_margins(testbed_model, None, pairs, None, tmp_path / "parts", batch_size=2)
+    assert len((tmp_path / "parts" / "pairs.jsonl").read_text().splitlines()) == 4
+    assert kept_margins(testbed_model, None, pairs, None, tmp_path / "parts", batch_size=2) == whole
+    assert len(calls) == 3 + 2, "two batches were missing"
+    assert kept_margins(testbed_model, None, pairs[2:], None, tmp_path / "parts")[0][0].sum == whole[0][2].sum
+    assert len(calls) == 5, "nothing is computed for fewer pairs"
+    changed = replace(testbed_model, identity={"step": 9})
+    kept_margins(changed, None, pairs, None, tmp_path / "parts")
+    assert len(calls) > 5
+    assert len((tmp_path / "parts" / "previous" / "1" / "pairs.jsonl").read_text().splitlines()) == 7
 
 
 def test_columns_to_group_by_must_exist(testbed_model: LoadedModel) -> None:
