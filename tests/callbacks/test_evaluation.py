@@ -11,7 +11,7 @@ import pytest
 
 from lit_align.callbacks.evaluation import TrainingEvaluation
 from lit_align.testbed.truth import true_score
-from tests.runner import BASE, SHORT, lit_align, metrics, ok
+from tests.runner import BASE, SHORT, distributed, lit_align, metrics, ok
 
 EVALUATION = (
     *("--evaluation.prompts", "testbed:test", "--evaluation.limit", 5, "--evaluation.judge", "testbed"),
@@ -81,6 +81,33 @@ def test_a_resumed_run_compares_with_the_same_start(run: Path, tmp_path: Path) -
     ok(lit_align(*words(parts, 4, *schedule, "--ckpt_path", kept)))
     keys = ("eval/win_rate", "eval/score", "eval/kl")
     assert [numbers(parts, 4)[key] for key in keys] == [numbers(whole, 4)[key] for key in keys]
+
+
+@pytest.mark.long
+def test_several_processes_evaluate_as_one_does(tmp_path: Path) -> None:
+    """With copies of the weights and with shards of them: the same rows, and the same numbers but for rounding."""
+    ok(lit_align(*words(tmp_path / "one", 2)))
+    ways = {"ddp": (), "fsdp": ("--trainer.strategy", "fsdp")}
+    for way, strategy in ways.items():
+        for ended in distributed(2, *words(tmp_path / way, 2, "--data.batch_size", 2, *strategy)):
+            ok(ended)
+        for step in (0, 1, 2):
+            texts = [[row["response"] for row in rows(tmp_path / name, step)] for name in ("one", way)]
+            assert texts[0] == texts[1], (way, step)
+            ours, theirs = (
+                {k: v for k, v in numbers(tmp_path / n, step).items() if "eval/" in k} for n in ("one", way)
+            )
+            assert theirs == pytest.approx(ours, rel=1e-4, abs=1e-5), (way, step)
+    assert numbers(tmp_path / "one", 2)["eval/kl"] > 0
+
+
+@pytest.mark.long
+def test_a_judge_that_fails_ends_all_processes(tmp_path: Path) -> None:
+    (tmp_path / "failing.py").write_text("def judge(prompts, responses):\n    raise ValueError('no scores today')\n")
+    judge = ("--extend", tmp_path, "--evaluation.judge", "scores:failing.judge")
+    first, *_ = ended = distributed(2, *words(tmp_path / "run", 2, "--data.batch_size", 2, *judge))
+    assert all(one.code for one in ended)
+    assert "no scores today" in first.out
 
 
 def test_a_metric_that_will_not_exist_is_refused(tmp_path: Path) -> None:
