@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -17,12 +16,11 @@ from lit_align.metrics import PairMetrics
 from lit_align.metrics.margins import MarginsByLength
 from lit_align.metrics.pairs import CORRELATION
 from lit_align.models import ForwardPass, HeadGradientAccumulator, Loading, LoRA, Reference, adapter_of
-from lit_align.models.lm_head.patch import sparse_embedding_grad
 from lit_align.modules.base import LitPolicy
 from lit_align.modules.global_batch import Evaluation
 from lit_align.modules.grad_cache import GradCache, backward_now
-from lit_align.modules.log_probs import LogProbs
 from lit_align.modules.objective_state import ObjectiveState
+from lit_align.modules.pair_loss import PairLoss
 from lit_align.modules.predict import pair_records
 from lit_align.modules.schedule import Cosine, Schedule
 from lit_align.modules.setup_checks import (
@@ -38,7 +36,7 @@ from lit_align.modules.step_totals import run_data
 from lit_align.objectives.base import Needs, Objective
 from lit_align.objectives.beta_scale import BetaReading
 from lit_align.objectives.pair_seed import evaluation_pair_seed, training_pair_seed
-from lit_align.types import LossOutput, PairBatch, PairLogProbs, PairSeed, concatenate, map_tensors
+from lit_align.types import LossOutput, PairBatch, PairLogProbs, PairSeed
 
 
 class LitPreference(LitPolicy):
@@ -115,44 +113,12 @@ class LitPreference(LitPolicy):
         return self._record(self.fused_loss(chunks[-1], accumulator), chunks[-1])
 
     def loss(self, batch: PairBatch) -> LossOutput:
-        r"""Compute $\sum_i w_i L_i$ over the pairs of a batch: the definition of what is minimised.
-
-        ``on_before_optimizer_step`` divides the gradient by the weight of all pairs of the optimizer step.
-
-        Args:
-            batch: the pairs.
-        """
-        logps = self.log_probs(batch)
-        outcome = self.objective(logps)
-        loss = (outcome.loss * batch.weight).sum()
-        (grad,) = torch.autograd.grad(loss, logps.policy, retain_graph=True)
-        return LossOutput(loss, map_tensors(logps, torch.detach), grad, map_tensors(outcome, torch.detach))
+        """Compute the weighted sum of the losses by its definition; see `PairLoss`."""
+        return self.pair_loss(batch)
 
     def fused_loss(self, batch: PairBatch, accumulator: HeadGradientAccumulator | None = None) -> LossOutput:
-        """Compute the same as `loss` without keeping logits; only for objectives whose pairs are independent.
-
-        Falls back to `loss` where the model's head or layout does not allow it.
-
-        Args:
-            batch: the pairs.
-            accumulator: shared by the chunks of a micro-batch; None for a batch in one piece.
-        """
-        reader = self.readers.of(self.policy, batch)
-        if not reader.fuses:
-            return self.loss(batch)
-        context = self._log_probs.context(batch, self._pair_seed(batch), self.objective_state.values)
-        outcomes = []
-
-        def loss_fn(pairs: slice, policy: PairLogProbs) -> Tensor:
-            logps = replace(context.rows(pairs), policy=policy.policy, collision=policy.collision)
-            outcome = self.objective(logps)
-            outcomes.append(map_tensors(outcome, torch.detach))
-            return (outcome.loss * batch.weight[pairs]).sum()
-
-        with sparse_embedding_grad(self.policy):
-            output = reader.fused_loss(batch, loss_fn, self.needs.collision, accumulator)
-        logps = replace(context, policy=output.logps.policy, collision=output.logps.collision)
-        return replace(output, logps=logps, outcome=concatenate(outcomes))
+        """Compute the same without keeping logits; see `PairLoss.fused`."""
+        return self.pair_loss.fused(batch, accumulator)
 
     def _batch_level_step(self, chunks: list[PairBatch]) -> Tensor:
         """Return zero before the last micro-batch of a step, and then the loss of all of them together."""
@@ -161,7 +127,7 @@ class LitPreference(LitPolicy):
             return torch.zeros((), device=self.device, requires_grad=True)
         batches, self._micro_batches = self._micro_batches, []
         seed = (self._seed * 1_000_003 + self.global_step) * 4099 + self.global_rank
-        cache = GradCache(self.log_probs, self._log_probs.policy_alone, seed, self.device)
+        cache = GradCache(self.log_probs, self.pair_loss.reader.policy_alone, seed, self.device)
         outputs = cache.evaluate(self.objective, batches, self.trainer)
         for output, batch in zip(outputs, batches, strict=True):
             self._record(output, batch)
@@ -173,7 +139,7 @@ class LitPreference(LitPolicy):
         Args:
             batch: the pairs.
         """
-        return self._log_probs(batch, self._pair_seed(batch), self.objective_state.values)
+        return self.pair_loss.log_probs(batch)
 
     @override
     def forward(self, batch: PairBatch) -> PairLogProbs:
@@ -185,8 +151,9 @@ class LitPreference(LitPolicy):
         return self.objective.needs
 
     @property
-    def _log_probs(self) -> LogProbs:
-        return LogProbs(self.objective, self.policy, self.reference, self.readers)
+    def pair_loss(self) -> PairLoss:
+        """What computes the loss of this run's pairs."""
+        return PairLoss(self.policy, self.reference, self.readers, self.objective_state, self._pair_seed)
 
     def _pair_seed(self, batch: PairBatch) -> PairSeed:
         """Return seeds that differ from step to step in training, and are the same in every evaluation."""
@@ -247,7 +214,7 @@ class LitPreference(LitPolicy):
             return loss.sum()
         with torch.no_grad():
             self.log_probs(part)  # the objective is evaluated on all parts together, and then each part is read again
-        return self._log_probs.policy_alone(part).sum()
+        return self.pair_loss.reader.policy_alone(part).sum()
 
     @override
     def after_step(self, step: int) -> None:
