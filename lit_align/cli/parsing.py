@@ -23,8 +23,10 @@ from typing_extensions import override
 
 from lit_align.cli.configuration import load_yaml
 from lit_align.cli.error_messages import shorten
+from lit_align.cli.keys import choices_of
 from lit_align.cli.settings import ALLOWED_IMPORTS, RENAMED_KEYS
-from lit_align.cli.suggestions import OBJECTIVES, did_you_mean, objectives_of, suggest_objective
+from lit_align.cli.signatures import find_definition
+from lit_align.cli.suggestions import OBJECTIVES, did_you_mean, suggest_objective
 from lit_align.compat.jsonargparse import options, patch, subparsers
 from lit_align.errors import printable
 from lit_align.extensions import trust
@@ -115,16 +117,24 @@ def prepare_parsing(extensions: Sequence[str]) -> None:
     jsonargparse.set_loader("yaml", load_yaml, exceptions=(yaml.YAMLError,))
     for name in ("truth", "tastes"):
         import_module(f"lit_align.testbed.{name}")
-    patch({getattr(import_module(module), base): presets_of(task) for task, (module, base) in OBJECTIVES.items()})
+    import_module("lit_align.evaluation.judge_score")
+    bases = {base for of_task in OBJECTIVES.values() for base in of_task}
+    patch({getattr(import_module(module), name): presets_of(module, name) for module, name in bases})
 
 
-def presets_of(task: str) -> dict[str, Any]:
-    """Return the functions that make an objective of a task, by name; empty for a task with a fixed objective.
+def presets_of(module: str, base: str) -> dict[str, Any]:
+    """Return the functions that make an objective, by name.
 
-    >>> list(presets_of("online"))
+    Args:
+        module: of the base class.
+        base: name of the base class.
+
+    >>> list(presets_of("lit_align.online.objective", "OnlineObjective"))
     ['conditional_pm_rlhf', 'kl_rlhf', 'pm_rlhf']
     """
-    presets = {name: part for name, part in objectives_of(task).items() if isinstance(part.node, ast.FunctionDef)}
+    definition = find_definition(module, base)
+    choices = {} if definition is None else choices_of(definition)
+    presets = {name: part for name, part in choices.items() if isinstance(part.node, ast.FunctionDef)}
     return {name: getattr(import_module(part.module), name) for name, part in presets.items()}
 
 

@@ -10,11 +10,9 @@ from importlib import import_module
 from lit_align.cli.keys import KeyTable, bases_of, choices_of, default_class, made_by, options_of
 from lit_align.cli.signatures import Definition, Parameter, find_definition
 
-OBJECTIVES = {
-    "preference": ("lit_align.objectives.base", "Objective"),
-    "online": ("lit_align.online.objective", "OnlineObjective"),
-}
-"""Task to the base class of its objectives."""
+_PREFERENCE, _ONLINE = ("lit_align.objectives.base", "Objective"), ("lit_align.online.objective", "OnlineObjective")
+OBJECTIVES = {"preference": (_PREFERENCE,), "online": (_ONLINE, _PREFERENCE)}
+"""Task to the base classes of its objectives."""
 _UNKNOWN_NAME = re.compile(
     r"(?:dot import path string: '?|Import path (?=\S+ does not correspond)|Unable to load config [\"'])"
     r"(?P<name>[\w.]+)"
@@ -126,15 +124,16 @@ def suggest_objective(message: str, short: str, task: str) -> str:
     is_objective = key.endswith("objective")
     if is_objective and (elsewhere := _of_other_task(name, task)):
         return f"{key} is {name!r}{elsewhere}"
-    package = OBJECTIVES.get(task, OBJECTIVES["preference"])[0].rpartition(".")[0]
-    known = objectives_of(task) if is_objective and task in OBJECTIVES else import_module(package).__all__
+    bases = OBJECTIVES.get(task, OBJECTIVES["preference"])
+    parts = [part for module, _ in bases for part in import_module(module.rpartition(".")[0]).__all__]
+    known = objectives_of(task) if is_objective and task in OBJECTIVES else dict.fromkeys(parts)
     return f"{short}{did_you_mean(near(name, [candidate for candidate in known if candidate != name]))}"
 
 
 def objectives_of(task: str) -> dict[str, Definition]:
     """Return the objectives of a task, presets and classes, by name; empty for a task with a fixed objective."""
-    base = find_definition(*OBJECTIVES[task]) if task in OBJECTIVES else None
-    return {} if base is None else choices_of(base)
+    bases = [find_definition(*base) for base in OBJECTIVES.get(task, ())]
+    return {name: choice for base in bases if base is not None for name, choice in choices_of(base).items()}
 
 
 def _of_other_task(name: str, task: str) -> str:

@@ -15,7 +15,7 @@ from lit_align.types import Rollout, RolloutScores
 
 ROLLOUT_METRICS = (
     *("score", "score/squared", "reward", "length", "eos_rate", "entropy", "entropy/per_token", "kl", "kl/per_token"),
-    *("advantage", "advantage/squared", "tie_rate", "distinct"),
+    *("advantage", "advantage/squared", "tie_rate", "distinct", "paired"),
     *("loss/policy", "loss/value", "update/clipped", "update/kl", "values/error", "return", "return/squared"),
 )
 HIDDEN = ("score/squared", "advantage/squared", "values/error", "return", "return/squared")
@@ -46,20 +46,21 @@ class RolloutMetrics(Metric):
         self.add_state("sums", zeros.clone(), dist_reduce_fx="sum")
         self.add_state("weights", zeros.clone(), dist_reduce_fx="sum")
 
-    def update(self, experience: Experience, ended: Tensor, texts: Sequence[str]) -> None:
+    def update(
+        self, rollout: Rollout, ended: Tensor, texts: Sequence[str], experience: Experience | None = None
+    ) -> None:
         """Add responses.
 
         Args:
-            experience: the responses, with rewards and advantages.
+            rollout: the responses.
             ended: true for a response that ended by itself.
             texts: the responses as text.
+            experience: their rewards and advantages; None where the objective forms none.
         """
-        rollout = experience.rollout
         weight, lengths = rollout.weight.double(), rollout.mask.sum(-1).double()
         log_prob = _whole(rollout.policy, rollout)
         self._mean("score", rollout.score, weight)
         self._mean("score/squared", rollout.score.double() ** 2, weight)
-        self._mean("reward", experience.rewards.double().sum(-1), weight)
         self._mean("length", lengths, weight)
         self._mean("eos_rate", ended, weight)
         self._mean("entropy", -log_prob, weight)
@@ -68,7 +69,14 @@ class RolloutMetrics(Metric):
             apart = log_prob - _whole(rollout.reference, rollout)
             self._mean("kl", apart, weight)
             self._mean("kl/per_token", apart / lengths, weight * lengths)
-        tokens = (weight[:, None] * rollout.mask)[rollout.mask]
+        self._groups(rollout, texts)
+        if experience is not None:
+            self._rewards(rollout, experience)
+
+    def _rewards(self, rollout: Rollout, experience: Experience) -> None:
+        """Add rewards and advantages, and how far the values were from the returns."""
+        self._mean("reward", experience.rewards.double().sum(-1), rollout.weight)
+        tokens = (rollout.weight.double()[:, None] * rollout.mask)[rollout.mask]
         self._mean("advantage", experience.advantage[rollout.mask], tokens)
         self._mean("advantage/squared", experience.advantage[rollout.mask].double() ** 2, tokens)
         if experience.returns is not None and rollout.values is not None:
@@ -76,7 +84,6 @@ class RolloutMetrics(Metric):
             self._mean("values/error", missed.double() ** 2, tokens)
             self._mean("return", experience.returns[rollout.mask], tokens)
             self._mean("return/squared", experience.returns[rollout.mask].double() ** 2, tokens)
-        self._groups(rollout, texts)
 
     def _groups(self, rollout: Rollout, texts: Sequence[str]) -> None:
         """Compare the responses to each prompt with each other."""

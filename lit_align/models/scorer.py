@@ -18,7 +18,7 @@ from lit_align.models.loading import Loading
 from lit_align.models.logps.scores import ReadScores, ScoreReader
 from lit_align.models.score_model import ScoreModel, load_score_model
 from lit_align.models.sharding import unsharded
-from lit_align.types import PairBatch, PairScores, ResponseScore, RolloutScores
+from lit_align.types import PairBatch, PairScores, PreferencePair, ResponseScore, RolloutScores
 
 MAX_SHOWN = 300
 
@@ -32,10 +32,17 @@ class ScoreError(RuntimeError):
 
 @dataclass(frozen=True)
 class Texts:
-    """Prompts and responses as text, one of each for every row."""
+    """Prompts and responses as text, one of each for every row.
+
+    Args:
+        prompts: as text.
+        responses: as text.
+        pairs: the rows of the data that the prompts are from; empty where there is no data.
+    """
 
     prompts: Sequence[str]
     responses: Sequence[str]
+    pairs: Sequence[PreferencePair] = ()
 
 
 def _build_whole(source: Callable[[], ScoreModel]) -> ScoreModel:
@@ -64,6 +71,20 @@ class Scorer(ABC):
     def model(self) -> ScoreModel | None:
         """The score model; None by default."""
         return None
+
+    @property
+    def compares(self) -> bool:
+        """Whether it compares responses to one prompt with each other, by ``wins``; False by default."""
+        return False
+
+    def wins(self, texts: Texts, count: int) -> list[list[list[float]]]:
+        """Return how sure it is that one response is better than another: ``[prompt][response][other response]``.
+
+        Args:
+            texts: responses, those to one prompt side by side.
+            count: responses to each prompt.
+        """
+        raise NotImplementedError(f"{type(self).__name__} compares no responses")
 
     def ready(self) -> AbstractContextManager[None]:
         """Return the context in which scores are computed; all processes enter it equally often."""

@@ -171,7 +171,7 @@ class LitBase(LitModule):
         # Turns the accumulated gradients into the mean over the step's pairs on all ranks.
         weight = self._step_weight = float(total_over_ranks(self.step_totals.weight, self.trainer.strategy))
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        torch._foreach_div_(gradients, weight)
+        torch._foreach_div_(gradients, weight or 1.0)  # a step of an on-policy run may have no pair
         norm = total_norm(gradients)
         try:
             self.step_totals.finish(norm, self.global_step, self.global_rank)

@@ -97,8 +97,8 @@ def split_into_chunks(batch: PairBatch, tokens: int, trainer: Trainer) -> list[P
     if tokens == 0:
         return [batch]
     sizes = batch.attention_mask.sum((1, 2)).tolist()
-    count = _reduce(math.ceil(sum(sizes) / tokens), "max", trainer)
-    ends = even_ends(sizes, min(count, _reduce(len(sizes), "min", trainer)))
+    count = reduce_number(math.ceil(sum(sizes) / tokens), "max", trainer)
+    ends = even_ends(sizes, min(count, reduce_number(len(sizes), "min", trainer)))
     return [batch.rows(slice(start, end)) for start, end in pairwise((0, *ends))]
 
 
@@ -119,7 +119,8 @@ def even_ends(sizes: list[int], count: int) -> list[int]:
     return [*ends, len(sizes)]
 
 
-def _reduce(number: int, operation: str, trainer: Trainer) -> int:
+def reduce_number(number: int, operation: str, trainer: Trainer) -> int:
+    """Reduce a number over all processes; ``operation`` is ``max``, ``min`` or ``sum``."""
     if trainer.world_size == 1:
         return number
     value = torch.tensor(number, device=trainer.strategy.root_device)

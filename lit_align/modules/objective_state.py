@@ -39,15 +39,15 @@ class ObjectiveState:
             self._sums[name] = self._sums[name] + total if name in self._sums else total
 
     def advance(self, weight: float, strategy: Strategy) -> None:
-        """Advance the state at the end of an optimizer step.
+        """Advance the state at the end of an optimizer step; a step without pairs leaves it as it is.
 
         Args:
             weight: of all pairs of the step, on all ranks.
             strategy: of the trainer.
         """
-        observed = {name: total_over_ranks(total, strategy) / weight for name, total in self._sums.items()}
+        observed = {name: total_over_ranks(total, strategy) / (weight or 1.0) for name, total in self._sums.items()}
         self._sums = {}
-        if self.values:
+        if self.values and weight:
             state = self.objective.advance_state(self.values, {name: mean.cpu() for name, mean in observed.items()})
             self.values = {name: state[name].detach().to("cpu", torch.float64) for name in self.values}
 

@@ -109,8 +109,8 @@ class LitPreference(LitPolicy):
         """Backpropagate all chunks but the last, and return the loss of the last for Lightning to backpropagate."""
         accumulator = HeadGradientAccumulator(len(chunks))
         for chunk in chunks[:-1]:
-            backward_now(self._record(self.fused_loss(chunk, accumulator), chunk))
-        return self._record(self.fused_loss(chunks[-1], accumulator), chunks[-1])
+            backward_now(self._record(self.pair_loss.fused(chunk, accumulator), chunk))
+        return self._record(self.pair_loss.fused(chunks[-1], accumulator), chunks[-1])
 
     def loss(self, batch: PairBatch) -> LossOutput:
         """Compute the weighted sum of the losses by its definition; see `PairLoss`."""

@@ -6,6 +6,7 @@ from lit_align.online.bradley_terry import BradleyTerry
 from lit_align.online.exact import Problem, matching_kl
 from lit_align.online.matching import PairedPreferences
 from lit_align.online.objective import Experience, OnlineObjective, OnlineOutcome
+from lit_align.online.pairing import BestAgainstWorst, EveryPair, Pairing, PairLabels, RandomPairs
 from lit_align.online.presets import conditional_pm_rlhf, kl_rlhf, pm_rlhf
 from lit_align.online.rlhf import RLHF
 from lit_align.online.shaping import Shaping, last_tokens
@@ -17,6 +18,7 @@ __all__ = [
     "KL",
     "RLHF",
     "Advantage",
+    "BestAgainstWorst",
     "BradleyTerry",
     "Clipped",
     "ConditionalMatching",
@@ -24,11 +26,15 @@ __all__ = [
     "GreedyBaseline",
     "GroupNormalised",
     "LeaveOneOut",
+    "EveryPair",
     "Experience",
     "OnlineObjective",
     "OnlineOutcome",
+    "PairLabels",
     "PairedPreferences",
+    "Pairing",
     "Problem",
+    "RandomPairs",
     "Regularizer",
     "Reinforce",
     "ResponseMean",

@@ -201,7 +201,7 @@ def write_responses(module: LitOnline, batch: PairBatch, dry_run: DryRun) -> tup
         peak = max(peak, first_peak, last_peak)
         operations += (new_tokens - 1) * (first + last) // 2
     cached = sum_bytes(_keys_and_values(cache))
-    groups = len(batch.index) * (1 + module.objective.needs.greedy / module.settings.responses) / rows
+    groups = len(batch.index) * (1 + module.settings.needs.greedy / module.settings.responses) / rows
     return cached, max(0, peak - cached), int(operations * groups)
 
 

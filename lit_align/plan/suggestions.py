@@ -86,7 +86,7 @@ def _pair_changes(case: Case) -> Iterator[tuple[str, Change]]:
 
 def _online_changes(case: Case) -> Iterator[tuple[str, Change]]:
     module: Any = case.module
-    if module.objective.needs.values and not module.value.loading.gradient_checkpointing:
+    if module.settings.needs.values and not module.value.loading.gradient_checkpointing:
         loading = replace(module.value.loading, gradient_checkpointing=True)
         yield "model.value.loading.gradient_checkpointing: true", partial(_set, path="module.value", loading=loading)
     if module.settings.micro_batch > 1:

@@ -28,7 +28,7 @@ def computed(*experiences: Experience) -> dict[str, float]:
     metric = RolloutMetrics()
     for one in experiences:
         count = len(one.rollout.score)
-        metric.update(one, torch.tensor([True, True, False, True])[:count], ["a", "a", "b", "c"][:count])
+        metric.update(one.rollout, torch.tensor([True, True, False, True])[:count], ["a", "a", "b", "c"][:count], one)
     return {name: float(value) for name, value in metric.compute().items()}
 
 
@@ -62,8 +62,8 @@ def test_any_split_by_prompts_gives_the_same() -> None:
         RLHF(KL(), 0.1, LeaveOneOut()).experience(whole.rollout.rows(torch.tensor(rows))) for rows in ([0, 1], [2, 3])
     ]
     metric = RolloutMetrics()
-    metric.update(halves[0], torch.tensor([True, True]), ["a", "a"])
-    metric.update(halves[1], torch.tensor([False, True]), ["b", "c"])
+    metric.update(halves[0].rollout, torch.tensor([True, True]), ["a", "a"], halves[0])
+    metric.update(halves[1].rollout, torch.tensor([False, True]), ["b", "c"], halves[1])
     assert {name: float(value) for name, value in metric.compute().items()} == pytest.approx(computed(whole))
 
 
@@ -79,7 +79,7 @@ def test_one_response_per_prompt_has_no_pairs() -> None:
     rollout = experience().rollout.rows(torch.tensor([0, 2]))
     found = RolloutMetrics()
     found.update(
-        Experience(rollout, torch.zeros(2, 2), torch.zeros(2, 2)), torch.ones(2, dtype=torch.bool), ["a", "b"]
+        rollout, torch.ones(2, dtype=torch.bool), ["a", "b"], Experience(rollout, torch.zeros(2, 2), torch.zeros(2, 2))
     )
     assert "tie_rate" not in found.compute()
     assert len(pairs_of(rollout).weight) == 0

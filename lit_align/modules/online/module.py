@@ -14,8 +14,10 @@ from torch.optim import AdamW, Optimizer
 from torchmetrics import Metric
 from typing_extensions import override
 
+from lit_align.metrics import PairMetrics
 from lit_align.metrics.calibration import MatchingDivergence
 from lit_align.metrics.figures import draw_matching
+from lit_align.metrics.margins import MarginsByLength
 from lit_align.metrics.rollouts import REPORTED_METRICS, RolloutMetrics, pairs_of
 from lit_align.models import ForwardPass, Loading, LoRA, Reference, adapter_of
 from lit_align.models.generation import CachedGenerator, Generator, Sampling, mix_seed
@@ -23,28 +25,42 @@ from lit_align.models.score_model import ScoreModel, Value
 from lit_align.models.scorer import Scorer
 from lit_align.modules.base import LitPolicy
 from lit_align.modules.build import Builder, freeze_unused
-from lit_align.modules.online.checks import OnlineSettings, check_arguments, check_run
+from lit_align.modules.global_batch import Evaluation
+from lit_align.modules.objective_state import ObjectiveState
+from lit_align.modules.online.checks import OnlineSettings, check_arguments, check_pairing, check_run
+from lit_align.modules.online.pairs import PairAccumulator, PairMaker, RolloutPairs
 from lit_align.modules.online.rollout import RolloutBatch, RolloutSampler, rollout_records
 from lit_align.modules.online.update import GradientAccumulator, Minibatches
+from lit_align.modules.pair_loss import PairLoss
 from lit_align.modules.reports import prefixed, report, warn_of_rounding
 from lit_align.modules.schedule import Cosine, Schedule
 from lit_align.modules.setup_checks import reference_of
 from lit_align.modules.step_totals import planned_steps, run_data, total_over_ranks
-from lit_align.online.objective import Experience, OnlineObjective
-from lit_align.types import PairBatch
+from lit_align.objectives.base import Needs, Objective
+from lit_align.objectives.pair_seed import evaluation_pair_seed, training_pair_seed
+from lit_align.online.objective import OnlineObjective
+from lit_align.online.pairing import BestAgainstWorst, Pairing, PairLabels
+from lit_align.types import LossOutput, PairBatch, PairSeed
 
 
 class LitOnline(LitPolicy):
-    """Trains a policy on responses that it samples itself.
+    """Trains a policy on responses that it samples itself: by RLHF, or by direct alignment on pairs of them.
 
     A batch of prompts is one rollout: responses are sampled and scored once, then ``epochs`` passes of ``minibatches``
     optimizer steps are taken on them. The random numbers of a response depend on the run's seed, the epoch, the row of
     its prompt and its number alone, so neither micro-batches nor processes change the samples.
 
+    With a preference objective, the responses to a prompt make pairs, by their scores. ``minibatches`` and ``epochs``
+    decide how long a policy's responses are trained on: with one step per rollout every pair is the current policy's,
+    with several the rollout is a pool of the policy's before them.
+
     Args:
         policy: local folder, hub name, or ``testbed:policy``; or the folder of a LoRA adapter.
-        objective: an ``OnlineObjective``, or a preset such as ``lit_align.online.kl_rlhf``.
-        score: rates the responses: ``RewardModel``, ``KnownScore``, ``FunctionScore``.
+        objective: an ``OnlineObjective``, or a preset such as ``lit_align.online.kl_rlhf``; or any objective of
+            preference pairs, such as ``lit_align.objectives.sr_dpo``.
+        score: rates the responses: ``RewardModel``, ``KnownScore``, ``FunctionScore``, ``JudgeScore``.
+        pairing: which responses to a prompt are compared, for a preference objective.
+        labels: what the scores of a pair say to a preference objective.
         reference: where the frozen log-probabilities come from. None uses the policy with its adapter off if there is
             a new adapter, a frozen copy of the policy otherwise (of a saved adapter, on the same base weights), and
             nothing if the objective needs no reference.
@@ -69,14 +85,16 @@ class LitOnline(LitPolicy):
     """
 
     task: Literal["online"] = "online"
-    objective: OnlineObjective
+    objective: OnlineObjective | Objective
     score: Scorer
 
     def __init__(
         self,
         policy: str,
-        objective: OnlineObjective,
+        objective: OnlineObjective | Objective,
         score: Scorer,
+        pairing: Pairing = BestAgainstWorst(),
+        labels: PairLabels = PairLabels(),
         reference: Reference | None = None,
         value: Value = Value(),
         generator: Generator = CachedGenerator(),
@@ -100,7 +118,8 @@ class LitOnline(LitPolicy):
         self.settings = OnlineSettings(
             objective, sampling, responses, epochs, minibatches, micro_batch, eval_responses
         )
-        check_arguments(objective, value, gradient_clip, forward_pass)
+        check_arguments(self.settings, value, gradient_clip, forward_pass)
+        check_pairing(objective, pairing, labels)
         self.policy_name = policy
         self.objective = objective
         self.score = score
@@ -113,13 +132,21 @@ class LitOnline(LitPolicy):
         self.eval_metrics = RolloutMetrics()
         self.eval_matching = MatchingDivergence()
         self.eval_dataset_matching = MatchingDivergence()
+        self.direct = isinstance(objective, Objective)
+        self.pairing, self.labels = pairing, labels
+        if isinstance(objective, Objective):
+            from_start = self.reference is not None and self.reference.is_start
+            self.train_pairs = PairMetrics(objective, from_start)
+            self.eval_pairs = PairMetrics(objective, from_start)
+            self.objective_state = ObjectiveState(objective)
+            self._pair_evaluation = Evaluation(objective, self.eval_pairs, MarginsByLength())
 
     # ── set-up ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     @override
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if self.objective.needs.values:
+        if self.settings.needs.values:
             warn_of_rounding("model.value.loading", self.value.loading)
         check_run(self.settings, self.trainer, self.policy_name, self.loading, self.score)
         if stage == "fit":
@@ -133,7 +160,7 @@ class LitOnline(LitPolicy):
         super().configure_model()
         build = Builder(self)
         self.value_model: ScoreModel | None = None
-        if self.objective.needs.values:
+        if self.settings.needs.values:
             self.value_model = build(lambda: self.value.load(self.policy_name, self.loading))
             freeze_unused(self, self.value_model)
         self.score.load(self.policy_name, build, self.readers.scores)
@@ -170,7 +197,13 @@ class LitOnline(LitPolicy):
     @property
     @override
     def summed_metrics(self) -> dict[str, Metric]:
-        return {"train.": self.train_metrics, "matching.": self.train_matching}
+        pairs = {"pairs.": self.train_pairs} if self.direct else {}
+        return {"train.": self.train_metrics, "matching.": self.train_matching, **pairs}
+
+    @property
+    @override
+    def data_needs(self) -> Needs:
+        return Needs(prompted=isinstance(self.objective, Objective) and self.objective.needs.prompted)
 
     # ── training ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -187,7 +220,7 @@ class LitOnline(LitPolicy):
             sampling=self.settings.sampling,
             score=self.score,
             micro_batch=self.settings.micro_batch,
-            needs_greedy=self.objective.needs.greedy,
+            needs_greedy=self.settings.needs.greedy,
         )
 
     def sample_rollout(self, batch: PairBatch, split: str, count: int, salt: int) -> RolloutBatch:
@@ -210,21 +243,31 @@ class LitOnline(LitPolicy):
     def training_step(self, batch: PairBatch, batch_idx: int) -> None:
         start = self.global_step
         responses = self.sample_rollout(batch, "train", self.settings.responses, self.current_epoch)
-        experience = self.objective.experience(responses.rollout)
-        self.train_metrics.update(experience, responses.ended, responses.texts.responses)
-        pairs = pairs_of(responses.rollout)
-        self.train_matching.update(pairs.preferences, pairs.weight)
+        accumulate = self._accumulator(responses, batch)
+        if not self.score.compares:
+            pairs = pairs_of(responses.rollout)
+            self.train_matching.update(pairs.preferences, pairs.weight)
         self.step_totals.add_tokens(responses.batch)
         prompts = int(total_over_ranks((batch.weight > 0).sum(), self.trainer.strategy))
         minibatches = Minibatches(prompts, self.settings.minibatches, self.global_rank, self.trainer.world_size)
-        accumulate = self._accumulator(responses, experience)
         for number in range(self.settings.epochs):
             seed = mix_seed(run_data(self.trainer).seed, self.current_epoch, batch_idx, number)
             for places, most in zip(minibatches.local(seed), minibatches.most(seed), strict=True):
                 self._take_step(accumulate, places, most)
         self._report_training(start)
 
-    def _accumulator(self, responses: RolloutBatch, experience: Experience) -> GradientAccumulator:
+    def _accumulator(self, responses: RolloutBatch, batch: PairBatch) -> GradientAccumulator | PairAccumulator:
+        """Add the samples to the metrics, and return what accumulates the gradient of some prompts."""
+        if not isinstance(self.objective, OnlineObjective):
+            self.train_metrics.update(responses.rollout, responses.ended, responses.texts.responses)
+            pairs = self._pairs(responses, batch, "train", self.current_epoch)
+            self.train_metrics.add({"paired": pairs.paired}, (batch.weight > 0).float())
+            seed = run_data(self.trainer).seed * 1_000_003
+            return PairAccumulator(
+                self.pair_loss, pairs, lambda: (seed + self.global_step) * 4099 + self.global_rank, self._record
+            )
+        experience = self.objective.experience(responses.rollout)
+        self.train_metrics.update(responses.rollout, responses.ended, responses.texts.responses, experience)
         return GradientAccumulator(
             objective=self.objective,
             policy=self.policy,
@@ -238,7 +281,43 @@ class LitOnline(LitPolicy):
             micro_batch=self.settings.micro_batch,
         )
 
-    def _take_step(self, accumulate: GradientAccumulator, places: list[int], most: int) -> None:
+    # ── pairs ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def pair_loss(self) -> PairLoss:
+        """What computes the loss of pairs, for a preference objective."""
+        return PairLoss(self.policy, self.reference, self.readers, self.objective_state, self._pair_seed)
+
+    def _pairs(self, responses: RolloutBatch, batch: PairBatch, split: str, salt: int) -> RolloutPairs:
+        make = PairMaker(
+            data=run_data(self.trainer),
+            needs=self.pair_loss.state.objective.needs,
+            pairing=self.pairing,
+            labels=self.labels,
+            micro_batch=max(1, self.settings.micro_batch // 2),
+            trainer=self.trainer,
+        )
+        return make(responses, batch, split, salt)
+
+    def _pair_seed(self, batch: PairBatch) -> PairSeed:
+        if self.training:
+            return training_pair_seed(batch.index, self.global_step, run_data(self.trainer).seed)
+        return evaluation_pair_seed(batch.index)
+
+    def _record(self, output: LossOutput, batch: PairBatch) -> None:
+        """Add a micro-batch of pairs to metrics and totals."""
+        assert output.outcome is not None
+        self.train_pairs.update(output.outcome, output.logps, batch, output.grad_logps)
+        self.step_totals.add_losses(output.outcome.loss.detach(), batch.index, batch.weight.sum())
+        self.objective_state.add(output.outcome, batch)
+
+    @override
+    def after_step(self, step: int) -> None:
+        super().after_step(step)
+        if self.direct:
+            self.objective_state.advance(self._step_weight, self.trainer.strategy)
+
+    def _take_step(self, accumulate: GradientAccumulator | PairAccumulator, places: list[int], most: int) -> None:
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
         accumulate(places, most, lambda loss: self.manual_backward(loss * self.trainer.world_size))
@@ -259,6 +338,10 @@ class LitOnline(LitPolicy):
     def training_values(self, learning_rate: float) -> dict[str, Tensor]:
         values = super().training_values(learning_rate) | prefixed("matching", self.train_matching)
         self.train_matching.reset()
+        if self.direct:
+            values |= self.train_pairs.compute()
+            self.train_pairs.reset()
+            values |= {f"running/{name}": value for name, value in self.objective_state.values.items()}
         return values
 
     def _report_training(self, start: int) -> None:
@@ -291,7 +374,8 @@ class LitOnline(LitPolicy):
     @property
     @override
     def metric_names(self) -> tuple[str, ...]:
-        return (*REPORTED_METRICS, *(f"matching/{name}" for name in ("d1", "d2", "given/d1", "given/d2")))
+        own = self.eval_pairs.names if self.direct else ()
+        return (*REPORTED_METRICS, *(f"matching/{name}" for name in ("d1", "d2", "given/d1", "given/d2")), *own)
 
     @override
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
@@ -304,10 +388,18 @@ class LitOnline(LitPolicy):
     def _evaluate(self, batch: PairBatch, split: str) -> None:
         """Sample responses with the same seeds each time, and score the dataset's own responses if it has pairs."""
         responses = self.sample_rollout(batch, split, self.settings.eval_responses, 0)
-        experience = self.objective.experience(responses.rollout)
-        self.eval_metrics.update(experience, responses.ended, responses.texts.responses)
-        pairs = pairs_of(responses.rollout)
-        self.eval_matching.update(pairs.preferences, pairs.weight)
+        if isinstance(self.objective, OnlineObjective):
+            experience = self.objective.experience(responses.rollout)
+            self.eval_metrics.update(responses.rollout, responses.ended, responses.texts.responses, experience)
+        else:
+            self.eval_metrics.update(responses.rollout, responses.ended, responses.texts.responses)
+            made = self._pairs(responses, batch, split, 0)
+            self.eval_metrics.add({"paired": made.paired}, (batch.weight > 0).float())
+            for part in made.batches(range(len(made.by_prompt))):
+                self._pair_evaluation.update(self.pair_loss.log_probs(part), part)
+        if not self.score.compares:
+            pairs = pairs_of(responses.rollout)
+            self.eval_matching.update(pairs.preferences, pairs.weight)
         dataset_pairs = self.sampler.dataset_pairs(batch, split)
         if dataset_pairs is not None:
             self.eval_dataset_matching.update(dataset_pairs.preferences, dataset_pairs.weight)
@@ -317,11 +409,14 @@ class LitOnline(LitPolicy):
         # The values of the last evaluation stay until here, for figures.
         for metric in (self.eval_metrics, self.eval_matching, self.eval_dataset_matching):
             metric.reset()
+        if self.direct:
+            self._pair_evaluation.reset()
 
     @override
     def evaluation_values(self) -> dict[str, Tensor]:
         values: dict[str, Tensor] = self.eval_metrics.compute() | prefixed("matching", self.eval_matching)
-        return values | prefixed("matching/given", self.eval_dataset_matching)
+        values |= prefixed("matching/given", self.eval_dataset_matching)
+        return values | (self._pair_evaluation.compute(self.trainer, self.device) if self.direct else {})
 
     @override
     def draw_figures(self, folder: Path) -> None:
@@ -329,6 +424,20 @@ class LitOnline(LitPolicy):
         evaluated = {name: metric for name, metric in panels.items() if float(metric.sums[0]) > 0}
         if evaluated:
             draw_matching(evaluated, folder / "matching.png")
+
+    # ── state ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if self.direct:
+            checkpoint["running"] = dict(self.objective_state.values)
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if self.direct:
+            self.objective_state.load(checkpoint.get("running", {}))
 
     @override
     def predict_step(self, batch: PairBatch, batch_idx: int) -> list[dict[str, Any]]:

@@ -34,11 +34,13 @@ class RolloutBatch:
         batch: prompts and responses as ids, with a side axis of 1.
         rollout: log-probabilities and scores.
         texts: prompts and responses as text.
+        wins: of a score that compares, how sure it is: ``[prompt][response][other response]``; None of others.
     """
 
     batch: PairBatch
     rollout: Rollout
     texts: Texts
+    wins: list[list[list[float]]] | None = None
 
     @property
     def ended(self) -> Tensor:
@@ -104,11 +106,13 @@ class RolloutSampler:
                 weight=(batch.weight.cpu() > 0).float().repeat_interleave(count),
             ).to(device)
             log_probs = self._in_micro_batches(lambda part: self.readers.read(self.policy, part)[:, 0], responses)
-        all_texts = Texts([text for text in prompt_texts for _ in range(count)], texts)
+        pairs = [self.data.rows[split][row] for row in rows for _ in range(count)]
+        all_texts = Texts([text for text in prompt_texts for _ in range(count)], texts, pairs)
         with self.score.ready():
-            score = self._scores(responses, all_texts)
+            score, wins = self._scores_and_wins(responses, all_texts, count)
+            greedy_texts = None if greedy is None else Texts(prompt_texts, greedy[1], pairs[::count])
             greedy_score = (
-                None if greedy is None else self._scores(greedy[0].to(device), Texts(prompt_texts, greedy[1]))
+                None if greedy is None or greedy_texts is None else self._scores(greedy[0].to(device), greedy_texts)
             )
         rollout = Rollout(
             policy=log_probs,
@@ -120,11 +124,13 @@ class RolloutSampler:
             values=self._values(responses),
             greedy=None if greedy_score is None else greedy_score.repeat_interleave(count),
         )
-        return RolloutBatch(responses, rollout, all_texts)
+        return RolloutBatch(responses, rollout, all_texts, wins)
 
     @torch.no_grad()
     def dataset_pairs(self, batch: PairBatch, split: str) -> WeightedPreferences | None:
         """Compute gaps of score and log-probability between the dataset's own responses; None without any pair.
+
+        A score that only compares has no gaps.
 
         Every process must call it with its own batch.
 
@@ -135,6 +141,8 @@ class RolloutSampler:
         Raises:
             ScoreError: a score cannot be used; names the prompt.
         """
+        if self.score.compares:
+            return None
         pairs = batch.rows(batch.mask.any(-1).all(-1).nonzero()[:, 0])
         empty = not len(pairs.index)
         with self.score.ready():
@@ -156,13 +164,14 @@ class RolloutSampler:
         """Return prompt and response of both sides of every pair, chosen and rejected in turn."""
         stops, store = self.data.stop_tokens, self.data.splits[split].store
         prompts, responses = [], []
+        rows = [self.data.rows[split][row] for row in pairs.index.tolist() for _ in range(2)]
         for row in pairs.index.tolist():
             prompts += [self._prompt_text(split, row, store[row].prompt)] * 2
             for side in store[row].sides:
                 ended = bool(side.ids) and side.ids[-1] in stops
                 content = side.ids[:-1] if ended else side.ids
                 responses.append(self.data.decode_response(store[row].prompt, content))
-        return Texts(prompts, responses)
+        return Texts(prompts, responses, rows)
 
     def _generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> tuple[PairBatch, list[str]]:
         """Generate responses, and return them as a batch of one side and as texts."""
@@ -185,6 +194,17 @@ class RolloutSampler:
     def _generate_greedily(self, prompts: Sequence[Sequence[int]]) -> tuple[PairBatch, list[str]]:
         requests = [GenerationRequest(prompt, 0) for prompt in prompts]
         return self._generate(requests, replace(self.sampling, temperature=0.0))
+
+    def _scores_and_wins(
+        self, batch: PairBatch, texts: Texts, count: int
+    ) -> tuple[Tensor, list[list[list[float]]] | None]:
+        """Return the scores, which of a score that compares are mean rates of wins, and what these are made of."""
+        if not self.score.compares:
+            return self._scores(batch, texts), None
+        with waiting.for_code_of_others("the judgements"):
+            wins = self.score.wins(texts, count)
+        rates = [(sum(row) - row[own]) / (count - 1) for group in wins for own, row in enumerate(group)]
+        return check_scores(rates, texts, self.score).to(batch.input_ids.device), wins
 
     def _scores(self, batch: PairBatch, texts: Texts) -> Tensor:
         """Return one finite number for each response; called inside ``score.ready()``."""

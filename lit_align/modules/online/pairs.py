@@ -1,0 +1,208 @@
+"""Direct alignment on a policy's own responses: pairs from a rollout, and the gradient of their loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from lit_align.data import PreferenceData
+from lit_align.data.batches.collate import Collate
+from lit_align.models.generation import mix_seed
+from lit_align.modules.grad_cache import GradCache, reduce_number
+from lit_align.modules.online.rollout import RolloutBatch
+from lit_align.modules.pair_loss import PairLoss
+from lit_align.objectives.base import Needs
+from lit_align.online.pairing import Pairing, PairLabels, SampledPair
+from lit_align.types import LossOutput, PairBatch, TokenizedPair, TokenizedResponse
+
+
+@dataclass(frozen=True)
+class RolloutPairs:
+    """The pairs of a rollout, in micro-batches of which all processes have equally many.
+
+    Args:
+        by_prompt: the pairs of each prompt of this process; none where no scores differ enough.
+        filler: stands in where this process has fewer pairs than another.
+        collate: makes batches.
+        size: pairs of a micro-batch.
+        device: of the batches.
+        trainer: of the run.
+        has_rejected: whether the objective looks at the rejected side.
+    """
+
+    by_prompt: Sequence[Sequence[TokenizedPair]]
+    filler: TokenizedPair
+    collate: Collate
+    size: int
+    device: torch.device
+    trainer: Trainer
+    has_rejected: bool
+
+    def batches(self, prompts: Sequence[int]) -> list[PairBatch]:
+        """Return the micro-batches with the pairs of some prompts; empty if no process has any.
+
+        All processes must call this together.
+
+        Args:
+            prompts: places of this process's prompts in the batch.
+        """
+        pairs = [(pair, 1.0) for prompt in prompts for pair in self.by_prompt[prompt]]
+        count = reduce_number(-(-len(pairs) // self.size), "max", self.trainer)
+        parts = [pairs[start : start + self.size] for start in range(0, count * self.size, self.size)]
+        batches = [self.collate(part or [(self.filler, 0.0)]).to(self.device) for part in parts]
+        return batches if self.has_rejected else [batch.chosen_side() for batch in batches]
+
+    @property
+    def paired(self) -> Tensor:
+        """1 for each prompt of this process that has a pair, 0 for the others."""
+        return torch.tensor([float(bool(pairs)) for pairs in self.by_prompt], device=self.device)
+
+
+@dataclass(frozen=True)
+class PairMaker:
+    """Makes preference pairs of sampled responses.
+
+    Args:
+        data: has the prompts, with the quality prompt where the objective needs it.
+        needs: of the objective.
+        pairing: which responses are compared.
+        labels: what their scores say.
+        micro_batch: pairs of a micro-batch.
+        trainer: of the run.
+    """
+
+    data: PreferenceData
+    needs: Needs
+    pairing: Pairing
+    labels: PairLabels
+    micro_batch: int
+    trainer: Trainer
+
+    def __call__(self, responses: RolloutBatch, batch: PairBatch, split: str, salt: int) -> RolloutPairs:
+        """Make the pairs of a rollout; prompts of weight 0 have none. All processes must call this together.
+
+        Args:
+            responses: the rollout.
+            batch: its prompts.
+            split: of these.
+            salt: part of the seed of random pairings.
+        """
+        rows, weights = batch.index.tolist(), batch.weight.tolist()
+        count = len(responses.texts.responses) // len(rows)
+        own = [self._responses(responses, range(place * count, (place + 1) * count)) for place in range(len(rows))]
+        others = self._mismatched(own, weights) if self.needs.mismatched else own
+        scores = responses.rollout.score.double().view(-1, count).tolist()
+        by_prompt = []
+        for place, (row, weight) in enumerate(zip(rows, weights, strict=True)):
+            seed = mix_seed(self.data.seed, salt, row)
+            wins = None if responses.wins is None else responses.wins[place]
+            pairs = self.labels.pairs(self.pairing(scores[place], seed), scores[place], wins) if weight > 0 else []
+            by_prompt.append([self._pair(split, row, own[place], others[place], pair) for pair in pairs])
+        columns = dict.fromkeys(self.labels.columns, 0.0)
+        filler = self._pair(split, rows[0], own[0], others[0], SampledPair(0, 1, **columns))
+        return RolloutPairs(
+            by_prompt=by_prompt,
+            filler=filler,
+            collate=Collate(self.data.pad_token),
+            size=self.micro_batch,
+            device=batch.input_ids.device,
+            trainer=self.trainer,
+            has_rejected=self.needs.rejected,
+        )
+
+    def _pair(
+        self,
+        split: str,
+        row: int,
+        own: Sequence[TokenizedResponse],
+        others: Sequence[TokenizedResponse],
+        pair: SampledPair,
+    ) -> TokenizedPair:
+        stored = self.data.splits[split].store[row]
+        return TokenizedPair(
+            prompt=stored.prompt,
+            chosen=own[pair.chosen],
+            rejected=own[pair.rejected],
+            prompted=stored.prompted if self.needs.prompted else None,
+            index=row,
+            margin=pair.margin,
+            preference_probability=pair.preference_probability,
+            mismatched=(others[pair.chosen], others[pair.rejected]) if self.needs.mismatched else None,
+        )
+
+    def _responses(self, responses: RolloutBatch, places: range) -> list[TokenizedResponse]:
+        batch = responses.batch
+        ids = [batch.input_ids[place, 0][batch.mask[place, 0]].tolist() for place in places]
+        cut = batch.truncated[places.start : places.stop, 0].tolist()
+        return [TokenizedResponse(part, [True] * len(part), was_cut) for part, was_cut in zip(ids, cut, strict=True)]
+
+    def _mismatched(
+        self, own: list[list[TokenizedResponse]], weights: Sequence[float]
+    ) -> list[list[TokenizedResponse]]:
+        """Return, for each prompt, the responses to the next prompt of the batch of all processes.
+
+        Raises:
+            ValueError: the batch has a single prompt.
+        """
+        real = [responses for responses, weight in zip(own, weights, strict=True) if weight > 0]
+        ranks = [real]
+        if self.trainer.world_size > 1:
+            ranks = [[] for _ in range(self.trainer.world_size)]
+            torch.distributed.all_gather_object(ranks, real)
+        places = [(place, rank) for rank, part in enumerate(ranks) for place in range(len(part))]
+        ordered = [ranks[rank][place] for place, rank in sorted(places)]
+        if len(ordered) < 2:
+            raise ValueError(
+                "the objective compares with the responses to other prompts, and a batch has one; expected "
+                "data.batch_size 2 or more"
+            )
+        positions = {(place, rank): number for number, (place, rank) in enumerate(sorted(places))}
+        rank = self.trainer.global_rank
+        return [ordered[(positions.get((place, rank), 0) + 1) % len(ordered)] for place in range(len(own))]
+
+
+@dataclass(frozen=True)
+class PairAccumulator:
+    """Accumulates the gradient of the summed loss of a rollout's pairs.
+
+    Args:
+        loss: of pairs.
+        pairs: of the rollout.
+        seed: gives that of an adapter's dropout, which differs between steps and ranks.
+        record: adds an output to metrics and totals.
+    """
+
+    loss: PairLoss
+    pairs: RolloutPairs
+    seed: Callable[[], int]
+    record: Callable[[LossOutput, PairBatch], None]
+
+    def __call__(self, prompts: Sequence[int], most: int, backward: Callable[[Tensor], None]) -> None:
+        """Accumulate the gradient of the pairs of some prompts; zero if no process has any.
+
+        Args:
+            prompts: places of this process's prompts in the batch.
+            most: the largest number of prompts of any process; the number of pairs decides here.
+            backward: adds the gradient of a loss, multiplied by the number of processes.
+        """
+        batches = self.pairs.batches(prompts)
+        objective = self.loss.state.objective
+        if not batches:
+            filler = self.pairs.collate([(self.pairs.filler, 0.0)]).to(self.pairs.device)
+            backward(0.0 * self.loss.reader.policy_alone(filler).sum())
+        elif objective.needs.batch_level:
+            trainer = self.pairs.trainer
+            cache = GradCache(self.loss.log_probs, self.loss.reader.policy_alone, self.seed(), self.pairs.device)
+            outputs = cache.evaluate(objective, batches, trainer)
+            for output, batch in zip(outputs, batches, strict=True):
+                self.record(output, batch)
+            backward(cache.backward(batches, outputs, trainer.world_size) / trainer.world_size)
+        else:
+            for batch in batches:
+                output = self.loss.fused(batch)
+                self.record(output, batch)
+                backward(output.loss)
