@@ -85,7 +85,9 @@ def test_defaults_and_help_are_those_of_the_parser(task: str) -> None:
 )
 def test_objectives_are_those_that_the_parser_takes(task: str, package: ModuleType, live_base: type) -> None:
     """Presets and concrete classes are those that the package exports."""
-    (base,) = bases_of(keys_of("fit", task).leaves["model.objective"])
+    bases = bases_of(keys_of("fit", task).leaves["model.objective"])
+    assert [base.name for base in bases] == ["OnlineObjective", "Objective"][-1 if task == "preference" else 0 :]
+    base = bases[0]
     exported = {name: getattr(package, name) for name in package.__all__}
     classes = {
         name
@@ -93,11 +95,11 @@ def test_objectives_are_those_that_the_parser_takes(task: str, package: ModuleTy
         if isinstance(part, type) and issubclass(part, live_base) and not getattr(part, "__abstractmethods__", ())
     }
     presets = {name for name, part in exported.items() if f"{package.__name__}.presets" in part.__module__}
-    assert set(presets_of(task)) == presets
+    assert set(presets_of(live_base.__module__, live_base.__name__)) == presets
     assert set(choices_of(base)) == presets | classes
 
 
-@pytest.mark.parametrize("name", sorted(presets_of("preference")))
+@pytest.mark.parametrize("name", sorted(presets_of(Objective.__module__, "Objective")))
 def test_options_of_a_preset_are_its_arguments(name: str) -> None:
     (base,) = bases_of(keys_of("fit", "preference").leaves["model.objective"])
     make: Any = getattr(objectives, name)
@@ -189,7 +191,7 @@ WRONG: dict[tuple[object, ...], str] = {
         "--model.objective",
         "mine.Focal",
     ): "importing 'mine.Focal' is not allowed; code of your own is named on the command line: --extend mine",
-    (*ONLINE, "--model.score", "RewardFunction"): "expected RewardModel or KnownScore or FunctionScore",
+    (*ONLINE, "--model.score", "RewardFunction"): "expected JudgeScore or RewardModel or KnownScore or FunctionScore",
     (*ONLINE, "--model.score", "FunctionScore", "--model.score.function", "my.rate"): "--extend my",
     ("--task", "rewards"): "task is 'rewards'; expected one of preference, reward, online",
     DPO[:2]: "the following arguments are required: model.objective",

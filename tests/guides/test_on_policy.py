@@ -57,7 +57,8 @@ def test_the_on_policy_run_reports_what_the_table_says(folder: Path) -> None:
     ok(lit_align(*ONLINE, *SMALL, folder=folder))
     documented = named("What an on-policy run reports")
     in_run = reported(folder / "runs" / "online") - {"grad_norm", "learning_rate", "tokens_seen"}
-    assert documented - in_run == {"loss/value", "values/explained"}  # of runs with a value model
+    # of runs with a value model, and of those on pairs
+    assert documented - in_run == {"loss/value", "values/explained", "paired"}
     assert in_run < documented
     assert {*rollouts.ROLLOUT_METRICS} - {*rollouts.HIDDEN} <= documented
 
@@ -75,7 +76,7 @@ def test_the_score_is_taken(folder: Path, score: str) -> None:
 
 
 def test_every_choice_is_named() -> None:
-    """Presets, advantages, surrogates, weightings and scores that there are."""
+    """Presets, advantages, surrogates, weightings, scores and pairings that there are."""
     documented = set(re.findall(r"`(\w+)`", GUIDE.split("| key | meaning | choices |")[1].split("\n\n")[0]))
     leaves = {
         part.__name__
@@ -83,6 +84,8 @@ def test_every_choice_is_named() -> None:
         for part in kind.__subclasses__()
         if part.__module__.startswith("lit_align.")
     }
+    pairings = {part.__name__ for part in online.Pairing.__subclasses__()}
+    assert pairings <= set(re.findall(r"`(\w+)`", GUIDE))
     assert leaves | {"kl_rlhf", "pm_rlhf", "conditional_pm_rlhf"} <= documented
 
 
