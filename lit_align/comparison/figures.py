@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lit_align.comparison.numbers import Plane, PlanePoint, with_front
+from lit_align.comparison.numbers import Plane, PlanePoint, calibration_points, with_front
 from lit_align.comparison.runs import Curve, EvaluatedModel, Run
 from lit_align.comparison.tables import words_for
+from lit_align.evaluation.record import judged_name
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#9467bd", "#a6761d")
 """Of the runs, in their order: the palette of Okabe and Ito without black and yellow, and two more."""
@@ -23,16 +24,23 @@ CURVES = (
     "log_probs/chosen/mean",
     "displacement/chosen/fell",
     "lengths/margin_correlation",
+    "lengths/score_correlation",
+    "calibration/ece",
+    "calibration/brier",
     "eval/win_rate",
     "eval/score",
     "eval/length/tokens",
     "samples/policy/score",
     "samples/policy/length/mean",
     "score",
+    "reward",
     "length",
+    "eos_rate",
     "entropy",
     "kl",
+    "matching/d1",
     "matching/d2",
+    "matching/given/d2",
     "grad_norm",
 )
 """Metrics with a figure of their own; those of training and validation share one."""
@@ -89,11 +97,14 @@ def plane_figure(plane: Plane, names: Sequence[str]) -> PlotlyFigure:
         )
     layout = _layout(words_for(plane.length), words_for(plane.score))
     missing = f" No such points: {', '.join(plane.without)}." if plane.without else ""
+    diverges = plane.length.endswith("kl")
+    better = "less divergence from the reference" if diverges else "fewer tokens"
     note = (
-        "Up and to the left is better: a higher score with fewer tokens. Large dots are last steps, the dotted line "
-        f"is the Pareto front.{missing}"
+        f"Up and to the left is better: a higher score with {better}. Large dots are last steps, the dotted line is "
+        f"the Pareto front.{missing}"
     )
-    return PlotlyFigure("Length and score over training", traces, layout, note)
+    title = "Divergence and score over training" if diverges else "Length and score over training"
+    return PlotlyFigure(title, traces, layout, note)
 
 
 def _path(points: Sequence[PlanePoint], colour: str, dash: str, plane: Plane) -> dict[str, Any]:
@@ -106,18 +117,29 @@ def _path(points: Sequence[PlanePoint], colour: str, dash: str, plane: Plane) ->
         "mode": "lines+markers",
         "line": {"color": colour, "width": 2, "dash": dash},
         "marker": {"size": sizes, "color": colour},
-        "hovertemplate": "%{text}<br>length %{x:.4g}, score %{y:.4g}",
+        "hovertemplate": f"%{{text}}<br>{words_for(plane.length)} %{{x:.4g}}, {words_for(plane.score)} %{{y:.4g}}",
     }
 
 
-def evaluated_figure(models: Sequence[EvaluatedModel], names: Sequence[str]) -> PlotlyFigure | None:
-    """Return length and score of evaluated models with their 95 % intervals; None if they do not have both.
+def evaluated_figures(models: Sequence[EvaluatedModel], names: Sequence[str]) -> list[PlotlyFigure]:
+    """Return length and score of evaluated models with their 95 % intervals, a figure for each judge.
 
     Args:
         models: of all evaluations.
         names: of the runs, whose colours the models have.
     """
-    plane = evaluated_plane(models)
+    figures = (_evaluated_figure(models, names, judge) for judge in judges_of(models))
+    return [figure for figure in figures if figure is not None]
+
+
+def judges_of(models: Sequence[EvaluatedModel]) -> list[str]:
+    """Return the names of the judges of evaluations; that of the first one is empty."""
+    further = (name for model in models for name in model.record.settings.get("judges") or {})
+    return list(dict.fromkeys(["", *further]))
+
+
+def _evaluated_figure(models: Sequence[EvaluatedModel], names: Sequence[str], judge: str) -> PlotlyFigure | None:
+    plane = evaluated_plane(models, judge)
     if plane is None:
         return None
     by_name = {model.name: model for model in models}
@@ -147,7 +169,7 @@ def evaluated_figure(models: Sequence[EvaluatedModel], names: Sequence[str]) -> 
         )
     note = "Diamonds are on the Pareto front; bars are 95 % intervals."
     return PlotlyFigure(
-        "Length and score as evaluated",
+        f"Length and score as evaluated{f', by {judge}' if judge else ''}",
         traces,
         _layout(words_for(plane.length), words_for(plane.score)),
         note,
@@ -160,16 +182,17 @@ def _bars(value: float, low: float | None, high: float | None) -> dict[str, Any]
     return {"type": "data", "symmetric": False, "array": [high - value], "arrayminus": [value - low], "thickness": 1}
 
 
-def evaluated_plane(models: Sequence[EvaluatedModel]) -> Plane | None:
+def evaluated_plane(models: Sequence[EvaluatedModel], judge: str = "") -> Plane | None:
     """Return length and score of evaluated models; None if no model has both.
 
     The score is the length-controlled win rate where one was computed, else the win rate, else the mean score.
 
     Args:
         models: of all evaluations.
+        judge: name of a further judge; empty for the first one.
     """
     length = "length/tokens"
-    for score in ("win_rate/length_controlled", "win_rate", "score"):
+    for score in (judged_name(judge, name) for name in ("win_rate/length_controlled", "win_rate", "score")):
         points = [
             PlanePoint(model.name, None, model.record.metrics[length].value, model.record.metrics[score].value)
             for model in models
@@ -287,6 +310,29 @@ def _steps(run: Run, edges: Sequence[float], bucket: Mapping[str, Any], number: 
         "fillcolor": f"{colour}22",
         "hovertemplate": "from %{text}: %{y:.1%}",
     }
+
+
+def calibration_figure(runs: Sequence[Run]) -> PlotlyFigure | None:
+    """Return how often each run's rewards are right, by how sure they are; None if no run has counted that."""
+    diagonal = {"x": [0.5, 1], "y": [0.5, 1], "mode": "lines", "name": "calibrated", "hoverinfo": "skip"}
+    traces: list[dict[str, Any]] = [{**diagonal, "line": {"color": _FRONT, "width": 1.5, "dash": "dot"}}]
+    for number, run in enumerate(runs):
+        points = calibration_points(run)
+        colour, dash = run_style(number)
+        if points:
+            traces.append(
+                {
+                    "x": [chance for chance, _, _ in points],
+                    "y": [right for _, right, _ in points],
+                    "text": [f"{pairs} pairs" for _, _, pairs in points],
+                    "name": html.escape(run.name),
+                    "mode": "lines+markers",
+                    "line": {"color": colour, "width": 2, "dash": dash},
+                    "hovertemplate": "%{text}: probability %{x:.3g}, right %{y:.3g}",
+                }
+            )
+    layout = _layout("σ(margin), taken for a probability", "share of pairs that are right")
+    return PlotlyFigure("Calibration of the rewards", traces, layout) if len(traces) > 1 else None
 
 
 def _layout(x: str, y: str) -> dict[str, Any]:

@@ -22,6 +22,8 @@ PLANES = (
     ("val/rewards/accuracies", "samples/policy/length/mean"),
 )
 """Score and length of a plane; the first that the most runs have is shown."""
+DIVERGENCE_PLANES = (("eval/score", "eval/kl"), ("val/score", "val/kl"), ("train/score", "train/kl"))
+"""Score and divergence from the reference, likewise."""
 SAMPLE_SCORE, SAMPLE_LENGTH, SAMPLE_ENDED = (
     "samples/policy/score",
     "samples/policy/length/mean",
@@ -32,7 +34,11 @@ SHARES_OF_PAIRS = ("rewards/accuracies", "displacement/chosen/fell", "lengths/lo
 CORRELATIONS = ("lengths/margin_correlation",)
 EVALUATED = ("eval/win_rate", "eval/win_rate/length_controlled", "eval/score", "eval/length/tokens", "eval/kl")
 """What the evaluation during a run reports, its interval beside it as ``.../low`` and ``.../high``."""
-OTHER_RESULTS = ("rewards/margins", "loss", "score", "length", "entropy", "matching/d2", "calibration/ece")
+OTHER_RESULTS = (
+    *("rewards/margins", "loss", "score", "reward", "length", "eos_rate", "entropy", "kl"),
+    *("matching/d1", "matching/d2", "matching/given/d2"),
+    *("calibration/ece", "calibration/brier", "lengths/score_correlation"),
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ class PlanePoint:
 
 @dataclass(frozen=True)
 class Plane:
-    """Length and score of several runs over training, or of evaluated models.
+    """Length, or divergence, and score of several runs over training, or of evaluated models.
 
     Args:
         score: name of what is on the vertical axis.
@@ -96,14 +102,15 @@ def with_front(points: Sequence[PlanePoint]) -> tuple[PlanePoint, ...]:
     )
 
 
-def training_plane(runs: Sequence[Run]) -> Plane | None:
+def training_plane(runs: Sequence[Run], planes: Sequence[tuple[str, str]] = PLANES) -> Plane | None:
     """Return the plane of the score and length that the most runs have; None if no run has both.
 
     Args:
         runs: that are compared. A point is a step at which both are reported.
+        planes: score and length, or divergence, to choose from.
     """
     candidates = []
-    for score, length in PLANES:
+    for score, length in planes:
         steps = {run.name: _common_steps(run, score, length) for run in runs}
         points = [
             PlanePoint(run.name, step, run.curves[length][step], run.curves[score][step])
@@ -244,6 +251,19 @@ def paired_gain(run: Run, first: Run) -> MetricEstimate | None:
     own, base = sample_values(run, "policy_score"), sample_values(first, "policy_score")
     shared = [own[prompt] - base[prompt] for prompt in own if prompt in base]
     return t_interval(shared) if shared else None
+
+
+def calibration_points(run: Run) -> list[tuple[float, float, int]]:
+    """Return what the rewards of a run take for probabilities, and how often they are right, for each bin of them.
+
+    Args:
+        run: the run.
+
+    Returns:
+        Mean probability of the bin, share of its pairs in which the preferred side is ahead, and their number.
+    """
+    bins = run.margins.get("reliability", [])
+    return [(chance / pairs, right / pairs, round(pairs)) for pairs, chance, right in bins if pairs]
 
 
 # ── settings ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -13,14 +13,16 @@ from typing import Any
 
 from lit_align.comparison.figures import (
     PlotlyFigure,
+    calibration_figure,
     curve_figures,
-    evaluated_figure,
+    evaluated_figures,
     evaluated_plane,
+    judges_of,
     margin_figures,
     plane_figure,
     run_style,
 )
-from lit_align.comparison.numbers import last_samples, training_plane
+from lit_align.comparison.numbers import DIVERGENCE_PLANES, last_samples, training_plane
 from lit_align.comparison.runs import EvaluatedModel, Run
 from lit_align.comparison.tables import (
     ComparisonTable,
@@ -43,6 +45,10 @@ PAGE, TEXT = "compare.html", "compare.md"
 MARKDOWN_SAMPLES = 5
 """Prompts whose responses are in the Markdown; the page has more."""
 GREY = "#808080"
+_CALIBRATION = (
+    "Of the last validation: how often the side with the higher reward is the preferred one, by the probability "
+    "σ(margin) that it is given. Of a policy the margin is that of its implicit rewards."
+)
 _DASH_STYLES = {"solid": "solid", "dash": "dashed", "dot": "dotted"}
 
 
@@ -113,14 +119,21 @@ def sections_of(runs: Sequence[Run], models: Sequence[EvaluatedModel], prompts: 
         prompts: most prompts whose responses are shown.
     """
     names = [run.name for run in runs]
-    plane, evaluated = training_plane(runs), evaluated_plane(models)
-    planes = [evaluated_figure(models, names), plane_figure(plane, names) if plane else None]
-    fronts = [front_table(each) for each in (evaluated, plane) if each]
+    plane = training_plane(runs)
+    evaluated = [evaluated_plane(models, judge) for judge in judges_of(models)]
+    planes = [*evaluated_figures(models, names), plane_figure(plane, names) if plane else None]
+    fronts = [front_table(each) for each in (*evaluated, plane) if each]
     whole = [plane_table(plane)] if plane else []
+    diverged = training_plane(runs, DIVERGENCE_PLANES)
     results = [results_table(runs), seeds_table(runs)]
     sections = [
         Section("Runs", tables=(replace(overview(runs), title=""),)),
         Section("Length and score", large=_known(planes), tables=tuple(fronts), folded=tuple(whole)),
+        Section(
+            "Divergence and score",
+            large=_known([plane_figure(diverged, names) if diverged else None]),
+            folded=_known([plane_table(diverged) if diverged else None]),
+        ),
         Section("Results", tables=_known(results)),
         Section("Evaluation", tables=(replace(evaluation_table(models), title=""),) if models else ()),
         Section("Settings", tables=(differences(runs),), folded=(shared_settings(runs),)),
@@ -131,6 +144,7 @@ def sections_of(runs: Sequence[Run], models: Sequence[EvaluatedModel], prompts: 
             small=tuple(margin_figures(runs)),
             tables=_known([margins_table(runs)]),
         ),
+        Section("Calibration", _CALIBRATION, small=_known([calibration_figure(runs)])),
         Section("Samples", samples=tuple(compared_prompts(runs, models))[:prompts]),
         Section("Data", tables=_known([_untitled(data_table(runs))])),
         Section("Environment", tables=_known([_untitled(environment_table(runs))])),

@@ -39,7 +39,17 @@ WORDS = {
     "val/length": "length of its responses (tokens)",
     "val/entropy": "entropy (nats per response)",
     "val/matching/d2": "matching divergence D2",
+    "val/reward": "reward of its responses (score minus penalty)",
+    "val/eos_rate": "responses that ended",
+    "val/kl": "divergence from the reference (nats)",
+    "train/kl": "divergence from the reference (nats)",
+    "eval/kl": "divergence from the reference (nats)",
+    "train/score": "score of its rollouts",
+    "val/matching/d1": "matching divergence D1",
+    "val/matching/given/d2": "matching divergence D2 on the data’s pairs",
     "val/calibration/ece": "calibration error",
+    "val/calibration/brier": "Brier score",
+    "val/lengths/score_correlation": "correlation of score and length",
     "eval/win_rate": "win rate",
     "eval/win_rate/length_controlled": "length-controlled win rate",
     "eval/score": "score",
@@ -71,7 +81,14 @@ class ComparisonTable:
 
 
 def words_for(metric: str) -> str:
-    """Return what a metric is called in a table or figure."""
+    """Return what a metric is called in a table or figure.
+
+    >>> words_for("eval/judges/length/win_rate")
+    'win rate by length'
+    """
+    if metric.startswith("eval/judges/"):
+        judge, _, rest = metric.removeprefix("eval/judges/").partition("/")
+        return f"{words_for(f'eval/{rest}').removeprefix('eval/')} by {judge}"
     return WORDS.get(metric, metric)
 
 
@@ -209,7 +226,9 @@ def evaluation_table(models: Sequence[EvaluatedModel]) -> ComparisonTable:
         )
         for metric in metrics
     )
-    judges = dict.fromkeys(str(model.record.settings["judge"]) for model in models if "judge" in model.record.settings)
+    settings = [model.record.settings for model in models]
+    judges = dict.fromkeys(str(each["judge"]) for each in settings if each.get("judge") is not None)
+    judges |= {f"{name}: {judge}": None for each in settings for name, judge in (each.get("judges") or {}).items()}
     judged = f"Judged by {'; '.join(map(without_secrets, judges))}. " if judges else ""
     return ComparisonTable("Evaluation", ("", *heads), rows, f"{judged}95 % intervals in parentheses.")
 

@@ -67,3 +67,15 @@ def write_run(folder: Path, scores: list[list[float]], lengths: list[float], **s
     (folder / "figures" / "margins.json").write_text(json.dumps({"step": 20, "edges": EDGES, "buckets": buckets}))
     (folder / "environment.json").write_text(json.dumps({"torch": "2.0", "device": "cpu"}), "utf-8")
     return folder
+
+
+def write_curves(folder: Path, task: str, curves: dict[str, list[float]], **margins: Any) -> Path:
+    """Write a run of a task that has reported curves at steps 5, 10, …, and counts of margins."""
+    (folder / "figures").mkdir(parents=True)
+    count = max(map(len, curves.values()))
+    rows = [{"step": 5 * place + 5, **{key: own[place] for key, own in curves.items()}} for place in range(count)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    (folder / "config.yaml").write_text(yaml.safe_dump({"run": str(folder), "task": task}), "utf-8")
+    if margins:
+        (folder / "figures" / "margins.json").write_text(json.dumps({"edges": EDGES, "buckets": {}, **margins}))
+    return folder

@@ -8,13 +8,14 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lit_align.cli.compare import compare
 from lit_align.comparison.runs import Run
 from lit_align.evaluation.record import EvaluationRecord, MetricEstimate, ModelRecord, append_jsonl, write_evaluation
-from tests.comparison.folders import PROMPTS, TRAP
+from tests.comparison.folders import PROMPTS, TRAP, write_curves
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LOADING = ("src", "srcset", "data", "poster", "action", "background", "href")
@@ -30,6 +31,7 @@ class Page(HTMLParser):
         self.tables: list[list[list[str]]] = []
         self.texts: list[str] = []
         self.scripts: list[str] = []
+        self.source = text
         self._inside = ""
         self.feed(text)
 
@@ -54,6 +56,12 @@ class Page(HTMLParser):
             self.tables[-1][-1][-1] += data
         elif not self._inside:
             self.texts.append(data)
+
+    def figures(self) -> dict[str, dict[str, Any]]:
+        """Return the figures by their captions."""
+        captions = re.findall(r"<figcaption>(.*?)</figcaption>", self.source)
+        figures = json.loads(next(script for script in self.scripts if script.startswith("[")))
+        return dict(zip(captions, figures, strict=True))
 
     def row(self, name: str, column: str) -> str:
         """Return the cell of a row by its name and the heading of a column."""
@@ -185,6 +193,68 @@ def test_runs_of_different_tasks_share_what_they_have(sweep: Path, tmp_path: Pat
     assert [page.row("calibration error", name) for name in ("b", "reward")] == ["–", "0.125"]
 
 
+def test_reward_and_on_policy_runs_have_figures_of_their_own(sweep: Path, tmp_path: Path) -> None:
+    """Curves beside those of other runs, the plane of divergence and score, calibration; numbers by hand."""
+    bins = [[0, 0.0, 0.0], [4, 2.4, 3.0], [2, 1.8, 1.0]]
+    curves = {
+        "val/rewards/accuracies": [0.5, 0.7],
+        "val/calibration/ece": [0.3, 0.2],
+        "val/calibration/brier": [0.25, 0.2],
+    }
+    reward = write_curves(
+        tmp_path / "reward", "reward", {**curves, "val/lengths/score_correlation": [0.1, 0.4]}, reliability=bins
+    )
+    sampled = {
+        "val/score": [1.0, 2.0, 1.5],
+        "val/kl": [0.1, 2.0, 3.0],
+        "val/reward": [0.9, 1.8, 1.2],
+        "val/length": [9, 8, 7],
+    }
+    online = write_curves(
+        tmp_path / "online", "online", {**sampled, "val/entropy": [4, 3, 2], "val/matching/d2": [1, 1, 0.5]}
+    )
+    compare([sweep / "b", reward, online], tmp_path / "out")
+    page = Page((tmp_path / "out" / "compare.html").read_text("utf-8"))
+    figures = page.figures()
+    points = figures["Divergence and score over training"]
+    assert [(trace["name"], trace["x"], trace["y"]) for trace in points["data"]] == [
+        ("online", [0.1, 2.0, 3.0], [1.0, 2.0, 1.5]),
+        ("Pareto front", [0.1, 2.0], [1.0, 2.0]),
+    ]
+    assert points["layout"]["xaxis"]["title"]["text"] == "divergence from the reference (nats)"
+    diagonal, curve = figures["Calibration of the rewards"]["data"]
+    assert diagonal["x"] == diagonal["y"]
+    assert (curve["name"], curve["x"], curve["y"], curve["text"]) == (
+        "reward",
+        [0.6, 0.9],
+        [0.75, 0.5],
+        ["4 pairs", "2 pairs"],
+    )
+    own = ("calibration error", "Brier score", "correlation of score and length", "matching divergence D2")
+    assert set(own) <= figures.keys()
+    assert {trace["name"] for trace in figures["reward accuracy"]["data"]} == {"b", "reward"}
+    assert [page.row("calibration error", name) for name in ("b", "reward", "online")] == ["–", "0.2", "–"]
+    assert page.row("reward of its responses (score minus penalty)", "online") == "1.2"
+    assert page.row("divergence from the reference (nats)", "online") == "3"
+
+
+def test_each_judge_has_a_plane_and_rows(sweep: Path, tmp_path: Path) -> None:
+    numbers = {
+        "length/tokens": MetricEstimate(41.0),
+        "win_rate": MetricEstimate(0.6),
+        "judges/long/win_rate": MetricEstimate(0.9),
+    }
+    record = ModelRecord("b", str(sweep / "b"), {"judge": "the truth", "judges": {"long": "the length"}}, numbers)
+    write_evaluation(tmp_path / "evaluation", EvaluationRecord((record,), None))
+    compare([sweep / "b"], tmp_path / "out", [tmp_path / "evaluation"])
+    page = Page((tmp_path / "out" / "compare.html").read_text("utf-8"))
+    figures = page.figures()
+    assert figures["Length and score as evaluated"]["data"][0]["y"] == [0.6]
+    assert figures["Length and score as evaluated, by long"]["data"][0]["y"] == [0.9]
+    assert [page.row(name, "b") for name in ("win rate", "win rate by long")] == ["0.6", "0.9"]
+    assert any("Judged by the truth; long: the length." in text for text in page.texts)
+
+
 def test_a_secret_in_a_setting_is_masked(runs: list[Run], sweep: Path, tmp_path: Path) -> None:
     config = sweep / "b" / "config.yaml"
     config.write_text(
@@ -204,12 +274,23 @@ def in_browser(page: Path, folder: Path) -> tuple[str, set[str]]:
     command = [BROWSER, *options, *places, page.as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     asked = set(re.findall(r'"url":"(https?://[^"]+)"', log.read_text("utf-8")))
-    return dom, {url for url in asked if not re.match(r"https?://[\w.]*\.(google|googleapis)\.com/", url)}
+    return dom, {url for url in asked if not re.match(r"https?://[\w.-]*\.(google|googleapis)\.com/", url)}
+
+
+SEARCHING = """<script>
+const box = document.getElementById("search");
+box.value = "FRUIT a-0";
+box.dispatchEvent(new Event("input"));
+</script></body>"""
+"""Types into the search box."""
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
 def test_a_browser_draws_the_page_and_asks_for_nothing_else(written: Path, tmp_path: Path) -> None:
-    dom, asked = in_browser(written / "compare.html", tmp_path)
+    """And its search leaves the samples that have all the words, in capitals or not."""
+    searched = tmp_path / "searched.html"
+    searched.write_text((written / "compare.html").read_text("utf-8").replace("</body>", SEARCHING), "utf-8")
+    dom, asked = in_browser(searched, tmp_path)
     assert asked == set()
     drawn = Page(dom)
     plots = [attributes for _, attributes in drawn.tags if "data-figure" in attributes]
@@ -217,6 +298,10 @@ def test_a_browser_draws_the_page_and_asks_for_nothing_else(written: Path, tmp_p
     assert all("drawn" in (attributes["class"] or "") for attributes in plots), "every figure was drawn"
     assert sum(tag == "svg" for tag, _ in drawn.tags) >= len(plots)
     assert drawn.row("win rate", "b") == "0.6 (0.5 to 0.7)"
+    samples = [attributes for _, attributes in drawn.tags if attributes.get("class") == "sample"]
+    assert len(samples) == len(PROMPTS)
+    assert ["hidden" in attributes for attributes in samples].count(False) == 1
+    assert "1 of them" in drawn.texts
 
 
 @pytest.mark.long
