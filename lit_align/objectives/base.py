@@ -26,16 +26,18 @@ class Scale:
         name: of the term that it belongs to; empty for an objective of one term.
         beta: inverse temperature.
         length_power: the power of a response's length that its sum of log-ratios is divided by.
+        sets_target: whether margins are drawn to the target 1 / (2 β), so that a smaller β asks for more.
     """
 
     name: str
     beta: float
     length_power: float
+    sets_target: bool = False
 
     @classmethod
-    def of(cls, beta: float, sets_slope: bool, length_power: float | None) -> tuple[Scale, ...]:
-        """Return the scale of a single term; none where β sets a target or no power of the length is known."""
-        return (cls("", beta, length_power),) if sets_slope and length_power is not None else ()
+    def of(cls, beta: float, length_power: float | None, sets_target: bool = False) -> tuple[Scale, ...]:
+        """Return the scale of a single term; none where no power of the length is known."""
+        return () if length_power is None else (cls("", beta, length_power, sets_target),)
 
 
 @dataclass(frozen=True)

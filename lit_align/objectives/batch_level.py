@@ -39,7 +39,7 @@ class Ranked(Objective):
     @property
     @override
     def scales(self) -> tuple[Scale, ...]:
-        return Scale.of(self.contrast.beta, self.contrast.beta_sets_slope, self.averaging.length_power)
+        return Scale.of(self.contrast.beta, self.averaging.length_power, not self.contrast.beta_sets_slope)
 
     @override
     def slope(self, logps: PairLogProbs, outcome: Outcome) -> Margin:

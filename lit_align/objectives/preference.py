@@ -74,7 +74,7 @@ class PreferenceObjective(Objective):
     @property
     @override
     def scales(self) -> tuple[Scale, ...]:
-        return Scale.of(self.contrast.beta, self.contrast.beta_sets_slope, self.averaging.length_power)
+        return Scale.of(self.contrast.beta, self.averaging.length_power, not self.contrast.beta_sets_slope)
 
     def log_ratio(self, logps: PairLogProbs) -> PairScores:
         """Return the score of each response, in nats: the implicit reward without β."""

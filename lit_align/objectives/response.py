@@ -207,7 +207,8 @@ class ResponseObjective(Objective):
     @property
     @override
     def scales(self) -> tuple[Scale, ...]:
-        return Scale.of(self.loss.beta, self.loss.beta_sets_slope, self.averaging.length_power)
+        power = self.averaging.length_power if self.loss.beta_sets_slope else None  # SPPO means its targets to be far
+        return Scale.of(self.loss.beta, power)
 
     def log_ratio(self, logps: PairLogProbs) -> PairScores:
         """Return the score of each response, in nats: the implicit reward without β."""

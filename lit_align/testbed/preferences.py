@@ -11,12 +11,13 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lit_align.testbed.truth import true_score
 from lit_align.testbed.world import COMPLETE, FILLERS, KINDS, SHIPPED, Fact, Post, WorldSettings, sample_post
 
-Row = dict[str, str]
-"""Line of a data file: ``prompt``, ``chosen``, ``rejected``."""
+Row = dict[str, Any]
+"""Line of a data file: ``prompt``, ``chosen``, ``rejected``, and with several raters ``preference_probability``."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +103,16 @@ def prefers_first(rng: random.Random, prompt: str, first: str, second: str, sett
 
 
 def sample_pair(rng: random.Random, post: Post, settings: WorldSettings = SHIPPED) -> Row:
-    """Sample two different drafts on a post, ordered by a rater."""
+    """Sample two different drafts on a post, ordered by a rater or by most of several."""
     first = DRAFT(rng, post)
     second = _draft_unlike(rng, post, first)
-    if not prefers_first(rng, post.text, first, second, settings):
+    share = (
+        sum(prefers_first(rng, post.text, first, second, settings) for _ in range(settings.raters)) / settings.raters
+    )
+    if share < 0.5:
         first, second = second, first
-    return {"prompt": post.text, "chosen": first, "rejected": second}
+    votes = {"preference_probability": max(share, 1 - share)} if settings.raters > 1 else {}
+    return {"prompt": post.text, "chosen": first, "rejected": second} | votes
 
 
 def sample_demonstration(rng: random.Random, post: Post, settings: WorldSettings = SHIPPED) -> Row:

@@ -135,12 +135,15 @@ class WorldSettings:
             policy leaves out more of them, and there is more to gain.
         prompt_knowledge: probability that a demonstration for ``COMPLETE`` and a post is the ideal response; the
             others are like those for the post alone. At 0 the quality prompt tells the fine-tuned policy nothing.
+        raters: verdicts on each pair, an odd number. With several, the majority decides which response is chosen, and
+            ``preference_probability`` is its share of the votes.
 
     Raises:
         ValueError: a setting is out of range.
 
     >>> WorldSettings(label_noise=0.2)
-    WorldSettings(length_bonus=0.08, label_noise=0.2, least_facts=5, most_facts=8, prompt_knowledge=1.0)
+    WorldSettings(length_bonus=0.08, label_noise=0.2, least_facts=5, most_facts=8, prompt_knowledge=1.0, \
+raters=1)
     """
 
     length_bonus: float = 0.08
@@ -148,6 +151,7 @@ class WorldSettings:
     least_facts: int = 5
     most_facts: int = 8
     prompt_knowledge: float = 1.0
+    raters: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_noise <= 0.5:
@@ -159,6 +163,8 @@ class WorldSettings:
                 f"least_facts is {self.least_facts} and most_facts {self.most_facts}; "
                 f"expected 1 ≤ least_facts ≤ most_facts ≤ {len(KINDS) - 1}"
             )
+        if self.raters < 1 or self.raters % 2 == 0:
+            raise ValueError(f"raters is {self.raters}; expected an odd number, so that there is a majority")
         if not math.isfinite(self.length_bonus):
             raise ValueError(f"length_bonus is {self.length_bonus}; expected a finite number")
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 import pytest
@@ -66,9 +67,38 @@ def test_a_beta_of_means_with_sums_is_warned_of(objective: Objective) -> None:
     assert warned(objective) == [True]
 
 
-@pytest.mark.parametrize("objective", [ipo(0.1), ipo(0.01), ipo_sum(5.0), sppo(0.001), orpo()], ids=repr)
-def test_a_beta_that_is_a_target_or_of_odds_is_not_read(objective: Objective) -> None:
+@pytest.mark.parametrize("objective", [sppo(0.001), orpo()], ids=repr)
+def test_a_beta_of_far_targets_or_of_odds_is_not_read(objective: Objective) -> None:
     assert read_betas(objective, 200.0) == ()
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        (ipo(0.1), "beta is 0.1 and draws margins to 5 nats per token, .* beta: 5 asks for a tenth"),
+        (ipo_sum(0.001), "beta is 0.001 and draws margins to 2.5 nats per token, .* beta: 0.025 asks for a tenth"),
+        (
+            ipo_sum(5.0),
+            "beta is 5 and draws margins to 0.1 nats between .* 5 at the scale of means is beta: 0.025 here",
+        ),
+    ],
+    ids=repr,
+)
+def test_a_target_that_is_too_far_or_too_near_is_warned_of(objective: Objective, message: str) -> None:
+    (reading,) = read_betas(objective, 200.0)
+    assert reading.warning is not None
+    assert re.search(message, reading.warning)
+
+
+@pytest.mark.parametrize("objective", [ipo(0.5), ipo(60.0), ipo_sum(0.01), ipo_sum(1.0)], ids=repr)
+def test_other_targets_are_not_warned_of(objective: Objective) -> None:
+    assert warned(objective, 30.0) == warned(objective, 200.0) == [False]
+
+
+def test_equal_lengths_make_a_target_of_means_one_of_sums() -> None:
+    """At length L, (m̄ - 1 / (2 β))² is (m - L / (2 β))² / L²: β of sums is β / L."""
+    (of_means,), (of_sums,) = read_betas(ipo(5.0), 50.0), read_betas(ipo_sum(0.1), 50.0)
+    assert of_means.at_sum_scale == pytest.approx(of_sums.at_sum_scale)
 
 
 def test_the_matched_value_pulls_as_hard_at_equal_lengths() -> None:
@@ -104,8 +134,8 @@ def test_every_term_is_read_under_its_name() -> None:
     inner = WeightedSum((Term("a", averaged_dpo(0.1)), Term("b", ipo())))
     objective = Reweighted(WeightedSum((Term("outer", inner), Term("mixed", mpo(0.2)))), OnPolicy())
     readings = read_betas(objective, 100.0)
-    assert [reading.name for reading in readings] == ["outer/a", "mixed/preference", "mixed/quality"]
-    assert [reading.warning is not None for reading in readings] == [True, False, False]
+    assert [reading.name for reading in readings] == ["outer/a", "outer/b", "mixed/preference", "mixed/quality"]
+    assert [reading.warning is not None for reading in readings] == [True, False, False, False]
     assert readings[0].warning is not None
     assert readings[0].warning.startswith("beta of the term outer/a is 0.1")
 

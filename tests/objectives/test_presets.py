@@ -139,6 +139,7 @@ def test_self_refinement_raises_the_weight_of_a_pair() -> None:
 def test_self_refined_ipo_as_derived_instead_of_as_printed() -> None:
     derived = PreferenceObjective(Square(0.1), refinement=SelfRefine(0.5))
     assert derived(worked_pair()).loss.item() == pytest.approx(0.25, abs=1e-5)  # (7 - 1.5 - 5)²
+    assert sr_ipo(0.1, 0.5, derived=True) == derived
 
 
 def test_an_empty_quality_prompt_is_the_naive_baseline() -> None:
@@ -264,7 +265,7 @@ FORMULAS: dict[str, Callable[[Tokens, Tokens], float]] = {
     "dpo": lambda c, r: -log_sigmoid(0.1 * margin(c, r)),
     "cdpo": lambda c, r: -0.9 * log_sigmoid(0.1 * margin(c, r)) - 0.1 * log_sigmoid(-0.1 * margin(c, r)),
     "averaged_dpo": lambda c, r: -log_sigmoid(5.0 * mean_margin(c, r)),
-    "ipo": lambda c, r: (mean_margin(c, r) - 5.0) ** 2,
+    "ipo": lambda c, r: (mean_margin(c, r) - 0.1) ** 2,
     "averaged_ipo": lambda c, r: (mean_margin(c, r) - 0.1) ** 2,
     "ipo_sum": lambda c, r: (margin(c, r) - 5.0) ** 2,
     "slic": lambda c, r: max(0.0, 1 - 0.1 * margin(c, r)),

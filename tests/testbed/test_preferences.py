@@ -36,6 +36,15 @@ def test_length_bonus_makes_labels_follow_length() -> None:
     assert none.longer_wins + 0.05 < usual.longer_wins < large.longer_wins - 0.05
 
 
+def test_votes_are_the_share_of_raters_for_the_chosen_side() -> None:
+    rng, settings = random.Random(0), WorldSettings(raters=5)
+    rows = [preferences.sample_pair(rng, sample_post(rng), settings) for _ in range(400)]
+    assert {row["preference_probability"] for row in rows} == {0.6, 0.8, 1.0}
+    sure = [row for row in rows if row["preference_probability"] == 1]
+    split = [row for row in rows if row["preference_probability"] == 0.6]
+    assert report_labels(sure).accuracy > report_labels(split).accuracy + 0.1
+
+
 def test_posts_have_as_many_facts_as_are_set() -> None:
     rng = random.Random(0)
     numbers = {len(sample_post(rng, WorldSettings(least_facts=9, most_facts=11)).facts) for _ in range(100)}
@@ -63,6 +72,7 @@ def test_share_of_ideal_responses_to_the_quality_prompt(knowledge: float) -> Non
         ({"prompt_knowledge": -0.1}, "prompt_knowledge is -0.1; expected 0 to 1"),
         ({"least_facts": 9}, "least_facts is 9 and most_facts 8; expected 1 ≤ least_facts ≤ most_facts ≤ 11"),
         ({"most_facts": 12}, "most_facts 12"),
+        ({"raters": 4}, "raters is 4; expected an odd number"),
         ({"length_bonus": float("nan")}, "length_bonus is nan"),
     ],
 )

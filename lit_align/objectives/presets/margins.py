@@ -125,10 +125,12 @@ def averaged_dpo(beta: float = 5.0) -> PreferenceObjective:
 
 
 @preset(Group.LENGTH, "IPO in the form that its authors recommend")
-def ipo(beta: float = 0.1) -> PreferenceObjective:
+def ipo(beta: float = 5.0) -> PreferenceObjective:
     """``(m̄ - 1 / (2 β))²`` with averaged log-ratios: IPO as its authors ran it.
 
-    The paper prints summed log-ratios (`ipo_sum`); its authors report that averaging them is what works.
+    The paper prints summed log-ratios (`ipo_sum`); its authors report that averaging them is what works. β has the
+    scale of means: the default asks for a tenth of a nat per token. TRL's 0.1 asks for 5 nats per token, far beyond
+    what a policy reaches, so that every pair is pushed on as hard as at the start.
 
     Parts: Square, Mean. Paper: Azar et al. 2023, arXiv:2310.12036, Eq. 17, where β is called τ.
 
@@ -158,12 +160,11 @@ def ipo_sum(beta: float = 0.1) -> PreferenceObjective:
     return PreferenceObjective(Square(beta))
 
 
-@preset(Group.LENGTH, "`ipo` with its β at the scale of the other averaged presets")
+@preset(Group.LENGTH, "`ipo`, by the name of the averaging paper")
 def averaged_ipo(beta: float = 5.0) -> PreferenceObjective:
     """``(m̄ - 1 / (2 β))²``: IPO under the averaging operator, the same function as `ipo`.
 
-    At equal lengths L it is ``ipo_sum(beta / L) / L²``; β has the scale of means, as in `averaged_dpo`: the default
-    asks for a tenth of a nat per token.
+    At equal lengths L it is ``ipo_sum(beta / L) / L²``; β has the scale of means, as in `averaged_dpo`.
 
     Parts: Square, Mean. Paper: Grinsztajn et al. 2024, arXiv:2406.19188.
 
@@ -282,23 +283,26 @@ def sr_dpo(beta: float = 0.1, strength: float = 0.5) -> PreferenceObjective:
 
 
 @preset(Group.SELF_REFINEMENT, "the same with the target of IPO; as printed λ is small, see its docstring")
-def sr_ipo(beta: float = 0.1, strength: float = 0.5) -> PreferenceObjective:
+def sr_ipo(beta: float = 0.1, strength: float = 0.5, derived: bool = False) -> PreferenceObjective:
     """``(m - λ sg[β m_p] - 1 / (2 β))²`` with summed log-ratios: self-refined IPO as printed.
 
     The paper's refinement ``Δ = β m_p`` keeps its β here, although m has none. Deriving the loss from its own
-    optimality condition gives ``λ m_p``: for that, combine `Square` with ``SelfRefine(strength)``.
+    optimality condition gives ``λ m_p``, which at β = 0.1 is ten times as much.
 
-    Parts: Square, SelfRefine(λ β). Paper: Yu et al. 2024, arXiv:2405.21040.
+    Parts: Square, SelfRefine(λ β), or SelfRefine(λ) if derived. Paper: Yu et al. 2024, arXiv:2405.21040.
 
     Args:
         beta: inverse temperature, 1 / nats; the target is 1 / (2 beta) nats.
         strength: λ as printed.
+        derived: refine by ``λ m_p``, as derived, and not by ``λ β m_p``, as printed.
 
     >>> from lit_align.objectives.examples import worked_pair
     >>> sr_ipo(beta=0.1, strength=0.5)(worked_pair()).loss  # (7 - 0.5 · 0.3 - 5)²
     tensor([3.4225])
+    >>> sr_ipo(beta=0.1, strength=0.5, derived=True)(worked_pair()).loss  # (7 - 0.5 · 3 - 5)²
+    tensor([0.2500])
     """
-    return PreferenceObjective(Square(beta), refinement=SelfRefine(strength * beta))
+    return PreferenceObjective(Square(beta), refinement=SelfRefine(strength if derived else strength * beta))
 
 
 @preset(Group.MATCHING, "answers shall be as diverse as preferences are; best with short responses")
