@@ -1,0 +1,1 @@
+"""Pages of evidence: a sweep for each seed, numbers of every run, tables with intervals over seeds, and figures."""

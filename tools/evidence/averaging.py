@@ -1,0 +1,270 @@
+"""The page on averaging: how length and score move together, by averaging, β and the raters' bonus for length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lit_align.comparison.numbers import t_interval
+from lit_align.evaluation.win_rates import length_controlled
+from lit_align.testbed.preferences import rated_score
+from lit_align.testbed.world import SHIPPED
+from tools.evidence.closed_form import Optimum, optimum
+from tools.evidence.intervals import compare, with_interval
+from tools.evidence.measure import draft_length, kept_pairs
+from tools.evidence.sweeps import RunNumbers
+
+CONTRASTS = {"Logistic": "DPO", "Square": "IPO"}
+POWERS = {"sum": 0.0, "√n": 0.5, "mean": 1.0}
+LENGTH = 30.0
+"""Tokens of a response, by which β of sums is made one of means."""
+WORLDS = {"bonus=0": 0.0, "bonus=0.16": 0.16}
+"""Folder of a world → the bonus for length of its raters."""
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """A run of the page.
+
+    Args:
+        numbers: of the run.
+    """
+
+    numbers: RunNumbers
+
+    @property
+    def contrast(self) -> str:
+        """DPO or IPO."""
+        return CONTRASTS[self.numbers.values["model.objective.contrast"]]
+
+    @property
+    def averaging(self) -> str:
+        """One of ``POWERS``."""
+        return {"Sum": "sum", "LengthPower": "√n", "Mean": "mean"}[self.numbers.values["model.objective.averaging"]]
+
+    @property
+    def beta(self) -> float:
+        """β as configured."""
+        return float(self.numbers.values["model.objective.contrast.beta"])
+
+    @property
+    def rank(self) -> float:
+        """β at the scale of sums, rounded so that matched ones are equal."""
+        return float(f"{self.beta / LENGTH ** POWERS[self.averaging]:.1g}")
+
+    @property
+    def bonus(self) -> float:
+        """Raters' bonus for length in the training pairs."""
+        train = Path(str(self.numbers.values["data.train"])).parent.name
+        return WORLDS.get(train, SHIPPED.length_bonus)
+
+    @property
+    def path(self) -> list[tuple[int, float, float]]:
+        """Step, length and score along training."""
+        steps = {int(step): values for step, values in self.numbers.steps.items()}
+        return [(step, steps[step]["length"], steps[step]["score"]) for step in sorted(steps)]
+
+    @property
+    def length(self) -> float:
+        """Mean tokens of the final policy's responses."""
+        return self.path[-1][1]
+
+    @property
+    def score(self) -> float:
+        """Mean true score of the final policy's responses."""
+        return self.path[-1][2]
+
+    @property
+    def kl(self) -> float:
+        """Divergence of the final policy from its start, in nats per response."""
+        return float(self.numbers.final["kl"])
+
+    @property
+    def won(self) -> float:
+        """Win rate against the start."""
+        return mean(self.numbers.final["won"])
+
+    @cached_property
+    def tilt(self) -> dict[str, float]:
+        """Share of the variance of pairs' log-ratios that each closed form explains; see `explained`."""
+        return explained(np.array(self.numbers.final["log_ratio"]), self.bonus)
+
+
+def explained(log_ratios: NDArray[np.float64], bonus: float) -> dict[str, float]:
+    r"""Return how well $\log\pi/\pi_{ref} = n^p (r/\beta + c(x))$ explains differences within pairs, for each p.
+
+    Of two responses to a prompt the difference is $a\,\Delta(n^p r) + b\,\Delta n^p$, where b is 0 for sums. The
+    coefficients are fitted, and R² is corrected for their number.
+
+    Args:
+        log_ratios: of chosen and rejected, [pair, side].
+        bonus: of the raters, which is part of r.
+    """
+    settings = SHIPPED.__class__(length_bonus=bonus)
+    rows, sides = kept_pairs(), ("chosen", "rejected")
+    rated = np.array([[rated_score(row["prompt"], row[side], settings) for side in sides] for row in rows])
+    lengths = np.array([[draft_length(row[side]) for side in sides] for row in rows], dtype=float)
+    difference = log_ratios @ (1, -1)
+    shares = {}
+    for name, power in POWERS.items():
+        scaled = lengths**power
+        columns = [(scaled * rated) @ (1, -1)] + ([scaled @ (1, -1)] if power else [])
+        design = np.stack(columns, axis=1)
+        fitted, *_ = np.linalg.lstsq(design, difference, rcond=None)
+        rest = difference - design @ fitted
+        freedom = len(difference) / (len(difference) - design.shape[1])
+        shares[name] = 1 - freedom * float(rest @ rest) / float(difference @ difference)
+    return shares
+
+
+def closed_forms(bonus: float) -> dict[str, list[Optimum]]:
+    """Return the optima of each averaging along β."""
+    ladder = [float(beta) for beta in np.geomspace(0.1, 30, 24)]
+    world = SHIPPED.__class__(length_bonus=bonus)
+    return {name: [optimum(beta * LENGTH**power, power, world) for beta in ladder] for name, power in POWERS.items()}
+
+
+def controlled(runs: Sequence[Aligned]) -> dict[tuple[str, int], float]:
+    """Return the length-controlled win rate of each run against the start, by setting and seed."""
+    rates: dict[tuple[str, int], float] = {}
+    for seed in sorted({run.numbers.seed for run in runs}):
+        own = {run.numbers.setting: run.numbers for run in runs if run.numbers.seed == seed}
+        won = {name: np.array(each.final["won"])[:, None] for name, each in own.items()}
+        longer = {name: np.array(each.final["longer"], dtype=float)[:, None] for name, each in own.items()}
+        rates |= {(name, seed): each.value for name, each in length_controlled(won, longer, 2)[0].items()}
+    return rates
+
+
+def settings_table(runs: Sequence[Aligned]) -> str:
+    """Return the table of all settings with the shipped bonus: means over seeds with 95 % intervals."""
+    rates = controlled(runs)
+    lines = [
+        "| objective | averaging | β | length | true score | KL | win rate | length-controlled |",
+        "|---" * 8 + "|",
+    ]
+    for own in groups(run for run in runs if run.bonus == SHIPPED.length_bonus):
+        of = own[0]
+        columns = [[run.length for run in own], [run.score for run in own], [run.kl for run in own]]
+        columns += [
+            [100 * run.won for run in own],
+            [100 * rates[run.numbers.setting, run.numbers.seed] for run in own],
+        ]
+        cells = [
+            with_interval(t_interval(values), digits) for values, digits in zip(columns, (1, 2, 2, 0, 0), strict=True)
+        ]
+        lines.append(f"| {of.contrast} | {of.averaging} | {of.beta:g} | {len(own)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def bonus_table(runs: Sequence[Aligned]) -> str:
+    """Return length and score by the raters' bonus, for the settings that were trained with each."""
+    with_others = {
+        run.numbers.values["model.objective.averaging"] for run in runs if run.bonus != SHIPPED.length_bonus
+    }
+    ranks = {(run.contrast, run.rank) for run in runs if run.bonus != SHIPPED.length_bonus}
+    lines = ["| objective | averaging | bonus | seeds | length | true score | KL |", "|---" * 7 + "|"]
+    chosen = [
+        run
+        for run in runs
+        if run.numbers.values["model.objective.averaging"] in with_others and (run.contrast, run.rank) in ranks
+    ]
+    for own in sorted(groups(chosen), key=lambda own: (own[0].averaging, own[0].bonus)):
+        cells = [with_interval(t_interval([getattr(run, name) for run in own])) for name in ("length", "score", "kl")]
+        lines.append(
+            f"| {own[0].contrast} | {own[0].averaging} | {own[0].bonus:g} | {len(own)} | " + " | ".join(cells) + " |"
+        )
+    return "\n".join(lines)
+
+
+def groups(runs: Iterable[Aligned]) -> list[list[Aligned]]:
+    """Return the runs of each setting, its seeds together, by objective, averaging, bonus and β."""
+    by_setting: dict[str, list[Aligned]] = {}
+    for run in runs:
+        by_setting.setdefault(run.numbers.setting, []).append(run)
+
+    def order(own: list[Aligned]) -> tuple[Any, ...]:
+        return own[0].contrast, list(POWERS).index(own[0].averaging), own[0].bonus, own[0].beta
+
+    return sorted(by_setting.values(), key=order)
+
+
+def equal_beta_table(runs: Sequence[Aligned]) -> str:
+    """Return the differences to sums at the same β at the scale of sums, paired by seed and corrected by Holm."""
+    place = {(run.contrast, run.averaging, run.rank, run.numbers.seed): run for run in main_runs(runs)}
+    scores: dict[str, list[float]] = {}
+    lengths: dict[str, list[float]] = {}
+    for (contrast, averaging, rank, seed), run in sorted(place.items()):
+        base = place.get((contrast, "sum", rank, seed))
+        if averaging != "sum" and base is not None:
+            key = f"{contrast} | {averaging} | {rank:g}"
+            scores.setdefault(key, []).append(run.score - base.score)
+            lengths.setdefault(key, []).append(run.length - base.length)
+    return comparison_table("β of sums", scores, lengths)
+
+
+def equal_kl_table(runs: Sequence[Aligned], grid: Sequence[float]) -> str:
+    """Return the differences to sums at equal KL, interpolated along β within each seed."""
+    scores: dict[str, list[float]] = {}
+    lengths: dict[str, list[float]] = {}
+    main = main_runs(runs)
+    for seed in sorted({run.numbers.seed for run in main}):
+        for contrast in CONTRASTS.values():
+            curves = {
+                name: [
+                    run for run in main if (run.contrast, run.averaging, run.numbers.seed) == (contrast, name, seed)
+                ]
+                for name in POWERS
+            }
+            for kl in grid:
+                base = at_kl(curves["sum"], kl)
+                for name in ("√n", "mean"):
+                    other = at_kl(curves[name], kl)
+                    if base and other:
+                        key = f"{contrast} | {name} | {kl:.2g}"
+                        scores.setdefault(key, []).append(other[1] - base[1])
+                        lengths.setdefault(key, []).append(other[0] - base[0])
+    return comparison_table("KL", scores, lengths)
+
+
+def at_kl(runs: Sequence[Aligned], kl: float) -> tuple[float, float] | None:
+    """Return length and score at a divergence, interpolated between runs; None outside of theirs."""
+    curve = sorted((run.kl, run.length, run.score) for run in runs)
+    if not curve or not curve[0][0] <= kl <= curve[-1][0]:
+        return None
+    columns = np.array(curve).T
+    return float(np.interp(kl, columns[0], columns[1])), float(np.interp(kl, columns[0], columns[2]))
+
+
+def kl_grid(runs: Sequence[Aligned], count: int = 3) -> list[float]:
+    """Return divergences that every curve of every seed reaches, as far as there are such; at least one."""
+    ranges: dict[tuple[str, str, int], list[float]] = {}
+    for run in main_runs(runs):
+        ranges.setdefault((run.contrast, run.averaging, run.numbers.seed), []).append(run.kl)
+    low, high = max(map(min, ranges.values())), min(map(max, ranges.values()))
+    return [float(f"{each:.3g}") for each in np.linspace(low, high, count + 2)[1:-1]] if low < high else [low]
+
+
+def main_runs(runs: Iterable[Aligned]) -> list[Aligned]:
+    """Return the runs on the shipped pairs."""
+    return [run for run in runs if run.bonus == SHIPPED.length_bonus]
+
+
+def comparison_table(at: str, scores: dict[str, list[float]], lengths: dict[str, list[float]]) -> str:
+    """Return a table of paired differences to sums; bold ones hold after Holm's correction of the whole table."""
+    named = {("score", key): values for key, values in scores.items()}
+    named |= {("length", key): values for key, values in lengths.items()}
+    tested = compare({"/".join(key): values for key, values in named.items()})
+    lines = [f"| objective | averaging | {at} | seeds | score − sum's | p (Holm) | length − sum's | p (Holm) |"]
+    lines.append("|---" * 8 + "|")
+    for key, values in scores.items():
+        score, length = tested[f"score/{key}"], tested[f"length/{key}"]
+        cells = f"{len(values)} | {score} | {score.holm:.2f} | {length} | {length.holm:.2f}"
+        lines.append(f"| {key} | {cells} |")
+    return "\n".join(lines)

@@ -1,0 +1,75 @@
+"""Comparisons over seeds: paired differences by Student's t, corrected for their number by Holm's method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from scipy.special import stdtr
+
+from lit_align.comparison.numbers import t_interval
+from lit_align.evaluation.record import MetricEstimate
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A paired difference over seeds.
+
+    Args:
+        difference: mean and 95 % interval.
+        p: of a two-sided t test that it is 0.
+        holm: p, corrected for all comparisons of the table by Holm's method.
+    """
+
+    difference: MetricEstimate
+    p: float
+    holm: float
+
+    def __str__(self) -> str:
+        """Return the difference with its interval, in bold where it holds after the correction."""
+        text = with_interval(self.difference)
+        return f"**{text}**" if self.holm < 0.05 else text
+
+
+def compare(differences: Mapping[str, Sequence[float]]) -> dict[str, Comparison]:
+    """Test paired differences of a table.
+
+    Args:
+        differences: name → the difference of each seed.
+
+    >>> [round(each.holm, 3) for each in compare({"a": [1.0, 1.1, 0.9], "b": [1.0, -1.0, 0.3]}).values()]
+    [0.007, 0.87]
+    """
+    p = {name: t_test(values) for name, values in differences.items()}
+    corrected = holm(p)
+    return {name: Comparison(t_interval(list(differences[name])), p[name], corrected[name]) for name in differences}
+
+
+def t_test(values: Sequence[float]) -> float:
+    """Return the p value of a two-sided t test that the mean is 0; 1 for a single value."""
+    count, mean = len(values), math.fsum(values) / len(values)
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / max(1, count - 1) / count)
+    if count < 2 or spread == 0:
+        return 0.0 if count > 1 and mean else 1.0
+    return 2 * float(stdtr(count - 1, -abs(mean) / spread))
+
+
+def holm(p: Mapping[str, float]) -> dict[str, float]:
+    """Return p values corrected by Holm's method: the k-th smallest of m times m + 1 - k, never decreasing.
+
+    >>> holm({"a": 0.01, "b": 0.04, "c": 0.03})
+    {'a': 0.03, 'c': 0.06, 'b': 0.06}
+    """
+    corrected: dict[str, float] = {}
+    largest = 0.0
+    for rank, name in enumerate(sorted(p, key=lambda name: p[name])):
+        largest = max(largest, min(1.0, p[name] * (len(p) - rank)))
+        corrected[name] = largest
+    return corrected
+
+
+def with_interval(estimate: MetricEstimate, digits: int = 2) -> str:
+    """Return a mean and half of its interval's width."""
+    half = "" if estimate.high is None else f" ± {estimate.high - estimate.value:.{digits}f}"
+    return f"{estimate.value:.{digits}f}{half}"

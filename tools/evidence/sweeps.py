@@ -1,0 +1,99 @@
+"""Sweeps of a page, one for each seed, and the numbers of their runs.
+
+Seeds are swept one after another, so that an interrupted page has whole seeds, and a later start adds some. The
+numbers of a finished run are kept in ``numbers.json`` beside it: they stay when the code that made them has changed.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+NUMBERS = "numbers.json"
+
+
+@dataclass(frozen=True)
+class RunNumbers:
+    """Numbers of a finished run.
+
+    Args:
+        setting: name of its settings, the same for all seeds.
+        seed: of the run.
+        values: dotted key → value, what the grid sets.
+        steps: step → name → number.
+        final: name → number or numbers after the last step.
+        code: digest of the code that made it.
+    """
+
+    setting: str
+    seed: int
+    values: Mapping[str, Any]
+    steps: Mapping[str, Mapping[str, float]]
+    final: Mapping[str, Any]
+    code: str
+
+
+Measure = Callable[[Path], dict[str, Any]]
+"""Folder of a finished run → its ``steps`` and ``final``."""
+
+
+def sweep_seeds(grid: Path, runs: Path, seeds: Iterable[int], measure: Measure, options: Iterable[str] = ()) -> None:
+    """Sweep a grid for each seed that has not finished, and keep the numbers of every run.
+
+    Args:
+        grid: file of the grid; its ``seeds`` are replaced.
+        runs: folder of the page's runs, with a sweep in ``seed=N`` for each seed.
+        seeds: in this order.
+        measure: computes what is not among a run's metrics.
+        options: of ``fit``, for every run.
+    """
+    content = yaml.safe_load(grid.read_text("utf-8"))
+    for seed in seeds:
+        folder = runs / f"seed={seed}"
+        if (folder / "finished").is_file():
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        own = folder / "grid.yaml"
+        own.write_text(yaml.safe_dump(content | {"seeds": [seed], "run": str(folder)}, sort_keys=False), "utf-8")
+        command = [sys.executable, "-m", "lit_align", "sweep", str(own), *options]
+        code = subprocess.run(command, cwd=ROOT, check=False).returncode
+        keep_numbers(folder, measure)
+        if code:
+            sys.exit(f"the sweep of seed {seed} ended with code {code}; the same command goes on")
+        (folder / "finished").write_text("")
+
+
+def keep_numbers(folder: Path, measure: Measure) -> None:
+    """Compute the numbers of the finished runs of a sweep, unless they are kept already."""
+    for marker in sorted(folder.glob("*/cell.json")):
+        cell, file = json.loads(marker.read_text("utf-8")), marker.parent / NUMBERS
+        if not cell["finished"] or (file.is_file() and json.loads(file.read_text("utf-8"))["code"] == _code(cell)):
+            continue
+        setting, _, seed = marker.parent.name.rpartition("-seed=")
+        values = {key: value for key, value in cell["identity"]["settings"].items() if key != "run"}
+        numbers = RunNumbers(setting, int(seed), values, code=_code(cell), **measure(marker.parent))
+        file.write_text(json.dumps(asdict(numbers)), "utf-8")
+
+
+def _code(cell: Mapping[str, Any]) -> str:
+    return str(cell["identity"]["code"])
+
+
+def read_numbers(runs: Path, excluded: Iterable[int] = ()) -> list[RunNumbers]:
+    """Return the numbers of all runs of a page, by seed and setting.
+
+    Args:
+        runs: folder of the page's runs.
+        excluded: seeds that are left out, those of pilot runs.
+    """
+    files = sorted(runs.glob(f"seed=*/*/{NUMBERS}"))
+    numbers = [RunNumbers(**json.loads(file.read_text("utf-8"))) for file in files]
+    return [run for run in numbers if run.seed not in set(excluded)]
