@@ -90,6 +90,7 @@ def test_the_tokenizer_lies_beside_the_weights(run: Path) -> None:
     assert (one.pad_token, one.eos_token) == (other.pad_token, other.eos_token)
 
 
+@pytest.mark.long
 def test_an_exported_policy_is_aligned_again(run: Path, rows: Path, tmp_path: Path) -> None:
     """The exported policy is its own reference, so the first loss is ln 2."""
     ok(lit_align(*words(tmp_path, rows, "--model.policy", run / "policy")))

@@ -94,6 +94,7 @@ def test_a_short_run_computes_what_it_sees(rows: Path, tmp_path: Path, cache: Pa
     assert counts(lit_align(*words(tmp_path / "b", rows, *kept(cache)))) == (3, 8)
 
 
+@pytest.mark.long
 def test_two_processes_share_the_work(rows: Path, tmp_path: Path, cache: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     ok(lit_align(*words(one, rows, "--data.validation", rows)))

@@ -210,7 +210,11 @@ def test_help_mentions_the_keys(tmp_path: Path) -> None:
     [
         pytest.param(("--model.schedule", "Constant"), [1, 1, 1, 1], marks=pytest.mark.long),
         (("--model.schedule", "Linear", "--model.schedule.warmup", 0), [1, 0.75, 0.5, 0.25]),
-        (("--model.schedule", "{class_path: Cosine, init_args: {warmup: 0}}"), [1, 0.853553, 0.5, 0.146447]),
+        pytest.param(
+            ("--model.schedule", "{class_path: Cosine, init_args: {warmup: 0}}"),
+            [1, 0.853553, 0.5, 0.146447],
+            marks=pytest.mark.long,
+        ),
         (("--model.optimizer", "torch.optim.RMSprop", "--model.optimizer.lr", 1e-3), [0.5, 1, 0.75, 0.25]),
     ],
     ids=["constant", "linear", "cosine", "RMSprop"],

@@ -75,6 +75,7 @@ def test_all_processes_of_a_run_fail_with_the_same_message(tmp_path: Path, rows:
         assert "Traceback" not in ended.out
 
 
+@pytest.mark.long
 def test_four_pairs_are_learned_by_heart(tmp_path: Path) -> None:
     """What the comment in the configuration promises, with all of its steps."""
     path = CONFIGS / "debug" / "overfit_four_pairs.yaml"

@@ -103,15 +103,9 @@ def right(run: Path, folder: Path, rows: Path, *more: object, objective: str = "
 
 
 def variants_long(rows: Iterable[str]) -> list[Any]:
-    """Return one case per row; a second case of a row, such as ``D20 precision`` behind ``D20``, is a long test."""
-    seen: set[str] = set()
-    params = []
-    for case in cases(rows):
-        name = str(case.id).split()[0]
-        marks = [*case.marks, *([pytest.mark.long] if name in seen else [])]
-        params.append(pytest.param(*case.values, id=case.id, marks=marks))
-        seen.add(name)
-    return params
+    """Return one case per row; all but the first are long tests."""
+    first, *others = cases(rows)
+    return [first, *(pytest.param(*case.values, id=case.id, marks=[*case.marks, pytest.mark.long]) for case in others)]
 
 
 @pytest.mark.parametrize("fault", variants_long(MISSED))
@@ -168,7 +162,14 @@ def test_d24_a_reference_that_is_not_finite_leaves_nothing_behind(
 
 
 @pytest.mark.fault("D25")
-@pytest.mark.parametrize("damage", [lambda content: content[:-40], lambda content: b"", lambda content: content[:99]])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:-40],
+        pytest.param(lambda content: b"", marks=pytest.mark.long),
+        pytest.param(lambda content: content[:99], marks=pytest.mark.long),
+    ],
+)
 def test_d25_what_is_cut_short_is_computed_again(
     pairs: Path, filled: Path, tmp_path: Path, damage: Callable[[bytes], bytes]
 ) -> None:

@@ -301,6 +301,7 @@ def test_a13_a29_whatever_the_text_its_bytes_come_back(tmp_path: Path) -> None:
     assert [pair.chosen for pair in data.splits["train"].pairs] == [text, "In Italy."]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.fault("A31")
 def test_a31_a_response_of_two_megabytes_is_cut_and_counted(tmp_path: Path) -> None:

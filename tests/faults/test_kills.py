@@ -231,6 +231,7 @@ class Noisy(Contrast):
 """
 
 
+@pytest.mark.long
 @pytest.mark.fault("D05b")
 @pytest.mark.resume("random numbers of a part, in a process whose generator stands elsewhere")
 def test_d05b_random_numbers_follow_from_the_step_so_no_state_of_theirs_can_be_missing(
@@ -250,7 +251,9 @@ def test_d05b_random_numbers_follow_from_the_step_so_no_state_of_theirs_can_be_m
 
 
 @pytest.mark.fault("L03", "D02")
-@pytest.mark.parametrize("more", [(), ("--on_changed_settings", "warn")], ids=["error", "warn"])
+@pytest.mark.parametrize(
+    "more", [(), pytest.param(("--on_changed_settings", "warn"), marks=pytest.mark.long)], ids=["error", "warn"]
+)
 def test_l03_another_learning_rate_is_refused(rows: Path, tmp_path: Path, more: tuple[object, ...]) -> None:
     """The value is restored with the optimizer state, so a changed setting would have no effect."""
     run = tmp_path / "run"

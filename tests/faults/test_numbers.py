@@ -42,7 +42,12 @@ def scored(policy: torch.nn.Module, reference: torch.nn.Module, batch: PairBatch
 @pytest.mark.fault("A00")
 @pytest.mark.parametrize(
     ("objective", "expected"),
-    [("dpo", LN2), ("averaged_dpo", LN2), ("ipo", (1 / (2 * 0.1)) ** 2), ("sr_dpo", LN2)],
+    [
+        pytest.param("dpo", LN2, marks=pytest.mark.long),
+        pytest.param("averaged_dpo", LN2, marks=pytest.mark.long),
+        ("ipo", (1 / (2 * 0.1)) ** 2),
+        ("sr_dpo", LN2),
+    ],
 )
 def test_a00_the_first_loss_of_four_good_rows_is_the_known_one(
     tmp_path: Path, objective: str, expected: float

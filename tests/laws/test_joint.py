@@ -277,6 +277,7 @@ def test_law_can_fail(law: Callable[[Objective], None], wrong: Objective) -> Non
         law(wrong)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_every_combination_of_parts_is_an_objective() -> None:
     for objective in every_combination():

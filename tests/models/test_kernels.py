@@ -19,7 +19,7 @@ from tests.models.architectures import named, telling_batch
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.long)])
-@pytest.mark.parametrize("layout", ["shared", "padded"])
+@pytest.mark.parametrize("layout", [pytest.param("shared", marks=pytest.mark.long), "padded"])
 def test_compiled_layers_give_the_same(layout: Any, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also for batches of other lengths, with gradient, and under the same names."""
     monkeypatch.setattr(kernels, "BACKEND", backend)

@@ -91,7 +91,7 @@ def test_models_take_turns_in_the_memory_of_a_tile() -> None:
     assert len(tiles) == 3
 
 
-@pytest.mark.parametrize("objective", ["sr_dpo", "kto"])
+@pytest.mark.parametrize("objective", ["sr_dpo", pytest.param("kto", marks=pytest.mark.long)])
 def test_portions_of_a_shared_layout(rows: Path, tmp_path: Path, in_padded_rows: Run, objective: str) -> None:
     """Batch-level objectives are read in chunks as well."""
     more = ("--data.batch_size", 4, LAYOUT, "shared", TOKENS, 200)
@@ -104,7 +104,7 @@ def test_portions_of_a_shared_layout(rows: Path, tmp_path: Path, in_padded_rows:
     [
         pytest.param("ddp", "sr_dpo", 120, marks=pytest.mark.long),
         ("ddp", "kto", 120),
-        ("fsdp", "sr_dpo", 0),
+        pytest.param("fsdp", "sr_dpo", 0, marks=pytest.mark.long),
         pytest.param("fsdp", "kto", 120, marks=pytest.mark.long),
     ],
 )

@@ -69,7 +69,9 @@ BEST = (
 )
 
 
-@pytest.mark.parametrize("exceptional", [False, True], ids=["ModelCheckpoint", "any other writer"])
+@pytest.mark.parametrize(
+    "exceptional", [False, pytest.param(True, marks=pytest.mark.long)], ids=["ModelCheckpoint", "any other writer"]
+)
 def test_a_checkpoint_inside_of_a_step(rows: Path, tmp_path: Path, exceptional: bool) -> None:
     """One of Lightning's callback is put off to the end of the step; of another writer it cannot be resumed from."""
     (tmp_path / "parts").mkdir()

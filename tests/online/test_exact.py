@@ -99,6 +99,7 @@ def minority(regularizer: Regularizer, beta: float) -> float:
     return float(row.detach().softmax(-1)[1])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_standard_rlhf_keeps_the_bias_of_its_reference() -> None:
     """0.01 · 49 / (0.99 · 51 + 0.01 · 49) at β = 1, and less at β = 0.1."""

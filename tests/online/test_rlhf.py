@@ -135,16 +135,23 @@ def states(table: Tensor, drawn: Tensor) -> Tensor:
     return torch.stack([table[:1].expand(len(drawn)), table[FIRST[drawn]]], dim=1)
 
 
+ESTIMATORS = [
+    ("PPO", GAE(), Clipped(), 2),
+    ("RLOO", LeaveOneOut(), Reinforce(), 1),
+    ("ReMax", GreedyBaseline(), Reinforce(), 1),
+]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "advantage", "surrogate", "epochs"),
+    ("regularizer", "name", "advantage", "surrogate", "epochs"),
     [
-        ("PPO", GAE(), Clipped(), 2),
-        ("RLOO", LeaveOneOut(), Reinforce(), 1),
-        ("ReMax", GreedyBaseline(), Reinforce(), 1),
+        pytest.param(regularizer, *estimator, marks=() if row == column else pytest.mark.long)
+        for row, regularizer in enumerate(REGULARIZERS)
+        for column, estimator in enumerate(ESTIMATORS)
     ],
+    ids=str,
 )
-@pytest.mark.parametrize("regularizer", REGULARIZERS, ids=str)
 def test_training_by_sampling_gets_there(
     regularizer: Regularizer, name: str, advantage: Advantage, surrogate: Surrogate, epochs: int
 ) -> None:

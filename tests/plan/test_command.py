@@ -92,6 +92,7 @@ def test_published_experiments_fit_the_gpus_of_their_papers(name: str, tmp_path:
     assert expected in published(name, tmp_path)
 
 
+@pytest.mark.long
 def test_a_published_experiment_is_planned_from_an_architecture(tmp_path: Path) -> None:
     """Pythia of two layers: two embeddings, the final norm, and 12 h² + 13 h parameters of each layer."""
     parameters = 2 * 50304 * 2560 + 2 * 2560 + 2 * (12 * 2560**2 + 13 * 2560)
@@ -120,7 +121,9 @@ def test_the_steps_before_rlhf_fit_on_the_device_that_their_files_name(name: str
     preference_matching(name, step, tmp_path, "--lengths", "384,128", "--flops", "3e14")
 
 
-@pytest.mark.parametrize(("dtype", "rate"), [("float32", "1.95e+13"), ("bfloat16", "3.12e+14")])
+@pytest.mark.parametrize(
+    ("dtype", "rate"), [pytest.param("float32", "1.95e+13", marks=pytest.mark.long), ("bfloat16", "3.12e+14")]
+)
 def test_the_peak_depends_on_the_dtype_of_the_weights(dtype: str, rate: str) -> None:
     words = ("--config", CONFIGS / "quickstart.yaml", "--model.loading.dtype", dtype, "--hardware", "a100-80gb")
     assert f"of {rate} operations per second" in plan(*words, *FEW_PAIRS).out
@@ -154,6 +157,7 @@ def test_the_quickstart_is_planned_from_its_data() -> None:
     assert "Warning" not in ended.out
 
 
+@pytest.mark.long
 @pytest.mark.long
 def test_suggestions_make_a_run_fit(tmp_path: Path) -> None:
     """Four pairs of 2,000 tokens, whose activations take more than the weights and optimizer states."""
@@ -201,6 +205,7 @@ def test_suggestions_for_on_policy_runs() -> None:
     assert "writing token by token waits for memory" in ended.out
 
 
+@pytest.mark.long
 def test_a_reward_model_is_planned() -> None:
     words = ("--config", CONFIGS / "experiment" / "pm_testbed" / "reward.yaml", "--architecture", TESTBED)
     ended = plan(*words, "--lengths", "30,10", "--flops", "1e12")

@@ -67,6 +67,7 @@ def test_weights_gradients_and_states_are_exact(folder: Path) -> None:
     assert found.tokens == 4 * 2 * 64
 
 
+@pytest.mark.long
 def test_chunks_keep_fewer_activations_and_need_the_same_operations(folder: Path) -> None:
     plain = estimate(policy(folder), BATCH, CPU)
     found = estimate(policy(folder, forward_pass=ForwardPass(tokens_at_once=128)), BATCH, CPU)
@@ -105,6 +106,7 @@ def test_what_a_setting_changes(folder: Path) -> None:
     assert doubled.activations == pytest.approx(2 * before.activations, rel=0.05)
 
 
+@pytest.mark.long
 def test_gradients_exist_after_the_first_backward_pass(folder: Path) -> None:
     """Gradients exist before a forward pass only if the step has an earlier micro-batch."""
     weights = 4 * (2 * 32000 * 384 + LAYERS * (LAYER + 2 * 384) + 384)
@@ -159,6 +161,7 @@ def test_sharded_weights_are_gathered_in_bfloat16(folder: Path) -> None:
     assert found.phases["step"].optimizer == 8 * (outside + LAYERS * layer) // 8
 
 
+@pytest.mark.long
 def test_a_prompted_pair_costs_operations_but_keeps_no_activations(folder: Path) -> None:
     batch = uniform_batch(4, 40, 24, quality_prompt=10)
     plain = estimate(policy(folder), BATCH, CPU)

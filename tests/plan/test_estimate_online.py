@@ -68,7 +68,7 @@ def test_every_model_is_counted(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("objective", "how", "frozen"),
-    [(RLOO, {}, POLICY), (RLOO, {"lora": LoRA(rank=2)}, 0), (pm_rlhf(), {}, 0)],
+    [(RLOO, {}, POLICY), pytest.param(RLOO, {"lora": LoRA(rank=2)}, 0, marks=pytest.mark.long), (pm_rlhf(), {}, 0)],
     ids=["a reference", "an adapter", "no reference"],
 )
 def test_only_needed_models_take_memory(
@@ -77,6 +77,7 @@ def test_only_needed_models_take_memory(
     assert estimate(online(folder, objective, **how), ROLLOUT, CPU).memory.frozen == 4 * frozen
 
 
+@pytest.mark.long
 def test_keys_and_values_are_those_of_the_longest_responses_written_at_once(folder: Path) -> None:
     """In each layer two numbers of 384 for each of 8 responses and all tokens but the last, which is not read."""
     found = estimate(online(folder), ROLLOUT, CPU).phases
@@ -110,6 +111,7 @@ def test_operations_of_a_rollout_by_hand(folder: Path) -> None:
         assert found.tokens == rows * width // minibatches
 
 
+@pytest.mark.long
 def test_logits_are_never_whole(folder: Path, tmp_path: Path) -> None:
     """Twice the vocabulary: no tile is larger, where whole logits of 16 responses would take 65 MB more.
 

@@ -79,6 +79,7 @@ def test_which_tokens_are_scored_is_kept_where_not_all_are() -> None:
     assert PairStore.of([all_scored, IDS]).fingerprint != store.fingerprint
 
 
+@pytest.mark.long
 def test_no_process_needs_pandas_to_prepare() -> None:
     """Importing pandas takes half a second and fifty megabytes in each process."""
     program = (

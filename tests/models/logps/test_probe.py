@@ -84,7 +84,13 @@ def batch() -> PairBatch:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "dtype"),
-    [*((kind, torch.float32) for kind in MODELS), *((kind, torch.bfloat16) for kind in MODELS if "trained" in kind)],
+    [
+        *(
+            pytest.param(kind, torch.float32, marks=pytest.mark.long if kind == "deep and wide" else ())
+            for kind in MODELS
+        ),
+        *((kind, torch.bfloat16) for kind in MODELS if "trained" in kind),
+    ],
     ids=lambda given: str(given).removeprefix("torch."),
 )
 def test_rounding_is_explained(kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +145,14 @@ FAULTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize(
     ("kind", "dtype"),
-    [*((kind, torch.float32) for kind in MODELS if kind != "deep and wide"), ("trained deep", torch.bfloat16)],
+    [
+        *(
+            pytest.param(kind, torch.float32, marks=pytest.mark.long if kind == "deep" else ())
+            for kind in MODELS
+            if kind != "deep and wide"
+        ),
+        ("trained deep", torch.bfloat16),
+    ],
     ids=lambda given: str(given).removeprefix("torch."),
 )
 def test_faults_are_refused(kind: str, fault: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
