@@ -290,7 +290,8 @@ def exit_codes() -> Iterator[None]:
         sys.exit(_exit_code(error))
     except RuntimeError as error:
         if DEBUG not in os.environ and "DataLoader worker" in str(error):
-            print(f"error: {printable(without_foreign_advice(str(error)))}", file=sys.stderr)
+            parts = [without_foreign_advice(str(error)), *getattr(error, "__notes__", ())]
+            print(f"error: {printable('; '.join(parts))}", file=sys.stderr)
             sys.exit(1)
         if DEBUG in os.environ or not _PEER_ERROR.search(str(error)):
             raise

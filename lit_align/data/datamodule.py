@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from lit_align import testbed
 from lit_align.data.batches.collate import Collate, Padding
-from lit_align.data.batches.dataset import Mismatch, PairDataset, SamplePrompt, sample_prompts
+from lit_align.data.batches.dataset import Mismatch, PairDataset, SamplePrompt, lost_batches, sample_prompts
 from lit_align.data.batches.loader import BatchBudget, ResumableLoader, check_same_data, evaluation_loader
 from lit_align.data.batches.sampler import PairBatches, Share, rows_of_steps
 from lit_align.data.formats.columns import ColumnMap, Columns
@@ -349,6 +349,12 @@ class PreferenceData(LightningDataModule):
     @override
     def predict_dataloader(self) -> DataLoader[PairBatch]:
         return self._evaluation("predict")
+
+    @override
+    def on_exception(self, exception: BaseException) -> None:
+        batches = lost_batches(exception, self._datasets, self.splits)
+        if batches:
+            exception.add_note(batches)
 
     def rows_dataloader(self, split: str, rows: Sequence[int]) -> DataLoader[PairBatch]:
         """Return some rows of a split in the given order, all of them in this process.

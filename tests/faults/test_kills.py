@@ -10,12 +10,15 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import get_worker_info
 
 from lit_align.callbacks.checkpointing.checkpoints import AtomicCheckpointIO
 from lit_align.callbacks.checkpointing.checksums import damage, newest_intact
+from lit_align.data.batches.collate import Collate
 from tests.runner import BASE, SHORT, distance, distributed, fork, lit_align, metrics, ok, ranks, weights
 
 WEIGHTS = torch.zeros(2_000_000)
@@ -218,6 +221,7 @@ NOISE = """
 from dataclasses import dataclass
 
 import torch
+from torch.utils.data import get_worker_info
 
 from lit_align.objectives import Contrast, Logistic
 
@@ -263,3 +267,28 @@ def test_l03_another_learning_rate_is_refused(rows: Path, tmp_path: Path, more: 
     assert "lr: was 0.001, is 0.005" in ended.out
     assert "The optimizer's settings are part of its state: take the old ones" in ended.out
     ok(lit_align(*words(run, rows, 2, *more)))
+
+
+def test_a_worker_of_the_data_loader_that_is_killed_names_its_rows(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second batch kills the worker that collates it; what rank zero says are the rows of that batch."""
+    inner = Collate.__call__
+
+    def collate(self: Collate, items: Any) -> Any:
+        batch = inner(self, items)
+        if get_worker_info() is not None:
+            with (tmp_path / "batches").open("a") as file:
+                print(*batch.index.tolist(), file=file)
+            if len((tmp_path / "batches").read_text().splitlines()) == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return batch
+
+    monkeypatch.setattr(Collate, "__call__", collate)
+    words = ("--data.train", rows, "--data.batch_size", 4, "--data.num_workers", 1, "--run", tmp_path / "run")
+    ended = lit_align("fit", "--model.objective", "dpo", *BASE, *words, *SHORT)
+    assert ended.code == 1
+    first, *_, last = (tmp_path / "batches").read_text().splitlines()[1].split()
+    expected = f"data.train, has 4 rows, the first {rows.name}:{int(first) + 1}, the last {rows.name}:{int(last) + 1}"
+    assert f"its latest batch, of {expected}" in ended.out
+    assert "lower data.num_workers" in ended.out

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import final
@@ -11,7 +13,8 @@ from typing import final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
 
 from lit_align.data.batches.sampler import Item, epoch_generator
 from lit_align.data.prepared.arrow import PairValues
@@ -91,6 +94,7 @@ class PairDataset(Dataset[list[tuple[TokenizedPair, float]]]):
     def __init__(self, store: PairStore, values: PairValues | None = None, mismatch: Mismatch | None = None) -> None:
         self.store = store
         self.mismatch = mismatch
+        self._latest: Tensor | None = None
         present = frozenset() if values is None else values.present
         self._weight = None if values is None else values.weight
         self._margin = np.nan_to_num(values.margin, nan=0.0) if values and "margin" in present else None
@@ -113,7 +117,28 @@ class PairDataset(Dataset[list[tuple[TokenizedPair, float]]]):
                 f"found {items!r}; expected the (position, weight) list of a batch. The data brings its own batches "
                 "for every rank: set trainer.use_distributed_sampler to false"
             )
+        worker = get_worker_info()
+        if worker is not None and self._latest is not None:
+            self._latest[worker.id] = torch.tensor([os.getpid(), len(items), items[0][0], items[-1][0]])
         return [(self.pair(index), weight) for index, weight in items]
+
+    def follow_workers(self, count: int) -> None:
+        """Keep, in memory that is shared with the workers of a loader, which batch each of them has begun last.
+
+        Args:
+            count: number of workers.
+        """
+        if count and (self._latest is None or len(self._latest) < count):
+            self._latest = torch.zeros(count, 4, dtype=torch.int64).share_memory_()
+
+    def latest_batch(self, process: int) -> tuple[int, int, int] | None:
+        """Return size, first and last position of the batch that a worker has begun last; None for other processes.
+
+        Args:
+            process: id of the process.
+        """
+        rows: list[list[int]] = [] if self._latest is None else self._latest.tolist()
+        return next(((size, first, last) for owner, size, first, last in rows if owner == process), None)
 
     def pair(self, index: int) -> TokenizedPair:
         """Return one pair with its values and mismatched responses."""
@@ -138,6 +163,30 @@ def _cut(response: TokenizedResponse, room: int) -> TokenizedResponse:
     if len(response.ids) <= room:
         return response
     return TokenizedResponse(response.ids[:room], response.scored[:room], truncated=True)
+
+
+_LOST = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
+
+
+def lost_batches(error: BaseException, datasets: Mapping[str, PairDataset], splits: Mapping[str, Split]) -> str:
+    """Name the batches of worker processes that were ended from outside; empty if an error says nothing of the kind.
+
+    Args:
+        error: what a loader has raised, at any place of the code.
+        datasets: by the name of their split.
+        splits: the same, with the pairs as text.
+    """
+    named = _LOST.search(str(error))
+    processes = [] if named is None else [int(number) for number in named[1].split(",")]
+    batches = []
+    for process in processes:
+        for name, dataset in datasets.items():
+            batch = dataset.latest_batch(process)
+            if batch is not None:
+                first, last = (splits[name].pairs[row].where for row in batch[1:])
+                rows = f"the row {first}" if batch[0] == 1 else f"{batch[0]} rows, the first {first}, the last {last}"
+                batches.append(f"its latest batch, of data.{name}, has {rows}")
+    return "; ".join(batches)
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,7 @@ class BatchBudget:
 
 def _settings(dataset: PairDataset, batches: PairBatches, collate: Collate, num_workers: int) -> dict[str, Any]:
     """Return the arguments of a loader. Automatic batching is off: the sampler yields whole batches."""
+    dataset.follow_workers(num_workers)
     return {
         "dataset": dataset,
         "sampler": batches,
