@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from lit_align.callbacks.checkpointing.checkpoints import INTERRUPTED, checkpoint_folder
-from lit_align.compat.lightning import StepPosition, is_accumulating, validation_follows
+from lit_align.compat.lightning import StepPosition, is_accumulating, release_children, validation_follows
 from lit_align.interrupts import SIGNAL_NAMES, Stopped, handle_signals, waiting
 from lit_align.modules.base import LitBase
 from lit_align.modules.reports import sums_of
@@ -139,12 +139,11 @@ class GracefulStop(Callback):
         if trainer.strategy.reduce_boolean_decision(waiting.received > 0, all=False):
             path = checkpoint_folder(trainer.default_root_dir) / INTERRUPTED
             trainer.save_checkpoint(path)
+            release_children(trainer)  # before they may end
             trainer.strategy.barrier()
             handle_signals(_ignore)
             stopped = Stopped(waiting.received or signal.SIGTERM, in_order=True)
-            rank_zero_info(
-                f"stopped by {stopped.name} after step {trainer.global_step}; go on with --ckpt_path {path}"
-            )
+            _tell(trainer, stopped, path)
             raise stopped
 
     @override
@@ -153,6 +152,7 @@ class GracefulStop(Callback):
         if not isinstance(exception, Stopped) or exception.in_order or trainer.state.fn != "fit":
             return
         handle_signals(_ignore)
+        release_children(trainer)
         if self._position is None or trainer.world_size > 1:
             rank_zero_info(f"stopped by {exception.name} at step {trainer.global_step}, without a new checkpoint")
             return

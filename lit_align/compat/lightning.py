@@ -207,6 +207,22 @@ def child_processes(trainer: Trainer) -> Sequence[subprocess.Popen[bytes]]:
     return processes
 
 
+def release_children(trainer: Trainer) -> None:
+    """Keep Lightning from killing this process when one that it has started ends.
+
+    Lightning looks every five seconds whether one has ended with another code than 0, as after a signal, and then
+    kills all, this one too, which may not have left yet. It gets an empty list to look at; the launcher keeps them.
+
+    Args:
+        trainer: of a run that ends.
+    """
+    launcher: Any = trainer.strategy.launcher
+    observed = getattr(launcher, "procs", None)
+    if observed:
+        launcher.procs = list(observed)
+        observed.clear()
+
+
 def unwrapped(optimizer: Any) -> Optimizer:
     """Return the optimizer inside of a LightningOptimizer."""
     inner: Optimizer = getattr(optimizer, "_optimizer", optimizer)

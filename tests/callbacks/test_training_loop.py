@@ -210,6 +210,35 @@ def test_sigterm_to_the_launcher_stops_both_processes(rows: Path, tmp_path: Path
     assert distance(weights(tmp_path / "stopped"), weights(tmp_path / "whole")) == 0.0
 
 
+LEAVES_SLOWLY = """
+import time
+from lightning.pytorch import Callback
+
+
+class LeavesSlowly(Callback):
+    def on_exception(self, trainer, module, exception):
+        time.sleep(7 if trainer.is_global_zero else 0)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.fault("LE2")
+def test_sigterm_under_fsdp_leaves_a_checkpoint_and_ends_both_processes(rows: Path, tmp_path: Path) -> None:
+    """Rank zero leaves so slowly that Lightning sees the end of the other; it is not killed for it."""
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "leaving.py").write_text(LEAVES_SLOWLY)
+    run, many = tmp_path / "run", ("--trainer.max_steps", 40, "--trainer.strategy", "fsdp", "--trainer.devices", 2)
+    slowly = ("--extend", tmp_path / "parts", "--trainer.callbacks+=leaving.LeavesSlowly")
+    code, out = stopped(run, *words(run, rows, *many, *slowly))
+    assert code == 143, out
+    assert "Traceback" not in out
+    interrupt = run / "checkpoints" / "interrupt.ckpt"
+    assert damage(interrupt) is None
+    for ended in distributed(2, *words(run, rows, *many, "--ckpt_path", interrupt)):
+        ok(ended)
+    assert metrics(run)[-1]["step"] == 40
+
+
 @pytest.mark.long
 @pytest.mark.fault("LE2")
 def test_ctrl_c_to_all_processes_leaves_a_checkpoint_and_ends_them(rows: Path, tmp_path: Path) -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 
+from lit_align.compat.lightning import release_children
 from tests.compat.private_parts import check_private_part
 
 CHECKPOINT = "lightning.pytorch.callbacks:ModelCheckpoint"
@@ -25,6 +31,7 @@ PRIVATE = {
         "validation_follows",
     ),
     "lightning.pytorch.strategies.launchers.subprocess_script:_SubprocessScriptLauncher": (None, "child_processes"),
+    "lightning.fabric.strategies.launchers.subprocess_script:_ChildProcessObserver._run": ("self", "release_children"),
     f"{CLI}._parse_ckpt_path": ("self", "cli.run.Cli"),
     f"{CLI}._run_subcommand": ("self, subcommand", "cli.run.Cli"),
 }
@@ -61,3 +68,18 @@ def test_attributes_of_a_trainer(path: str) -> None:
 def test_a_lightning_optimizer_has_its_optimizer_inside() -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
     assert LightningOptimizer(optimizer)._optimizer is optimizer, "look at lit_align.compat.lightning.unwrapped"
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_a_process_that_is_leaving_is_not_killed_by_the_end_of_another(released: bool) -> None:
+    """Lightning's observer kills all processes when one has ended with a code of its own, unless they are released."""
+    process = subprocess.Popen([sys.executable, "-S", "-c", "raise SystemExit(143)"])
+    launcher = SimpleNamespace(procs=[process])
+    observer, killed = _ChildProcessObserver(0, launcher.procs), []
+    observer._terminate_all = lambda: killed.append(True)
+    if released:
+        release_children(SimpleNamespace(strategy=SimpleNamespace(launcher=launcher)))  # type: ignore[arg-type]
+    process.wait()
+    assert observer._run()
+    assert bool(killed) is not released
+    assert launcher.procs == [process]
