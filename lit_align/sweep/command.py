@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,6 +113,8 @@ def _sweep(grid: Grid, parsed: argparse.Namespace) -> int:
     with exit_codes():
         from lit_align.sweep.state import state_of
 
+        if grid.search is not None:
+            return _search(grid, parsed)
         tasks = cell_tasks(grid)
         states = {task.name: state_of(task.folder, task.identity) for task in tasks}
         for cell in grid.cells if parsed.dry_run else ():
@@ -125,6 +128,40 @@ def _sweep(grid: Grid, parsed: argparse.Namespace) -> int:
         failed = _run_cells(grid, [task for task in tasks if states[task.name].kind != "finished"], parsed)
         return _report(grid, failed, parsed.metrics or grid.metrics)
     return 0
+
+
+def _search(grid: Grid, parsed: argparse.Namespace) -> int:
+    """Run the trials of a search that have not ended and report on all, the best first; return the exit code."""
+    from lit_align.sweep.grid import searched_cells
+    from lit_align.sweep.search import Trials
+    from lit_align.sweep.state import state_of
+    from lit_align.sweep.table import last_values
+    from lit_align.sweep.worker import LOG
+
+    assert grid.search is not None
+    trials = Trials(grid.search, grid.folder, [grid.base, grid.seeds])
+    print(f"{grid.search.trials} trials in {grid.folder}, of which {len(trials.values)} have finished", flush=True)
+    while numbers := [] if parsed.dry_run else trials.ask(max(1, (parsed.processes or 1) // len(grid.seeds))):
+        asked = {number: searched_cells(grid, number, trials.all[number]) for number in numbers}
+        part = replace(grid, cells=tuple(cell for cells in asked.values() for cell in cells))
+        states = {task.name: (task, state_of(task.folder, task.identity)) for task in cell_tasks(part)}
+        failed = _run_cells(part, [task for task, state in states.values() if state.kind != "finished"], parsed)
+        for number, cells in asked.items():
+            ends = [last_values(cell.folder).get(grid.search.metric) for cell in cells if cell.name not in failed]
+            known = [end for end in ends if end is not None]
+            if len(ends) == len(cells) and not known:
+                raise ValueError(f"search.metric {grid.search.metric}: {cells[0].folder} has not reported it")
+            value = sum(known) / len(cells) if len(known) == len(cells) else None
+            trials.tell(number, value)
+            print(f"trial {number}: {grid.search.metric} {'failed' if value is None else f'{value:.4g}'}", flush=True)
+    if parsed.dry_run:
+        return 0
+    ordered = [*trials.values, *(number for number in trials.all if number not in trials.values)]
+    cells = tuple(cell for number in ordered for cell in searched_cells(grid, number, trials.all[number]))
+    ended = {cell.name for number in trials.values for cell in searched_cells(grid, number, trials.all[number])}
+    failed = {cell.name: cell.folder / LOG for cell in cells if cell.name not in ended}
+    metrics = dict.fromkeys([grid.search.metric, *(parsed.metrics or grid.metrics)])
+    return _report(replace(grid, cells=cells), failed, list(metrics))
 
 
 def _values(cell: Cell) -> list[str]:

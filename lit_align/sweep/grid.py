@@ -16,10 +16,11 @@ from lit_align.cli.configuration import read_configuration
 from lit_align.cli.early_checks import check_command_line
 from lit_align.cli.suggestions import did_you_mean, near
 from lit_align.errors import shown
+from lit_align.sweep.search import Search, read_search
 
 CellValues: TypeAlias = dict[str, Any]
 """Dotted key → value."""
-GRID_KEYS = ("base", "grid", "seeds", "run", "metrics", "share_reference", "evaluate")
+GRID_KEYS = ("base", "grid", "seeds", "run", "metrics", "share_reference", "evaluate", "search")
 OWN_KEYS = {
     "run": "the sweep gives each cell a folder of its own; name the sweep's by run at the top of the grid",
     "seed_everything": "name the seeds by seeds at the top of the grid",
@@ -63,6 +64,9 @@ class Grid:
         metrics: names of the metrics to report; empty for the default ones.
         share_reference: compute the reference's log-probabilities once for all cells.
         evaluate: options of ``evaluate``; None to leave it out.
+        search: settings that are searched for; the cells are then made by ``searched_cells``.
+        seeds: of each setting.
+        base: arguments of ``fit`` that all cells share.
     """
 
     folder: Path
@@ -70,13 +74,16 @@ class Grid:
     metrics: tuple[str, ...]
     share_reference: bool
     evaluate: Mapping[str, Any] | None
+    search: Search | None = None
+    seeds: tuple[int, ...] = ()
+    base: tuple[str, ...] = ()
 
 
 def read_grid(file: Path, options: Sequence[str] = (), folder: Path | None = None) -> Grid:
     """Read a grid file and make its cells.
 
     Args:
-        file: YAML with the keys ``base``, ``grid`` and ``seeds``, and optionally ``run``, ``metrics``,
+        file: YAML with the keys ``base``, ``grid`` or ``search``, and ``seeds``, and optionally ``run``, ``metrics``,
             ``share_reference`` and ``evaluate``.
         options: of the command line, for every cell.
         folder: of the sweep, instead of the file's ``run``.
@@ -91,7 +98,10 @@ def read_grid(file: Path, options: Sequence[str] = (), folder: Path | None = Non
     try:
         _check_keys(content)
         folder = folder or Path(_typed(content, "run", str, f"runs/{file.stem}"))
-        settings = expand(_typed(content, "grid", dict, {}))
+        search = read_search(content["search"]) if "search" in content else None
+        if search is not None and "grid" in content:
+            raise ValueError("search and grid: expected one of the two; a part of the space may be {choices: [...]}")
+        settings = expand({key: [value] for key, value in _corner(search).items()} if search else _grid_of(content))
         seeds = _seeds(content.get("seeds", [0]))
         base = [*_base(content.get("base", []), file.parent), *options]
         _check_options(options, settings)
@@ -107,9 +117,39 @@ def read_grid(file: Path, options: Sequence[str] = (), folder: Path | None = Non
             tuple(map(str, _typed(content, "metrics", list, []))),
             _typed(content, "share_reference", bool, True),
             _typed(content, "evaluate", dict, None),
+            search,
+            tuple(seeds),
+            tuple(base),
         )
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
+
+
+def _grid_of(content: Mapping[Any, Any]) -> dict[Any, Any]:
+    grid: dict[Any, Any] = _typed(content, "grid", dict, {})
+    return grid
+
+
+def _corner(search: Search) -> CellValues:
+    """Return one setting of a search, by which its keys are checked before any trial."""
+    return {key: part["choices"][0] if "choices" in part else part["low"] for key, part in search.space.items()}
+
+
+def searched_cells(grid: Grid, number: int, values: CellValues) -> tuple[Cell, ...]:
+    """Return the cells of a trial, one for each seed.
+
+    Args:
+        grid: with a search.
+        number: of the trial.
+        values: that it sets.
+    """
+    parts = [_label(key, _short(key, list(values)), _rounded(value)) for key, value in values.items()]
+    name = _unique(f"trial={number}-{'-'.join(parts)}", values, False)
+    return tuple(_cell(grid.folder, name, values, seed, grid.base) for seed in grid.seeds)
+
+
+def _rounded(value: Any) -> Any:
+    return f"{value:.3g}" if isinstance(value, float) else value
 
 
 def _check_keys(content: Mapping[Any, Any]) -> None:
