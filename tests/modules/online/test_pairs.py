@@ -29,10 +29,11 @@ from lit_align.online import EveryPair, PairLabels, RandomPairs
 from lit_align.online.presets import kl_rlhf
 from lit_align.testbed.truth import TestbedScore
 from lit_align.types import PairBatch, PreferencePair
+from tests.faults.test_online import SCORING
 from tests.modules.online.test_module import POLICY, adam, distance, fit, lit_start
 from tests.modules.test_preference import sgd, trainer
+from tests.runner import BASE, SHORT, forked, in_processes, lit_align, metrics, ok, weights
 from tests.runner import distance as apart
-from tests.runner import forked, in_processes, ok
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(LeafSpec|across ranks is zero|was called before)")
 
@@ -247,3 +248,26 @@ def test_partitions_change_nothing(rows: Path, tmp_path: Path, name: str) -> Non
     for ended in forked(in_processes(2, work)):
         ok(ended)
     assert apart(whole, torch.load(tmp_path / "weights.pt", weights_only=True)) < 2e-6
+
+
+@pytest.mark.long
+@pytest.mark.resume("online pairs, in the middle of an epoch, with objective state")
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(rows: Path, tmp_path: Path) -> None:
+    """BCO carries a shift from step to step; the third rollout fails once, behind four steps on two rollouts."""
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    (parts / "scoring.py").write_text(SCORING)
+    words = (
+        *("fit", "--task", "online", *BASE, *SHORT, "--model.objective", "bco", "--model.objective.beta", 0.1),
+        *("--model.score", "FunctionScore", "--model.score.function", "scoring.score", "--extend", parts),
+        *("--model.sampling.max_new_tokens", 8, "--data.train", rows, "--data.batch_size", 4, "--model.responses", 3),
+        *("--model.minibatches", 2, "--model.pairing", "RandomPairs", "--trainer.max_steps", 8),
+        *("--checkpoints.every_n_steps", 2),
+    )
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    assert "the scores do not come any more" in lit_align(*words, "--run", run, FAILS_AT="3").out
+    ok(lit_align(*words, "--run", run, "--ckpt_path", "last"))
+    ok(lit_align(*words, "--run", whole))
+    assert apart(weights(run), weights(whole)) == 0.0
+    assert metrics(run) == metrics(whole)
+    assert any(name.startswith("train/running/") for line in metrics(whole) for name in line)
