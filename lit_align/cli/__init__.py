@@ -1,9 +1,11 @@
 """The command line: the code of a command is imported only when that command is run."""
 
 import difflib
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
 from lit_align import __version__
 
@@ -33,8 +35,10 @@ commands:
 {commands}
 
 python -m lit_align COMMAND --help lists a command's keys, COMMAND --help trainer those of Lightning's Trainer.
-python -m lit_align fit --config configs/quickstart.yaml is the place to start.
+python -m lit_align fit --config quickstart is the place to start.
 """
+CONFIGURATIONS = Path(__file__).parents[1] / "configs"
+"""Configurations that ship with the package."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -43,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: the command and its options; None for those of the process.
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    arguments = with_shipped_configurations(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         listed = "\n".join(f"  {name:<12} {text}" for name, (_, text) in COMMANDS.items())
         print(HELP.format(commands=listed), end="")
@@ -59,3 +63,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         close = difflib.get_close_matches(arguments[0], COMMANDS, 1)
         hint = f"; did you mean {close[0]}?" if close else f"; expected one of {', '.join(COMMANDS)}"
         sys.exit(f"error: unknown command {arguments[0]!r}{hint}")
+
+
+def with_shipped_configurations(arguments: Sequence[str]) -> list[str]:
+    """Replace the names of configurations that ship with the package by their paths; files of that name come first.
+
+    Args:
+        arguments: of the command line.
+
+    >>> with_shipped_configurations(["fit", "--config", "quickstart"])[2].endswith("configs/quickstart.yaml")
+    True
+    >>> with_shipped_configurations(["fit", "--config=mine.yaml", "--run", "quickstart"])
+    ['fit', '--config=mine.yaml', '--run', 'quickstart']
+    """
+    words = list(arguments)
+    for place, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if option in ("--config", "-c"):
+            at = place if equals else place + 1
+            value = value if equals or at == len(words) else words[at]
+            shipped = CONFIGURATIONS / f"{value.removeprefix('configs/').removesuffix('.yaml')}.yaml"
+            is_name = re.fullmatch(r"[\w./-]+", value) and ".." not in value and not Path(value).exists()
+            if is_name and shipped.is_file():
+                words[at] = f"{option}={shipped}" if equals else str(shipped)
+    return words

@@ -6,7 +6,7 @@ from lit_align.online.bradley_terry import BradleyTerry
 from lit_align.online.exact import Problem, matching_kl
 from lit_align.online.matching import PairedPreferences
 from lit_align.online.objective import Experience, OnlineObjective, OnlineOutcome
-from lit_align.online.pairing import BestAgainstWorst, EveryPair, Pairing, PairLabels, RandomPairs
+from lit_align.online.pairing import BestAgainstWorst, EveryPair, PairLabels, RandomPairs, ResponsePairing
 from lit_align.online.presets import conditional_pm_rlhf, kl_rlhf, pm_rlhf
 from lit_align.online.rlhf import RLHF
 from lit_align.online.shaping import Shaping, last_tokens
@@ -32,7 +32,7 @@ __all__ = [
     "OnlineOutcome",
     "PairLabels",
     "PairedPreferences",
-    "Pairing",
+    "ResponsePairing",
     "Problem",
     "RandomPairs",
     "Regularizer",

@@ -15,7 +15,7 @@ from typing_extensions import override
 from lit_align.objectives.base import MARGIN, PROBABILITY, Part
 
 
-class Pairing(Part, ABC):
+class ResponsePairing(Part, ABC):
     """Which responses to one prompt are compared; the one with the higher score is the chosen one."""
 
     @abstractmethod
@@ -30,7 +30,7 @@ class Pairing(Part, ABC):
 
 @final
 @dataclass(frozen=True)
-class BestAgainstWorst(Pairing):
+class BestAgainstWorst(ResponsePairing):
     """The response with the highest score against the one with the lowest; the first of several.
 
     >>> BestAgainstWorst()([0.5, 2.0, -1.0], seed=0)
@@ -45,7 +45,7 @@ class BestAgainstWorst(Pairing):
 
 @final
 @dataclass(frozen=True)
-class EveryPair(Pairing):
+class EveryPair(ResponsePairing):
     """All pairs of responses to a prompt.
 
     >>> EveryPair()([0.5, 2.0, -1.0], seed=0)
@@ -59,7 +59,7 @@ class EveryPair(Pairing):
 
 @final
 @dataclass(frozen=True)
-class RandomPairs(Pairing):
+class RandomPairs(ResponsePairing):
     """Some of the pairs of responses to a prompt, chosen at random without replacement.
 
     Args:

@@ -84,7 +84,7 @@ def test_every_choice_is_named() -> None:
         for part in kind.__subclasses__()
         if part.__module__.startswith("lit_align.")
     }
-    pairings = {part.__name__ for part in online.Pairing.__subclasses__()}
+    pairings = {part.__name__ for part in online.ResponsePairing.__subclasses__()}
     assert pairings <= set(re.findall(r"`(\w+)`", GUIDE))
     assert leaves | {"kl_rlhf", "pm_rlhf", "conditional_pm_rlhf"} <= documented
 

@@ -17,7 +17,7 @@ from lit_align.modules.setup_checks import check_fit, check_frequencies, check_r
 from lit_align.modules.step_totals import run_data
 from lit_align.objectives.base import MARGIN, PROBABILITY, Objective
 from lit_align.online.objective import OnlineNeeds, OnlineObjective
-from lit_align.online.pairing import BestAgainstWorst, Pairing, PairLabels
+from lit_align.online.pairing import BestAgainstWorst, PairLabels, ResponsePairing
 
 
 @final
@@ -111,7 +111,7 @@ def check_arguments(
         )
 
 
-def check_pairing(objective: OnlineObjective | Objective, pairing: Pairing, labels: PairLabels) -> None:
+def check_pairing(objective: OnlineObjective | Objective, pairing: ResponsePairing, labels: PairLabels) -> None:
     """Raise if pairs of a rollout lack a column that the objective requires, or get one that it would ignore.
 
     Args:

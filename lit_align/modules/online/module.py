@@ -39,7 +39,7 @@ from lit_align.modules.step_totals import planned_steps, run_data, total_over_ra
 from lit_align.objectives.base import Needs, Objective
 from lit_align.objectives.pair_seed import evaluation_pair_seed, training_pair_seed
 from lit_align.online.objective import OnlineObjective
-from lit_align.online.pairing import BestAgainstWorst, Pairing, PairLabels
+from lit_align.online.pairing import BestAgainstWorst, PairLabels, ResponsePairing
 from lit_align.types import LossOutput, PairBatch, PairSeed
 
 
@@ -93,7 +93,7 @@ class LitOnline(LitPolicy):
         policy: str,
         objective: OnlineObjective | Objective,
         score: Scorer,
-        pairing: Pairing = BestAgainstWorst(),
+        pairing: ResponsePairing = BestAgainstWorst(),
         labels: PairLabels = PairLabels(),
         reference: Reference | None = None,
         value: Value = Value(),

@@ -16,7 +16,7 @@ from lit_align.modules.grad_cache import GradCache, reduce_number
 from lit_align.modules.online.rollout import RolloutBatch
 from lit_align.modules.pair_loss import PairLoss
 from lit_align.objectives.base import Needs
-from lit_align.online.pairing import Pairing, PairLabels, SampledPair
+from lit_align.online.pairing import PairLabels, ResponsePairing, SampledPair
 from lit_align.types import LossOutput, PairBatch, TokenizedPair, TokenizedResponse
 
 
@@ -77,7 +77,7 @@ class PairMaker:
 
     data: PreferenceData
     needs: Needs
-    pairing: Pairing
+    pairing: ResponsePairing
     labels: PairLabels
     micro_batch: int
     trainer: Trainer
