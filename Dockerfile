@@ -4,10 +4,12 @@
 FROM nvidia/cuda:12.8.1-runtime-ubuntu24.04
 
 ENV PYTHONUNBUFFERED=1 PATH=/opt/venv/bin:$PATH
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends python3 python3-venv ca-certificates \
     && rm -rf /var/lib/apt/lists/* \
-    && python3 -m venv /opt/venv
+    && python3 -m venv /opt/venv \
+    && useradd --create-home --uid 10001 align
 
 WORKDIR /opt/lit_align
 COPY pyproject.toml constraints.txt README.md LICENSE ./
@@ -15,8 +17,7 @@ COPY configs ./configs
 COPY lit_align ./lit_align
 RUN pip install --no-cache-dir --constraint constraints.txt .
 
-RUN useradd --create-home align
-USER align
+USER 10001
 WORKDIR /home/align/work
 ENTRYPOINT ["lit-align"]
 CMD ["--help"]
