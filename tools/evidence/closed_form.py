@@ -58,6 +58,6 @@ def _of_size(facts: int, beta: float, power: float, bonus: float) -> tuple[float
     score = stated - WORD_COST * words
     reference = torch.full_like(score, 1 / len(score))
     policy = tilted(averaged(reference, lengths, power), score + bonus * words, beta)
-    policy = unaveraged(policy, lengths, power)
+    policy = unaveraged(policy, lengths, power) if power else policy  # of sums it is the policy itself
     kl = torch.xlogy(policy, policy / reference).sum()
     return float((policy * lengths).sum()), float((policy * score).sum()), float(kl)

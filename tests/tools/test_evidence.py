@@ -1,0 +1,89 @@
+"""Pages of evidence: closed forms, corrections for many comparisons, and what is kept of a sweep."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lit_align.testbed.preferences import rated_score
+from lit_align.testbed.world import SHIPPED, WorldSettings
+from tools.evidence import averaging
+from tools.evidence.closed_form import optimum
+from tools.evidence.intervals import compare, holm, t_test
+from tools.evidence.measure import draft_length, kept_pairs
+from tools.evidence.sweeps import NUMBERS, keep_numbers, read_numbers
+
+
+def test_holm_corrects_in_the_order_of_the_p_values() -> None:
+    """0.01 · 3, then 0.03 · 2, then 0.04 · 1, which must not fall below the one before."""
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
+
+
+def test_t_test_of_paired_differences() -> None:
+    """Mean 2, standard error 1 / √3: t = 3.4641 with 2 degrees of freedom."""
+    assert t_test([1.0, 2.0, 3.0]) == pytest.approx(0.0742, abs=1e-4)
+    assert t_test([1.0]) == 1.0
+
+
+def test_only_differences_that_hold_after_the_correction_are_bold() -> None:
+    tested = compare({"clear": [1.0, 1.01, 0.99], "unclear": [1.0, -1.0, 0.3]})
+    assert str(tested["clear"]).startswith("**1.00 ± ")
+    assert "*" not in str(tested["unclear"])
+
+
+def test_an_infinite_beta_leaves_the_reference() -> None:
+    for power in (0.0, 0.5, 1.0):
+        assert optimum(1e9, power, SHIPPED).kl == pytest.approx(0.0, abs=1e-6)
+
+
+def test_raters_who_see_the_truth_leave_no_reason_for_filler() -> None:
+    """Of all facts and nothing else: 6.5 facts of 3 1/12 words on average, each word at 0.05."""
+    best = optimum(0.01, 0.0, WorldSettings(length_bonus=0.0))
+    assert best.score == pytest.approx(6.5 * (1 - 0.05 * 37 / 12), abs=0.01)
+    assert optimum(0.01, 0.0, SHIPPED).score < best.score - 0.5
+
+
+@pytest.mark.parametrize("power", averaging.POWERS.values())
+def test_log_ratios_of_an_optimum_are_explained_by_their_own_form(power: float) -> None:
+    rows = kept_pairs()
+    ratios = np.array(
+        [
+            [
+                draft_length(row[side]) ** power
+                * (rated_score(row["prompt"], row[side]) / 3 + (0.2 if power else 0.0))
+                for side in ("chosen", "rejected")
+            ]
+            for row in rows
+        ]
+    )
+    shares = averaging.explained(ratios, SHIPPED.length_bonus)
+    own = next(name for name, value in averaging.POWERS.items() if value == power)
+    assert shares[own] == pytest.approx(1.0)
+    assert all(share < 0.995 for name, share in shares.items() if name != own)
+
+
+def test_numbers_of_a_finished_run_stay_when_its_code_is_gone(tmp_path: Path) -> None:
+    run = tmp_path / "seed=3" / "beta=1-seed=3"
+    run.mkdir(parents=True)
+    cell = {"finished": True, "identity": {"settings": {"model.objective": "dpo"}, "code": "abc"}}
+    (run / "cell.json").write_text(json.dumps(cell))
+    measured: list[Path] = []
+
+    def measure(folder: Path) -> dict[str, Any]:
+        measured.append(folder)
+        return {"steps": {"1": {"score": 2.0}}, "final": {}}
+
+    for _ in range(2):
+        keep_numbers(tmp_path / "seed=3", measure)
+    assert measured == [run]
+    (kept,) = read_numbers(tmp_path)
+    assert (kept.setting, kept.seed, kept.code, kept.steps) == ("beta=1", 3, "abc", {"1": {"score": 2.0}})
+    assert not read_numbers(tmp_path, excluded=[3])
+    (run / NUMBERS).unlink()
+    (run / "cell.json").write_text(json.dumps(cell | {"finished": False}))
+    keep_numbers(tmp_path / "seed=3", measure)
+    assert not read_numbers(tmp_path)
