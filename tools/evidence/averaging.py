@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -25,6 +26,8 @@ CONTRASTS = {"Logistic": "DPO", "Square": "IPO"}
 POWERS = {"sum": 0.0, "√n": 0.5, "mean": 1.0}
 LENGTH = 30.0
 """Tokens of a response, by which β of sums is made one of means."""
+DIVERGENCES = (0.25, 0.5, 1.0, 1.5, 2.0)
+"""Nats at which settings are compared."""
 WORLDS = {"bonus=0": 0.0, "bonus=0.16": 0.16}
 """Folder of a world → the bonus for length of its raters."""
 
@@ -196,41 +199,30 @@ def groups(runs: Iterable[Aligned]) -> list[list[Aligned]]:
 
 
 def equal_beta_table(runs: Sequence[Aligned]) -> str:
-    """Return the differences to sums at the same β at the scale of sums, paired by seed and corrected by Holm."""
+    """Return the differences to sums at the same β at the scale of sums, paired by seed, and by prompt."""
     place = {(run.contrast, run.averaging, run.rank, run.numbers.seed): run for run in main_runs(runs)}
-    scores: dict[str, list[float]] = {}
-    lengths: dict[str, list[float]] = {}
+    differences = Differences()
     for (contrast, averaging, rank, seed), run in sorted(place.items()):
         base = place.get((contrast, "sum", rank, seed))
         if averaging != "sum" and base is not None:
             key = f"{contrast} | {averaging} | {rank:g}"
-            scores.setdefault(key, []).append(run.score - base.score)
-            lengths.setdefault(key, []).append(run.length - base.length)
-    return comparison_table("β of sums", scores, lengths)
+            for axis in ("score", "length"):
+                own, other = (np.array(each.numbers.final[axis], dtype=float) for each in (run, base))
+                differences.add(axis, key, float((own - other).mean()), own - other)
+    return differences.table("β of sums")
 
 
-def equal_kl_table(runs: Sequence[Aligned], grid: Sequence[float]) -> str:
-    """Return the differences to sums at equal KL, interpolated along β within each seed."""
-    scores: dict[str, list[float]] = {}
-    lengths: dict[str, list[float]] = {}
-    main = main_runs(runs)
-    for seed in sorted({run.numbers.seed for run in main}):
-        for contrast in CONTRASTS.values():
-            curves = {
-                name: [
-                    run for run in main if (run.contrast, run.averaging, run.numbers.seed) == (contrast, name, seed)
-                ]
-                for name in POWERS
-            }
-            for kl in grid:
-                base = at_kl(curves["sum"], kl)
-                for name in ("√n", "mean"):
-                    other = at_kl(curves[name], kl)
-                    if base and other:
-                        key = f"{contrast} | {name} | {kl:.2g}"
-                        scores.setdefault(key, []).append(other[1] - base[1])
-                        lengths.setdefault(key, []).append(other[0] - base[0])
-    return comparison_table("KL", scores, lengths)
+def equal_kl_table(runs: Sequence[Aligned]) -> str:
+    """Return the differences to sums at equal KL, interpolated along β within each seed where its curves reach it."""
+    main, differences = main_runs(runs), Differences()
+    for contrast, name, kl in product(CONTRASTS.values(), ("√n", "mean"), DIVERGENCES):
+        for seed in sorted({run.numbers.seed for run in main}):
+            own = [run for run in main if (run.contrast, run.numbers.seed) == (contrast, seed)]
+            other, base = (at_kl([run for run in own if run.averaging == each], kl) for each in (name, "sum"))
+            if base and other:
+                for axis, place in (("score", 1), ("length", 0)):
+                    differences.add(axis, f"{contrast} | {name} | {kl:.2g}", other[place] - base[place])
+    return differences.table("KL")
 
 
 def at_kl(runs: Sequence[Aligned], kl: float) -> tuple[float, float] | None:
@@ -242,29 +234,41 @@ def at_kl(runs: Sequence[Aligned], kl: float) -> tuple[float, float] | None:
     return float(np.interp(kl, columns[0], columns[1])), float(np.interp(kl, columns[0], columns[2]))
 
 
-def kl_grid(runs: Sequence[Aligned], count: int = 3) -> list[float]:
-    """Return divergences that every curve of every seed reaches, as far as there are such; at least one."""
-    ranges: dict[tuple[str, str, int], list[float]] = {}
-    for run in main_runs(runs):
-        ranges.setdefault((run.contrast, run.averaging, run.numbers.seed), []).append(run.kl)
-    low, high = max(map(min, ranges.values())), min(map(max, ranges.values()))
-    return [float(f"{each:.3g}") for each in np.linspace(low, high, count + 2)[1:-1]] if low < high else [low]
-
-
 def main_runs(runs: Iterable[Aligned]) -> list[Aligned]:
     """Return the runs on the shipped pairs."""
     return [run for run in runs if run.bonus == SHIPPED.length_bonus]
 
 
-def comparison_table(at: str, scores: dict[str, list[float]], lengths: dict[str, list[float]]) -> str:
-    """Return a table of paired differences to sums; bold ones hold after Holm's correction of the whole table."""
-    named = {("score", key): values for key, values in scores.items()}
-    named |= {("length", key): values for key, values in lengths.items()}
-    tested = compare({"/".join(key): values for key, values in named.items()})
-    lines = [f"| objective | averaging | {at} | seeds | score − sum's | p (Holm) | length − sum's | p (Holm) |"]
-    lines.append("|---" * 8 + "|")
-    for key, values in scores.items():
-        score, length = tested[f"score/{key}"], tested[f"length/{key}"]
-        cells = f"{len(values)} | {score} | {score.holm:.2f} | {length} | {length.holm:.2f}"
-        lines.append(f"| {key} | {cells} |")
-    return "\n".join(lines)
+class Differences:
+    """Paired differences to sums, of scores and of lengths, over seeds and over prompts."""
+
+    def __init__(self) -> None:
+        self.seeds: dict[tuple[str, str], list[float]] = {}
+        self.prompts: dict[tuple[str, str], list[NDArray[np.float64]]] = {}
+
+    def add(self, axis: str, key: str, of_seed: float, of_prompts: NDArray[np.float64] | None = None) -> None:
+        """Add the difference of a seed, and those of its prompts."""
+        self.seeds.setdefault((axis, key), []).append(of_seed)
+        if of_prompts is not None:
+            self.prompts.setdefault((axis, key), []).append(of_prompts)
+
+    def table(self, at: str) -> str:
+        """Return a table; bold ones hold after Holm's correction for all of their kind."""
+        by_seed = compare(self.seeds)
+        by_prompt = compare({key: list(np.mean(values, axis=0)) for key, values in self.prompts.items()})
+        kinds = [
+            (axis, over, tested)
+            for axis in ("score", "length")
+            for over, tested in (("seeds", by_seed), ("prompts", by_prompt))
+        ]
+        kinds = [kind for kind in kinds if kind[2]]
+        heads = ["objective", "averaging", at, "seeds"]
+        for axis, over, _ in kinds:
+            heads += [f"{axis} − sum's, over {over}", "p (Holm)"]
+        lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+        for key in dict.fromkeys(key for _, key in self.seeds):
+            cells = [key, str(len(self.seeds["score", key]))]
+            for axis, _, tested in kinds:
+                cells += [str(tested[axis, key]), tested[axis, key].corrected]
+            lines.append("| " + " | ".join(cells) + " |")
+        return "\n".join(lines)

@@ -176,8 +176,9 @@ def draw_tilt(runs: Sequence[Aligned], file: Path) -> None:
                     error = (bar.high or bar.value) - bar.value
                     label = f"of {form}" if place == 0 else None
                     ax.bar(place + 0.27 * (shift - 1), bar.value, 0.25, yerr=error, color=COLOURS[form], label=label)
-            ax.set_xticks(range(len(POWERS)), [f"trained with {name}" for name in POWERS])
-            ax.set_title(contrast)
+            ax.set_xticks(range(len(POWERS)), list(POWERS))
+            ax.set(title=contrast, xlabel="trained with", ylim=(-0.1, 1.05))
+            ax.axhline(1, color=GUIDE, linewidth=0.8, linestyle=":")
         axes[0].set_ylabel("share of variance explained")
         axes[0].legend(title="closed form", fontsize=9)
         figure.savefig(file)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from lit_align.comparison.numbers import t_interval
 from lit_align.data.report.figures import CHOSEN, GUIDE, REJECTED, STYLE
 from tools.evidence.intervals import compare, with_interval
 from tools.evidence.sweeps import RunNumbers
 
+Numbers = NDArray[np.float64]
+AXES = ("length", "score", "kl")
+Methods = dict[str, dict[int, RunNumbers]]
 PARENTS: dict[str, str | None] = {
     "dpo": None,
     "averaged dpo": None,
@@ -62,7 +66,7 @@ def final(run: RunNumbers, name: str) -> float:
     return float(run.steps[max(run.steps, key=int)][name])
 
 
-def by_method(runs: Sequence[RunNumbers]) -> dict[str, dict[int, RunNumbers]]:
+def by_method(runs: Sequence[RunNumbers]) -> Methods:
     """Return seed → run for each method, in the order of ``PARENTS``."""
     found: dict[str, dict[int, RunNumbers]] = {name: {} for name in PARENTS}
     for run in runs:
@@ -71,31 +75,52 @@ def by_method(runs: Sequence[RunNumbers]) -> dict[str, dict[int, RunNumbers]]:
 
 
 def table(runs: Sequence[RunNumbers]) -> str:
-    """Return length, score and KL of each method, and its paired differences to its parent."""
+    """Return length, score and KL of each method, and its paired differences to its parent, by seed and by prompt."""
     methods = by_method(runs)
-    pairs = {name: PARENTS[name] for name in methods if PARENTS[name] in methods}
-    differences = {
-        f"{axis}/{name}": [
-            final(run, axis) - final(methods[parent][seed], axis) for seed, run in methods[name].items()
-        ]
-        for axis in ("score", "length")
-        for name, parent in pairs.items()
-        if parent is not None
-    }
-    tested = compare(differences)
-    heads = ("method", "seeds", "length", "true score", "KL", "beside", "score −", "p (Holm)", "length −", "p (Holm)")
+    by_seed, by_prompt = compare(differences(methods, mean)), compare(differences(methods, over_prompts))
+    heads = ["method", "seeds", *AXES, "beside"]
+    for axis in AXES[:2]:
+        heads += [f"{axis} −, over seeds", "p (Holm)", f"{axis} −, over prompts", "p (Holm)"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name, seeds in methods.items():
-        cells: list[Any] = [len(seeds)]
+        cells = [name, str(len(seeds))]
         cells += [with_interval(t_interval([final(run, axis) for run in seeds.values()])) for axis in AXES]
-        if name in pairs:
-            score, length = tested[f"score/{name}"], tested[f"length/{name}"]
-            cells += [pairs[name], score, f"{score.holm:.2f}", length, f"{length.holm:.2f}"]
-        lines.append("| " + " | ".join(map(str, [name, *cells, *[""] * (len(heads) - 1 - len(cells))])) + " |")
+        cells.append(PARENTS[name] or "")
+        for axis in AXES[:2]:
+            for tested in (by_seed, by_prompt):
+                each = tested.get((axis, name))
+                cells += [str(each), each.corrected] if each else ["", ""]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-AXES = ("length", "score", "kl")
+def differences(methods: Methods, values: Callable[[Numbers], list[float]]) -> dict[tuple[str, str], list[float]]:
+    """Return the differences of every method to its parent, of score and of length.
+
+    Args:
+        methods: from `by_method`.
+        values: from the differences of all prompts, [seed, prompt], to what is tested.
+    """
+    found = {}
+    for name, seeds in methods.items():
+        parents = methods.get(PARENTS[name] or "", {})
+        shared = [seed for seed in seeds if seed in parents]
+        for axis in AXES[:2] if shared else ():
+            own, other = (
+                np.array([each[seed].final[axis] for seed in shared], dtype=float) for each in (seeds, parents)
+            )
+            found[axis, name] = values(own - other)
+    return found
+
+
+def mean(cells: Numbers) -> list[float]:
+    """Return the mean difference of each seed."""
+    return list(cells.mean(axis=1))
+
+
+def over_prompts(cells: Numbers) -> list[float]:
+    """Return the difference on each prompt, a mean over seeds."""
+    return list(cells.mean(axis=0))
 
 
 def draw(runs: Sequence[RunNumbers], file: Path) -> None:

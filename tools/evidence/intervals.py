@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from scipy.special import stdtr
 
 from lit_align.comparison.numbers import t_interval
 from lit_align.evaluation.record import MetricEstimate
+
+Name = TypeVar("Name")
 
 
 @dataclass(frozen=True)
@@ -19,31 +22,38 @@ class Comparison:
     Args:
         difference: mean and 95 % interval.
         p: of a two-sided t test that it is 0.
-        holm: p, corrected for all comparisons of the table by Holm's method.
+        holm: p, corrected for all comparisons of the table by Holm's method; None for a single value.
     """
 
     difference: MetricEstimate
     p: float
-    holm: float
+    holm: float | None
+
+    @property
+    def corrected(self) -> str:
+        """The corrected p as text; empty for a single value."""
+        return "" if self.holm is None else f"{self.holm:.2f}" if self.holm >= 0.01 else "< 0.01"
 
     def __str__(self) -> str:
         """Return the difference with its interval, in bold where it holds after the correction."""
         text = with_interval(self.difference)
-        return f"**{text}**" if self.holm < 0.05 else text
+        return f"**{text}**" if self.holm is not None and self.holm < 0.05 else text
 
 
-def compare(differences: Mapping[str, Sequence[float]]) -> dict[str, Comparison]:
-    """Test paired differences of a table.
+def compare(differences: Mapping[Name, Sequence[float]]) -> dict[Name, Comparison]:
+    """Test paired differences of a table; those with a single value are not tested.
 
     Args:
-        differences: name → the difference of each seed.
+        differences: name → the difference of each seed, or of each prompt.
 
     >>> [round(each.holm, 3) for each in compare({"a": [1.0, 1.1, 0.9], "b": [1.0, -1.0, 0.3]}).values()]
-    [0.007, 0.87]
+    [0.007, 0.88]
     """
     p = {name: t_test(values) for name, values in differences.items()}
-    corrected = holm(p)
-    return {name: Comparison(t_interval(list(differences[name])), p[name], corrected[name]) for name in differences}
+    corrected = holm({name: value for name, value in p.items() if len(differences[name]) > 1})
+    return {
+        name: Comparison(t_interval(list(differences[name])), p[name], corrected.get(name)) for name in differences
+    }
 
 
 def t_test(values: Sequence[float]) -> float:
@@ -55,13 +65,13 @@ def t_test(values: Sequence[float]) -> float:
     return 2 * float(stdtr(count - 1, -abs(mean) / spread))
 
 
-def holm(p: Mapping[str, float]) -> dict[str, float]:
+def holm(p: Mapping[Name, float]) -> dict[Name, float]:
     """Return p values corrected by Holm's method: the k-th smallest of m times m + 1 - k, never decreasing.
 
     >>> holm({"a": 0.01, "b": 0.04, "c": 0.03})
     {'a': 0.03, 'c': 0.06, 'b': 0.06}
     """
-    corrected: dict[str, float] = {}
+    corrected: dict[Name, float] = {}
     largest = 0.0
     for rank, name in enumerate(sorted(p, key=lambda name: p[name])):
         largest = max(largest, min(1.0, p[name] * (len(p) - rank)))

@@ -43,6 +43,8 @@ def measure(run: Path) -> dict[str, Any]:
     return {
         "steps": steps,
         "final": {
+            "score": [row["policy_score"] for row in last],
+            "length": [row["policy_tokens"] for row in last],
             "won": [comparison(row["policy_score"], other["policy_score"]) for row, other in pairs],
             "longer": [len(row["policy"]) - len(other["policy"]) for row, other in pairs],
             "kl": _divergence(policy, last),
