@@ -58,7 +58,7 @@ class ProcessPool:
                     process = start_process(task, self.threads, device)
                     self.running[process] = (task, device)
                     if self.received:  # while the process was started
-                        self._hand_on(self.received)
+                        self._hand_on(self.received, [process])
                 for process in self._wait():
                     task, device = self.running.pop(process)
                     free.append(device)
@@ -89,10 +89,10 @@ class ProcessPool:
             name = SIGNAL_NAMES[signal.Signals(number)]
             print(f"{name}: cells stop after their step; the same command goes on from there", file=sys.stderr)
         self.received = number
-        self._hand_on(number)
+        self._hand_on(number, list(self.running))
 
-    def _hand_on(self, number: int) -> None:
-        for process in list(self.running):
+    def _hand_on(self, number: int, processes: Sequence[BaseProcess]) -> None:
+        for process in processes:
             if process.pid is not None and process.is_alive():
                 os.kill(process.pid, number)
 

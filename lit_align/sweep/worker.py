@@ -16,6 +16,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from lit_align.interrupts import SIGNAL_NAMES
+
 LOG = "log.txt"
 """File in a cell's folder with all that its processes print."""
 HEADING = "── "
@@ -56,7 +58,11 @@ def start_process(task: Task, threads: int | None, device: str | None) -> BasePr
     """
     context: Any = multiprocessing.get_context("fork" if can_fork() else "spawn")
     process: BaseProcess = context.Process(target=run_task, args=(task, threads, device, os.getpid()))
-    process.start()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNAL_NAMES)
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return process
 
 
@@ -83,8 +89,7 @@ def run_task(task: Task, threads: int | None, device: str | None, parent: int) -
         device: see ``start_process``.
         parent: id of the process that waits for this one; this one stops in order when that ends.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):  # the handlers of the parent are not for this process
-        signal.signal(number, signal.SIG_DFL)
+    leave_parents_signals()
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     task.folder.mkdir(parents=True, exist_ok=True)
@@ -100,6 +105,13 @@ def run_task(task: Task, threads: int | None, device: str | None, parent: int) -
     sys.argv[1:] = ["fit", *task.arguments]  # what Lightning starts further processes of the same run with
     print(f"{HEADING}{time.strftime('%Y-%m-%d %H:%M:%S')} {task.name}", flush=True)
     _run_cell(task) if task.identity else _prepare(task)
+
+
+def leave_parents_signals() -> None:
+    """Replace the parent's handlers, which are not for this process, and let signals through that came meanwhile."""
+    for number in SIGNAL_NAMES:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNAL_NAMES)
 
 
 def _write_to(log: Path) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
+from lit_align.interrupts import Stopped
 from lit_align.sweep import pool as module
+from lit_align.sweep import worker
 from lit_align.sweep.command import threads_each
 from lit_align.sweep.pool import ProcessPool, SweepRun, last_lines, prepare_caches
 from lit_align.sweep.worker import LOG, Task
@@ -85,6 +90,40 @@ def test_a_device_is_used_by_one_process_at_a_time(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(pool, "_wait", lambda: list(pool.running)[:1])
     pool.run([task(name, tmp_path) for name in "abcd"], ended)
     assert taken == ["GPU-a", "GPU-b", "GPU-a", "GPU-b"]
+
+
+def test_a_signal_while_a_process_is_forked_reaches_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both processes end by it, also the one that had the handlers of its parent when it came."""
+    codes: list[int | None] = []
+
+    def work(*rest: object) -> None:
+        time.sleep(0.3)
+        worker.leave_parents_signals()
+        time.sleep(20)
+
+    def start(*rest: object) -> BaseProcess:
+        process = worker.start_process(*rest)  # type: ignore[arg-type]
+        if len(pool.running) == 1:  # the signal comes before the second process is known
+            signal.raise_signal(signal.SIGTERM)
+        return process
+
+    def ended(process: BaseProcess) -> None:
+        original(process)
+        codes.append(process.exitcode)
+
+    original = BaseProcess.join
+    monkeypatch.setattr(BaseProcess, "join", ended)
+    monkeypatch.setattr(worker, "run_task", work)
+    monkeypatch.setattr(module, "start_process", start)
+    before = signal.getsignal(signal.SIGTERM)
+    pool, began = ProcessPool(2), time.monotonic()
+    with pytest.raises(Stopped) as stopped:
+        pool.run([task(name, tmp_path) for name in "abc"], lambda task, code: None)
+    assert stopped.value.code == 143
+    assert codes == [-signal.SIGTERM] * 2
+    assert time.monotonic() - began < 15
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {signal.SIGTERM, signal.SIGINT}
 
 
 def test_threads_are_shared_unless_their_number_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
