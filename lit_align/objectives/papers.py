@@ -170,6 +170,12 @@ DISCOPOP = Paper(
 DPO_POSITIVE = Paper(
     "Pal et al.", "Smaug: Fixing Failure Modes of Preference Optimisation with DPO-Positive", "2402.13228"
 )
+DPO_SHIFT = Paper(
+    "Yang et al.", "DPO-Shift: Shifting the Distribution of Direct Preference Optimization", "2502.07599"
+)
+SIMPER = Paper(
+    "Xiao et al.", "SimPER: A Minimalist Approach to Preference Alignment without Hyperparameters", "2502.00883"
+)
 NCA = Paper("Chen et al.", "Noise Contrastive Alignment of Language Models with Explicit Rewards", "2402.05369")
 BCO = Paper("Jung et al.", "Binary Classifier Optimization for Large Language Model Alignment", "2404.04656")
 SPPO = Paper("Wu et al.", "Self-Play Preference Optimization for Language Model Alignment", "2405.00675")

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from lit_align.objectives.base import NO_NEEDS, Needs, Part
-from lit_align.objectives.papers import APO, BCO, NCA, SPPO, Paper
+from lit_align.objectives.papers import APO, BCO, NCA, SIMPER, SPPO, Paper
 from lit_align.types import PairScores
 
 
@@ -182,3 +182,29 @@ class AnchoredDown(Pointwise):
     def __call__(self, scores: PairScores) -> PairScores:
         chosen, rejected = (self.beta * scores).unbind(-1)
         return torch.stack([torch.sigmoid(chosen), torch.sigmoid(rejected - chosen)], -1)
+
+
+@dataclass(frozen=True)
+class InversePerplexity(Pointwise):
+    """``(1 - e^{β r_w}) + e^{β r_l}``: the probability of a token of the chosen response up, of the rejected one down.
+
+    With the mean log-probability as score and β = 1, ``e^r`` is the inverse perplexity of a response. Scores above 0,
+    which log-probabilities do not have, count as 0. The constant 1 keeps the loss from being negative.
+
+    Paper: SimPER, Xiao et al. 2025, arXiv:2502.00883.
+
+    Args:
+        beta: 1 in the paper, which has no such number.
+
+    >>> InversePerplexity()(torch.tensor([[-2.0, -1.5]]))  # 1 - 0.1353, 0.2231
+    tensor([[0.8647, 0.2231]])
+    """
+
+    beta: float = 1.0
+    source: ClassVar[Paper | None] = SIMPER
+    ranges: ClassVar[Mapping[str, str]] = {"beta": "(0, 1e6]"}
+
+    @override
+    def __call__(self, scores: PairScores) -> PairScores:
+        chosen, rejected = (self.beta * scores).clamp(max=0.0).unbind(-1)
+        return torch.stack([-torch.expm1(chosen), rejected.exp()], -1)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from lit_align.objectives.base import NO_NEEDS, Needs, Part
-from lit_align.objectives.papers import DPO_POSITIVE, R_DPO, SELF_REFINEMENT, SIMPO, Paper
+from lit_align.objectives.papers import DPO_POSITIVE, DPO_SHIFT, R_DPO, SELF_REFINEMENT, SIMPO, Paper
 from lit_align.types import Margin, PairLogProbs, PairScores
 
 
@@ -183,6 +183,34 @@ class LostLikelihood(Refinement):
     @override
     def __call__(self, logps: PairLogProbs, log_ratio: Callable[[PairLogProbs], PairScores]) -> Margin:
         return self.strength * F.relu(-log_ratio(logps)[:, 0])
+
+
+@dataclass(frozen=True)
+class RejectedShare(Refinement):
+    """``-strength r_l``: the rejected response counts less in the margin, which becomes ``r_w - (1 - strength) r_l``.
+
+    A margin grows most easily by lowering the rejected response, which often lowers the chosen one as well; where it
+    counts less, raising the chosen one pays more. Like `LostLikelihood` it is optimised along with the margin.
+
+    Paper: DPO-Shift, Yang et al. 2025, arXiv:2502.07599; strength = 1 - f(λ).
+
+    Args:
+        strength: the share of the rejected log-ratio that is left out, in [0, 1).
+
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> import torch
+    >>> RejectedShare(0.25)(worked_pair(), lambda logps: torch.tensor([[5.0, -2.0]]))  # 0.25 · 2
+    tensor([0.5000])
+    """
+
+    strength: float
+    source: ClassVar[Paper | None] = DPO_SHIFT
+    carries_gradient: ClassVar[bool] = True  # it is a part of the margin
+    ranges: ClassVar[Mapping[str, str]] = {"strength": "[0, 1)"}
+
+    @override
+    def __call__(self, logps: PairLogProbs, log_ratio: Callable[[PairLogProbs], PairScores]) -> Margin:
+        return -self.strength * log_ratio(logps)[:, 1]
 
 
 @dataclass(frozen=True)

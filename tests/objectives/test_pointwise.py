@@ -9,6 +9,7 @@ from lit_align.objectives import (
     AnchoredApart,
     AnchoredDown,
     BinaryLogistic,
+    InversePerplexity,
     NoiseContrast,
     Pointwise,
     SquareTargets,
@@ -16,7 +17,14 @@ from lit_align.objectives import (
 
 from ..laws.cases import gradient
 
-LOSSES = [NoiseContrast(0.3), BinaryLogistic(0.3), SquareTargets(0.3), AnchoredApart(0.3), AnchoredDown(0.3)]
+LOSSES = [
+    NoiseContrast(0.3),
+    BinaryLogistic(0.3),
+    SquareTargets(0.3),
+    AnchoredApart(0.3),
+    AnchoredDown(0.3),
+    InversePerplexity(0.3),
+]
 
 
 @pytest.mark.parametrize(
@@ -30,6 +38,7 @@ LOSSES = [NoiseContrast(0.3), BinaryLogistic(0.3), SquareTargets(0.3), AnchoredA
         (AnchoredApart(0.1), (5.0, -2.0), 0.8277067),  # 0.3775407 + 0.4501660
         (AnchoredDown(0.1), (5.0, -2.0), 0.9542715),  # 0.6224593 + 0.3318122
         (AnchoredDown(0.1), (0.0, 0.0), 1.0),
+        (InversePerplexity(), (-2.0, -1.5), 1.0877949),  # 1 - e^-2 + e^-1.5
     ],
 )
 def test_golden(loss: Pointwise, scores: tuple[float, float], expected: float) -> None:

@@ -33,6 +33,7 @@ from lit_align.objectives import (
     discopop,
     dpo,
     dpo_positive,
+    dpo_shift,
     exo,
     forward_kl_dpo,
     ipo,
@@ -48,6 +49,7 @@ from lit_align.objectives import (
     robust_dpo,
     rpo,
     rso,
+    simper,
     simpo,
     slic,
     slic_hf,
@@ -81,6 +83,8 @@ GOLDEN: list[tuple[Objective, float, tuple[float, float]]] = [
     (robust_dpo(0.1, 0.1), 0.3156860, (-0.0456812, 0.0456812)),  # .4031860 - .7 / 8, .1 (σ(-.7) + 1 / 8)
     (exo(0.1, 0.1), 0.1989718, (-0.0331954, 0.0331954)),  # .1 σ(.7) σ(-.7) (.7 - log 9)
     (discopop(0.1), 0.4965852, (-0.0496584, 0.0496584)),  # e^-.7, up to σ(-14)
+    (dpo_shift(0.1, 0.75), 0.4200553, (-0.0342990, 0.0257242)),  # logit .1 (5 + .75 · 2)
+    (simper(), 1.0877949, (-0.0135335, 0.0055783)),  # 1 - e^-2 + e^-1.5; e^-2 / 10, e^-1.5 / 40
     (dpo_positive(0.1, 50.0), 0.4031860, (-0.0331812, 0.0331812)),  # r_w is 5
     (nca(0.1), 1.2601850, (-0.0066311, 0.0225083)),  # .1 (½ σ(.5) - σ(-.5)), .1 ½ σ(-.2)
     (bco_unshifted(0.1), 1.0722159, (-0.0377541, 0.0450166)),  # -.1 σ(-.5), .1 σ(-.2)
@@ -279,6 +283,8 @@ FORMULAS: dict[str, Callable[[Tokens, Tokens], float]] = {
     ),
     "exo": lambda c, r: reverse_kl(0.1 * margin(c, r), 1e-3),
     "discopop": lambda c, r: modulated(0.05 * margin(c, r)),
+    "dpo_shift": lambda c, r: -log_sigmoid(0.1 * (log_ratio(c) - 0.75 * log_ratio(r))),
+    "simper": lambda c, r: 1 - math.exp(-nll(c)) + math.exp(-nll(r)),
     "dpo_positive": lambda c, r: -log_sigmoid(0.3 * (margin(c, r) - 50.0 * fallen(c))),
     "nca": lambda c, r: (
         -log_sigmoid(0.01 * log_ratio(c))

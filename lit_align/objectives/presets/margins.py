@@ -12,7 +12,7 @@ from lit_align.objectives.contrast import Hinge, Logistic, LogisticExponential, 
 from lit_align.objectives.papers import CDPO, ODPO, RSO, cite
 from lit_align.objectives.preference import PreferenceObjective
 from lit_align.objectives.presets.registry import Group, preset
-from lit_align.objectives.refinement import LostLikelihood, SelfRefine
+from lit_align.objectives.refinement import LostLikelihood, RejectedShare, SelfRefine
 from lit_align.objectives.regularizer import ConditionalMatching, Entropy
 
 
@@ -257,6 +257,24 @@ def dpo_positive(beta: float = 0.3, strength: float = 50.0) -> PreferenceObjecti
     tensor([0.4741])
     """
     return PreferenceObjective(Logistic(beta), refinement=LostLikelihood(strength))
+
+
+@preset(Group.CONTRAST, "chosen responses lose likelihood under DPO, and a smaller margin is a price worth paying")
+def dpo_shift(beta: float = 0.1, share: float = 0.75) -> PreferenceObjective:
+    """``-log σ(β (r_w - f r_l))``: DPO in which the rejected response counts less.
+
+    Parts: Logistic, RejectedShare(1 - f). Paper: Yang et al. 2025, arXiv:2502.07599, with f(λ) fixed; the
+    authors also move it from 0.5 to 1, or back, during a run, which has no counterpart here. 0.75 is the middle.
+
+    Args:
+        beta: inverse temperature, 1 / nats.
+        share: f(λ), what a nat of the rejected log-ratio counts, above 0 and at most 1; 1 is DPO.
+
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> dpo_shift()(worked_pair()).loss  # -log σ(0.1 · (5 + 0.75 · 2))
+    tensor([0.4201])
+    """
+    return PreferenceObjective(Logistic(beta), refinement=RejectedShare(1 - share))
 
 
 @preset(

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from lit_align.objectives.pointwise import AnchoredApart, AnchoredDown, BinaryLogistic, NoiseContrast, SquareTargets
+from lit_align.objectives.averaging import Mean
+from lit_align.objectives.pointwise import (
+    AnchoredApart,
+    AnchoredDown,
+    BinaryLogistic,
+    InversePerplexity,
+    NoiseContrast,
+    SquareTargets,
+)
 from lit_align.objectives.presets.registry import Group, preset
+from lit_align.objectives.regularizer import Entropy
 from lit_align.objectives.response import ResponseObjective, RunningMean
 
 
@@ -116,3 +125,16 @@ def apo_down(beta: float = 0.1) -> ResponseObjective:
     tensor([0.9543])
     """
     return ResponseObjective(AnchoredDown(beta))
+
+
+@preset(Group.RESPONSE, "no reference and nothing to tune")
+def simper() -> ResponseObjective:
+    """``1 - e^{lp̄_w} + e^{lp̄_l}``: inverse perplexities, without a reference and without a hyperparameter.
+
+    Parts: InversePerplexity, Mean, Entropy. Paper: Xiao et al. 2025, arXiv:2502.00883, whose loss is less by 1.
+
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> simper()(worked_pair()).loss  # 1 - e^-2 + e^-1.5
+    tensor([1.0878])
+    """
+    return ResponseObjective(InversePerplexity(), averaging=Mean(), regularizer=Entropy())
