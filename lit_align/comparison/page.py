@@ -125,7 +125,7 @@ def sections_of(runs: Sequence[Run], models: Sequence[EvaluatedModel], prompts: 
     fronts = [front_table(each) for each in (*evaluated, plane) if each]
     whole = [plane_table(plane)] if plane else []
     diverged = training_plane(runs, DIVERGENCE_PLANES)
-    results = [results_table(runs), seeds_table(runs)]
+    results = [results_table(runs).untitled, seeds_table(runs)]
     sections = [
         Section("Runs", tables=(replace(overview(runs), title=""),)),
         Section("Length and score", large=_known(planes), tables=tuple(fronts), folded=tuple(whole)),

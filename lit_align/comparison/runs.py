@@ -146,7 +146,8 @@ def read_run(folder: Path, name: str = "") -> Run:
         what = "is empty" if (folder / METRICS).is_file() else "is missing"
         raise NotARunError(f"{folder}: {METRICS} {what}: the run has not reported anything yet")
     settings = flatten(_read_yaml(folder / CONFIG))
-    notes = [text for file, text in _MISSING.items() if not (folder / file).is_file()]
+    expected = [file for file in _MISSING if file != SAMPLE_ROWS or settings.get("task") != "reward"]
+    notes = [_MISSING[file] for file in expected if not (folder / file).is_file()]
     if not settings:
         notes.append("its settings are not known")
     content = _read_json(folder / DATA)

@@ -236,6 +236,8 @@ def test_reward_and_on_policy_runs_have_figures_of_their_own(sweep: Path, tmp_pa
     assert [page.row("calibration error", name) for name in ("b", "reward", "online")] == ["–", "0.2", "–"]
     assert page.row("reward of its responses (score minus penalty)", "online") == "1.2"
     assert page.row("divergence from the reference (nats)", "online") == "3"
+    assert "no samples" in page.row("online", "notes")
+    assert "no samples" not in page.row("reward", "notes"), "which writes nothing"
 
 
 def test_each_judge_has_a_plane_and_rows(sweep: Path, tmp_path: Path) -> None:
