@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from lit_align import __version__
 from lit_align.models.loading import HUB_NAME
 from tests.runner import lit_align
 
@@ -135,3 +138,23 @@ def test_the_tree_of_the_package_names_what_exists() -> None:
 def test_links_lead_somewhere() -> None:
     targets = [target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", README) if "://" not in target]
     assert [target for target in targets if target and not (ROOT / target).exists()] == []
+
+
+@pytest.mark.long
+def test_the_entry_in_python_trains(tmp_path: Path) -> None:
+    """As the page shows it, but for a limit of steps; in a process of its own, as in a script."""
+    (text,) = re.findall(r"^```python\n(.*?)^```", START, re.MULTILINE | re.DOTALL)
+    assert len([line for line in text.splitlines() if line]) <= 12
+    limits = "limit_train_batches=2, limit_val_batches=1, logger=False, enable_checkpointing=False"
+    (tmp_path / "script.py").write_text(text.replace("max_epochs=1", f"max_epochs=1, {limits}"), "utf-8")
+    words = [sys.executable, "script.py"]
+    ended = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert re.search(r"^tensor\(0\.\d+\)$", ended.stdout, re.MULTILINE), ended.stdout
+    assert (tmp_path / "my_policy" / "model.safetensors").is_file()
+
+
+def test_the_citation_has_the_version() -> None:
+    (entry,) = re.findall(r"^```bibtex\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert f"version = {{{__version__}}}" in entry
+    assert f"version: {__version__}" in (ROOT / "CITATION.cff").read_text("utf-8")
