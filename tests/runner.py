@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from lit_align.callbacks import training_figures
 from lit_align.cli import main
 from lit_align.cli.early_checks import check_command_line
 from lit_align.models import Loading, load_causal_lm
@@ -23,12 +24,13 @@ from lit_align.models import Loading, load_causal_lm
 for late in ("lit_align.cli.run", "pyarrow.compute", "torch.utils.tensorboard"):
     import_module(late)  # a run imports them late: do it before forking
 load_causal_lm("testbed:policy", Loading())  # transformers builds its table of weight names at the first model
-for task in ("preference", "reward", "online"):
-    check_command_line(["fit", "--task", task])  # which reads signatures once per process
 
 QUIET = ("--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu")
 SHORT = ("--samples.count", "0", "--export.form", "none", *QUIET)
 BASE = ("--model.policy", "testbed:policy", "--model.optimizer.lr", "1e-3", "--trainer.log_every_n_steps", "1")
+TRAINED = ("--data.train", "rows", "--data.validation", "rows", "--data.batch_size", "2", "--checkpoints.keep", "-1")
+for task in ("preference", "reward", "online"):
+    check_command_line(["fit", "--task", task, *BASE, *SHORT, *TRAINED])  # which reads sources once per process
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,15 @@ class Ended:
     out: str
 
 
-def lit_align(*words: object, folder: Path | None = None, **environment: str) -> Ended:
-    """Run ``python -m lit_align *words`` in a forked child."""
+def lit_align(*words: object, folder: Path | None = None, figures: bool = False, **environment: str) -> Ended:
+    """Run ``python -m lit_align *words`` in a forked child, without the figures of training, which take seconds."""
 
     def work() -> None:
         os.environ.update(environment)
         if folder is not None:
             os.chdir(folder)
+        if not figures:
+            training_figures.LEAST_VALIDATIONS = sys.maxsize
         main([str(word) for word in words])
 
     return forked([work])[0]
@@ -60,6 +64,7 @@ def ranks(processes: int, *words: object) -> list[Callable[[], None]]:
     """Return a function for each of several processes that runs a command."""
 
     def run(rank: int) -> None:
+        training_figures.LEAST_VALIDATIONS = sys.maxsize
         main([*map(str, words), "--trainer.devices", str(processes)])
 
     return in_processes(processes, run)

@@ -26,7 +26,8 @@ def run(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("figures") / "run"
     words = ("--data.train", rows, "--data.validation", rows, "--data.batch_size", 2, "--trainer.max_steps", 3)
     words += ("--trainer.val_check_interval", 1, "--samples.count", 2, "--samples.sampling.max_new_tokens", 4)
-    ok(lit_align("fit", "--run", folder, *BASE, *QUIET, *words, "--model.objective", "dpo", "--export.form", "none"))
+    words += ("--model.objective", "dpo", "--export.form", "none")
+    ok(lit_align("fit", "--run", folder, *BASE, *QUIET, *words, figures=True))
     return folder
 
 
