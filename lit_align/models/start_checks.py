@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from lit_align.models.lm_head.patch import base_of
 from lit_align.models.score_model import ScoreModel
+from lit_align.models.sharding import is_sharded
 
 PASSES = 8
 """Passes in training mode of a model that draws random numbers; each with another seed."""
@@ -113,15 +114,22 @@ def check_training_mode(model: nn.Module, name: str, sequences: Sequence[Sequenc
 def without_gradient(model: nn.Module) -> tuple[list[str], list[str]]:
     """Return the names of the trainable weights that a text does not reach, in two lists.
 
-    The graph of one forward pass is followed, without a backward pass. The first list has parts that no text
-    reaches, such as the vision tower of a vision-language model. The second has parts that this text does not
+    The graph of one forward pass is followed, without a backward pass; of a sharded model, whose graph has gathered
+    weights in place of its own, a backward pass is taken, in all processes at once. The first list has parts that no
+    text reaches, such as the vision tower of a vision-language model. The second has parts that this text does not
     reach while their siblings are reached, such as experts that get no token: another text may.
 
     Args:
-        model: a language model or a score model, not sharded.
+        model: a language model or a score model, without gradients.
     """
     with evaluating(model), torch.enable_grad():
-        reached = _leaves(_read(model, torch.tensor([[1, 2, 3]])))
+        values = _read(model, torch.tensor([[1, 2, 3]]))
+        if is_sharded(model):
+            values.sum().backward()
+            reached = {id(weight) for weight in model.parameters() if weight.grad is not None}
+            model.zero_grad()
+        else:
+            reached = _leaves(values)
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     prefixes = {prefix for name, weight in trained.items() if id(weight) in reached for prefix in _prefixes(name)}
     never: list[str] = []

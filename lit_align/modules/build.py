@@ -93,17 +93,17 @@ def build_models(
 def freeze_unused(module: LightningModule, model: nn.Module) -> None:
     """Freeze the weights of a trained model that no text reaches, and name them; warn of those that few texts reach.
 
-    They would get no gradient, at which DDP stops in the second step. Sharded models are left as they are, and those
-    of a dry run, which hold no numbers.
+    They would get no gradient, at which DDP stops in the second step. The models of a dry run, which hold no numbers,
+    are left as they are.
 
     Args:
         module: its trainer's strategy has moved nothing yet.
-        model: a model that is trained, whole.
+        model: a model that is trained.
     """
-    if is_sharded(model) or any(weight.is_meta for weight in model.parameters()):
+    if any(weight.is_meta for weight in model.parameters()):
         return
     trainer = module._trainer
-    if trainer is not None:
+    if trainer is not None and not is_sharded(model):
         model.to(trainer.strategy.root_device)  # some kernels run there alone
     never, not_here = without_gradient(model)
     for name in never:

@@ -227,10 +227,22 @@ def test_experts_that_get_no_token_are_told_from_parts_that_no_text_reaches() ->
 
 
 @pytest.mark.long
-def test_a_vision_language_model_is_trained_on_texts_by_two_processes(rows: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lora", [False, True], ids=["whole", "an adapter"])
+def test_a_vision_language_model_is_trained_on_texts_by_two_processes(rows: Path, tmp_path: Path, lora: bool) -> None:
+    """Whole or sharded, the same weights are trained, so that each goes on from the checkpoints of the other."""
     policy = saved(vision_language(vocabulary=1100), tmp_path / "policy")
     load_tokenizer("testbed:policy").save_pretrained(policy)
     words = ("fit", *BASE, *SHORT, "--model.objective", "dpo", "--data.train", rows, "--trainer.max_steps", 3)
-    for ended in distributed(2, *words, "--run", tmp_path / "run", "--model.policy", policy):
+    kept = ("--checkpoints.every_n_steps", 1, "--checkpoints.keep", -1, *(("--model.lora.rank", 2) if lora else ()))
+    whole = tmp_path / "whole"
+    for ended in distributed(2, *words, *kept, "--run", whole, "--model.policy", policy):
         ok(ended)
-    assert metrics(tmp_path / "run")[-1]["step"] == 3
+    assert metrics(whole)[-1]["step"] == 3
+    sharded, back = tmp_path / "sharded", tmp_path / "back"
+    for run, start, strategy in ((sharded, whole, ("--trainer.strategy", "fsdp")), (back, sharded, ())):
+        checkpoint = start / "checkpoints" / f"step={1 if start == whole else 2}.ckpt"
+        more = ("--run", run, "--model.policy", policy, "--ckpt_path", checkpoint, *strategy)
+        for ended in distributed(2, *words, *kept, *more):
+            ok(ended)
+        ours, theirs = ({**metrics(each)[-1], "train/throughput/tokens_per_second": 0} for each in (run, whole))
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)

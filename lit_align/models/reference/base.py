@@ -267,12 +267,16 @@ class AdapterOff(LiveReference):
         # Evaluation mode switches the adapter's dropout off, whatever the policy's mode.
         policy = _attached(self._policy)
         training = policy.training
+        frozen = {name for name, weight in policy.named_parameters() if not weight.requires_grad}
         policy.eval()
         try:
             with policy.disable_adapter():
                 yield policy
         finally:
             policy.train(training)
+            for name, weight in policy.named_parameters():  # PEFT lets all of the adapter's be trained again
+                if name in frozen:
+                    weight.requires_grad_(False)
 
     @override
     def apply(self, change: Callable[[Tensor], Tensor]) -> None:

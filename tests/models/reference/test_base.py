@@ -155,3 +155,16 @@ def test_a_moving_reference_needs_a_policy_without_adapter() -> None:
 def test_numbers_of_a_moving_reference_out_of_range(every: int, mixing: float, found: str) -> None:
     with pytest.raises(ValueError, match=found):
         MovingReference(every=every, mixing=mixing)
+
+
+def test_weights_of_the_adapter_that_are_frozen_stay_so() -> None:
+    """PEFT lets all weights of an adapter be trained when it is switched on again."""
+    policy = LoRA(rank=2).wrap(tiny_llama())
+    frozen = next(name for name, weight in policy.named_parameters() if weight.requires_grad)
+    policy.get_parameter(frozen).requires_grad_(False)
+    before = {name for name, weight in policy.named_parameters() if weight.requires_grad}
+    reference = AdapterOff()
+    reference.attach(policy)
+    with reference.active():
+        pass
+    assert {name for name, weight in policy.named_parameters() if weight.requires_grad} == before
