@@ -4,6 +4,7 @@ from lit_align.objectives.regularizer import KL, ConditionalMatching, Entropy, R
 from lit_align.online.advantage import GAE, Advantage, GreedyBaseline, GroupNormalised, LeaveOneOut
 from lit_align.online.bradley_terry import BradleyTerry
 from lit_align.online.exact import Problem, matching_kl
+from lit_align.online.length import KLAfter, LengthControl, MeanPenalty, NoLengthControl, TokenCost
 from lit_align.online.matching import PairedPreferences
 from lit_align.online.objective import Experience, OnlineObjective, OnlineOutcome
 from lit_align.online.pairing import BestAgainstWorst, EveryPair, PairLabels, RandomPairs, ResponsePairing
@@ -24,6 +25,11 @@ __all__ = [
     "ConditionalMatching",
     "Entropy",
     "GreedyBaseline",
+    "KLAfter",
+    "LengthControl",
+    "MeanPenalty",
+    "NoLengthControl",
+    "TokenCost",
     "GroupNormalised",
     "LeaveOneOut",
     "EveryPair",

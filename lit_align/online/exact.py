@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TypeAlias, final
 
@@ -10,10 +11,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lit_align.objectives.regularizer import Regularizer
+from lit_align.online.length import LengthControl, NoLengthControl
 from lit_align.types import RolloutMask, RolloutScores, RolloutTokens
 
 Listed: TypeAlias = Float[Tensor, " rollout"]
 """A value per response of the whole set."""
+
+BISECTIONS = 100
+"""Steps of a bisection, more than float64 can resolve."""
 
 
 @final
@@ -27,6 +32,7 @@ class Problem:
         score: r of each response.
         mask: true on the tokens of each response.
         reference: log-probabilities of its tokens under the reference; None for a regularizer that needs none.
+        length: changes the penalties by position or length.
     """
 
     regularizer: Regularizer
@@ -34,13 +40,15 @@ class Problem:
     score: RolloutScores
     mask: RolloutMask
     reference: RolloutTokens | None = None
+    length: LengthControl = NoLengthControl()
 
     def optimum(self) -> Listed:
         """Return the log-probabilities of the optimum: ``r / β - Σ_t penalty_t`` at ``log π = 0``, normalised.
 
         Every penalty here is log π less something that does not depend on the policy, and the penalty at log π = 0 is
         minus that something, so the optimum is ``softmax(r)`` for `Entropy` at β = 1, ``π_ref exp(r / β)`` for `KL`,
-        and the same against the masked reference for `ConditionalMatching`.
+        and the same against the masked reference for `ConditionalMatching`. Where penalties are divided by n, it is
+        where no response is better than another: ``log π = n (r / β - mean penalty + c)``, normalised by c.
 
         >>> from lit_align.objectives.regularizer import KL, Entropy
         >>> score, reference = torch.tensor([51.0, 49.0]).log(), torch.tensor([[0.99], [0.01]]).log()
@@ -51,18 +59,35 @@ class Problem:
         tensor([0.9933, 0.0067])
         """
         zero = torch.zeros_like(self.mask, dtype=self.score.dtype)
-        left = torch.where(self.mask, self.regularizer(zero, self.reference), 0.0).sum(-1)
-        return (self.score / self.beta - left).log_softmax(-1)
+        apart = self.score / self.beta - self._penalty(zero)
+        if not self.length.power:
+            return apart.log_softmax(-1)
+        return _normalised(apart, self.mask.sum(-1) ** self.length.power)
 
     def value(self, tokens: RolloutTokens) -> Tensor:
-        """Return the objective of a policy; its gradient is the exact policy gradient.
+        """Return the objective of a policy; its gradient is the exact policy gradient, of penalties that are fixed.
 
         Args:
             tokens: log-probabilities of the tokens of each response under the policy.
         """
-        penalty = torch.where(self.mask, self.regularizer(tokens, self.reference), 0.0).sum(-1)
         whole = torch.where(self.mask, tokens, 0.0).sum(-1)
-        return (whole.exp() * (self.score - self.beta * penalty)).sum()
+        return (whole.exp() * (self.score - self.beta * self._penalty(tokens).detach())).sum()
+
+    def _penalty(self, tokens: RolloutTokens) -> RolloutScores:
+        penalty = self.regularizer(tokens, self.reference)
+        return torch.where(self.mask, self.length(penalty, tokens, self.reference, self.mask), 0.0).sum(-1)
+
+
+def _normalised(apart: RolloutScores, exponent: RolloutScores) -> Listed:
+    """Return ``exponent (apart + c)`` with the c for which its exponentials sum to 1, by bisection."""
+    low, high = -apart.max() - math.log(len(apart)), -apart.min()
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        if float((exponent * (apart + middle)).logsumexp(-1)) > 0:
+            high = middle
+        else:
+            low = middle
+    return (exponent * (apart + low)).log_softmax(-1)
 
 
 def matching_kl(score: RolloutScores, log_probs: Listed) -> Tensor:

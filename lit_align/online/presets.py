@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lit_align.objectives.regularizer import KL, ConditionalMatching, Entropy
 from lit_align.online.advantage import GAE, Advantage
+from lit_align.online.length import LengthControl, NoLengthControl
 from lit_align.online.rlhf import RLHF
 from lit_align.online.surrogate import Clipped, Surrogate
 from lit_align.online.weighting import TokenMean, TokenWeighting
@@ -15,6 +16,7 @@ def kl_rlhf(
     surrogate: Surrogate = Clipped(),
     weighting: TokenWeighting = TokenMean(),
     score_limit: float | None = None,
+    length: LengthControl = NoLengthControl(),
 ) -> RLHF:
     """``max E[r] - β KL(π ‖ π_ref)``, whose optimum is ``π ∝ π_ref exp(r / β)``: standard RLHF.
 
@@ -26,11 +28,12 @@ def kl_rlhf(
         surrogate: from advantages to a loss per token.
         weighting: how much a token counts.
         score_limit: scores are clamped to ± this.
+        length: what keeps the optimum's length finite.
 
     >>> kl_rlhf().regularizer, kl_rlhf().cautions
     (KL(), ())
     """
-    return RLHF(KL(), beta, advantage, surrogate, weighting, score_limit=score_limit)
+    return RLHF(KL(), beta, advantage, surrogate, weighting, score_limit=score_limit, length=length)
 
 
 def pm_rlhf(
@@ -39,6 +42,7 @@ def pm_rlhf(
     surrogate: Surrogate = Clipped(),
     weighting: TokenWeighting = TokenMean(),
     score_limit: float | None = None,
+    length: LengthControl = NoLengthControl(),
 ) -> RLHF:
     """``max E[r - β log π]``, whose optimum is ``π ∝ exp(r / β)``: preference matching where β is 1.
 
@@ -50,11 +54,12 @@ def pm_rlhf(
         surrogate: from advantages to a loss per token.
         weighting: how much a token counts.
         score_limit: scores are clamped to ± this.
+        length: what keeps the optimum's length finite.
 
     >>> pm_rlhf().regularizer, pm_rlhf().needs.reference
     (Entropy(), False)
     """
-    return RLHF(Entropy(), beta, advantage, surrogate, weighting, score_limit=score_limit)
+    return RLHF(Entropy(), beta, advantage, surrogate, weighting, score_limit=score_limit, length=length)
 
 
 def conditional_pm_rlhf(
@@ -64,6 +69,7 @@ def conditional_pm_rlhf(
     surrogate: Surrogate = Clipped(),
     weighting: TokenWeighting = TokenMean(),
     score_limit: float | None = None,
+    length: LengthControl = NoLengthControl(),
 ) -> RLHF:
     """Preference matching on tokens that the reference finds likelier than α, KL on the others.
 
@@ -79,8 +85,11 @@ def conditional_pm_rlhf(
         surrogate: from advantages to a loss per token.
         weighting: how much a token counts.
         score_limit: scores are clamped to ± this.
+        length: what keeps the optimum's length finite.
 
     >>> conditional_pm_rlhf(alpha=0.3).regularizer
     ConditionalMatching(alpha=0.3)
     """
-    return RLHF(ConditionalMatching(alpha), beta, advantage, surrogate, weighting, score_limit=score_limit)
+    return RLHF(
+        ConditionalMatching(alpha), beta, advantage, surrogate, weighting, score_limit=score_limit, length=length
+    )

@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from lit_align.objectives.regularizer import KL, Regularizer
 from lit_align.online.advantage import GAE, Advantage
+from lit_align.online.length import LengthControl, NoLengthControl
 from lit_align.online.objective import Experience, OnlineNeeds, OnlineObjective, OnlineOutcome
 from lit_align.online.shaping import Shaping
 from lit_align.online.surrogate import Clipped, Surrogate, ValueLoss
@@ -33,6 +34,7 @@ class RLHF(OnlineObjective):
         weighting: how much a token counts.
         value_loss: what the value model learns by, where the advantage needs one.
         score_limit: scores are clamped to ± this; None leaves them as they are.
+        length: what keeps the optimum of a matching penalty from running towards the longest response.
     """
 
     regularizer: Regularizer = KL()
@@ -42,10 +44,11 @@ class RLHF(OnlineObjective):
     weighting: TokenWeighting = TokenMean()
     value_loss: ValueLoss = ValueLoss()
     score_limit: float | None = None
+    length: LengthControl = NoLengthControl()
 
     def __post_init__(self) -> None:
         """Check the ranges, which are those of the shaping; and that what is given has an effect."""
-        Shaping(self.regularizer, self.beta, self.score_limit)
+        Shaping(self.regularizer, self.beta, self.score_limit, self.length)
         if not self.advantage.needs.values and self.value_loss != ValueLoss():
             name = type(self.advantage).__name__
             raise ValueError(f"RLHF: value_loss is {self.value_loss}, but advantage {name} needs no value model")
@@ -53,13 +56,13 @@ class RLHF(OnlineObjective):
     @property
     def shaping(self) -> Shaping:
         """Token rewards from the score and the penalty."""
-        return Shaping(self.regularizer, self.beta, self.score_limit)
+        return Shaping(self.regularizer, self.beta, self.score_limit, self.length)
 
     @property
     @override
     def needs(self) -> OnlineNeeds:
         own = OnlineNeeds(reference=self.regularizer.needs.reference)
-        return own | self.advantage.needs | self.surrogate.needs
+        return own | self.length.needs | self.advantage.needs | self.surrogate.needs
 
     @property
     @override
@@ -84,6 +87,12 @@ class RLHF(OnlineObjective):
             cautions.append(
                 "the Entropy regularizer holds nothing against tokens that the reference finds impossible, and there "
                 "are many of them: watch the share of the policy's mass on them, or take ConditionalMatching"
+            )
+        elif self.matches_preferences and not self.length.bounds_length:
+            cautions.append(
+                "ConditionalMatching weighs every token that the reference supports alike: where several are "
+                "supported at most positions, the optimum runs towards model.sampling.max_new_tokens at every beta. "
+                "Watch length and eos_rate, or set model.objective.length to TokenCost, MeanPenalty or KLAfter"
             )
         return tuple(cautions)
 

@@ -10,6 +10,7 @@ import torch
 
 from lit_align.objectives.base import check_field
 from lit_align.objectives.regularizer import Regularizer
+from lit_align.online.length import LengthControl, NoLengthControl
 from lit_align.types import Rollout, RolloutMask, RolloutScores, RolloutTokens
 
 
@@ -26,6 +27,7 @@ class Shaping:
         beta: weight β of the penalty, above 0.
         score_limit: scores are clamped to ± this; None leaves them as they are. Clamping moves the optimum where
             scores lie outside, so under preference matching it changes the preferences that are matched.
+        length: changes the penalties by position or length.
 
     >>> from lit_align.objectives.regularizer import KL
     >>> policy, reference = (torch.tensor([row]).log() for row in ([0.5, 0.2, 0.05], [0.4, 0.3, 0.02]))
@@ -38,6 +40,7 @@ class Shaping:
     regularizer: Regularizer
     beta: float = 0.1
     score_limit: float | None = None
+    length: LengthControl = NoLengthControl()
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -52,6 +55,7 @@ class Shaping:
             rollout: responses with their log-probabilities and scores.
         """
         penalty = self.regularizer(rollout.policy, rollout.reference)
+        penalty = self.length(penalty, rollout.policy, rollout.reference, rollout.mask)
         rewards = torch.where(rollout.mask, -self.beta * penalty, 0.0)
         return rewards + torch.where(last_tokens(rollout.mask), self.clamped(rollout.score)[:, None], 0.0)
 

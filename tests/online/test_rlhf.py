@@ -16,11 +16,14 @@ from lit_align.online import (
     Advantage,
     Clipped,
     GreedyBaseline,
+    KLAfter,
     LeaveOneOut,
+    MeanPenalty,
     Reinforce,
     ResponseMean,
     ResponseSum,
     Surrogate,
+    TokenCost,
     TokenMean,
     conditional_pm_rlhf,
     kl_rlhf,
@@ -209,7 +212,14 @@ def test_preferences_depend_on_the_scale_of_scores_and_so_it_says() -> None:
     assert not kl_rlhf(score_limit=5.0).cautions
     assert any("clamped" in caution for caution in conditional_pm_rlhf(score_limit=5.0).cautions)
     assert any("impossible" in caution for caution in pm_rlhf().cautions)
-    assert not conditional_pm_rlhf().cautions
+
+
+def test_a_matching_run_says_that_its_length_is_not_bounded() -> None:
+    (caution,) = conditional_pm_rlhf().cautions
+    assert "max_new_tokens" in caution
+    for control in (TokenCost(1.0), MeanPenalty(), KLAfter(8)):
+        assert not conditional_pm_rlhf(length=control).cautions
+    assert not kl_rlhf().cautions
 
 
 def test_a_greedy_score_is_clamped_like_the_others() -> None:
