@@ -22,7 +22,7 @@ SATURATED = 1e-6
 PAIR_METRICS = (
     "loss",
     *(f"rewards/{name}" for name in (*SIDES, "margins", "accuracies")),
-    *(f"margin/{name}" for name in ("plain", "offset", "refined", "prompted", "saturated")),
+    *(f"margin/{name}" for name in ("plain", "offset", "refined", "prompted", "prompted_accuracy", "saturated")),
     *(f"log_probs/{side}/{scale}" for side in SIDES for scale in ("sum", "mean")),
     *(f"lengths/{name}" for name in (*SIDES, "gap", "truncated")),
     *(f"margin/{name}" for name in ("by_sum", "by_mean", "signs_differ")),
@@ -95,9 +95,14 @@ def _rewards(outcome: Outcome, present: Presence) -> NamedValues:
     }
     if outcome.rewards.shape[1] == 2:
         gap = outcome.rewards[:, 0] - outcome.rewards[:, 1]
-        won = (gap > 0).double() + 0.5 * (gap == 0).double()
-        values |= {"rewards/margins": Counted(gap, present.both), "rewards/accuracies": Counted(won, present.both)}
+        values["rewards/margins"] = Counted(gap, present.both)
+        values["rewards/accuracies"] = Counted(_won(gap), present.both)
     return values
+
+
+def _won(gap: Tensor) -> Tensor:
+    """Return 1 where chosen is ahead, and one half at a tie."""
+    return (gap > 0).double() + 0.5 * (gap == 0).double()
 
 
 def _margins(outcome: Outcome, present: Presence, slope: Margin | None) -> NamedValues:
@@ -105,6 +110,7 @@ def _margins(outcome: Outcome, present: Presence, slope: Margin | None) -> Named
         "margin/plain": outcome.margin,
         "margin/offset": outcome.offset,
         "margin/prompted": outcome.prompted_margin,
+        "margin/prompted_accuracy": None if outcome.prompted_margin is None else _won(outcome.prompted_margin),
         "margin/saturated": None if slope is None else (slope < SATURATED).double(),
     }
     if outcome.margin is not None and outcome.offset is not None:

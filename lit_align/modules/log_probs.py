@@ -193,7 +193,7 @@ class LogProbs:
         """Compute log-probabilities of a batch beside the pairs, without gradient and without an adapter's dropout."""
         if batch is None:
             raise ValueError(f"the batch has no {name} pairs; build the data with {name}=True")
-        with _without_dropout(self.policy):
+        with without_dropout(self.policy):
             policy = self.readers.read(self.policy, batch)
         return PairLogProbs(policy, self._reference(batch), packed_mask(batch), pair_seed=pair_seed)
 
@@ -202,7 +202,12 @@ class LogProbs:
 
 
 @contextmanager
-def _without_dropout(policy: nn.Module) -> Iterator[None]:
+def without_dropout(policy: nn.Module) -> Iterator[None]:
+    """Put a policy into evaluation mode for a while.
+
+    Args:
+        policy: the trained model.
+    """
     training = policy.training
     policy.eval()
     try:

@@ -7,11 +7,13 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import AdamW
 from typing_extensions import override
 
 from lit_align.compat.lightning import is_accumulating
+from lit_align.data import PreferenceData
 from lit_align.metrics import PairMetrics
 from lit_align.metrics.margins import MarginsByLength
 from lit_align.metrics.pairs import CORRELATION
@@ -22,6 +24,8 @@ from lit_align.modules.grad_cache import GradCache, backward_now
 from lit_align.modules.objective_state import ObjectiveState
 from lit_align.modules.pair_loss import PairLoss
 from lit_align.modules.predict import pair_records
+from lit_align.modules.prompt_check import measure_prompt
+from lit_align.modules.reports import report
 from lit_align.modules.schedule import Cosine, Schedule
 from lit_align.modules.setup_checks import (
     check_models,
@@ -196,6 +200,19 @@ class LitPreference(LitPolicy):
     @override
     def data_needs(self) -> Needs:
         return self.objective.needs
+
+    @override
+    def on_train_start(self) -> None:
+        # Measures whether the quality prompt of a self-refining run can tell it anything, once.
+        super().on_train_start()
+        data = run_data(self.trainer)
+        if not self.needs.prompted or self.global_step or not isinstance(data, PreferenceData):
+            return
+        with self.trainer.precision_plugin.forward_context():
+            knowledge = measure_prompt(self._log_probs, data, self.device)
+        if knowledge is not None:
+            (rank_zero_info if knowledge.informs else rank_zero_warn)(knowledge.line)
+            report(self, "train", knowledge.values, 0)
 
     # ── steps and evaluation ────────────────────────────────────────────────────────────────────────────────────
 
