@@ -80,7 +80,7 @@ def test_every_choice_is_named() -> None:
     documented = set(re.findall(r"`(\w+)`", GUIDE.split("| key | meaning | choices |")[1].split("\n\n")[0]))
     leaves = {
         part.__name__
-        for kind in (online.Advantage, online.Surrogate, online.TokenWeighting, Scorer)
+        for kind in (online.Advantage, online.Surrogate, online.TokenWeighting, online.LengthControl, Scorer)
         for part in kind.__subclasses__()
         if part.__module__.startswith("lit_align.")
     }
