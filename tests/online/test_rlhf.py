@@ -108,7 +108,7 @@ def test_a_wrong_estimator_is_found_out(wrong: RLHF) -> None:
 # ── training by sampling ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def train(objective: RLHF, steps: int = 400, epochs: int = 1) -> Tensor:
+def train(objective: RLHF, steps: int = 400, epochs: int = 1, seed: int = 0) -> Tensor:
     """Logits after training on samples, with one value for each state where values are needed."""
     rows = logits(3).requires_grad_()
     table = torch.zeros(3, dtype=torch.float64, requires_grad=True)
@@ -117,7 +117,7 @@ def train(objective: RLHF, steps: int = 400, epochs: int = 1) -> Tensor:
     for step in range(steps):
         for group, rate in zip(optimizer.param_groups, (0.05, 0.1), strict=True):
             group["lr"] = rate * (1 - step / steps)
-        drawn = draw(rows, 256, EACH, seed=step)
+        drawn = draw(rows, 256, EACH, seed=10_000 * seed + step)
         record = replace(rollout(rows, drawn, EACH, objective.regularizer), values=states(table, drawn).detach())
         experience = objective.experience(record)
         for _ in range(epochs):
