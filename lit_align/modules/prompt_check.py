@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_align.data import PreferenceData
 from lit_align.models.logps.plain import packed_mask
-from lit_align.modules.log_probs import LogProbs, without_dropout
+from lit_align.modules.log_probs import LogProbReaders, without_dropout
 from lit_align.statistics import Interval, pearson_correlation, wilson
 
 PROMPT_CHECK_PAIRS = 128
@@ -26,7 +26,7 @@ class PromptKnowledge:
 
     The shift of a response is log π(y | p ⊕ x) - log π(y | x), and that of a pair is the chosen response's minus the
     rejected one's. It has to be measured instead of the prompted margin m_p, which is 0 before the first step wherever
-    the reference is a copy of the policy.
+    the reference is a copy of the policy. It is a sum over tokens, whatever the averaging of the objective.
 
     Args:
         shifts: of the pairs, in nats.
@@ -96,14 +96,17 @@ class PromptKnowledge:
 
 
 @torch.no_grad()
-def measure_prompt(log_probs: LogProbs, data: PreferenceData, device: torch.device) -> PromptKnowledge | None:
+def measure_prompt(
+    policy: nn.Module, readers: LogProbReaders, data: PreferenceData, device: torch.device
+) -> PromptKnowledge | None:
     """Read some pairs with and without the quality prompt; None if no row has two responses.
 
     Every process reads the same pairs, those of the validation split where there is one, and the state of the random
     generators stays as it is.
 
     Args:
-        log_probs: of the run.
+        policy: the trained model.
+        readers: read it.
         data: of the run, with prompted pairs.
         device: of the policy.
     """
@@ -113,11 +116,11 @@ def measure_prompt(log_probs: LogProbs, data: PreferenceData, device: torch.devi
         return None
     places = np.linspace(0, len(complete) - 1, min(PROMPT_CHECK_PAIRS, len(complete))).round().astype(int)
     shifts, gaps = [], []
-    with torch.random.fork_rng(devices=[]), without_dropout(log_probs.policy):
+    with torch.random.fork_rng(devices=[]), without_dropout(policy):
         for loaded in data.rows_dataloader(name, complete[places].tolist()):
             batch = loaded.to(device)
             assert batch.prompted is not None
-            plain, prompted = (log_probs.readers.read(log_probs.policy, each) for each in (batch, batch.prompted))
+            plain, prompted = (readers.read(policy, each) for each in (batch, batch.prompted))
             shift = torch.where(packed_mask(batch), prompted - plain, 0.0).double().sum(-1)
             shifts.append(shift[:, 0] - shift[:, 1])
             gaps.append(batch.lengths[:, 0] - batch.lengths[:, 1])

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from lit_align import testbed
 from lit_align.data import PreferenceData
 from lit_align.models import load_causal_lm, response_log_probs
 from lit_align.models.loading import Loading
-from lit_align.modules.log_probs import LogProbs
+from lit_align.modules.log_probs import LogProbReaders
 from lit_align.modules.prompt_check import PromptKnowledge, measure_prompt
-from lit_align.objectives import sr_dpo
 from lit_align.testbed.preferences import read_rows
 from lit_align.testbed.world import COMPLETE
 
@@ -49,8 +49,8 @@ def test_the_metrics_are_numbers_of_both_interval_ends() -> None:
 
 
 @pytest.fixture(scope="module")
-def log_probs() -> LogProbs:
-    return LogProbs(sr_dpo(), load_causal_lm("testbed:policy", Loading()), None)
+def policy() -> nn.Module:
+    return load_causal_lm("testbed:policy", Loading())
 
 
 def prepared(folder: Path, prompt: str) -> PreferenceData:
@@ -71,15 +71,15 @@ def prepared(folder: Path, prompt: str) -> PreferenceData:
     return data
 
 
-def test_shifts_are_those_of_the_log_probabilities(log_probs: LogProbs, tmp_path: Path) -> None:
+def test_shifts_are_those_of_the_log_probabilities(policy: nn.Module, tmp_path: Path) -> None:
     data = prepared(tmp_path, COMPLETE)
     state = torch.get_rng_state()
-    found = measure_prompt(log_probs, data, CPU)
+    found = measure_prompt(policy, LogProbReaders(), data, CPU)
     assert torch.equal(torch.get_rng_state(), state)
     wanted, gaps = {}, {}
     with torch.no_grad():
         for batch in data.rows_dataloader("validation", range(12)):
-            plain, prompted = (response_log_probs(log_probs.policy, each) for each in (batch, batch.prompted))
+            plain, prompted = (response_log_probs(policy, each) for each in (batch, batch.prompted))
             shift = (prompted - plain).double().sum(-1)
             wanted |= dict(zip(batch.index.tolist(), (shift[:, 0] - shift[:, 1]).tolist(), strict=True))
             gaps |= dict(zip(batch.index.tolist(), (batch.lengths[:, 0] - batch.lengths[:, 1]).tolist(), strict=True))
@@ -89,8 +89,8 @@ def test_shifts_are_those_of_the_log_probabilities(log_probs: LogProbs, tmp_path
     assert sorted(found.length_gaps) == sorted(gaps.values())
 
 
-def test_an_empty_prompt_tells_nothing(log_probs: LogProbs, tmp_path: Path) -> None:
-    found = measure_prompt(log_probs, prepared(tmp_path, ""), CPU)
+def test_an_empty_prompt_tells_nothing(policy: nn.Module, tmp_path: Path) -> None:
+    found = measure_prompt(policy, LogProbReaders(), prepared(tmp_path, ""), CPU)
     assert found is not None
     assert np.abs(found.shifts).max() < 1e-3
     assert not found.informs

@@ -1,0 +1,265 @@
+"""The page on self-refinement: what the quality prompt knows before training, and what refinement by it does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lit_align import testbed
+from lit_align.comparison.numbers import t_interval
+from lit_align.data.report.figures import CHOSEN, GUIDE, REJECTED, STYLE
+from lit_align.data.text.render import QUALITY_PROMPT
+from lit_align.evaluation.policy_measures import policy_rows
+from lit_align.evaluation.win_rates import comparison
+from lit_align.modules.prompt_check import PromptKnowledge
+from lit_align.testbed.preferences import read_rows
+from lit_align.testbed.truth import true_score
+from lit_align.testbed.world import COMPLETE
+from tools.evidence.intervals import with_interval
+from tools.evidence.sweeps import RunNumbers
+
+PAIRS = 60
+"""Pairs of the test split on which margins are measured."""
+PROMPTS = {"the one it was taught": COMPLETE, "the paper's": QUALITY_PROMPT, "empty": ""}
+Margins = NDArray[np.float64]
+
+
+def measure(run: Path) -> dict[str, Any]:
+    """Return what the samples of a run scored, and the plain and the prompted margins of its final policy."""
+    rows = [json.loads(line) for line in (run / "samples.jsonl").read_text("utf-8").splitlines()]
+    last = max(row["step"] for row in rows)
+    start = {row["prompt"]: row for row in rows if row["step"] == 0}
+    final = [row for row in rows if row["step"] == last]
+    policy = AutoModelForCausalLM.from_pretrained(run / "policy").eval()
+    plain, prompted = ((_margins(policy, prompt) - _reference_margins(prompt)).tolist() for prompt in ("", COMPLETE))
+    return {
+        "steps": {},
+        "final": {
+            "score": mean(float(row["policy_score"]) for row in final),
+            "length": mean(float(row["policy_tokens"]) for row in final),
+            "won": mean(comparison(row["policy_score"], start[row["prompt"]]["policy_score"]) for row in final),
+            "plain": plain,
+            "prompted": prompted,
+        },
+    }
+
+
+def knowledge(prompt: str, count: int = 300) -> tuple[PromptKnowledge, PromptKnowledge]:
+    """Return what a prompt tells the shipped policy about labels, and about which response is truly better."""
+    shifts = _margins(_reference(), prompt, count) - _margins(_reference(), "", count)
+    gaps = np.array([_words(row["chosen"]) - _words(row["rejected"]) for row in _rows(count)], dtype=float)
+    better = np.sign(true_gaps(count))
+    decided = better != 0
+    return PromptKnowledge(shifts, gaps, "test"), PromptKnowledge((shifts * better)[decided], gaps[decided], "test")
+
+
+def likelihood_accuracy(prompt: str, count: int = 300) -> float:
+    """Return how often the shipped policy finds the chosen response likelier under a prompt, per token."""
+    return float((_margins(_reference(), prompt, count, by_token=True) > 0).mean())
+
+
+def true_gaps(count: int = PAIRS) -> Margins:
+    """Return the true score of chosen minus that of rejected."""
+    return np.array(
+        [true_score(row["prompt"], row["chosen"]) - true_score(row["prompt"], row["rejected"]) for row in _rows(count)]
+    )
+
+
+@cache
+def _rows(count: int) -> list[dict[str, str]]:
+    return read_rows(testbed.path("test.jsonl"))[:count]
+
+
+@cache
+def _reference() -> Any:
+    return AutoModelForCausalLM.from_pretrained(testbed.path("policy")).eval()
+
+
+@cache
+def _reference_margins(prompt: str) -> Margins:
+    return _margins(_reference(), prompt)
+
+
+def _words(text: str) -> int:
+    return len(text.split())
+
+
+def _margins(policy: Any, prompt: str, count: int = PAIRS, by_token: bool = False) -> Margins:
+    """Return log π of chosen minus rejected, with a prompt in front of the post."""
+    tokenizer = AutoTokenizer.from_pretrained(testbed.path("policy"))
+    before = f"{prompt} " if prompt else ""
+    sequences = [
+        (
+            list(tokenizer(before + row["prompt"]).input_ids),
+            [*tokenizer(row[side], add_special_tokens=False).input_ids, tokenizer.eos_token_id],
+        )
+        for row in _rows(count)
+        for side in ("chosen", "rejected")
+    ]
+    measured = policy_rows(policy, None, sequences, batch_size=50)
+    values = [
+        each.log_prob / (len(ids) if by_token else 1) for each, (_, ids) in zip(measured, sequences, strict=True)
+    ]
+    return np.array(values).reshape(-1, 2) @ (1.0, -1.0)
+
+
+# ── tables ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def prompt_table() -> str:
+    """Return what each prompt tells the shipped policy."""
+    heads = ("quality prompt", "favours the chosen response", "favours the truly better", "r with the label")
+    heads += ("r with length", "likelihood's own accuracy", "the run says")
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for name, prompt in PROMPTS.items():
+        labels, truth = knowledge(prompt)
+        cells = [f"{100 * each.share:.0f} % ({100 * each.low:.0f}–{100 * each.high:.0f})"
+                 for each in (labels.accuracy, truth.accuracy)]  # fmt: skip
+        cells += [f"{labels.label_correlation:.2f}", f"{labels.length_correlation:.2f}"]
+        cells += [f"{100 * likelihood_accuracy(prompt):.0f} %", "no warning" if labels.informs else "a warning"]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def name_of(run: RunNumbers) -> str:
+    """Return the name of a run's setting."""
+    values = run.values
+    objective = str(values["model.objective"])
+    strength = values.get("model.objective.strength")
+    noise = ", 30 % of verdicts reversed" if "noise" in str(values.get("data.train", "")) else ""
+    if objective == "dpo":
+        return f"dpo, β {values['model.objective.beta']:g}{noise}"
+    if objective == "sr_dpo":
+        naive = ", naive (p empty)" if values["data.quality_prompt"] == "" else ""
+        return f"sr_dpo, λ {strength:g}{naive}{noise}"
+    if objective == "sr_ipo":
+        return "sr_ipo, λ 0.5 as derived" if float(strength or 0) > 1 else f"sr_ipo, λ {strength:g} as printed"
+    return objective
+
+
+def by_name(runs: Sequence[RunNumbers]) -> dict[str, list[RunNumbers]]:
+    """Return the runs of each setting."""
+    found: dict[str, list[RunNumbers]] = {}
+    for run in sorted(runs, key=lambda run: (name_of(run).endswith("reversed"), name_of(run))):
+        found.setdefault(name_of(run), []).append(run)
+    return found
+
+
+def accuracy(margins: Sequence[float], against: Margins | None = None) -> float:
+    """Return the share of margins above 0, of the pairs that are decided, in the order of labels or of a gap."""
+    signs = np.ones(len(margins)) if against is None else np.sign(against)
+    return float((np.array(margins) * signs > 0)[signs != 0].mean())
+
+
+def partial_correlation(first: Margins, second: Margins, given: Margins) -> float:
+    """Return the correlation of two values after what a third one explains of each, linearly."""
+    rest = [each - np.polyval(np.polyfit(given, each, 1), given) for each in (first, second)]
+    return float(np.corrcoef(*rest)[0, 1])
+
+
+def numbers(run: RunNumbers) -> dict[str, float]:
+    """Return the columns of the table of a run."""
+    gaps = true_gaps()
+    plain, prompted = (np.array(run.final[name]) for name in ("plain", "prompted"))
+    return {
+        "score": run.final["score"],
+        "length": run.final["length"],
+        "win rate": 100 * run.final["won"],
+        "m right of labels": 100 * accuracy(plain),
+        "m_p right": 100 * accuracy(prompted),
+        "m right of truth": 100 * accuracy(plain, gaps),
+        "m_p right of truth": 100 * accuracy(prompted, gaps),
+        "r(m, gap)": float(np.corrcoef(plain, gaps)[0, 1]),
+        "r(m_p, gap)": float(np.corrcoef(prompted, gaps)[0, 1]),
+        "r(m_p, m)": float(np.corrcoef(prompted, plain)[0, 1]),
+        "r(m_p, gap | m)": partial_correlation(prompted, gaps, plain),
+        "mean m": float(plain.mean()),
+        "mean m_p": float(prompted.mean()),
+    }
+
+
+def table(runs: Sequence[RunNumbers]) -> str:
+    """Return the table of all settings, with intervals over seeds where there are several."""
+    heads: list[str] = []
+    rows = []
+    for name, own in by_name(runs).items():
+        columns = [numbers(run) for run in own]
+        heads = ["objective", "seeds", *columns[0]]
+        cells = []
+        for column in columns[0]:
+            digits = 0 if column.startswith("m ") or "right" in column or column == "win rate" else 2
+            cells.append(with_interval(t_interval([each[column] for each in columns]), digits))
+        rows.append(f"| {name} | {len(own)} | " + " | ".join(cells) + " |")
+    return "\n".join(["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|", *rows])
+
+
+# ── the figure ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def draw(runs: Sequence[RunNumbers], file: Path) -> None:
+    """Draw what prompts know, score by objective, plain and prompted margins, and margins before and after."""
+    with rc_context(STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(12, 9), layout="constrained")
+        axes = figure.subplots(2, 2)
+        _draw_prompts(axes[0, 0])
+        named = by_name(runs)
+        _draw_scores(axes[0, 1], named)
+        pooled = [run for name, own in named.items() if name == "sr_dpo, λ 0.5" for run in own]
+        if pooled:
+            plain = np.concatenate([run.final["plain"] for run in pooled])
+            prompted = np.concatenate([run.final["prompted"] for run in pooled])
+            _draw_margins(axes[1, 0], plain, prompted)
+            bins = np.linspace(min(plain.min(), -1), max(plain.max(), 1), 30).tolist()
+            axes[1, 1].hist(plain, bins, color=GUIDE, alpha=0.6, label="m, before refinement")
+            refined = plain - 0.5 * prompted
+            axes[1, 1].hist(refined, bins, color=CHOSEN, alpha=0.5, label="m − λ m_p, after it")
+            axes[1, 1].axvline(0, color=GUIDE, linewidth=0.8)
+            axes[1, 1].set(xlabel="margin (nats)", ylabel="pairs", title="sr_dpo, λ 0.5: refinement shrinks margins")
+            axes[1, 1].legend(frameon=False)
+        figure.savefig(file, dpi=120)
+
+
+def _draw_prompts(axis: Any) -> None:
+    for place, (name, prompt) in enumerate(PROMPTS.items()):
+        for shift, label, colour, known in zip(
+            (-0.1, 0.1), ("labels", "truth"), (REJECTED, CHOSEN), knowledge(prompt), strict=True
+        ):
+            share = known.accuracy
+            bars = [[100 * (share.share - share.low)], [100 * (share.high - share.share)]]
+            axis.errorbar(
+                [place + shift], [100 * share.share], bars, marker="o", color=colour, label=None if place else label
+            )
+        axis.annotate(name, (place, 29), ha="center", fontsize=9)
+    axis.axhline(50, color=GUIDE, linestyle=":")
+    axis.set(ylim=(25, 100), xlim=(-0.5, 2.5), xticks=[], ylabel="prompt favours the better response (%)")
+    axis.set_title("Before training: what does the prompt know?")
+    axis.legend(frameon=False)
+
+
+def _draw_scores(axis: Any, named: dict[str, list[RunNumbers]]) -> None:
+    for place, own in enumerate(named.values()):
+        estimate = t_interval([run.final["score"] for run in own])
+        half = 0.0 if estimate.high is None else estimate.high - estimate.value
+        colour = GUIDE if name_of(own[0]).startswith(("dpo", "ipo")) else CHOSEN
+        axis.errorbar([estimate.value], [place], xerr=[half], marker="o", color=colour)
+    axis.set_yticks(range(len(named)), list(named), fontsize=8)
+    axis.invert_yaxis()
+    axis.set(xlabel="true score of responses", title="After training (grey: without refinement)")
+
+
+def _draw_margins(axis: Any, plain: Margins, prompted: Margins) -> None:
+    axis.scatter(plain, prompted, s=8, color=CHOSEN, alpha=0.6)
+    ends = [float(plain.min()), float(plain.max())]
+    axis.plot(ends, ends, color=GUIDE, linestyle=":")
+    axis.set(xlabel="m (nats)", ylabel="m_p (nats)")
+    axis.set_title(f"sr_dpo, λ 0.5: m_p follows m (r = {np.corrcoef(plain, prompted)[0, 1]:.2f})")
