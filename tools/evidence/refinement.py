@@ -41,7 +41,9 @@ def measure(run: Path) -> dict[str, Any]:
     start = {row["prompt"]: row for row in rows if row["step"] == 0}
     final = [row for row in rows if row["step"] == last]
     policy = AutoModelForCausalLM.from_pretrained(run / "policy").eval()
-    plain, prompted = ((_margins(policy, prompt) - _reference_margins(prompt)).tolist() for prompt in ("", COMPLETE))
+    plain, prompted = (
+        (_difference(_log_probs(policy, prompt)) - _reference_margins(prompt)).tolist() for prompt in ("", COMPLETE)
+    )
     return {
         "steps": {},
         "final": {
@@ -56,7 +58,7 @@ def measure(run: Path) -> dict[str, Any]:
 
 def knowledge(prompt: str, count: int = 300) -> tuple[PromptKnowledge, PromptKnowledge]:
     """Return what a prompt tells the shipped policy about labels, and about which response is truly better."""
-    shifts = _margins(_reference(), prompt, count) - _margins(_reference(), "", count)
+    shifts = _reference_margins(prompt, count) - _reference_margins("", count)
     gaps = np.array([_words(row["chosen"]) - _words(row["rejected"]) for row in _rows(count)], dtype=float)
     better = np.sign(true_gaps(count))
     decided = better != 0
@@ -65,7 +67,7 @@ def knowledge(prompt: str, count: int = 300) -> tuple[PromptKnowledge, PromptKno
 
 def likelihood_accuracy(prompt: str, count: int = 300) -> float:
     """Return how often the shipped policy finds the chosen response likelier under a prompt, per token."""
-    return float((_margins(_reference(), prompt, count, by_token=True) > 0).mean())
+    return float((_reference_margins(prompt, count, by_token=True) > 0).mean())
 
 
 def true_gaps(count: int = PAIRS) -> Margins:
@@ -85,17 +87,26 @@ def _reference() -> Any:
     return AutoModelForCausalLM.from_pretrained(testbed.path("policy")).eval()
 
 
+def _reference_margins(prompt: str, count: int = PAIRS, by_token: bool = False) -> Margins:
+    return _difference(_reference_log_probs(prompt, count), by_token)
+
+
 @cache
-def _reference_margins(prompt: str) -> Margins:
-    return _margins(_reference(), prompt)
+def _reference_log_probs(prompt: str, count: int) -> Margins:
+    return _log_probs(_reference(), prompt, count)
 
 
 def _words(text: str) -> int:
     return len(text.split())
 
 
-def _margins(policy: Any, prompt: str, count: int = PAIRS, by_token: bool = False) -> Margins:
-    """Return log π of chosen minus rejected, with a prompt in front of the post."""
+def _difference(measured: Margins, by_token: bool = False) -> Margins:
+    values = measured[:, 0] / measured[:, 1] if by_token else measured[:, 0]
+    return values.reshape(-1, 2) @ (1.0, -1.0)
+
+
+def _log_probs(policy: Any, prompt: str, count: int = PAIRS) -> Margins:
+    """Return log π and the tokens of each response, chosen and rejected in turn, behind a prompt and the post."""
     tokenizer = AutoTokenizer.from_pretrained(testbed.path("policy"))
     before = f"{prompt} " if prompt else ""
     sequences = [
@@ -107,10 +118,7 @@ def _margins(policy: Any, prompt: str, count: int = PAIRS, by_token: bool = Fals
         for side in ("chosen", "rejected")
     ]
     measured = policy_rows(policy, None, sequences, batch_size=50)
-    values = [
-        each.log_prob / (len(ids) if by_token else 1) for each, (_, ids) in zip(measured, sequences, strict=True)
-    ]
-    return np.array(values).reshape(-1, 2) @ (1.0, -1.0)
+    return np.array([(each.log_prob, len(ids)) for each, (_, ids) in zip(measured, sequences, strict=True)])
 
 
 # ── tables ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -140,7 +148,7 @@ def name_of(run: RunNumbers) -> str:
     if objective == "dpo":
         return f"dpo, β {values['model.objective.beta']:g}{noise}"
     if objective == "sr_dpo":
-        naive = ", naive (p empty)" if values["data.quality_prompt"] == "" else ""
+        naive = "" if values["data.quality_prompt"] == COMPLETE else ", naive (p empty)"
         return f"sr_dpo, λ {strength:g}{naive}{noise}"
     if objective == "sr_ipo":
         return "sr_ipo, λ 0.5 as derived" if float(strength or 0) > 1 else f"sr_ipo, λ {strength:g} as printed"
@@ -182,7 +190,7 @@ def numbers(run: RunNumbers) -> dict[str, float]:
         "r(m, gap)": float(np.corrcoef(plain, gaps)[0, 1]),
         "r(m_p, gap)": float(np.corrcoef(prompted, gaps)[0, 1]),
         "r(m_p, m)": float(np.corrcoef(prompted, plain)[0, 1]),
-        "r(m_p, gap | m)": partial_correlation(prompted, gaps, plain),
+        "partial r(m_p, gap)": partial_correlation(prompted, gaps, plain),
         "mean m": float(plain.mean()),
         "mean m_p": float(prompted.mean()),
     }
