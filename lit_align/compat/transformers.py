@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, datetime, time
@@ -18,6 +19,18 @@ def attention_name(model: Any) -> str:
     """
     name: str = model.config._attn_implementation
     return name
+
+
+@contextmanager
+def unchanged_modeling() -> Iterator[None]:
+    """Undo what is set in the modules of models meanwhile: Liger replaces classes and functions for models to come."""
+    modules = [module for name, module in [*sys.modules.items()] if name.startswith("transformers.models.")]
+    before = [(vars(module), dict(vars(module))) for module in modules if ".modeling_" in module.__name__]
+    try:
+        yield
+    finally:
+        for names, values in before:
+            names.update(values)
 
 
 @contextmanager

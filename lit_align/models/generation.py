@@ -154,7 +154,7 @@ class RowSampling(LogitsProcessor):
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         """Return logits of which one in each row is finite."""
         probabilities = (scores.double() / self.sampling.temperature).softmax(-1)
-        cumulative = nucleus(probabilities, self.sampling.top_p).cumsum(-1)
+        cumulative = cumulative_sum(nucleus(probabilities, self.sampling.top_p))
         numbers = self.numbers[:, self._step, None].to(cumulative.device)
         token = torch.searchsorted(cumulative, numbers * cumulative[:, -1:], right=True)
         self._step += 1
@@ -170,8 +170,27 @@ def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     if top_p == 1:
         return probabilities
     ordered, places = probabilities.sort(-1, descending=True)
-    before = ordered.cumsum(-1) - ordered
+    before = cumulative_sum(ordered) - ordered
     return torch.zeros_like(probabilities).scatter(-1, places, torch.where(before < top_p, ordered, 0.0))
+
+
+_FIXED_POINT = 2**52
+
+
+def cumulative_sum(probabilities: Tensor) -> Tensor:
+    """Return cumulative sums of the last axis; in fixed point where PyTorch must use deterministic algorithms.
+
+    It has no deterministic one for numbers in floating point on CUDA. Fixed point differs by less than 1e-10.
+
+    >>> torch.use_deterministic_algorithms(True)
+    >>> cumulative_sum(torch.tensor([0.25, 0.25, 0.5]))
+    tensor([0.2500, 0.5000, 1.0000])
+    >>> torch.use_deterministic_algorithms(False)
+    """
+    if not torch.are_deterministic_algorithms_enabled():
+        return probabilities.cumsum(-1)
+    fixed = (probabilities.double() * _FIXED_POINT).round().long()
+    return (fixed.cumsum(-1).double() / _FIXED_POINT).to(probabilities.dtype)
 
 
 def uniform_numbers(seeds: Sequence[int], steps: int) -> Tensor:

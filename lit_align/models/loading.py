@@ -19,6 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from lit_align import testbed
+from lit_align.compat.transformers import unchanged_modeling
 from lit_align.files import adapter_base, at_home
 from lit_align.models.adapters import LoRA, SavedAdapter, saved_adapter
 from lit_align.models.sharding import layers, weights_wanted
@@ -38,7 +39,7 @@ class Loading:
         weights: ``pretrained``, or ``random`` to build the model from its configuration alone.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
         seed: of random weights; every process and every later command builds the same ones.
-        kernels: ``liger`` takes Liger's for norms, rotary positions and gated layers; it needs a CUDA device and the
+        kernels: ``liger`` takes Liger's for norms and gated layers; it needs a CUDA device and the
             package ``liger-kernel``. They round differently, so a resumed run must keep them.
     """
 
@@ -173,7 +174,7 @@ def build_model(auto: Any, place: str, config: PretrainedConfig, loading: Loadin
     Raises:
         ValueError: the weights are damaged.
     """
-    options = {"dtype": getattr(torch, loading.dtype), "attn_implementation": loading.attention}
+    options = {"dtype": getattr(torch, loading.dtype), "attn_implementation": attention_for(config, loading.attention)}
     if loading.weights == "random" or not weights_wanted():
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(loading.seed)
@@ -193,6 +194,27 @@ def build_model(auto: Any, place: str, config: PretrainedConfig, loading: Loadin
         files = ", ".join(f"{f.name} ({f.stat().st_size} bytes)" for f in sorted(Path(place).glob("*.safetensors")))
         raise ValueError(f"{place}: the weights are damaged or cut short: {files}: {error}") from error
     return model, {key: sorted(map(str, report[key])) for key in PROBLEMS if report[key]}
+
+
+def attention_for(config: PretrainedConfig, requested: str | None) -> str | None:
+    """Return the implementation of attention to load a model with; ``eager`` where scores have a soft cap.
+
+    Up to transformers 5.17, ``sdpa`` leaves the soft cap of Gemma 2 out without a word; later versions refuse it.
+
+    Args:
+        config: of the model.
+        requested: ``Loading.attention``; None for the default.
+
+    Raises:
+        ValueError: ``sdpa`` is requested for such a model.
+    """
+    cap = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    if cap is not None and requested == "sdpa":
+        raise ValueError(
+            f"loading.attention is sdpa, which leaves out the soft cap of {config.model_type} "
+            f"(attn_logit_softcapping {cap:g}); expected eager, flex_attention or flash_attention_2"
+        )
+    return "eager" if cap is not None and requested is None else requested
 
 
 def describe_problems(problems: Mapping[str, Sequence[str]]) -> str:
@@ -280,7 +302,10 @@ def compile_layers(model: nn.Module) -> None:
 
 
 def use_liger(model: PreTrainedModel) -> None:
-    """Replace norms, rotary positions and gated layers by Liger's kernels, but neither losses nor the output head.
+    """Replace norms and gated layers of a model by Liger's kernels, but neither losses nor the output head.
+
+    Rotary positions are a function of all models of an architecture, so that theirs would reach models with kernels of
+    their own. They stay as they are, and so does everything else that Liger sets outside of the model.
 
     Args:
         model: as it was loaded.
@@ -296,4 +321,5 @@ def use_liger(model: PreTrainedModel) -> None:
     known, kind = liger.MODEL_TYPE_TO_APPLY_LIGER_FN, model.config.model_type
     if kind not in known:
         raise ValueError(f"loading.kernels is liger, which has none for {kind}; it has: {', '.join(sorted(known))}")
-    liger._apply_liger_kernel_to_instance(model, cross_entropy=False, fused_linear_cross_entropy=False)
+    with unchanged_modeling():
+        liger._apply_liger_kernel_to_instance(model, cross_entropy=False, fused_linear_cross_entropy=False)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_align.metrics.pair_values import SIDES
 from lit_align.objectives.base import Objective
-from lit_align.types import PairBatch, PairLogProbs
+from lit_align.types import PairBatch, PairLogProbs, map_tensors
 
 
 def pair_records(logps: PairLogProbs, batch: PairBatch, objective: Objective) -> list[dict[str, Any]]:
@@ -25,6 +25,7 @@ def pair_records(logps: PairLogProbs, batch: PairBatch, objective: Objective) ->
         objective: computes rewards, margins and losses.
     """
     outcome = objective(logps)
+    logps, batch, outcome = (map_tensors(record, _on_cpu) for record in (logps, batch, outcome))
     values = logps.policy if logps.reference is None else logps.policy - logps.reference
     sums, lengths = values.double().sum(-1), logps.mask.sum(-1)
     columns: dict[str, Tensor] = {
@@ -55,3 +56,8 @@ def pair_records(logps: PairLogProbs, batch: PairBatch, objective: Objective) ->
             record |= {name: float(value[row]) for name, value in numbers.items() if value is not None}
         records.append(record)
     return records
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    """Move a tensor to the CPU in one piece: numbers are read one by one from there, without waiting for a device."""
+    return tensor.detach().cpu()

@@ -240,6 +240,11 @@ def planned_steps(trainer: Trainer, steps_per_batch: int = 1) -> int:
         return limit
     data = run_data(trainer)
     batches = data.train_batches if data is not None else trainer.num_training_batches
+    if math.isinf(batches):
+        raise ValueError(
+            "the number of training batches is not known without a data module: pass Trainer.fit a datamodule, or set "
+            "trainer.max_steps, and trainer.max_epochs to -1"
+        )
     share = trainer.limit_train_batches
     batches = min(batches, share) if isinstance(share, int) else int(batches * share)
     steps = math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs * steps_per_batch

@@ -9,6 +9,7 @@ import torch
 import transformers as hf
 from torch import nn
 
+from lit_align.models.loading import attention_for
 from lit_align.types import PairBatch
 from tests.conftest import pair_batch
 
@@ -87,7 +88,9 @@ def build(config: Any, dtype: torch.dtype = torch.float64) -> nn.Module:
     """Build a random model with large weights: the usual initial weights are so small that mistakes would not show."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model: nn.Module = hf.AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model: nn.Module = hf.AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=attention_for(config, None)
+        )
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 nn.init.normal_(parameter, std=0.3)

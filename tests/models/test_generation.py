@@ -110,6 +110,24 @@ def test_only_the_nucleus_is_sampled_from() -> None:
     assert {response.ids[0] for response in responses} == inside
 
 
+def test_deterministic_algorithms_sample_the_same_without_float_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch refuses to sum up floating point numbers on CUDA then; here the test refuses it."""
+    model, requests, right = tiny_llama(), [GenerationRequest([5, 6], seed) for seed in range(20)], torch.Tensor.cumsum
+    sampling = Sampling(max_new_tokens=6, top_p=0.9)
+    expected = CachedGenerator()(model, requests, {2}, 0, sampling)
+
+    def strict(values: torch.Tensor, axis: int) -> torch.Tensor:
+        assert not values.is_floating_point()
+        return right(values, axis)
+
+    monkeypatch.setattr(torch.Tensor, "cumsum", strict)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert CachedGenerator()(model, requests, {2}, 0, sampling) == expected
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_seeds_of_neighbouring_numbers_differ() -> None:
     numbers = [mix_seed(seed, row, number) for seed in range(10) for row in range(20) for number in range(5)]
     assert len(set(numbers)) == 1000

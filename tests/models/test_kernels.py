@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from transformers.models.llama import modeling_llama
 
 from lit_align.models import ForwardPass, Loading, load_causal_lm
 from lit_align.models import loading as kernels
@@ -57,7 +58,12 @@ def liger(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, bool]]]:
     )
     patches: Any = patch
     patches.MODEL_TYPE_TO_APPLY_LIGER_FN = {"llama": None}
-    patches._apply_liger_kernel_to_instance = lambda model, **how: asked.append((model.config.model_type, how))
+
+    def apply(model: Any, **how: bool) -> None:
+        asked.append((model.config.model_type, how))
+        modeling_llama.apply_rotary_pos_emb = modeling_llama.LlamaRMSNorm = None  # as Liger does, for all models
+
+    patches._apply_liger_kernel_to_instance = apply
     for name in ("liger_kernel", "liger_kernel.transformers"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers.monkey_patch", patches)
@@ -74,6 +80,8 @@ def saved(name: str, folder: Path) -> str:
 def test_liger_leaves_the_loss_to_us(liger: list[tuple[str, dict[str, bool]]], tmp_path: Path) -> None:
     load_causal_lm(saved("llama", tmp_path), Loading(kernels="liger"))
     assert liger == [("llama", {"cross_entropy": False, "fused_linear_cross_entropy": False})]
+    assert modeling_llama.apply_rotary_pos_emb is not None
+    assert modeling_llama.LlamaRMSNorm is not None
 
 
 def test_liger_has_nothing_for_it(liger: list[object], tmp_path: Path) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig
 
 from lit_align.models import Loading, load_causal_lm
-from lit_align.models.loading import locate
+from lit_align.models.loading import attention_for, locate
 from lit_align.models.score_model import load_score_model
 from tests.conftest import tiny_llama
+from tests.models.architectures import CONFIGS
 
 
 @pytest.fixture
@@ -135,3 +136,15 @@ def test_an_end_token_that_pads_as_well_is_trained(tmp_path: Path, load: Callabl
         weight = next(weight for name, weight in other.named_parameters() if name.endswith("embed_tokens.weight"))
         assert weight.grad is not None
         assert bool(weight.grad[2].any()) == trained
+
+
+def test_a_soft_cap_of_attention_is_not_lost(tmp_path: Path) -> None:
+    """The oldest supported transformers drops the cap under sdpa; the logits are then off by more than 1."""
+    config = CONFIGS["gemma2_window_caps"]()
+    config.save_pretrained(tmp_path)
+    model: Any = load_causal_lm(str(tmp_path), Loading(weights="random"))
+    assert model.config._attn_implementation == "eager"
+    with pytest.raises(ValueError, match=r"loading.attention is sdpa, which leaves out the soft cap of gemma2"):
+        load_causal_lm(str(tmp_path), Loading(weights="random", attention="sdpa"))
+    assert attention_for(config, "flex_attention") == "flex_attention"
+    assert attention_for(LlamaConfig(), None) is None

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, GradientAccumulationScheduler
 
-from lit_align.modules.step_totals import BATCHES_IN_STEP, check_steps_are_fixed
+from lit_align.modules.step_totals import BATCHES_IN_STEP, check_steps_are_fixed, planned_steps
 from tests.runner import BASE, SHORT, lit_align, metrics, ok
 
 
@@ -26,6 +26,14 @@ def test_callbacks_that_change_the_batches_of_a_step_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=rf"{type(callback).__name__}, which changes the batches.*Set {key}"):
             check_steps_are_fixed(host(callback))
+
+
+def test_the_number_of_steps_needs_the_number_of_batches() -> None:
+    """Lightning counts them after the optimizer is made; with a data module they are known."""
+    trainer: Any = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=1)
+    trainer.datamodule = None
+    with pytest.raises(ValueError, match="number of training batches is not known.*pass Trainer.fit a datamodule"):
+        planned_steps(trainer)
 
 
 def fit(run: Path, rows: Path, *more: object) -> tuple[object, ...]:

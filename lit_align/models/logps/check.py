@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,9 +44,11 @@ class Choice:
 def choose_layout(reader: ModelReader, batch: PairBatch) -> Choice:
     """Try layouts on a few short pairs, fastest first, and take the first one whose numbers are the model's own.
 
-    Log-probabilities and a gradient are compared with those of padded rows and whole logits, without autocast, in
-    evaluation mode. A layout may differ from these by what rounding explains, see `rounding_noise`: their own errors
-    are as large as any layout's. A layout that was requested by name is used in any case. All processes choose alike.
+    Log-probabilities and a gradient are compared with those of padded rows and whole logits in evaluation mode; in
+    float32 on a CPU, and in the run's own precision, autocast included, where kernels depend on it: on other devices,
+    and with attention that exists in 16 bits only. A layout may differ from these by what rounding explains, see
+    `rounding_noise`: their own errors are as large as any layout's. A layout that was requested by name is used in any
+    case. All processes choose alike.
 
     Args:
         reader: takes the layout.
@@ -55,12 +59,11 @@ def choose_layout(reader: ModelReader, batch: PairBatch) -> Choice:
     pairs = short_pairs(batch, window, getattr(config, "max_position_embeddings", None))
     reach = None if window is None or int(needed(pairs).max()) > window else window
     requested, reasons = reader.how.layout, dict[LayoutName, str]()
-    kind = batch.input_ids.device.type
-    with evaluating(reader.model), torch.autocast(kind, enabled=False), in_float32(reader.model):
-        reader.use("plain")
-        truth = probe(reader, pairs)
-        noise = rounding_noise(reader, pairs, truth)
-        allowed = Distance(ALLOWANCE * noise.values, min(ALLOWANCE * noise.gradient, LARGEST_GRADIENT))
+    with evaluating(reader.model), _precision(reader, batch.input_ids.device.type):
+        truth, allowed = _truth(reader, pairs)
+        if isinstance(allowed, str):
+            reader.use("padded" if requested == "auto" else requested, reach)
+            return Choice(reader.layout, (f"layout {reader.layout} is used unchecked: {allowed}",))
         for layout in LADDER if requested == "auto" else (requested,):
             reason = _why_not(reader, layout, pairs, truth, allowed)
             if reason is None:
@@ -72,6 +75,37 @@ def choose_layout(reader: ModelReader, batch: PairBatch) -> Choice:
     return Choice(
         reader.layout, tuple(_warning(layout, reason, reader.layout, batch) for layout, reason in reasons.items())
     )
+
+
+def _truth(reader: ModelReader, pairs: PairBatch) -> tuple[Probe, Distance | str]:
+    """Read pairs in the plain layout; return what it gives, and how far layouts may differ, or why it fails."""
+    truth, reason = Probe(pairs.weight.view(1, 1, -1), None), None
+    try:
+        reader.use("plain")
+        truth = probe(reader, pairs)
+        noise = rounding_noise(reader, pairs, truth)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 (as in _why_not)
+        reason = _cannot_read(error)
+    reason = _on_any_process(reason, pairs.input_ids.device)
+    if reason is not None:
+        return truth, reason
+    return truth, Distance(ALLOWANCE * noise.values, min(ALLOWANCE * noise.gradient, LARGEST_GRADIENT))
+
+
+@contextmanager
+def _precision(reader: ModelReader, device: str) -> Iterator[None]:
+    """Compute in float32, or leave the precision of the run where the kernels in use depend on it."""
+    if device != "cpu" or attention_name(base_of(reader.model)) == VARLEN:
+        yield
+    else:
+        with torch.autocast(device, enabled=False), in_float32(reader.model):
+            yield
+
+
+def _cannot_read(error: Exception) -> str:
+    return f"the model cannot read it ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
 
 
 def _warning(layout: LayoutName, reason: str, used: LayoutName, batch: PairBatch) -> str:
@@ -106,7 +140,7 @@ def _why_not(reader: ModelReader, layout: LayoutName, pairs: PairBatch, truth: P
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # noqa: BLE001 (whatever a model does with inputs that it was not made for)
-        reason = f"the model cannot read it ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+        reason = _cannot_read(error)
     return _on_any_process(reason, pairs.input_ids.device)
 
 

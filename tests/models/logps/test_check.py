@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lit_align.models.lm_head.projection import LogitRule, Projection
 from lit_align.models.logps import inputs as reading
@@ -25,6 +26,7 @@ from lit_align.models.logps.probe import Distance, Probe, distance
 from lit_align.types import PairBatch
 from tests.conftest import pair_batch
 from tests.models.architectures import CONFIGS, UNFIT, build, named, telling_batch
+from tests.models.logps.flash import flash_attention
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -46,6 +48,21 @@ def test_models_that_cannot_are_found_out(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rounding_is_no_mistake(dtype: torch.dtype) -> None:
     assert choose_layout(LogProbReader(build(CONFIGS["llama"](), dtype)), telling_batch()).layout == "shared"
+
+
+@pytest.mark.parametrize("mixed", [True, False], ids=["bf16-mixed", "float32"])
+def test_attention_in_16_bits_alone_is_checked_in_the_precision_of_the_run(
+    mixed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Float32 weights under bf16-mixed; without autocast the run itself says what attention cannot read."""
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, "flash_attention_2", flash_attention)
+    model: Any = build(CONFIGS["llama"](), torch.float32)
+    model.config._attn_implementation = "flash_attention_2"
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        choice = choose_layout(LogProbReader(model), telling_batch())
+    assert choice.layout == ("packed" if mixed else "padded")
+    (warning,) = choice.warnings
+    assert ("reads every sequence by itself" if mixed else "used unchecked: the model cannot read it") in warning
 
 
 def without_mask(packing: Packing) -> Tensor:
