@@ -176,6 +176,8 @@ class PairBatch:
         mismatched: the same prompts with the responses of other rows, for objectives that estimate a divergence.
         margin: by how much chosen shall win, where the data says it of any row; 0 for the others.
         preference_probability: how sure each preference is, where the data says it of any row; 1 for the others.
+        host: the same batch in CPU memory, kept when it is moved to a device: what depends on lengths is computed
+            there, where no number has to be waited for.
     """
 
     input_ids: Int[Tensor, "pair side token"]
@@ -188,10 +190,25 @@ class PairBatch:
     mismatched: PairBatch | None = None
     margin: Float[Tensor, " pair"] | None = None
     preference_probability: Float[Tensor, " pair"] | None = None
+    host: PairBatch | None = None
+
+    @property
+    def on_host(self) -> PairBatch:
+        """The batch in CPU memory; the batch itself where it has not been moved from there."""
+        return self if self.host is None else self.host
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PairBatch:
-        """Move the batch to another device."""
-        return map_tensors(self, lambda part: part.to(device, non_blocking=non_blocking))
+        """Move the batch to another device; the copy in CPU memory stays with it."""
+        if self.host is not None and torch.device(device).type == "cpu":
+            return self.host
+        nested = {name: part.to(device, non_blocking) for name, part in self._nested().items()}
+        alone = replace(self, **dict.fromkeys(nested), host=None)
+        moved = map_tensors(alone, lambda part: part.to(device, non_blocking=non_blocking))
+        host = self.on_host if self.on_host.input_ids.device.type == "cpu" else None
+        return replace(moved, **nested, host=None if moved.input_ids.device.type == "cpu" else host)
+
+    def _nested(self) -> dict[str, PairBatch]:
+        return {name: part for name in ("prompted", "mismatched") if (part := getattr(self, name)) is not None}
 
     def copied(self) -> PairBatch:
         """Copy the batch."""
@@ -207,20 +224,25 @@ class PairBatch:
         Args:
             which: a slice, or the places of the rows.
         """
-        nested = {name: part.rows(which) for name in ("prompted", "mismatched") if (part := getattr(self, name))}
-        rows = replace(map_tensors(replace(self, prompted=None, mismatched=None), lambda part: part[which]), **nested)
-        used = rows.attention_mask.flatten(0, 1).any(0).nonzero()
-        if not len(used) or int(used[-1]) + 1 == rows.input_ids.shape[-1]:
+        nested = {name: part.rows(which) for name, part in self._nested().items()}
+        alone = replace(self, prompted=None, mismatched=None, host=None)
+        rows = replace(map_tensors(alone, lambda part: part[which]), **nested)
+        if self.host is None:
+            used = rows.attention_mask.flatten(0, 1).any(0).nonzero()
+            end = int(used[-1]) + 1 if len(used) else rows.input_ids.shape[-1]
+        else:
+            host = self.host.rows(which.cpu() if isinstance(which, Tensor) else which)
+            rows, end = replace(rows, host=host), host.input_ids.shape[-1]
+        if end == rows.input_ids.shape[-1]:
             return rows
-        end = int(used[-1]) + 1
         wide = ("input_ids", "attention_mask", "mask")
         return replace(rows, **{name: getattr(rows, name)[..., :end] for name in wide})
 
     def chosen_side(self) -> PairBatch:
         """Return the batch without its rejected side, for objectives that never look at it."""
         sides = {name: getattr(self, name)[:, :1] for name in ("input_ids", "attention_mask", "mask", "truncated")}
-        nested = {name: part.chosen_side() for name in ("prompted", "mismatched") if (part := getattr(self, name))}
-        return replace(self, **sides, **nested)
+        nested = {name: part.chosen_side() for name, part in self._nested().items()}
+        return replace(self, **sides, **nested, host=None if self.host is None else self.host.chosen_side())
 
     @property
     def lengths(self) -> Int[Tensor, "pair side"]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lit_align.metrics.calibration import BINS, Reliability
-from lit_align.metrics.pair_values import BUCKETS, length_bucket
+from lit_align.metrics.pair_values import BUCKETS, length_bucket, on_device
 
 _POSITIVE = (0.05 * torch.linspace(0, 6.5, 21, dtype=torch.float64)[1:].sinh()).tolist()
 EDGES = [*(-edge for edge in reversed(_POSITIVE)), 0.0, *_POSITIVE]
@@ -47,7 +47,7 @@ class MarginsByLength(Metric):
         weight = weight.double() * both
         margin = torch.where(both, rewards[:, 0] - rewards[:, 1], 0.0).double()
         bucket = length_bucket(lengths.double())
-        place = torch.searchsorted(torch.tensor(EDGES, device=margin.device), margin, right=True) - 1
+        place = torch.searchsorted(on_device(tuple(EDGES), torch.float32, margin.device), margin, right=True) - 1
         width = self.counts.shape[1]
         flat = bucket * width + place.clamp(0, width - 1)
         self.counts += torch.zeros_like(self.counts).view(-1).index_add(0, flat, weight).view_as(self.counts)

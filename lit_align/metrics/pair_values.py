@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 import torch
@@ -32,6 +33,13 @@ PAIR_METRICS = (
     *(f"rewards/accuracies/chosen_{name}" for name in BUCKETS),
     *(f"gradient/{name}" for name in (*SIDES, *(f"{quarter}_quarter" for quarter in QUARTERS))),
 )
+
+
+@lru_cache(maxsize=256)
+def on_device(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return numbers as a tensor on a device, moved there once: moving them at every batch would wait each time."""
+    with torch.inference_mode(False):
+        return torch.tensor(numbers, dtype=dtype, device=device)
 
 
 @dataclass(frozen=True)
@@ -247,7 +255,7 @@ def of_gradient(
         for side, name in enumerate(SIDES[: force.shape[1]])
     }
     if quarters:
-        bounds = torch.tensor(quarters, dtype=torch.double, device=force.device)
+        bounds = on_device(tuple(quarters), torch.double, force.device)
         quarter = torch.searchsorted(bounds, logps.mask.sum(-1).double())
         for number, name in enumerate(QUARTERS):
             values[f"gradient/{name}_quarter"] = Counted(force, counts & (quarter == number))

@@ -17,6 +17,7 @@ from lit_align.metrics.pair_values import (
     of_outcome,
     of_responses,
     of_scales,
+    on_device,
 )
 from lit_align.objectives.base import Objective
 from lit_align.types import Outcome, PairBatch, PairLogProbs, PairTokens
@@ -83,7 +84,7 @@ class PairMetrics(Metric):
             **(of_displacement(logps, present) if self.from_start else {}),
             **({} if grad_logps is None else of_gradient(grad_logps, logps, batch, present, self.quarters)),
         }
-        places = torch.tensor([self.names.index(name) for name in values], device=self.sums.device)
+        places = on_device(tuple(self.names.index(name) for name in values), torch.long, self.sums.device)
         value, weight = _stacked(values, batch.weight.double())
         self.sums = self.sums.index_add(0, places, (value * weight).sum((1, 2)))
         self.weights = self.weights.index_add(0, places, weight.sum((1, 2)))

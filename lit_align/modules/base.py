@@ -84,7 +84,7 @@ class LitBase(LitModule):
         self.step_totals = StepTotals()
         self.strict_loading = lora is None
         self._gradient_norm = torch.zeros(())
-        self._step_weight = 0.0
+        self._step_weight = self._norm = 0.0
         self._last_step = 0
         self._loaded_step = 0
         self._models_checked = False
@@ -174,7 +174,7 @@ class LitBase(LitModule):
         torch._foreach_div_(gradients, weight or 1.0)  # a step of an on-policy run may have no pair
         norm = total_norm(gradients)
         try:
-            self.step_totals.finish(norm, self.global_step, self.global_rank)
+            self._norm = self.step_totals.finish(norm, self.global_step, self.global_rank)
         except NonFiniteError as error:
             raise with_names(error, run_data(self.trainer)) from None
         self._gradient_norm = norm

@@ -96,7 +96,7 @@ def split_into_chunks(batch: PairBatch, tokens: int, trainer: Trainer) -> list[P
     """
     if tokens == 0:
         return [batch]
-    sizes = batch.attention_mask.sum((1, 2)).tolist()
+    sizes = batch.on_host.attention_mask.sum((1, 2)).tolist()
     count = reduce_number(math.ceil(sum(sizes) / tokens), "max", trainer)
     ends = even_ends(sizes, min(count, reduce_number(len(sizes), "min", trainer)))
     return [batch.rows(slice(start, end)) for start, end in pairwise((0, *ends))]

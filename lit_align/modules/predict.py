@@ -25,7 +25,7 @@ def pair_records(logps: PairLogProbs, batch: PairBatch, objective: Objective) ->
         objective: computes rewards, margins and losses.
     """
     outcome = objective(logps)
-    logps, batch, outcome = (map_tensors(record, _on_cpu) for record in (logps, batch, outcome))
+    logps, batch, outcome = (map_tensors(record, _on_cpu) for record in (logps, batch.on_host, outcome))
     values = logps.policy if logps.reference is None else logps.policy - logps.reference
     sums, lengths = values.double().sum(-1), logps.mask.sum(-1)
     columns: dict[str, Tensor] = {

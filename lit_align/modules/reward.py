@@ -190,7 +190,8 @@ class LitReward(LitBase):
 
     @override
     def predict_step(self, batch: PairBatch, batch_idx: int) -> list[dict[str, Any]]:
-        scores, lengths = self(batch), batch.lengths
+        scores, batch = self(batch).cpu(), batch.on_host
+        lengths = batch.lengths
         return [
             {
                 "index": int(batch.index[row]),

@@ -126,17 +126,18 @@ class StepTotals:
         """Number of chunks added to the current step."""
         return len(self._rows)
 
-    def finish(self, norm: Tensor, step: int, rank: int) -> None:
-        """Finish the step, checking that its gradient is finite.
+    def finish(self, norm: Tensor, step: int, rank: int) -> float:
+        """Finish the step, checking that its gradient is finite, and return the norm as a number.
 
         Raises:
             NonFiniteError: the norm is not finite; names step, rank and the rows whose loss is not.
         """
-        if not math.isfinite(float(norm)):
+        if not math.isfinite(number := float(norm)):
             bad = [int(i) for index, loss in self._rows for i in index[~loss.isfinite()]]
-            raise NonFiniteError(step, rank, float(norm), bad)
+            raise NonFiniteError(step, rank, number, bad)
         self.reset()
         self._seconds += time.monotonic() - self._started
+        return number
 
 
 def with_names(error: NonFiniteError, data: Any) -> NonFiniteError:

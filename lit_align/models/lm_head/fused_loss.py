@@ -188,6 +188,6 @@ class FusedLoss(torch.autograd.Function):
             raise RuntimeError("the gradient of a fused loss can be computed once, and it has been")
         grads, ctx.grads = ctx.grads, None
         for grad in grads:
-            if grad is not None and (scale.is_cuda or float(scale) != 1):
+            if grad is not None and (scale.device.type != "cpu" or float(scale) != 1):
                 grad.mul_(scale)
         return *grads, None

@@ -57,12 +57,12 @@ def choose_layout(reader: ModelReader, batch: PairBatch) -> Choice:
     config = base_of(reader.model).config.get_text_config()
     window = smallest_window(vars(config))
     pairs = short_pairs(batch, window, getattr(config, "max_position_embeddings", None))
-    reach = None if window is None or int(needed(pairs).max()) > window else window
+    reach = None if window is None or int(needed(pairs.on_host).max()) > window else window
     requested, reasons = reader.how.layout, dict[LayoutName, str]()
     with evaluating(reader.model), _precision(reader, batch.input_ids.device.type):
         truth, allowed = _truth(reader, pairs)
         if isinstance(allowed, str):
-            reader.use("padded" if requested == "auto" else requested, reach)
+            reader.use("plain" if requested == "auto" else requested, reach)
             return Choice(reader.layout, (f"layout {reader.layout} is used unchecked: {allowed}",))
         for layout in LADDER if requested == "auto" else (requested,):
             reason = _why_not(reader, layout, pairs, truth, allowed)
@@ -112,7 +112,7 @@ def _warning(layout: LayoutName, reason: str, used: LayoutName, batch: PairBatch
     """Word why a layout is not used, what is used instead, and what that costs."""
     if layout == used:
         return f"layout {layout} is used as requested, but it is not exact for this model: {reason}"
-    cost = _tokens_read(used, batch) / max(_tokens_read(layout, batch), 1)
+    cost = _tokens_read(used, batch.on_host) / max(_tokens_read(layout, batch.on_host), 1)
     instead = f"{used} is used instead; it reads {cost:.2g} times as many tokens"
     logits = " and forms whole logits" if used == "plain" else ""
     return f"layout {layout} is not used: {reason}. {instead}{logits}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from lit_align.models.lm_head.projection import Hidden
 from lit_align.models.logps.attention import FLEX_BLOCK, NAME, additive, block_mask, plan_of, visible
 from lit_align.models.logps.packing import Packing, common_prefix, pack, rows_of, scored, shared_tokens
 from lit_align.models.logps.plain import packed_mask
-from lit_align.types import PairBatch
+from lit_align.types import PairBatch, map_tensors
 
 VARLEN = "flash_attention_2"
 """The implementation that takes the boundaries of sequences in a row instead of a mask."""
@@ -37,6 +38,10 @@ class ModelInputs:
     positions: Int[Tensor, " token"]
     tokens: ScoredTokens
 
+    def to(self, device: torch.device) -> ModelInputs:
+        """Move all tensors to a device, from page-locked memory and without waiting for them."""
+        return map_tensors(self, partial(_moved, device=device))
+
     def select(self, hidden: Tensor) -> Hidden:
         """Select the hidden states that predict the scored tokens.
 
@@ -53,11 +58,13 @@ class Attention:
     Args:
         name: implementation in transformers.
         dtype: of the model's weights.
+        device: where it is computed.
         row_tokens: tokens of a row where the mask is dense; 0 for as many as the longest pair has.
     """
 
     name: str
     dtype: torch.dtype
+    device: torch.device
     row_tokens: int = 0
 
 
@@ -80,7 +87,7 @@ def packed(batch: PairBatch, attention: Attention, share: bool) -> ModelInputs:
         attention: determines the form of the mask.
         share: include the common prefix of a pair's sides, or of all sequences of a row, only once.
     """
-    segments = attention.name == NAME and batch.input_ids.device.type == "cpu"
+    segments = attention.name == NAME and attention.device.type == "cpu"
     one_row = segments or attention.name == "flex_attention"
     shared = shared_tokens(batch) if share else batch.index.new_zeros(len(batch.index))
     packing = pack(batch, shared, common_prefix(batch) if share and one_row else 0)
@@ -89,14 +96,15 @@ def packed(batch: PairBatch, attention: Attention, share: bool) -> ModelInputs:
         row = {name: value.unsqueeze(0) for name, value in inputs.items()}
         return ModelInputs(row | {"attention_mask": plan_of(packing)}, packing.places, _tokens(batch))
     if attention.name == "flex_attention":
-        return _blocks(packing, _tokens(batch))
+        return _blocks(packing, _tokens(batch), attention.device)
     if attention.name == VARLEN and not share:
-        return _ends(packing, _tokens(batch))
+        return _ends(packing, _tokens(batch)).to(attention.device)
     return _dense(packing, _tokens(batch), attention)
 
 
 def _dense(packing: Packing, tokens: ScoredTokens, attention: Attention) -> ModelInputs:
-    rows = rows_of(packing, attention.row_tokens)
+    rows = map_tensors(rows_of(packing, attention.row_tokens), partial(_moved, device=attention.device))
+    packing, tokens = (map_tensors(part, partial(_moved, device=attention.device)) for part in (packing, tokens))
     mask: Tensor = visible(packing, rows)
     if attention.name == "eager":
         mask = additive(mask, attention.dtype)
@@ -123,7 +131,8 @@ def _ends(packing: Packing, tokens: ScoredTokens) -> ModelInputs:
     return ModelInputs(inputs, packing.places, tokens)
 
 
-def _blocks(packing: Packing, tokens: ScoredTokens) -> ModelInputs:
+def _blocks(packing: Packing, tokens: ScoredTokens, device: torch.device) -> ModelInputs:
+    packing, tokens = (map_tensors(part, partial(_moved, device=device)) for part in (packing, tokens))
     width = -(-len(packing.ids) // FLEX_BLOCK) * FLEX_BLOCK
     room = (0, width - len(packing.ids))
     inputs = {
@@ -132,6 +141,11 @@ def _blocks(packing: Packing, tokens: ScoredTokens) -> ModelInputs:
         "attention_mask": block_mask(packing, width),
     }
     return ModelInputs(inputs, packing.places, tokens)
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    source = tensor.pin_memory() if device.type == "cuda" and not tensor.is_cuda else tensor
+    return source.to(device, non_blocking=True)
 
 
 def _tokens(batch: PairBatch) -> ScoredTokens:

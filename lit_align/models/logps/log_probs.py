@@ -61,7 +61,7 @@ class LogProbReader(ModelReader):
         Returns:
             A record without reference, in float32 or wider.
         """
-        inputs = self._inputs(batch)
+        inputs = self._inputs(batch.on_host, batch.input_ids.device)
         tokens, head = inputs.tokens, output_head(self.model)
         if self.layout == "plain" or head is None:
             logits, targets = self._logits(inputs), tokens.targets
@@ -111,7 +111,7 @@ class LogProbReader(ModelReader):
         """
         head = output_head(self.model)
         assert head is not None
-        inputs = self._inputs(batch)
+        inputs = self._inputs(batch.on_host, batch.input_ids.device)
         values: list[Any] = []
         accumulator = HeadGradientAccumulator() if accumulator is None else accumulator
 

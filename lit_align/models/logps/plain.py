@@ -47,4 +47,4 @@ def packed_mask(batch: PairBatch) -> PairMask:
     [[[True, True], [True, False]]]
     """
     lengths = batch.lengths
-    return torch.arange(int(lengths.max()), device=lengths.device) < lengths.unsqueeze(-1)
+    return torch.arange(int(batch.on_host.lengths.max()), device=lengths.device) < lengths.unsqueeze(-1)

@@ -202,6 +202,7 @@ def short_pairs(
         prompts: most tokens of the prompt of each of the two pairs.
         responses: most tokens of the responses of each pair.
     """
+    device, batch = batch.input_ids.device, batch.on_host
     longest = max(prompts) + max(map(max, responses))
     beyond = window is not None and window <= LONGEST_WINDOW and (positions is None or window + longest < positions)
     least = window + 1 if window is not None and beyond else 0
@@ -219,7 +220,8 @@ def short_pairs(
     mask = attention & (place >= ids.new_tensor(starts).unsqueeze(-1))
     two = (2, 2, -1)
     ones = torch.ones(2, device=ids.device)
-    return PairBatch(ids.view(two), attention.view(two), mask.view(two), ones.expand(2, 2) < 0, ones, ones.long())
+    pairs = PairBatch(ids.view(two), attention.view(two), mask.view(two), ones.expand(2, 2) < 0, ones, ones.long())
+    return pairs.to(device)
 
 
 def _resized(prompt: Tensor, least: int, most: int) -> Tensor:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import nn
 
 from lit_align.compat.transformers import attention_name
@@ -109,12 +110,17 @@ class ModelReader(ABC):
             base_of(self.model).set_attn_implementation(self._attention)
         self.layout, self.reach = layout, reach
 
-    def _inputs(self, batch: PairBatch) -> ModelInputs:
-        """Build the model's inputs in the layout in use, padded where a sequence is longer than its reach."""
+    def _inputs(self, batch: PairBatch, device: torch.device) -> ModelInputs:
+        """Build the model's inputs in the layout in use, padded where a sequence is longer than its reach.
+
+        Args:
+            batch: in CPU memory, where lengths are known without waiting for a device.
+            device: of the inputs.
+        """
         longest = int(needed(batch).max())
         packs = self.layout in ("shared", "packed") and longest > 0
         name = attention_name(base_of(self.model))
         if not packs or name not in PACKED_ATTENTION or (self.reach is not None and longest > self.reach):
-            return padded(batch)
+            return padded(batch).to(device)
         dtype = next(self.model.parameters()).dtype
-        return packed(batch, Attention(name, dtype, self.how.row_tokens), share=self.layout == "shared")
+        return packed(batch, Attention(name, dtype, device, self.how.row_tokens), share=self.layout == "shared")

@@ -44,7 +44,7 @@ class ScoreReader(ModelReader):
         Args:
             batch: the pairs, padded on either side; one side or both.
         """
-        inputs = self._inputs(_left_aligned(batch))
+        inputs = self._inputs(_left_aligned(batch.on_host), batch.input_ids.device)
         tokens = inputs.tokens
         values = self.model(**inputs.arguments).flatten()[inputs.positions]
         return tokens.unpack(values, tokens.pairs)
@@ -55,7 +55,8 @@ class ScoreReader(ModelReader):
         Args:
             batch: the pairs, padded on either side; one side or both.
         """
-        scores: PairScores = self(_append_position(_left_aligned(batch)))[..., 0]
+        appended = _append_position(_left_aligned(batch.on_host))
+        scores: PairScores = self(appended.to(batch.input_ids.device, non_blocking=True))[..., 0]
         return scores
 
 

@@ -125,15 +125,16 @@ class Precomputed(Reference):
             raise RuntimeError(
                 f"log-probs are kept in {self._precision or 'no cache yet'}, not in {precision(device)}"
             )
-        keys, lengths = sequence_keys(batch), batch.lengths.flatten().cpu().numpy()
+        batch = batch.to("cpu")
+        keys, lengths = sequence_keys(batch), batch.lengths.flatten().numpy()
         present = lengths > 0
         unknown = present & ~self.store.known(keys)
         if unknown.any():
-            rows = sorted(set(batch.index.cpu().numpy().repeat(batch.mask.shape[1])[unknown].tolist()))
+            rows = sorted(set(batch.index.numpy().repeat(batch.mask.shape[1])[unknown].tolist()))
             raise ValueError(f"reference log-probs of rows {rows[:10]} are not in {self.store.folder}")
         values = np.zeros((len(keys), int(lengths.max(initial=0))), self.store.dtype)
         values[present] = self.store.read(keys[present], values.shape[1])
-        return torch.from_numpy(values).view(*batch.mask.shape[:2], -1).to(device)
+        return torch.from_numpy(values).view(*batch.mask.shape[:2], -1).to(device, non_blocking=True)
 
     # ── the cache ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -219,6 +220,7 @@ class Precomputed(Reference):
         if self._source is None:
             raise RuntimeError("the reference's weights were given back")
         values = self._source.log_probs(part).flatten(0, 1).cpu().numpy().astype(self.store.dtype)
+        part = part.on_host
         lengths = part.lengths.flatten().tolist()
         rows = [row[:length] for row, length in zip(values, lengths, strict=True)]
         for number, row in enumerate(rows):

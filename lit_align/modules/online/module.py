@@ -332,7 +332,7 @@ class LitOnline(LitPolicy):
         super().on_before_optimizer_step(optimizer)
         if self.gradient_clip is not None:
             gradients = [weight.grad for weight in self.parameters() if weight.grad is not None]
-            torch._foreach_mul_(gradients, min(1.0, self.gradient_clip / (float(self._gradient_norm) + 1e-6)))
+            torch._foreach_mul_(gradients, min(1.0, self.gradient_clip / (self._norm + 1e-6)))
 
     @override
     def training_values(self, learning_rate: float) -> dict[str, Tensor]:

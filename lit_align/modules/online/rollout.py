@@ -89,7 +89,7 @@ class RolloutSampler:
         Raises:
             ScoreError: a score cannot be used; names the prompt.
         """
-        rows, device = batch.index.tolist(), batch.input_ids.device
+        rows, device = batch.on_host.index.tolist(), batch.input_ids.device
         prompts = [list(self.data.splits[split].store[row].prompt) for row in rows]
         prompt_texts = [self._prompt_text(split, row, ids) for row, ids in zip(rows, prompts, strict=True)]
         requests = [
@@ -102,8 +102,8 @@ class RolloutSampler:
             greedy = self._generate_greedily(prompts) if self.needs_greedy else None
             responses = replace(
                 sampled,
-                index=batch.index.cpu().repeat_interleave(count),
-                weight=(batch.weight.cpu() > 0).float().repeat_interleave(count),
+                index=batch.on_host.index.repeat_interleave(count),
+                weight=(batch.on_host.weight > 0).float().repeat_interleave(count),
             ).to(device)
             log_probs = self._in_micro_batches(lambda part: self.readers.read(self.policy, part)[:, 0], responses)
         pairs = [self.data.rows[split][row] for row in rows for _ in range(count)]
@@ -143,7 +143,7 @@ class RolloutSampler:
         """
         if self.score.compares:
             return None
-        pairs = batch.rows(batch.mask.any(-1).all(-1).nonzero()[:, 0])
+        pairs = batch.rows(batch.on_host.mask.any(-1).all(-1).nonzero()[:, 0])
         empty = not len(pairs.index)
         with self.score.ready():
             score = None if empty else self._scores(_one_side_each(pairs), self._dataset_texts(pairs, split)).double()
@@ -164,8 +164,8 @@ class RolloutSampler:
         """Return prompt and response of both sides of every pair, chosen and rejected in turn."""
         stops, store = self.data.stop_tokens, self.data.splits[split].store
         prompts, responses = [], []
-        rows = [self.data.rows[split][row] for row in pairs.index.tolist() for _ in range(2)]
-        for row in pairs.index.tolist():
+        rows = [self.data.rows[split][row] for row in pairs.on_host.index.tolist() for _ in range(2)]
+        for row in pairs.on_host.index.tolist():
             prompts += [self._prompt_text(split, row, store[row].prompt)] * 2
             for side in store[row].sides:
                 ended = bool(side.ids) and side.ids[-1] in stops
@@ -228,7 +228,7 @@ class RolloutSampler:
 
     def _in_micro_batches(self, read: Callable[[PairBatch], Tensor], batch: PairBatch) -> RolloutTokens:
         """Compute a value for each token of all responses, a few responses at a time, padded to the longest."""
-        width = int(batch.lengths.max())
+        width = int(batch.on_host.lengths.max())
         starts = range(0, len(batch.input_ids), self.micro_batch)
         parts = [read(batch.rows(slice(start, start + self.micro_batch))) for start in starts]
         return torch.cat([F.pad(part, (0, width - part.shape[1])) for part in parts])
@@ -242,7 +242,7 @@ def rollout_records(responses: RolloutBatch, batch: PairBatch, count: int) -> li
         batch: the prompts.
         count: responses to each prompt.
     """
-    rollout = responses.rollout
+    rollout, batch = responses.rollout, batch.on_host
     columns = {
         "response": responses.texts.responses,
         "score": rollout.score.tolist(),

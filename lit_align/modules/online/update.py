@@ -66,7 +66,7 @@ class GradientAccumulator:
         """Compute the summed loss of some responses, and add them to metrics and totals."""
         which = torch.tensor(rows, device=self.responses.batch.index.device)
         batch = self.responses.batch.rows(which)
-        experience = _narrowed(self.experience.rows(which), int(batch.lengths.max()))
+        experience = _narrowed(self.experience.rows(which), int(batch.on_host.lengths.max()))
         weight = torch.zeros_like(experience.rollout.weight) if is_filler else experience.rollout.weight
         loss, log_probs = self._policy_loss(batch, experience, weight)
         values = None if self.value_model is None else self.readers.values(self.value_model, batch)
@@ -75,9 +75,8 @@ class GradientAccumulator:
         loss_of_each = outcome.policy
         if outcome.value is not None:
             loss, loss_of_each = loss + (outcome.value * weight).sum(), loss_of_each + outcome.value
-        real = weight > 0
         units = (outcome.units.double() * weight).sum()
-        self.totals.add_losses(loss_of_each.detach()[real], batch.index[real], units)
+        self.totals.add_losses(torch.where(weight > 0, loss_of_each.detach(), 0.0), batch.index, units)
         return loss
 
     def _policy_loss(self, batch: PairBatch, experience: Experience, weight: Tensor) -> tuple[Tensor, RolloutTokens]:

@@ -60,7 +60,7 @@ def test_attention_in_16_bits_alone_is_checked_in_the_precision_of_the_run(
     model.config._attn_implementation = "flash_attention_2"
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         choice = choose_layout(LogProbReader(model), telling_batch())
-    assert choice.layout == ("packed" if mixed else "padded")
+    assert choice.layout == ("packed" if mixed else "plain")
     (warning,) = choice.warnings
     assert ("reads every sequence by itself" if mixed else "used unchecked: the model cannot read it") in warning
 
@@ -218,7 +218,8 @@ def test_sharded_models_are_compared_by_log_probs(tmp_path: Path, monkeypatch: p
         fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
         source = LogProbReader(model)
         assert choose_layout(source, telling_batch()) == Choice("shared")
-        monkeypatch.setattr(dist, "all_reduce", lambda bad, op: bad.fill_(1.0))
+        honest = iter([True])  # the plain layout itself can be read everywhere
+        monkeypatch.setattr(dist, "all_reduce", lambda bad, op: bad.fill_(0.0 if next(honest, False) else 1.0))
         others = choose_layout(source, telling_batch())
     finally:
         dist.destroy_process_group()
