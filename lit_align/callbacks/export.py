@@ -155,10 +155,20 @@ def _adapter_note(module: LitModule, pad: int) -> str:
     )
 
 
+def _on_cpu(model: nn.Module) -> nn.Module:
+    """Copy a model to CPU memory, without a second copy on its device."""
+    copies: dict[int, Any] = {}
+    for weight in model.parameters():
+        copies[id(weight)] = nn.Parameter(weight.detach().to("cpu", copy=True), weight.requires_grad)
+    for buffer in model.buffers():
+        copies[id(buffer)] = buffer.detach().to("cpu", copy=True)
+    return copy.deepcopy(model, copies)
+
+
 def _unsharded_copy(module: LitModule, weights: dict[str, Any]) -> nn.Module:
-    """Return an unsharded copy of a model with an adapter, which can be merged."""
+    """Return an unsharded copy of a model with an adapter in CPU memory, which can be merged."""
     if not is_sharded(module.trained_model):
-        return copy.deepcopy(module.trained_model)
+        return _on_cpu(module.trained_model)
     model = module.build_trained_model()
     model.load_state_dict(weights)
     return model

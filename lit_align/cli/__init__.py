@@ -1,6 +1,7 @@
 """The command line: the code of a command is imported only when that command is run."""
 
 import difflib
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -47,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: the command and its options; None for those of the process.
     """
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"  # batches differ in length; read by CUDA alone
     arguments = with_shipped_configurations(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         listed = "\n".join(f"  {name:<12} {text}" for name, (_, text) in COMMANDS.items())

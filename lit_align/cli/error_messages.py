@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import traceback
 from textwrap import dedent
 from typing import Any
 
@@ -65,6 +66,37 @@ def without_foreign_advice(message: str) -> str:
             return words
     in_worker = _IN_WORKER.fullmatch(message)
     return in_worker["last"] if in_worker else message
+
+
+_PHASES = (
+    ("sampling responses", {"sample_rollout", "generate", "sample_responses"}),
+    ("the optimizer step", {"adamw", "adam", "sgd", "_init_group", "_single_tensor_adamw", "_fused_adamw"}),
+    ("evaluation", {"validation_step", "test_step", "predict_step"}),
+    ("the reference's forward pass", {"_reference", "_reference_log_probs"}),
+    ("the backward pass", {"backward", "manual_backward", "_engine_run_backward"}),
+    ("the policy's forward pass", {"training_step", "fused_loss"}),
+    ("loading the models", {"configure_model", "model_to_device"}),
+    ("the layout check", {"choose_layout"}),
+)
+"""What a run does, and the functions that do it; the first that is under way counts."""
+_OUT_OF_MEMORY = """\
+out of memory in {phase}: {reason}
+These help, the first ones most cheaply; `python -m lit_align plan`, with the options of this run, says to how much:
+  model.forward_pass.tokens_at_once: 4096 (on-policy: model.micro_batch: 1)  fewer activations, the same numbers
+  model.loading.gradient_checkpointing: true                                 far fewer activations, a third more time
+  model.lora: LoRA, with model.loading.dtype: bfloat16                       no optimizer state of whole weights"""
+
+
+def out_of_memory(error: BaseException) -> str:
+    """Word that a device is out of memory: what was going on, what the allocator says, and what helps.
+
+    Args:
+        error: ``torch.OutOfMemoryError``, with its traceback.
+    """
+    running = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
+    phase = next((phase for phase, names in _PHASES if names & running), "the run")
+    reason = " ".join(str(error).split()).partition(" If reserved but")[0].partition(" See documentation")[0]
+    return _OUT_OF_MEMORY.format(phase=phase, reason=printable(reason.removeprefix("CUDA out of memory. ")))
 
 
 def print_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -28,7 +28,7 @@ from typing_extensions import override
 from lit_align import callbacks
 from lit_align.callbacks.checkpointing.checkpoints import checkpoint_folder
 from lit_align.cli.configuration import check_numbers, read_extensions, read_task
-from lit_align.cli.error_messages import print_warning, without_foreign_advice
+from lit_align.cli.error_messages import out_of_memory, print_warning, without_foreign_advice
 from lit_align.cli.keys import RUN_KEYS, TRAINER_DEFAULTS
 from lit_align.cli.parsing import USER_ERRORS, Parser, prepare_parsing
 from lit_align.cli.run_setup import (
@@ -289,15 +289,24 @@ def exit_codes() -> Iterator[None]:
             print(f"({DEBUG}=1 shows where it was raised)", file=sys.stderr)
         sys.exit(_exit_code(error))
     except RuntimeError as error:
-        if DEBUG not in os.environ and "DataLoader worker" in str(error):
-            parts = [without_foreign_advice(str(error)), *getattr(error, "__notes__", ())]
-            print(f"error: {printable('; '.join(parts))}", file=sys.stderr)
-            sys.exit(1)
-        if DEBUG in os.environ or not _PEER_ERROR.search(str(error)):
+        words = None if DEBUG in os.environ else _of_runtime(error)
+        if words is None:
             raise
-        reason = str(error).splitlines()[0]
-        print(f"error: another process ended or does not answer; its own output says why ({reason})", file=sys.stderr)
+        print(f"error: {words}", file=sys.stderr)
         sys.exit(1)
+
+
+def _of_runtime(error: RuntimeError) -> str | None:
+    """Word an error of a library that a user can do something about; None for any other."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return out_of_memory(error)
+    if "DataLoader worker" in str(error):
+        parts = [without_foreign_advice(str(error)), *getattr(error, "__notes__", ())]
+        return printable("; ".join(parts))
+    if _PEER_ERROR.search(str(error)):
+        reason = str(error).splitlines()[0]
+        return f"another process ended or does not answer; its own output says why ({reason})"
+    return None
 
 
 def _exit_code(error: Exception) -> int:

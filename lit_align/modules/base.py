@@ -284,6 +284,8 @@ class LitPolicy(LitBase):
             self.policy = build_models(self, self.build_trained_model, self.reference)
             freeze_unused(self, self.policy)
             if self.reference is not None:
+                if self._trainer is not None and self._trainer.precision == "bf16-mixed":
+                    self.reference.narrow(torch.bfloat16, self.policy)
                 self.reference.read_with(self.readers.read)
             self.policy.train()
 

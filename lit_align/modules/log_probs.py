@@ -77,7 +77,7 @@ class LogProbReaders:
         if isinstance(model, ScoreModel):
             return ScoreReader(model, self.how)
         if self._workspace is None:
-            self._workspace = Workspace(self.how.tile_mb)
+            self._workspace = Workspace(self.how.tile_megabytes(next(model.parameters()).device))
         return LogProbReader(model, self.how, self._workspace)
 
     def _choose(self, reader: ModelReader, batch: PairBatch) -> None:

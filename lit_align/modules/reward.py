@@ -72,7 +72,7 @@ class LitReward(LitBase):
         forward_pass: ForwardPass = ForwardPass(),
         decay_norms_and_biases: bool = False,
     ) -> None:
-        if forward_pass.tile_mb != ForwardPass().tile_mb:
+        if forward_pass.tile_mb is not None:
             raise ValueError(
                 f"model.forward_pass.tile_mb is {forward_pass.tile_mb}; a reward model has no logits: leave it out"
             )

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from lit_align.cli import parsing
-from lit_align.cli.error_messages import shorten
+from lit_align.cli.error_messages import out_of_memory, shorten
 from lit_align.models import LoRA
 from lit_align.objectives.base import Objective
 
@@ -132,3 +133,27 @@ def test_text_that_is_the_name_of_a_file_stays_text(refused: Refused, tmp_path: 
     assert parser.parse_args(["--name", str(path)]).name == str(path)
     path.write_text("{rank: 3}")
     assert parser.parse_args(["--lora", str(path)]).lora.rank == 3
+
+
+def test_out_of_memory_says_where_and_what_helps() -> None:
+    def backward() -> None:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.1 GiB of which 1.2 GiB "
+            "is free. If reserved but unallocated memory is large try setting X"
+        )
+
+    def training_step() -> None:
+        backward()
+
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        training_step()
+    first, *knobs = out_of_memory(caught.value).splitlines()
+    assert first == (
+        "out of memory in the backward pass: Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.1 GiB of "
+        "which 1.2 GiB is free."
+    )
+    assert [line.split(":")[0].strip() for line in knobs[1:]] == [
+        "model.forward_pass.tokens_at_once",
+        "model.loading.gradient_checkpointing",
+        "model.lora",
+    ]

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from lit_align.modules import LitPreference

@@ -198,6 +198,8 @@ class Projection:
         narrow = gradient.to(hidden.dtype)
         if into.weight is not None and into.weight.dtype == narrow.dtype:
             into.weight.addmm_(narrow.t(), hidden)
+        elif into.weight is not None and narrow.is_cuda:  # without rounding each tile's sum to 16 bits
+            into.weight.add_(torch.mm(narrow.t(), hidden, out_dtype=into.weight.dtype))
         elif into.weight is not None:
             into.weight.add_(torch.mm(narrow.t(), hidden))
         return torch.mm(narrow, self.weight)

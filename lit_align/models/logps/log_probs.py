@@ -40,7 +40,8 @@ class LogProbReader(ModelReader):
 
     def __init__(self, model: nn.Module, how: ForwardPass = ForwardPass(), workspace: Workspace | None = None) -> None:
         super().__init__(model, how)
-        self._workspace = Workspace(how.tile_mb) if workspace is None else workspace
+        device = next(model.parameters()).device
+        self._workspace = Workspace(how.tile_megabytes(device)) if workspace is None else workspace
 
     @property
     @override

@@ -20,6 +20,19 @@ CPU_TOKENS = 512
 """Tokens of a chunk on a CPU: enough to use its cores, few enough to keep activations in its caches."""
 
 
+TILE_MB = (256.0, 2048.0)
+"""Smallest and largest default of a tile of logits; the smallest is that of a CPU."""
+
+
+def tile_of_card(memory: int) -> float:
+    """Return the default megabytes of a tile for the bytes of memory of a CUDA device: a 64th, within ``TILE_MB``.
+
+    >>> [tile_of_card(gigabytes * 2**30) for gigabytes in (8, 24, 80, 140)]
+    [256.0, 384.0, 1280.0, 2048.0]
+    """
+    return min(max(memory / 64 / 2**20, TILE_MB[0]), TILE_MB[1])
+
+
 @dataclass(frozen=True)
 class ForwardPass:
     """How log-probabilities are computed. Nothing here changes them beyond rounding.
@@ -28,7 +41,8 @@ class ForwardPass:
         layout: ``shared`` reads a prompt once for both responses and ``packed`` reads each sequence by itself, both
             without padding; ``padded`` reads padded rows. ``auto`` takes the first of these that reproduces the
             model's own log-probabilities, which is checked on the first batch.
-        tile_mb: most megabytes of logits that are held at once; fewer where a batch has fewer scored tokens.
+        tile_mb: most megabytes of logits that are held at once; fewer where a batch has fewer scored tokens. None uses
+            256 on a CPU and a 64th of the memory of a CUDA device, from 256 to 2048: see `tile_megabytes`.
         row_tokens: tokens of a row where packed rows need a dense mask, which grows with their square; 0 uses the
             length of the longest pair.
         tokens_at_once: tokens of both sides that go through the policy at once in training. A larger batch is split
@@ -40,17 +54,36 @@ class ForwardPass:
     """
 
     layout: Literal["auto", "shared", "packed", "padded"] = "auto"
-    tile_mb: float = 256.0
+    tile_mb: float | None = None
     row_tokens: int = 0
     tokens_at_once: int | None = None
     compile: bool = False
 
     def __post_init__(self) -> None:
-        if not self.tile_mb > 0:
+        if self.tile_mb is not None and not self.tile_mb > 0:
             raise ValueError(f"ForwardPass: tile_mb is {self.tile_mb}; expected a size above 0")
         for name in ("row_tokens", "tokens_at_once"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"ForwardPass: {name} is {getattr(self, name)}; expected 0 or more")
+
+    def tile_megabytes(self, device: torch.device) -> float:
+        """Return the megabytes of a tile of logits on a device.
+
+        A tile is a few rows of a matrix product, and each reads all weights of the head: a fast device needs more rows
+        to be kept busy. All of its memory counts, not what is free: the same card then gives the same tiles, and a
+        resumed run rounds like the uninterrupted one. The numbers for CUDA are estimates; none was measured.
+
+        Args:
+            device: of the head.
+
+        >>> ForwardPass().tile_megabytes(torch.device("cpu"))
+        256.0
+        """
+        if self.tile_mb is not None:
+            return self.tile_mb
+        if device.type != "cuda":
+            return TILE_MB[0]
+        return tile_of_card(torch.cuda.get_device_properties(device).total_memory)
 
     def chunk_tokens(self, device: str, batch_level: bool) -> int:
         """Return the number of tokens that go through the policy at once in training; 0 for no limit.

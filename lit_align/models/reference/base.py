@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from lit_align.models.loading import Loading, load_causal_lm
 from lit_align.models.logps.plain import response_log_probs
+from lit_align.models.narrow import narrow_weights
 from lit_align.models.sharding import unsharded
 from lit_align.types import PairBatch, PairTokens
 
@@ -49,6 +50,15 @@ class Reference(ABC):
     @abstractmethod
     def apply(self, change: Callable[[Tensor], Tensor]) -> None:
         """Move or cast the weights along with the policy's (``nn.Module._apply``)."""
+
+    def narrow(self, dtype: torch.dtype, policy: nn.Module) -> None:
+        """Keep weights that never change in the dtype that autocast reads them in; does nothing by default.
+
+        Args:
+            dtype: of autocast.
+            policy: its weights, which a copy may share, are left alone.
+        """
+        return
 
     @property
     def copies_policy(self) -> bool:
@@ -166,6 +176,11 @@ class SecondModel(ModelReference):
                 raise ValueError(f"reference {self.path}: vocabulary of {theirs}, but the policy's has {ours}")
             model = other
         self._model = model.requires_grad_(False).eval()
+
+    @override
+    def narrow(self, dtype: torch.dtype, policy: nn.Module) -> None:
+        if self._model is not None:
+            narrow_weights(self._model, dtype, keep=policy)
 
 
 def _copy(policy: nn.Module) -> nn.Module:

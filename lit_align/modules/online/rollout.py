@@ -17,6 +17,7 @@ from lit_align.metrics.rollouts import WeightedPreferences
 from lit_align.models import Reference
 from lit_align.models.generation import GenerationRequest, Generator, Sampling, mix_seed, model_stop_tokens
 from lit_align.models.logps.plain import packed_mask
+from lit_align.models.narrow import narrowed
 from lit_align.models.scorer import Scorer, Texts, check_scores
 from lit_align.models.sharding import unsharded
 from lit_align.modules.log_probs import LogProbReaders
@@ -98,8 +99,9 @@ class RolloutSampler:
             for number in range(count)
         ]
         with unsharded(self.policy):
-            sampled, texts = self._generate(requests, self.sampling)
-            greedy = self._generate_greedily(prompts) if self.needs_greedy else None
+            with narrowed(self.policy):
+                sampled, texts = self._generate(requests, self.sampling)
+                greedy = self._generate_greedily(prompts) if self.needs_greedy else None
             responses = replace(
                 sampled,
                 index=batch.on_host.index.repeat_interleave(count),

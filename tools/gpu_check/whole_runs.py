@@ -1,0 +1,89 @@
+"""Stages that run commands as a user does: repeated runs, and a real model on real data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import DEVICE, TINY, WORK, Record, command
+
+TRAINER = [
+    *("--trainer.accelerator", "gpu" if DEVICE == "cuda" else "cpu", "--trainer.devices", "1"),
+    *("--trainer.precision", "bf16-mixed", "--trainer.enable_progress_bar", "false"),
+    *("--samples.count", "0", "--export.form", "none"),
+]
+PAIRS = ["--model.objective", "averaged_dpo", "--data.train", "testbed:train"]
+ONLINE = [
+    *("--task", "online", "--model.objective", "conditional_pm_rlhf", "--data.train", "testbed:train"),
+    *("--model.score.class_path", "KnownScore", "--model.score.init_args.score", "TestbedScore"),
+    *("--model.sampling.max_new_tokens", "16"),
+]
+DETERMINISTIC = ["--trainer.deterministic", "true"]
+REPORTED = ("train/loss", "train/rewards/accuracies", "train/throughput/tokens_per_second", "val/rewards/accuracies")
+
+
+def again(record: Record) -> None:
+    """The same run twice, of pairs and on-policy, with and without deterministic algorithms; and a resumed one."""
+    steps = "6" if not TINY else "2"
+    base = ["--model.policy", "testbed:policy", "--data.batch_size", "16", "--model.schedule", "Constant", *TRAINER]
+    work = WORK / "gpu_check_again"
+
+    def fit(name: str, *words: str) -> str:
+        command("fit", *base, "--trainer.max_steps", steps, *words, "--run", f"{work}/{name}")
+        return _digest(work / name)
+
+    def twice(name: str, words: list[str]) -> dict[str, Any]:
+        digests = [fit(f"{name.replace(' ', '_')}_{number}", *words) for number in (1, 2)]
+        return {"equal": digests[0] == digests[1], "digests": digests}
+
+    for name, words in (("dpo", PAIRS), ("online", ONLINE)):
+        record.attempt(name, lambda name=name, words=words: twice(name, words))
+        exactly = [*words, *DETERMINISTIC]
+        record.attempt(f"{name} deterministic", lambda name=name, words=exactly: twice(f"{name} exact", words))
+
+    def resumed() -> dict[str, Any]:
+        half = str(int(steps) // 2)
+        fit("resumed", *PAIRS, *DETERMINISTIC, "--trainer.max_steps", half)
+        whole = _digest(work / "dpo_exact_1")
+        return {"equal": fit("resumed", *PAIRS, *DETERMINISTIC, "--ckpt_path", "last") == whole}
+
+    record.attempt("resumed half-way, deterministic", resumed)
+
+
+def _digest(run: Path) -> str:
+    state = torch.load(run / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)["state_dict"]
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(state[name].contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def smol(record: Record) -> None:
+    """SmolLM2-135M-Instruct on HH, as a user runs it."""
+    model = os.environ.get("GPU_CHECK_MODEL", ".gpu/smollm2")
+    data = os.environ.get("GPU_CHECK_DATA", ".gpu/a/hh_harmless_base_test.jsonl.gz")
+    if not Path(model, "config.json").is_file():
+        record.add(case="smollm2", error=f"no model in {model}")
+        return
+    settings = [
+        *("--data.train", data, "--data.format", "hh", "--data.holdout", "0.1", "--data.batch_size", "16"),
+        *("--data.max_length", "1024", "--model.optimizer.lr", "5e-6", "--trainer.val_check_interval", "60"),
+        *("--trainer.max_steps", str(120 if not TINY else 1)),
+    ]
+
+    def run(name: str, words: list[str]) -> dict[str, Any]:
+        folder, began = WORK / f"smol_{name}", time.perf_counter()
+        printed = command("fit", "--model.policy", model, *words, *settings, *TRAINER, "--run", str(folder))
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        last = {key: line[key] for line in lines for key in REPORTED if key in line}
+        warned = [line for line in printed.splitlines() if "forward_pass" in line][:5]
+        return {"seconds": round(time.perf_counter() - began, 1), "last": last, "warned": warned}
+
+    for name, more in (("averaged_dpo", []), ("sr_dpo", ["--model.reference", "Precomputed"])):
+        words = ["--model.objective", name, *more]
+        record.attempt(name, lambda name=name, words=words: run(name, words))
