@@ -202,12 +202,12 @@ class PairBatch:
         if self.host is not None and torch.device(device).type == "cpu":
             return self.host
         nested = {name: part.to(device, non_blocking) for name, part in self._nested().items()}
-        alone = replace(self, **dict.fromkeys(nested), host=None)
+        alone = replace(self, prompted=None, mismatched=None, host=None)
         moved = map_tensors(alone, lambda part: part.to(device, non_blocking=non_blocking))
         host = self.on_host if self.on_host.input_ids.device.type == "cpu" else None
         return replace(moved, **nested, host=None if moved.input_ids.device.type == "cpu" else host)
 
-    def _nested(self) -> dict[str, PairBatch]:
+    def _nested(self) -> dict[str, Any]:
         return {name: part for name in ("prompted", "mismatched") if (part := getattr(self, name)) is not None}
 
     def copied(self) -> PairBatch:

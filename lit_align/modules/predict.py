@@ -25,7 +25,8 @@ def pair_records(logps: PairLogProbs, batch: PairBatch, objective: Objective) ->
         objective: computes rewards, margins and losses.
     """
     outcome = objective(logps)
-    logps, batch, outcome = (map_tensors(record, _on_cpu) for record in (logps, batch.on_host, outcome))
+    logps, outcome = map_tensors(logps, _on_cpu), map_tensors(outcome, _on_cpu)
+    batch = map_tensors(batch.on_host, _on_cpu)
     values = logps.policy if logps.reference is None else logps.policy - logps.reference
     sums, lengths = values.double().sum(-1), logps.mask.sum(-1)
     columns: dict[str, Tensor] = {

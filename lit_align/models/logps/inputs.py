@@ -103,8 +103,9 @@ def packed(batch: PairBatch, attention: Attention, share: bool) -> ModelInputs:
 
 
 def _dense(packing: Packing, tokens: ScoredTokens, attention: Attention) -> ModelInputs:
-    rows = map_tensors(rows_of(packing, attention.row_tokens), partial(_moved, device=attention.device))
-    packing, tokens = (map_tensors(part, partial(_moved, device=attention.device)) for part in (packing, tokens))
+    move = partial(_moved, device=attention.device)
+    rows = map_tensors(rows_of(packing, attention.row_tokens), move)
+    packing, tokens = map_tensors(packing, move), map_tensors(tokens, move)
     mask: Tensor = visible(packing, rows)
     if attention.name == "eager":
         mask = additive(mask, attention.dtype)
@@ -132,7 +133,8 @@ def _ends(packing: Packing, tokens: ScoredTokens) -> ModelInputs:
 
 
 def _blocks(packing: Packing, tokens: ScoredTokens, device: torch.device) -> ModelInputs:
-    packing, tokens = (map_tensors(part, partial(_moved, device=device)) for part in (packing, tokens))
+    move = partial(_moved, device=device)
+    packing, tokens = map_tensors(packing, move), map_tensors(tokens, move)
     width = -(-len(packing.ids) // FLEX_BLOCK) * FLEX_BLOCK
     room = (0, width - len(packing.ids))
     inputs = {
