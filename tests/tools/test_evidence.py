@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from lit_align.testbed.preferences import rated_score
 from lit_align.testbed.world import SHIPPED, WorldSettings
-from tools.evidence import averaging
+from tools.evidence import averaging, sweeps
 from tools.evidence.closed_form import optimum
 from tools.evidence.intervals import compare, holm, t_test
 from tools.evidence.measure import draft_length, kept_pairs
@@ -87,3 +89,23 @@ def test_numbers_of_a_finished_run_stay_when_its_code_is_gone(tmp_path: Path) ->
     (run / "cell.json").write_text(json.dumps(cell | {"finished": False}))
     keep_numbers(tmp_path / "seed=3", measure)
     assert not read_numbers(tmp_path)
+
+
+def test_only_seeds_that_have_not_finished_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep that fails leaves its seed to the next start; each seed has a grid and a folder of its own."""
+    grids: list[dict[str, Any]] = []
+    codes = {2: 1}
+
+    def run(command: list[str], **_: object) -> SimpleNamespace:
+        grids.append(yaml.safe_load(Path(command[4]).read_text()))
+        return SimpleNamespace(returncode=codes.pop(grids[-1]["seeds"][0], 0))
+
+    monkeypatch.setattr(sweeps.subprocess, "run", run)
+    grid = tmp_path / "grid.yaml"
+    grid.write_text("base: a.yaml\ngrid: {x.y: [1]}\nseeds: 4\n")
+    with pytest.raises(SystemExit, match="the sweep of seed 2 ended with code 1"):
+        sweeps.sweep_seeds(grid, tmp_path / "runs", [1, 2, 3], dict)
+    sweeps.sweep_seeds(grid, tmp_path / "runs", [1, 2, 3], dict)
+    assert [each["seeds"] for each in grids] == [[1], [2], [2], [3]]
+    assert grids[-1]["run"] == str(tmp_path / "runs" / "seed=3")
+    assert grids[-1]["grid"] == {"x.y": [1]}
