@@ -247,9 +247,9 @@ def _draw_prompts(axis: Any) -> None:
             axis.errorbar(
                 [place + shift], [100 * share.share], bars, marker="o", color=colour, label=None if place else label
             )
-        axis.annotate(name, (place, 29), ha="center", fontsize=9)
+        axis.annotate(name, (place, 21), ha="center", fontsize=9)
     axis.axhline(50, color=GUIDE, linestyle=":")
-    axis.set(ylim=(25, 100), xlim=(-0.5, 2.5), xticks=[], ylabel="prompt favours the better response (%)")
+    axis.set(ylim=(18, 100), xlim=(-0.5, 2.5), xticks=[], ylabel="prompt favours the better response (%)")
     axis.set_title("Before training: what does the prompt know?")
     axis.legend(frameon=False)
 
@@ -262,7 +262,9 @@ def _draw_scores(axis: Any, named: dict[str, list[RunNumbers]]) -> None:
         axis.errorbar([estimate.value], [place], xerr=[half], marker="o", color=colour)
     axis.set_yticks(range(len(named)), list(named), fontsize=8)
     axis.invert_yaxis()
-    axis.set(xlabel="true score of responses", title="After training (grey: without refinement)")
+    seeds = max(map(len, named.values()), default=0)
+    count = "one seed, no intervals" if seeds == 1 else f"{seeds} seeds"
+    axis.set(xlabel="true score of responses", title=f"After training: {count} (grey: without refinement)")
 
 
 def _draw_margins(axis: Any, plain: Margins, prompted: Margins) -> None:
