@@ -264,7 +264,7 @@ def _draw_scores(axis: Any, named: dict[str, list[RunNumbers]]) -> None:
     axis.invert_yaxis()
     seeds = max(map(len, named.values()), default=0)
     count = "one seed, no intervals" if seeds == 1 else f"{seeds} seeds"
-    axis.set(xlabel="true score of responses", title=f"After training: {count} (grey: without refinement)")
+    axis.set(xlabel="true score of responses", title=f"After training: {count} (grey: unrefined)")
 
 
 def _draw_margins(axis: Any, plain: Margins, prompted: Margins) -> None:
