@@ -149,6 +149,11 @@ def metrics(run: Path, leave_out: str = "throughput") -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if leave_out not in key} for line in lines]
 
 
+def first_loss(run: Path) -> float:
+    """Return the first training loss; what is measured before the first step stands before it."""
+    return next(line["train/loss"] for line in metrics(run) if "train/loss" in line)
+
+
 def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
     assert one.keys() == other.keys()
     return max(float((one[name] - other[name]).detach().abs().max()) for name in one)

@@ -14,8 +14,8 @@ from lit_align.models.logps.plain import packed_mask
 from lit_align.modules.log_probs import LogProbReaders, without_dropout
 from lit_align.statistics import Interval, pearson_correlation, wilson
 
-PROMPT_CHECK_PAIRS = 128
-"""Pairs that are read, or all if there are fewer."""
+PROMPT_CHECK_PAIRS = 16, 128
+"""Fewest and most pairs that are read, or all if there are fewer."""
 
 _Values = NDArray[np.float64]
 
@@ -97,7 +97,7 @@ class PromptKnowledge:
 
 @torch.no_grad()
 def measure_prompt(
-    policy: nn.Module, readers: LogProbReaders, data: PreferenceData, device: torch.device
+    policy: nn.Module, readers: LogProbReaders, data: PreferenceData, device: torch.device, steps: int
 ) -> PromptKnowledge | None:
     """Read some pairs with and without the quality prompt; None if no row has two responses.
 
@@ -109,12 +109,16 @@ def measure_prompt(
         readers: read it.
         data: of the run, with prompted pairs.
         device: of the policy.
+        steps: optimizer steps of the run; a pair is read for every two of them, so that short runs start soon.
     """
+    least, most = PROMPT_CHECK_PAIRS
     name = "validation" if "validation" in data.splits else "train"
     complete = np.flatnonzero((data.splits[name].store.lengths > 0).all(-1))
     if not len(complete):
         return None
-    places = np.linspace(0, len(complete) - 1, min(PROMPT_CHECK_PAIRS, len(complete))).round().astype(int)
+    places = (
+        np.linspace(0, len(complete) - 1, min(max(least, min(steps // 2, most)), len(complete))).round().astype(int)
+    )
     shifts, gaps = [], []
     with torch.random.fork_rng(devices=[]), without_dropout(policy):
         for loaded in data.rows_dataloader(name, complete[places].tolist()):

@@ -21,7 +21,7 @@ from lit_align.cli.consolidate import main as consolidate
 from lit_align.models import Loading, LoRA, load_causal_lm
 from lit_align.modules import LitPreference
 from lit_align.objectives import dpo
-from tests.runner import BASE, QUIET, Ended, distance, distributed, forked, lit_align, metrics, ok, weights
+from tests.runner import BASE, QUIET, Ended, distance, distributed, first_loss, forked, lit_align, ok, weights
 
 KINDS: tuple[Literal["bfloat16", "float32"], ...] = ("bfloat16", "float32")
 IDS = torch.arange(2, 42).view(2, 20)
@@ -94,7 +94,7 @@ def test_the_tokenizer_lies_beside_the_weights(run: Path) -> None:
 def test_an_exported_policy_is_aligned_again(run: Path, rows: Path, tmp_path: Path) -> None:
     """The exported policy is its own reference, so the first loss is ln 2."""
     ok(lit_align(*words(tmp_path, rows, "--model.policy", run / "policy")))
-    assert metrics(tmp_path)[0]["train/loss"] == pytest.approx(math.log(2))
+    assert first_loss(tmp_path) == pytest.approx(math.log(2))
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
     assert not torch.equal(logits(again), logits(AutoModelForCausalLM.from_pretrained(run / "policy")))
 
@@ -124,7 +124,7 @@ def test_an_exported_adapter_is_trained_further(adapter: Path, rows: Path, tmp_p
     """The reference is the adapter as loaded, so the first loss is ln 2; the run can be resumed."""
     again = words(tmp_path, rows, "--model.policy", adapter / "policy", "--model.optimizer.lr", "0.01")
     ok(lit_align(*again))
-    assert metrics(tmp_path)[0]["train/loss"] == pytest.approx(math.log(2))
+    assert first_loss(tmp_path) == pytest.approx(math.log(2))
     ok(lit_align(*again, "--trainer.max_steps", 3, "--ckpt_path", "last"))
     state = {name.removeprefix("policy."): value for name, value in weights(tmp_path).items()}
     assert all("lora_" in name for name in state)

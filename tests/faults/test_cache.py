@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from lit_align import testbed
 from tests.faults.cases import cases
-from tests.runner import BASE, SHORT, Ended, lit_align, metrics, ok
+from tests.runner import BASE, SHORT, Ended, first_loss, lit_align, metrics, ok
 
 PAIRS = 4
 Change = Callable[[Path], None]
@@ -56,10 +56,6 @@ def counts(ended: Ended) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def loss(run: Path) -> float:
-    return float(metrics(run)[0]["train/loss"])
-
-
 def _weights(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     weights["model.norm.weight"] *= 1.1
@@ -99,7 +95,7 @@ FOUND: dict[str, tuple[str, tuple[object, ...]]] = {
 def right(run: Path, folder: Path, rows: Path, *more: object, objective: str = "dpo") -> float:
     """Return the first loss with a reference that has no stored values."""
     ok(fit(run, folder, rows, "SecondModel", *more, objective=objective))
-    return loss(run)
+    return first_loss(run)
 
 
 def variants_long(rows: Iterable[str]) -> list[Any]:
@@ -115,11 +111,11 @@ def test_what_enters_a_value_is_computed_again_and_right(
     change, more = MISSED[fault]
     folder = tmp_path / "folder"
     shutil.copytree(filled, folder)
-    stale = loss(folder / "run")
+    stale = first_loss(folder / "run")
     change(folder / "reference")
     assert counts(fit(tmp_path / "run", folder, pairs, "Precomputed", *more)) == (PAIRS, 0)
     expected = right(tmp_path / "right", folder, pairs, *more)
-    assert loss(tmp_path / "run") == pytest.approx(expected, abs=1e-5 if "precision" not in fault else 5e-3)
+    assert first_loss(tmp_path / "run") == pytest.approx(expected, abs=1e-5 if "precision" not in fault else 5e-3)
     if "precision" not in fault:
         assert abs(expected - stale) > 1e-4, "the change does not show, so the test cannot fail"
 
@@ -139,7 +135,7 @@ def test_what_does_not_enter_a_value_finds_it_and_it_is_right(
     assert found == (3 if "--data.batch_size" in more else PAIRS)  # of one step
     assert {path.name for path in (folder / "cache").rglob("*.arrow")} == kept
     expected = right(tmp_path / "right", folder, pairs, *more, objective=objective)
-    assert loss(tmp_path / "run") == pytest.approx(expected, abs=1e-5)
+    assert first_loss(tmp_path / "run") == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.fault("D24")
@@ -178,4 +174,4 @@ def test_d25_what_is_cut_short_is_computed_again(
     (shard,) = (folder / "cache").rglob("*.arrow")
     shard.write_bytes(damage(shard.read_bytes()))
     assert counts(fit(tmp_path / "run", folder, pairs, "Precomputed")) == (PAIRS, 0)
-    assert loss(tmp_path / "run") == pytest.approx(loss(folder / "run"), abs=1e-6)
+    assert first_loss(tmp_path / "run") == pytest.approx(first_loss(folder / "run"), abs=1e-6)

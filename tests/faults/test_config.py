@@ -10,7 +10,7 @@ import torch
 
 from lit_align import testbed
 from tests.faults.cases import cases
-from tests.runner import BASE, QUIET, SHORT, Ended, lit_align, metrics, ok, weights
+from tests.runner import BASE, QUIET, SHORT, Ended, first_loss, lit_align, ok, weights
 
 IPO = ("--model.objective", "ipo")
 DPO_OF = "{class_path: PreferenceObjective, init_args: {contrast: {class_path: %s, init_args: {%s}}}}"
@@ -183,4 +183,4 @@ def test_the_same_command_with_settings_that_can_be_meant_runs(rows: Path, tmp_p
     """The same command without the fault is accepted, so each refusal above has the stated reason."""
     run = tmp_path / "run"
     ok(fit(run, rows, *SHORT, "--data.validation", testbed.path("validation.jsonl"), "--trainer.limit_val_batches", 1))
-    assert metrics(run)[0]["train/loss"] == pytest.approx(0.693147, abs=1e-6)
+    assert first_loss(run) == pytest.approx(0.693147, abs=1e-6)

@@ -14,6 +14,7 @@ from lit_align import testbed
 from lit_align.data import PreferenceData
 from lit_align.models import load_causal_lm, response_log_probs
 from lit_align.models.loading import Loading
+from lit_align.modules import prompt_check
 from lit_align.modules.log_probs import LogProbReaders
 from lit_align.modules.prompt_check import PromptKnowledge, measure_prompt
 from lit_align.testbed.preferences import read_rows
@@ -74,7 +75,7 @@ def prepared(folder: Path, prompt: str) -> PreferenceData:
 def test_shifts_are_those_of_the_log_probabilities(policy: nn.Module, tmp_path: Path) -> None:
     data = prepared(tmp_path, COMPLETE)
     state = torch.get_rng_state()
-    found = measure_prompt(policy, LogProbReaders(), data, CPU)
+    found = measure_prompt(policy, LogProbReaders(), data, CPU, steps=100)
     assert torch.equal(torch.get_rng_state(), state)
     wanted, gaps = {}, {}
     with torch.no_grad():
@@ -90,7 +91,16 @@ def test_shifts_are_those_of_the_log_probabilities(policy: nn.Module, tmp_path: 
 
 
 def test_an_empty_prompt_tells_nothing(policy: nn.Module, tmp_path: Path) -> None:
-    found = measure_prompt(policy, LogProbReaders(), prepared(tmp_path, ""), CPU)
+    found = measure_prompt(policy, LogProbReaders(), prepared(tmp_path, ""), CPU, steps=100)
     assert found is not None
     assert np.abs(found.shifts).max() < 1e-3
     assert not found.informs
+
+
+def test_short_runs_read_fewer_pairs(policy: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompt_check, "PROMPT_CHECK_PAIRS", (2, 5))
+    data = prepared(tmp_path, COMPLETE)
+    for steps, pairs in ((1, 2), (8, 4), (100, 5)):
+        found = measure_prompt(policy, LogProbReaders(), data, CPU, steps)
+        assert found is not None
+        assert len(found.shifts) == pairs
