@@ -560,8 +560,9 @@ def test_nothing_here_speaks_a_protocol() -> None:
 
 @pytest.mark.security(16)
 def test_every_score_is_computed_in_the_process() -> None:
+    """That of a judge is too, unless the judge's name is that of a model behind an endpoint."""
     assert {kind.__name__ for kind in Scorer.__subclasses__() if kind.__module__.startswith("lit_align")} == {
-        *("RewardModel", "KnownScore", "FunctionScore"),
+        *("RewardModel", "KnownScore", "FunctionScore", "JudgeScore"),
     }
 
 

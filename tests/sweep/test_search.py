@@ -94,7 +94,7 @@ def test_a_search_goes_on_to_its_last_trial(
     assert (len(grid.cells), failed) == (10, {})
     rates = [cell.values["model.optimizer.lr"] for cell in grid.cells]
     assert rates == sorted(rates), "the best first: the loss is the rate and the seed"
-    assert "trial=2-lr=" in ran[4]
+    assert ran[4].startswith("trial=2-")
     assert ran.count(ran[4]) == 2, "the trial that was interrupted is run again, here from the start"
     search = read_grid(file)
     assert [cell.seed for cell in searched_cells(search, 7, {"model.optimizer.lr": 0.000123456})] == [0, 1]
