@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lit_align import testbed
 from lit_align.types import PairBatch
 
-settings.register_profile("gate", derandomize=True, deadline=None)
+settings.register_profile("gate", derandomize=True, deadline=None, max_examples=50)
 settings.register_profile("explore", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "gate"))
 

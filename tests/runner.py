@@ -149,9 +149,13 @@ def metrics(run: Path, leave_out: str = "throughput") -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if leave_out not in key} for line in lines]
 
 
+def losses(run: Path) -> list[float]:
+    """Return the training losses; what is measured before the first step and in evaluations has other lines."""
+    return [line["train/loss"] for line in metrics(run) if "train/loss" in line]
+
+
 def first_loss(run: Path) -> float:
-    """Return the first training loss; what is measured before the first step stands before it."""
-    return next(line["train/loss"] for line in metrics(run) if "train/loss" in line)
+    return losses(run)[0]
 
 
 def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:

@@ -15,6 +15,8 @@ from tests.runner import Ended, forked
 CONFIGS = Path(__file__).parents[1] / "configs"
 QUICKSTART = CONFIGS / "quickstart.yaml"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
+SIZES = ("llama2_7b_hh", "llama3.2_1b_tldr", "llama3.2_3b_tldr")
+"""Folders of experiments that are those of ``opt1.3b_hh`` with another model."""
 
 
 def layers(path: Path) -> list[Path]:
@@ -40,7 +42,11 @@ def test_there_are_configurations() -> None:
     assert len(FILES) >= 4
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.long if path.parent.name in SIZES else ()) for path in FILES],
+    ids=lambda path: str(path.relative_to(CONFIGS)),
+)
 def test_the_configuration_is_taken(path: Path, tmp_path: Path) -> None:
     ended = instantiated(*layers(path), run=tmp_path)
     assert ended.code == 0, ended.out

@@ -221,10 +221,8 @@ def differences(one: Result, other: Result) -> list[str]:
 @pytest.mark.parametrize(
     ("layout", "names"),
     [
-        ("two processes", NAMES),
-        ("accumulated", FEW),
-        pytest.param("four processes", FEW, marks=pytest.mark.long),
-        *(pytest.param(layout, NAMES, marks=pytest.mark.long) for layout in LAYOUTS if layout != "two processes"),
+        ("two processes", FEW),
+        *(pytest.param(layout, NAMES, marks=pytest.mark.long) for layout in LAYOUTS),
     ],
     ids=lambda value: value if isinstance(value, str) else "all" if value is NAMES else "few",
 )

@@ -131,7 +131,7 @@ def test_resume_is_exact_with_all_that_is_carried(rows: Path, tmp_path: Path, cr
     lines = metrics(whole)
     assert len({line["train/running/shift"] for line in lines if "train/loss" in line}) == 7
     assert not [key for line in lines for key in line if "displacement" in key]
-    for step in (2, 3, 5):
+    for step in (3, 5):
         resumed = tmp_path / f"from_{step}"
         go_on = (*more, "--ckpt_path", whole / "checkpoints" / f"step={step}.ckpt")
         ok(lit_align(*words(resumed, rows, *go_on, objective="crowd.Crowd")))

@@ -65,16 +65,17 @@ def run_as(way: str, *command: object) -> None:
         ok(ended)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("first", "second"),
     [
-        pytest.param("fsdp", "fsdp", marks=pytest.mark.long),
-        pytest.param("fsdp", "one process", marks=pytest.mark.long),
+        ("fsdp", "fsdp"),
+        ("fsdp", "one process"),
         ("one process", "fsdp"),
-        pytest.param("fsdp", "ddp", marks=pytest.mark.long),
-        pytest.param("ddp", "fsdp", marks=pytest.mark.long),
-        pytest.param("fsdp", "fsdp on four", marks=pytest.mark.long),
-        pytest.param("fsdp on four", "fsdp", marks=pytest.mark.long),
+        ("fsdp", "ddp"),
+        ("ddp", "fsdp"),
+        ("fsdp", "fsdp on four"),
+        ("fsdp on four", "fsdp"),
     ],
 )
 @pytest.mark.resume("from any strategy to any other, on other numbers of processes")
@@ -98,7 +99,7 @@ def test_a_checkpoint_can_be_gone_on_from_by_any(rows: Path, tmp_path: Path, fir
 @pytest.mark.parametrize(
     "more",
     [
-        ("--model.lora.rank", 4),
+        pytest.param(("--model.lora.rank", 4), marks=pytest.mark.long),
         pytest.param(
             ("--model.loading.gradient_checkpointing", "true", "--trainer.accumulate_grad_batches", 2),
             marks=pytest.mark.long,

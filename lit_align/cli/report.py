@@ -153,7 +153,7 @@ def _settings(arguments: Sequence[str]) -> Namespace:
     parser.add_lightning_class_args(PreferenceData, "data")
     parser.link_arguments("model.objective", "data.prompted", compute_fn=_needs_prompted, apply_on="instantiate")
     settings = parser.parse_args(list(arguments))
-    if settings.data.tokenizer is None:
+    if settings.data.tokenizer is None and settings.model.policy is not None:
         settings.data.tokenizer = tokenizer_source(settings.model.policy)
     if settings.data.seed is None:
         settings.data.seed = settings.seed_everything

@@ -17,7 +17,7 @@ from lit_align.objectives import averaged_dpo, dpo, ipo, sr_dpo
 from lit_align.objectives.base import Objective
 from lit_align.types import PairBatch, PairLogProbs
 from tests.conftest import pair_batch, tiny_llama
-from tests.runner import BASE, SHORT, Ended, distance, lit_align, metrics, ok, weights
+from tests.runner import BASE, SHORT, Ended, distance, lit_align, losses, metrics, ok, weights
 
 LN2 = math.log(2)
 SGD = ("--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.05")
@@ -58,7 +58,7 @@ def test_a00_the_first_loss_of_four_good_rows_is_the_known_one(
     path.write_text("\n".join(lines) + "\n", "utf-8")
     beta = ("--model.objective.beta", "0.1")
     ok(fit(tmp_path / "run", path, "--trainer.max_steps", 2, *beta, objective=objective))
-    first, second = (line["train/loss"] for line in metrics(tmp_path / "run"))
+    first, second = losses(tmp_path / "run")
     assert first == pytest.approx(expected, rel=1e-5)
     assert second != pytest.approx(expected, rel=1e-5)
 

@@ -47,6 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.mark.long
 def test_the_reward_model_reports_what_the_table_says(folder: Path) -> None:
     steps = {"grad_norm", "learning_rate", "tokens_seen"}
     assert named("What a reward model reports") == reported(folder / "runs" / "reward") - steps

@@ -99,14 +99,10 @@ def test_portions_of_a_shared_layout(rows: Path, tmp_path: Path, in_padded_rows:
     assert_same(tmp_path / "run", in_padded_rows(objective))
 
 
+@pytest.mark.long  # tests/test_partitions.py trains every objective
 @pytest.mark.parametrize(
     ("strategy", "objective", "tokens"),
-    [
-        pytest.param("ddp", "sr_dpo", 120, marks=pytest.mark.long),
-        ("ddp", "kto", 120),
-        pytest.param("fsdp", "sr_dpo", 0, marks=pytest.mark.long),
-        pytest.param("fsdp", "kto", 120, marks=pytest.mark.long),
-    ],
+    [("ddp", "sr_dpo", 120), ("ddp", "kto", 120), ("fsdp", "sr_dpo", 0), ("fsdp", "kto", 120)],
 )
 def test_two_processes(  # noqa: PLR0913
     rows: Path, tmp_path: Path, in_padded_rows: Run, strategy: str, objective: str, tokens: int

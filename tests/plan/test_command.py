@@ -158,7 +158,6 @@ def test_the_quickstart_is_planned_from_its_data() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.long
 def test_suggestions_make_a_run_fit(tmp_path: Path) -> None:
     """Four pairs of 2,000 tokens, whose activations take more than the weights and optimizer states."""
     folder = model(tmp_path / "model", **TWO_LAYERS)
@@ -178,6 +177,7 @@ def test_suggestions_make_a_run_fit(tmp_path: Path) -> None:
 TESTBED = path("policy") / "config.json"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "sizes"),
     [("opt1.3b_hh", TWO_LAYERS), *(pytest.param(name, {}, marks=pytest.mark.long) for name in ARCHITECTURES)],

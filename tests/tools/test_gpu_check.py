@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 STAGES = ROOT / "tools" / "gpu_check" / "stages.py"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_check_of_a_gpu_runs_on_a_cpu(tmp_path: Path) -> None:
     out, names = tmp_path / "out.json", ["environment", "exact", "speed"]

@@ -173,6 +173,7 @@ def test_a_run_goes_on_from_the_one_before_a_damaged_one(rows: Path, tmp_path: P
     assert "Traceback" not in ended.out
 
 
+@pytest.mark.long
 def test_processes_do_not_agree_on_a_time(rows: Path, tmp_path: Path) -> None:
     words = (
         *("fit", "--run", tmp_path / "run", *BASE, *SHORT, "--model.objective", "dpo", "--data.train", rows),

@@ -85,10 +85,7 @@ def batch() -> PairBatch:
 @pytest.mark.parametrize(
     ("kind", "dtype"),
     [
-        *(
-            pytest.param(kind, torch.float32, marks=pytest.mark.long if kind == "deep and wide" else ())
-            for kind in MODELS
-        ),
+        *(pytest.param(kind, torch.float32, marks=pytest.mark.long if "deep" in kind else ()) for kind in MODELS),
         *((kind, torch.bfloat16) for kind in MODELS if "trained" in kind),
     ],
     ids=lambda given: str(given).removeprefix("torch."),
