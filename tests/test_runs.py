@@ -279,6 +279,7 @@ def test_a_run_leaves_what_it_says(rows: Path, tmp_path: Path) -> None:
     )
     ended = ok(lit_align(*command))
     assert "2405.21040" in ended.out
+    assert "overridden" not in ended.out, "Lightning advises on hooks of ours"
     assert "SelfRefine" in ended.out
     assert "after 4 steps" in ended.out
     assert ended.out.count("layout     shared: a prompt is read once for both responses, without padding") == 1

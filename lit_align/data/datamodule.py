@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import date
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
@@ -327,6 +328,13 @@ class PreferenceData(LightningDataModule):
     def train_batches(self) -> int:
         """Training batches per rank and epoch, also before the loader exists."""
         return len(self._training_batches())
+
+    @override
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        # Lightning would wait for every tensor of a batch that is not a tensor itself.
+        if isinstance(batch, PairBatch):
+            return batch.to(device, non_blocking=True)
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     @override
     def train_dataloader(self) -> ResumableLoader:

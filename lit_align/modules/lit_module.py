@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from typing_extensions import override
 
 from lit_align.models import Loading, LoRA, Reference, SavedAdapter
 from lit_align.models.export import Form, token_log_probs
@@ -21,7 +20,6 @@ from lit_align.modules.log_probs import LogProbReaders
 from lit_align.modules.step_totals import planned_steps
 from lit_align.objectives.base import Needs
 from lit_align.objectives.beta_scale import BetaReading
-from lit_align.types import PairBatch
 
 
 class LitModule(LightningModule):
@@ -56,13 +54,6 @@ class LitModule(LightningModule):
 
     def check_models(self) -> None:
         """Check the trained models on short rows, once; nothing by default."""
-
-    @override
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        # Lightning would wait for every tensor of a batch that is not a tensor itself.
-        if isinstance(batch, PairBatch):
-            return batch.to(device, non_blocking=True)
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     @property
     def metric_names(self) -> tuple[str, ...]:
