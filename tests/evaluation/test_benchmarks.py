@@ -75,6 +75,33 @@ def test_a_task_of_ones_own_runs_offline(
         benchmark_metrics(testbed_model, [BenchmarkTask("no_such_task")], tmp_path / "rows")
 
 
+@pytest.mark.long
+def test_an_interrupted_task_goes_on_with_the_answers_that_are_missing(
+    testbed_model: LoadedModel, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval", reason="needs the extra `benchmarks`")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    tasks = benchmark_tasks(str(task), fewshot=0)
+    calls: list[int] = []
+
+    def counted(module: object, args: object) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    handle = testbed_model.model.register_forward_pre_hook(counted)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            benchmark_metrics(testbed_model, tasks, tmp_path / "rows", batch_size=2, count=50)
+        assert list((tmp_path / "rows" / "unfinished").iterdir())
+        metrics = benchmark_metrics(testbed_model, tasks, tmp_path / "rows", batch_size=2, count=50)
+    finally:
+        handle.remove()
+    assert metrics["benchmark/facts/acc"].value == by_hand(testbed_model)
+    assert len(calls) == 2 + 1, "two batches, of which the answers to one were there"
+    assert not (tmp_path / "rows" / "unfinished").exists()
+
+
 def test_names_files_and_presets_are_tasks(task: Path, tmp_path: Path) -> None:
     assert benchmark_tasks(f"arc_easy, {task}") == [
         BenchmarkTask("arc_easy"),
