@@ -12,11 +12,13 @@ from matplotlib.figure import Figure
 
 from lit_align.comparison.numbers import t_interval
 from lit_align.data.report.figures import GUIDE, STYLE
+from lit_align.evaluation.record import MetricEstimate
 from lit_align.testbed.world import SHIPPED
 from tools.evidence.averaging import CONTRASTS, LENGTH, POWERS, Aligned, closed_forms, controlled, groups, main_runs
 
 COLOURS = {"sum": "#0072b2", "√n": "#009e73", "mean": "#d55e00"}
 MARKERS = {"sum": "o", "√n": "s", "mean": "^"}
+LEAST_SEEDS = 3
 
 
 def draw_plane(runs: Sequence[Aligned], file: Path) -> None:
@@ -50,12 +52,17 @@ def _closed_forms(ax: Any) -> None:
     ax.legend(loc="lower right")
 
 
+def _bar(mean: MetricEstimate) -> float:
+    """Return half an interval; 0 below three seeds, where Student's t is wider than the figure."""
+    return mean.high - mean.value if mean.high is not None and mean.n >= LEAST_SEEDS else 0.0
+
+
 def _curve(ax: Any, runs: Sequence[Aligned], name: str) -> None:
     """Draw means with intervals along β, numbered by β, and the way there from the start."""
     settings = sorted(groups(runs), key=lambda own: own[0].beta)
     points = [[t_interval([getattr(run, axis) for run in own]) for axis in ("length", "score")] for own in settings]
     x, y = ([each[axis].value for each in points] for axis in (0, 1))
-    errors = [[(each[axis].high or each[axis].value) - each[axis].value for each in points] for axis in (0, 1)]
+    errors = [[_bar(each[axis]) for each in points] for axis in (0, 1)]
     for own in settings:
         path = np.mean([run.path for run in own], axis=0)
         ax.plot(path[:, 1], path[:, 2], color=COLOURS[name], alpha=0.25, linewidth=1)
@@ -116,7 +123,7 @@ def _against_kl(ax: Any, runs: Sequence[Aligned], name: str, axis: str) -> None:
     points = [
         (t_interval([run.kl for run in own]), t_interval([getattr(run, axis) for run in own])) for own in settings
     ]
-    errors = [[(each[place].high or each[place].value) - each[place].value for each in points] for place in (0, 1)]
+    errors = [[_bar(each[place]) for each in points] for place in (0, 1)]
     x, y = ([each[place].value for each in points] for place in (0, 1))
     ax.errorbar(x, y, errors[1], errors[0], color=COLOURS[name], marker=MARKERS[name], label=name, elinewidth=0.7)
 
@@ -130,7 +137,7 @@ def _win_rates(ax: Any, runs: Sequence[Aligned]) -> None:
         points = [
             t_interval([100 * rates[run.numbers.setting, run.numbers.seed] for run in each]) for each in settings
         ]
-        errors = [(each.high or each.value) - each.value for each in points]
+        errors = [_bar(each) for each in points]
         x = [each[0].rank * shift[name] for each in settings]
         y = [each.value for each in points]
         label = f"{contrast}, {name}"
@@ -153,7 +160,7 @@ def _bonus(ax: Any, runs: Sequence[Aligned]) -> None:
         points = [
             [t_interval([getattr(run, axis) for run in each]) for axis in ("length", "score")] for each in settings
         ]
-        errors = [[(each[axis].high or each[axis].value) - each[axis].value for each in points] for axis in (0, 1)]
+        errors = [[_bar(each[axis]) for each in points] for axis in (0, 1)]
         x, y = ([each[axis].value for each in points] for axis in (0, 1))
         ax.errorbar(x, y, errors[1], errors[0], color=COLOURS[name], marker=MARKERS[name], label=name, elinewidth=0.7)
         for each, left, up in zip(settings, x, y, strict=True):
