@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -138,12 +138,21 @@ def _run_and_exit(words: tuple[str, ...], out: Path) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-    code = 1
-    try:
+
+    def work() -> None:
         from lit_align.cli import main as run
 
         sys.argv = ["lit_align", *words]
         run()
+
+    exit_after(work)
+
+
+def exit_after(work: Callable[[], object]) -> NoReturn:
+    """Call a function and end the process, a forked child that must not return into its parent's code."""
+    code = 1
+    try:
+        work()
         code = 0
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)

@@ -21,13 +21,12 @@ import json
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import PARTS, TINY, Record
+from common import PARTS, TINY, Record, exit_after
 from computations import attention, environment, exact
 from report import report
 from timing import compiled, rollout, speed
@@ -53,7 +52,8 @@ def run_stage(name: str, limit: float, merge: Callable[[], None]) -> dict[str, A
     began = time.monotonic()
     child = os.fork()
     if not child:
-        _work(name)
+        os.setpgid(0, 0)
+        exit_after(lambda: STAGES[name][0](Record(name)))
     status: int | None = None
     while status is None and time.monotonic() - began < limit:
         done, code = os.waitpid(child, os.WNOHANG)
@@ -66,20 +66,6 @@ def run_stage(name: str, limit: float, merge: Callable[[], None]) -> dict[str, A
         os.waitpid(child, 0)
     ended: Any = "cut off" if status is None else os.waitstatus_to_exitcode(status)
     return {"seconds": round(time.monotonic() - began, 1), "ended": ended}
-
-
-def _work(name: str) -> None:
-    os.setpgid(0, 0)
-    code = 1
-    try:
-        STAGES[name][0](Record(name))
-        code = 0
-    except BaseException:  # noqa: BLE001
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
 
 
 def main(out: Path, names: list[str]) -> int:
