@@ -209,7 +209,8 @@ class LitPreference(LitPolicy):
         if not self.needs.prompted or self.global_step or not isinstance(data, PreferenceData):
             return
         with self.trainer.precision_plugin.forward_context():
-            knowledge = measure_prompt(self.policy, self.readers, data, self.device, self.planned_steps)
+            power = self.objective.prompted_length_power or 0.0
+            knowledge = measure_prompt(self.policy, self.readers, data, self.device, self.planned_steps, power)
         if knowledge is not None:
             (rank_zero_info if knowledge.informs else rank_zero_warn)(knowledge.line)
             report(self, "train", knowledge.values, 0)

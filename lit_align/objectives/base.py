@@ -136,6 +136,11 @@ class Objective(ABC):
         return ()
 
     @property
+    def prompted_length_power(self) -> float | None:
+        """The power of the length by which margins under the quality prompt are divided; None without a prompt."""
+        return None
+
+    @property
     def term_names(self) -> tuple[str, ...]:
         """The names under which ``Outcome.terms`` reports parts of the loss; none unless a leaf says otherwise."""
         return ()

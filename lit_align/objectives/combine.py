@@ -39,6 +39,12 @@ class Combined(Objective):
         named = [[name] if name else part.term_names for name, part in self.objectives.items()]
         return tuple(name for names in named for name in names)
 
+    @property
+    @override
+    def prompted_length_power(self) -> float | None:
+        powers = (part.prompted_length_power for part in self.objectives.values())
+        return next((power for power in powers if power is not None), None)
+
     @override
     def advance_state(self, state: Mapping[str, Tensor], observed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return _joined(

@@ -76,6 +76,11 @@ class PreferenceObjective(Objective):
     def scales(self) -> tuple[Scale, ...]:
         return Scale.of(self.contrast.beta, self.averaging.length_power, not self.contrast.beta_sets_slope)
 
+    @property
+    @override
+    def prompted_length_power(self) -> float | None:
+        return (self.averaging.length_power or 0.0) if self.needs.prompted else None
+
     def log_ratio(self, logps: PairLogProbs) -> PairScores:
         """Return the score of each response, in nats: the implicit reward without β."""
         penalty = self.regularizer(logps.policy, logps.reference)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from lit_align.models.loading import Loading
 from lit_align.modules import prompt_check
 from lit_align.modules.log_probs import LogProbReaders
 from lit_align.modules.prompt_check import PromptKnowledge, measure_prompt
+from lit_align.objectives import SFT, LengthPower, Mean, Objective, Term, WeightedSum, dpo, sr_dpo
 from lit_align.testbed.preferences import read_rows
 from lit_align.testbed.world import COMPLETE
 
@@ -32,7 +34,11 @@ def test_the_line_says_what_was_found() -> None:
     assert informed.informs
     assert "75 % (95 % interval 60 to 86); correlation with the label 0.50" in informed.line
     assert "another data.quality_prompt" not in informed.line
-    assert "is not shown to know" in knowledge([1.0, -1.0] * 20).line
+    unclear = knowledge([1.0, -1.0] * 20).line
+    assert "on 40 pairs of data.train, by sums over tokens" in unclear
+    assert "is not shown to know" in unclear
+    assert "rests on 40 pairs, which can show a share of 68 % or more" in unclear
+    assert "rests on 3 pairs, which can show no share at all" in knowledge([1.0] * 3).line
     assert "favours the rejected one" in knowledge([-1.0] * 20).line
 
 
@@ -88,6 +94,37 @@ def test_shifts_are_those_of_the_log_probabilities(policy: nn.Module, tmp_path: 
     assert found.split == "validation"
     assert sorted(found.shifts) == pytest.approx(sorted(wanted.values()), abs=1e-3)
     assert sorted(found.length_gaps) == sorted(gaps.values())
+
+
+@pytest.mark.parametrize(
+    ("objective", "power"),
+    [
+        (sr_dpo(), 0.0),
+        (replace(sr_dpo(), averaging=Mean()), 1.0),
+        (replace(sr_dpo(), averaging=LengthPower(0.5)), 0.5),
+        (WeightedSum((Term("likelihood", SFT()), Term("own", replace(sr_dpo(), averaging=Mean())))), 1.0),
+        (dpo(), None),
+    ],
+)
+def test_an_objective_says_by_which_power_of_the_length_its_prompted_margin_is_divided(
+    objective: Objective, power: float | None
+) -> None:
+    assert objective.prompted_length_power == power
+
+
+def test_shifts_are_averaged_as_the_objective_averages(policy: nn.Module, tmp_path: Path) -> None:
+    """Of means: log-probabilities per token, which may favour the other side; the line says so."""
+    data = prepared(tmp_path, COMPLETE)
+    found = measure_prompt(policy, LogProbReaders(), data, CPU, 100, length_power=1.0)
+    assert found is not None
+    wanted = []
+    with torch.no_grad():
+        for batch in data.rows_dataloader("validation", range(12)):
+            plain, prompted = (response_log_probs(policy, each) for each in (batch, batch.prompted))
+            shift = (prompted - plain).double().sum(-1) / batch.lengths
+            wanted += (shift[:, 0] - shift[:, 1]).tolist()
+    assert sorted(found.shifts) == pytest.approx(sorted(wanted), abs=1e-4)
+    assert "by means over tokens" in found.line
 
 
 def test_an_empty_prompt_tells_nothing(policy: nn.Module, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Comparisons over seeds: paired differences by Student's t, corrected for their number by Holm's method."""
+"""Intervals and comparisons over seeds or prompts, by Student's t, corrected for their number by Holm's method."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from scipy.special import stdtr
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import stdtr, stdtrit
 
 from lit_align.comparison.numbers import t_interval
 from lit_align.evaluation.record import MetricEstimate
@@ -63,6 +65,34 @@ def t_test(values: Sequence[float]) -> float:
     if count < 2 or spread == 0:
         return 0.0 if count > 1 and mean else 1.0
     return 2 * float(stdtr(count - 1, -abs(mean) / spread))
+
+
+def clustered(values: ArrayLike, clusters: ArrayLike) -> tuple[MetricEstimate, float]:
+    r"""Return a mean over pairs with the interval that pairs on the same prompt allow, and the p value that it is 0.
+
+    The variance is $\frac{G}{G-1} \sum_g (\sum_{i \in g} (x_i - \bar x))^2 / n^2$ with G clusters, and the interval is
+    Student's with G - 1 degrees of freedom; where every value is a cluster, it is that of `t_interval`.
+
+    Args:
+        values: of the pairs.
+        clusters: number of each pair's prompt.
+
+    >>> clustered([1.0, 2.0, 3.0], [0, 1, 2])[0] == t_interval([1.0, 2.0, 3.0])
+    True
+    >>> twice = clustered([1.0, 1.0, 2.0, 2.0, 3.0, 3.0], [0, 0, 1, 1, 2, 2])[0]  # the same three prompts
+    >>> round(twice.low, 3), round(twice.high, 3)
+    (-0.484, 4.484)
+    """
+    numbers = np.asarray(values, dtype=float)
+    _, places = np.unique(np.asarray(clusters), return_inverse=True)
+    count, average = int(places.max()) + 1, float(numbers.mean())
+    if count < 2:
+        return MetricEstimate(average, n=len(numbers)), 1.0
+    rest = np.bincount(places, numbers - average)
+    error = math.sqrt(count / (count - 1) * float(rest @ rest)) / len(numbers)
+    half = float(stdtrit(count - 1, 0.975)) * error
+    p = 2 * float(stdtr(count - 1, -abs(average) / error)) if error else float(average == 0)
+    return MetricEstimate(average, average - half, average + half, len(numbers)), p
 
 
 def holm(p: Mapping[Name, float]) -> dict[Name, float]:
