@@ -18,7 +18,7 @@ from lit_align.evaluation.win_rates import length_controlled
 from lit_align.testbed.preferences import rated_score
 from lit_align.testbed.world import SHIPPED
 from tools.evidence.closed_form import Optimum, optimum
-from tools.evidence.intervals import compare, with_interval
+from tools.evidence.intervals import Comparison, compare, with_interval
 from tools.evidence.measure import draft_length, kept_pairs
 from tools.evidence.sweeps import RunNumbers
 
@@ -198,7 +198,7 @@ def groups(runs: Iterable[Aligned]) -> list[list[Aligned]]:
     return sorted(by_setting.values(), key=order)
 
 
-def equal_beta_table(runs: Sequence[Aligned]) -> str:
+def equal_beta(runs: Sequence[Aligned]) -> Differences:
     """Return the differences to sums at the same β at the scale of sums, paired by seed, and by prompt."""
     place = {(run.contrast, run.averaging, run.rank, run.numbers.seed): run for run in main_runs(runs)}
     differences = Differences()
@@ -209,7 +209,20 @@ def equal_beta_table(runs: Sequence[Aligned]) -> str:
             for axis in ("score", "length"):
                 own, other = (np.array(each.numbers.final[axis], dtype=float) for each in (run, base))
                 differences.add(axis, key, float((own - other).mean()), own - other)
-    return differences.table("β of sums")
+    return differences
+
+
+def pooled(runs: Sequence[Aligned]) -> Differences:
+    """Return the same as means over all β that a seed has: one comparison for each objective and averaging."""
+    single, joined = equal_beta(runs), Differences()
+    families: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for axis, key in single.seeds:
+        families.setdefault((axis, key.rpartition(" | ")[0]), []).append((axis, key))
+    for (axis, family), keys in families.items():
+        for seed in range(min(len(single.seeds[key]) for key in keys)):
+            by_prompt = np.mean([single.prompts[key][seed] for key in keys], axis=0)
+            joined.add(axis, f"{family} | all {len(keys)}", float(by_prompt.mean()), by_prompt)
+    return joined
 
 
 def equal_kl_table(runs: Sequence[Aligned]) -> str:
@@ -252,10 +265,14 @@ class Differences:
         if of_prompts is not None:
             self.prompts.setdefault((axis, key), []).append(of_prompts)
 
+    def tested(self) -> tuple[dict[tuple[str, str], Comparison], dict[tuple[str, str], Comparison]]:
+        """Return the comparisons over seeds and over prompts, each corrected for all of its kind."""
+        by_prompt = {key: list(np.mean(values, axis=0)) for key, values in self.prompts.items()}
+        return compare(self.seeds), compare(by_prompt)
+
     def table(self, at: str) -> str:
         """Return a table; bold ones hold after Holm's correction for all of their kind."""
-        by_seed = compare(self.seeds)
-        by_prompt = compare({key: list(np.mean(values, axis=0)) for key, values in self.prompts.items()})
+        by_seed, by_prompt = self.tested()
         kinds = [
             (axis, over, tested)
             for axis in ("score", "length")

@@ -14,11 +14,22 @@ from lit_align.comparison.numbers import t_interval
 from lit_align.data.report.figures import GUIDE, STYLE
 from lit_align.evaluation.record import MetricEstimate
 from lit_align.testbed.world import SHIPPED
-from tools.evidence.averaging import CONTRASTS, LENGTH, POWERS, Aligned, closed_forms, controlled, groups, main_runs
+from tools.evidence.averaging import (
+    CONTRASTS,
+    LENGTH,
+    POWERS,
+    Aligned,
+    closed_forms,
+    controlled,
+    equal_beta,
+    groups,
+    main_runs,
+    pooled,
+)
+from tools.evidence.forest import LEAST_SEEDS, draw_forest
 
 COLOURS = {"sum": "#0072b2", "√n": "#009e73", "mean": "#d55e00"}
 MARKERS = {"sum": "o", "√n": "s", "mean": "^"}
-LEAST_SEEDS = 3
 
 
 def draw_plane(runs: Sequence[Aligned], file: Path) -> None:
@@ -94,6 +105,26 @@ def _share_limits(axes: Any) -> None:
         limits = [getattr(ax, low_high)() for ax in axes]
         for ax in axes:
             getattr(ax, setter)(min(low for low, _ in limits), max(high for _, high in limits))
+
+
+def draw_differences(runs: Sequence[Aligned], file: Path) -> None:
+    """Draw score and length of √n and of means minus those of sums, for all β together and for each."""
+    together, single = pooled(runs).tested(), equal_beta(runs).tested()
+    with rc_context(STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(13, 9), layout="constrained")
+        axes = figure.subplots(1, 2, sharey=True)
+        for ax, axis, unit in zip(axes, ("score", "length"), ("true score", "tokens"), strict=True):
+            rows = {
+                key.replace(" | ", ", "): (by_seed[axis, key], by_prompt[axis, key])
+                for by_seed, by_prompt in (together, single)
+                for where, key in by_seed
+                if where == axis
+            }
+            draw_forest(ax, rows)
+            ax.set_xlabel(f"{axis} − that of sums at the same β ({unit})")
+        axes[0].set_title("right of 0: averaging is better")
+        axes[1].set_title("left of 0: averaging is shorter")
+        figure.savefig(file)
 
 
 def draw_controls(runs: Sequence[Aligned], file: Path) -> None:

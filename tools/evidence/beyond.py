@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lit_align.comparison.numbers import t_interval
 from lit_align.data.report.figures import CHOSEN, GUIDE, REJECTED, STYLE
+from tools.evidence.forest import LEAST_SEEDS, draw_forest
 from tools.evidence.intervals import compare, with_interval
 from tools.evidence.sweeps import RunNumbers
 
@@ -130,13 +131,22 @@ def draw(runs: Sequence[RunNumbers], file: Path) -> None:
         name: [t_interval([final(run, axis) for run in own.values()]) for axis in AXES[:2]]
         for name, own in methods.items()
     }
+    by_seed, by_prompt = compare(differences(methods, mean)), compare(differences(methods, over_prompts))
     with rc_context(STYLE):  # type: ignore[arg-type]
-        figure = Figure(figsize=(9, 6))
-        ax = figure.subplots()
+        figure = Figure(figsize=(15, 6), layout="constrained")
+        ax, forest = figure.subplots(1, 2, width_ratios=(3, 2))
+        rows = {
+            f"{name}\n− {PARENTS[name]}": (each, by_prompt[axis, name])
+            for (axis, name), each in by_seed.items()
+            if axis == "score"
+        }
+        draw_forest(forest, rows)
+        forest.set(xlabel="true score − the parent's", title="right of 0: better than its parent")
         for name, (length, score) in means.items():
             parent = means.get(PARENTS[name] or "")
             colour = CHOSEN if parent is None else REJECTED
-            errors = [[(each.high or each.value) - each.value] for each in (score, length)]
+            drawn = score.n >= LEAST_SEEDS
+            errors = [[(each.high or each.value) - each.value if drawn else 0.0] for each in (score, length)]
             ax.errorbar([length.value], [score.value], *errors, color=colour, marker="o", elinewidth=0.7)
             ax.annotate(name, (length.value, score.value), (5, 4), textcoords="offset points", fontsize=9)
             if parent is not None:

@@ -25,7 +25,8 @@ from lit_align.modules.prompt_check import PromptKnowledge
 from lit_align.testbed.preferences import read_rows
 from lit_align.testbed.truth import true_score
 from lit_align.testbed.world import COMPLETE
-from tools.evidence.intervals import with_interval
+from tools.evidence.forest import draw_forest
+from tools.evidence.intervals import Comparison, compare, with_interval
 from tools.evidence.sweeps import RunNumbers
 
 PAIRS = 60
@@ -196,6 +197,42 @@ def numbers(run: RunNumbers) -> dict[str, float]:
     }
 
 
+def control_of(name: str) -> str | None:
+    """Return the unrefined objective that a refined one is compared with; None for those.
+
+    With λ = 0.5 it is ``dpo`` at β 0.05, which ``sr_dpo`` is where the prompt tells nothing; others have their own β.
+
+    >>> control_of("sr_dpo, λ 0.5"), control_of("sr_ipo, λ 0.5 as derived"), control_of("sr_dpo, λ 1")
+    ('dpo, β 0.05', 'ipo_sum', 'dpo, β 0.1')
+    """
+    if not name.startswith("sr_"):
+        return None
+    if name.startswith("sr_ipo"):
+        return "ipo_sum"
+    _, _, noise = name.partition(", 30 %")
+    return ("dpo, β 0.05" if "λ 0.5" in name else "dpo, β 0.1") + (f", 30 %{noise}" if noise else "")
+
+
+def gains(runs: Sequence[RunNumbers]) -> dict[str, Comparison]:
+    """Return the true score of each refined objective minus that of its control, paired by seed."""
+    scores = {name: {run.seed: run.final["score"] for run in own} for name, own in by_name(runs).items()}
+    differences = {}
+    for name, own in scores.items():
+        control = scores.get(control_of(name) or "", {})
+        shared = sorted(own.keys() & control.keys())
+        if shared:
+            differences[name] = [own[seed] - control[seed] for seed in shared]
+    return compare(differences)
+
+
+def gains_table(runs: Sequence[RunNumbers]) -> str:
+    """Return the gains of refinement over seeds, corrected for their number."""
+    lines = ["| refined | control | seeds | score − control's | p (Holm) |", "|---" * 5 + "|"]
+    for name, each in gains(runs).items():
+        lines.append(f"| {name} | {control_of(name)} | {each.difference.n} | {each} | {each.corrected} |")
+    return "\n".join(lines)
+
+
 def table(runs: Sequence[RunNumbers]) -> str:
     """Return the table of all settings, with intervals over seeds where there are several."""
     heads: list[str] = []
@@ -221,7 +258,7 @@ def draw(runs: Sequence[RunNumbers], file: Path) -> None:
         axes = figure.subplots(2, 2)
         _draw_prompts(axes[0, 0])
         named = by_name(runs)
-        _draw_scores(axes[0, 1], named)
+        _draw_gains(axes[0, 1], runs)
         pooled = [run for name, own in named.items() if name == "sr_dpo, λ 0.5" for run in own]
         if pooled:
             plain = np.concatenate([run.final["plain"] for run in pooled])
@@ -254,17 +291,12 @@ def _draw_prompts(axis: Any) -> None:
     axis.legend(frameon=False)
 
 
-def _draw_scores(axis: Any, named: dict[str, list[RunNumbers]]) -> None:
-    for place, own in enumerate(named.values()):
-        estimate = t_interval([run.final["score"] for run in own])
-        half = 0.0 if estimate.high is None else estimate.high - estimate.value
-        colour = GUIDE if name_of(own[0]).startswith(("dpo", "ipo")) else CHOSEN
-        axis.errorbar([estimate.value], [place], xerr=[half], marker="o", color=colour)
-    axis.set_yticks(range(len(named)), list(named), fontsize=8)
-    axis.invert_yaxis()
-    seeds = max(map(len, named.values()), default=0)
-    count = "one seed, no intervals" if seeds == 1 else f"{seeds} seeds"
-    axis.set(xlabel="true score of responses", title=f"After training: {count} (grey: unrefined)")
+def _draw_gains(axis: Any, runs: Sequence[RunNumbers]) -> None:
+    rows = {f"{name}\n− {control_of(name)}": (each,) for name, each in gains(runs).items()}
+    draw_forest(axis, rows, ["over seeds"])
+    seeds = max((each[0].difference.n for each in rows.values()), default=0)
+    axis.set(xlabel="true score − that of the unrefined control, paired by seed")
+    axis.set_title(f"After training, {seeds} seeds: right of 0, refinement helps")
 
 
 def _draw_margins(axis: Any, plain: Margins, prompted: Margins) -> None:
