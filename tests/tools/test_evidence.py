@@ -17,7 +17,7 @@ from tools.evidence import averaging, sweeps
 from tools.evidence.closed_form import optimum
 from tools.evidence.intervals import compare, holm, t_test
 from tools.evidence.measure import draft_length, kept_pairs
-from tools.evidence.sweeps import NUMBERS, keep_numbers, read_numbers
+from tools.evidence.sweeps import NUMBERS, RunNumbers, keep_numbers, read_numbers
 
 
 def test_holm_corrects_in_the_order_of_the_p_values() -> None:
@@ -47,6 +47,30 @@ def test_raters_who_see_the_truth_leave_no_reason_for_filler() -> None:
     best = optimum(0.01, 0.0, WorldSettings(length_bonus=0.0))
     assert best.score == pytest.approx(6.5 * (1 - 0.05 * 37 / 12), abs=0.01)
     assert optimum(0.01, 0.0, SHIPPED).score < best.score - 0.5
+
+
+def test_all_betas_together_are_one_comparison() -> None:
+    """Two seeds of two prompts and two β each; means are ahead by 1 and 3, which is 2 together."""
+
+    def run(kind: str, beta: float, seed: int, score: float) -> averaging.Aligned:
+        objective = {"contrast": "Logistic", "contrast.beta": beta, "averaging": kind}
+        values = {f"model.objective.{name}": value for name, value in objective.items()}
+        final = {"score": [score, score + 1], "length": [5, 5]}
+        return averaging.Aligned(RunNumbers(f"{kind}{beta}", seed, {**values, "data.train": "t"}, {}, final, ""))
+
+    gains = {1: 1.0, 2: 3.0}
+    runs = [
+        run(kind, beta * (30 if kind == "Mean" else 1), seed, seed + (gains[beta] if kind == "Mean" else 0.0))
+        for kind in ("Sum", "Mean")
+        for beta in gains
+        for seed in (1, 2)
+    ]
+    assert averaging.equal_beta(runs).seeds["score", "DPO | mean | 2"] == [3.0, 3.0]
+    joined = averaging.pooled(runs)
+    assert joined.seeds == {("score", "DPO | mean | all 2"): [2.0, 2.0], ("length", "DPO | mean | all 2"): [0.0, 0.0]}
+    by_seed, by_prompt = joined.tested()
+    assert by_prompt["score", "DPO | mean | all 2"].difference.n == 2
+    assert by_seed["score", "DPO | mean | all 2"].holm == 0
 
 
 @pytest.mark.parametrize("power", averaging.POWERS.values())

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tools.evidence.refinement import accuracy, name_of, partial_correlation
+from lit_align.testbed.world import COMPLETE
+from tools.evidence.refinement import accuracy, gains, name_of, partial_correlation
 from tools.evidence.sweeps import RunNumbers
 
 
@@ -19,6 +20,18 @@ def test_a_partial_correlation_leaves_out_what_the_third_value_explains() -> Non
     assert np.corrcoef(given + 0.3 * own, given + 0.3 * other)[0, 1] > 0.8
     assert abs(partial_correlation(given + 0.3 * own, given + 0.3 * other, given)) < 0.05
     assert partial_correlation(given + own, given + own + 0.1 * other, given) > 0.95
+
+
+def test_refined_runs_are_compared_with_their_control_by_seed() -> None:
+    def run(objective: str, seed: int, score: float, **values: float) -> RunNumbers:
+        settings = {f"model.objective.{key}": value for key, value in values.items()}
+        prompt = {"data.quality_prompt": COMPLETE} if objective == "sr_dpo" else {}
+        return RunNumbers("s", seed, {"model.objective": objective, **settings, **prompt}, {}, {"score": score}, "")
+
+    controls = [run("dpo", seed, 3.0 * seed, beta=0.05) for seed in (1, 2)]
+    gained = gains([*controls, *(run("sr_dpo", seed, 3.0 * seed - 1, strength=0.5) for seed in (1, 2, 3))])
+    assert list(gained) == ["sr_dpo, λ 0.5"]
+    assert (gained["sr_dpo, λ 0.5"].difference.value, gained["sr_dpo, λ 0.5"].difference.n) == (-1.0, 2)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
@@ -166,15 +167,30 @@ def differences(runs: Sequence[RunNumbers], start: Start) -> dict[tuple[str, str
         base = by_method.get((name, METHODS["dpo"]))
         if base is None or own == METHODS["dpo"]:
             continue
-        for scale, kind in product(SCALES, KINDS):
+        for (scale, (mine, other)), kind in product(_scales_of(own).items(), KINDS):
             kept = base[0].gaps != 0 if kind == "longer" else base[0].tokens[:, 0] > 0
-            points = 100 * (mean_of(kind, scale, seeds) - mean_of(kind, scale, base))
+            points = 100 * (mean_of(kind, mine, seeds) - mean_of(kind, other, base))
             tested[name, own, scale, kind] = clustered(points[kept], base[0].prompts[kept])
     corrected = holm({key: p for key, (_, p) in tested.items()})
     table: dict[tuple[str, str, str], dict[str, Comparison]] = {}
     for (name, own, scale, kind), (estimate, p) in tested.items():
         table.setdefault((name, own, scale), {})[kind] = Comparison(estimate, p, corrected[name, own, scale, kind])
     return table
+
+
+def _scales_of(name: str) -> dict[str, tuple[str, str]]:
+    """Return name → scale of a method's rewards, and of those of ``dpo`` beside them."""
+    scales = {scale: (scale, scale) for scale in SCALES}
+    return scales | ({"each its own": ("mean", "sum")} if name == METHODS["averaged_dpo"] else {})
+
+
+def cost(runs: Path) -> str:
+    """Return what the page has cost so far: CPU time of reading, which is measured, and wall time of training."""
+    rows = [json.loads(line) for file in runs.rglob("readings.jsonl") for line in file.read_text("utf-8").splitlines()]
+    cells = [json.loads(file.read_text("utf-8")) for file in runs.glob("*/seed=*/*/cell.json")]
+    reading, training = (sum(each.get("seconds", 0) for each in own) / 60 for own in (rows, cells))
+    read = f"{reading:.0f} minutes of CPU time to read {len(rows)} pairs"
+    return f"{read}, and {training:.0f} minutes to train {len(cells)} runs"
 
 
 def difference_table(runs: Sequence[RunNumbers], start: Start) -> str:
