@@ -49,28 +49,37 @@ def test_raters_who_see_the_truth_leave_no_reason_for_filler() -> None:
     assert optimum(0.01, 0.0, SHIPPED).score < best.score - 0.5
 
 
+def aligned(kind: str, beta: float, seed: int, score: float) -> averaging.Aligned:
+    objective = {"contrast": "Logistic", "contrast.beta": beta, "averaging": kind}
+    values = {f"model.objective.{name}": value for name, value in objective.items()}
+    final = {"score": [score, score + 1], "length": [5, 5], "kl": beta, "won": [1, 0], "longer": [1, -1]}
+    steps = {"0": {"length": 4.0, "score": 1.0}, "64": {"length": 5.0, "score": score}}
+    return averaging.Aligned(RunNumbers(f"{kind}{beta}", seed, {**values, "data.train": "t"}, steps, final, ""))
+
+
+GAINS = {1: 1.0, 2: 3.0}
+"""β of sums → what means are ahead by."""
+ALIGNED = [
+    *(aligned("Sum", beta, seed, seed) for beta in GAINS for seed in (1, 2)),
+    *(aligned("Mean", 30 * beta, seed, seed + gain) for beta, gain in GAINS.items() for seed in (1, 2)),
+]
+
+
 def test_all_betas_together_are_one_comparison() -> None:
     """Two seeds of two prompts and two β each; means are ahead by 1 and 3, which is 2 together."""
-
-    def run(kind: str, beta: float, seed: int, score: float) -> averaging.Aligned:
-        objective = {"contrast": "Logistic", "contrast.beta": beta, "averaging": kind}
-        values = {f"model.objective.{name}": value for name, value in objective.items()}
-        final = {"score": [score, score + 1], "length": [5, 5]}
-        return averaging.Aligned(RunNumbers(f"{kind}{beta}", seed, {**values, "data.train": "t"}, {}, final, ""))
-
-    gains = {1: 1.0, 2: 3.0}
-    runs = [
-        run(kind, beta * (30 if kind == "Mean" else 1), seed, seed + (gains[beta] if kind == "Mean" else 0.0))
-        for kind in ("Sum", "Mean")
-        for beta in gains
-        for seed in (1, 2)
-    ]
-    assert averaging.equal_beta(runs).seeds["score", "DPO | mean | 2"] == [3.0, 3.0]
-    joined = averaging.pooled(runs)
+    assert averaging.equal_beta(ALIGNED).seeds["score", "DPO | mean | 2"] == [3.0, 3.0]
+    joined = averaging.pooled(ALIGNED)
     assert joined.seeds == {("score", "DPO | mean | all 2"): [2.0, 2.0], ("length", "DPO | mean | all 2"): [0.0, 0.0]}
     by_seed, by_prompt = joined.tested()
     assert by_prompt["score", "DPO | mean | all 2"].difference.n == 2
     assert by_seed["score", "DPO | mean | all 2"].holm == 0
+
+
+def test_every_row_of_a_table_has_a_cell_for_every_head() -> None:
+    tables = [averaging.settings_table(ALIGNED), averaging.equal_kl_table(ALIGNED)]
+    tables += [each(ALIGNED).table("β of sums") for each in (averaging.equal_beta, averaging.pooled)]
+    for table in tables:
+        assert len({line.count("|") for line in table.splitlines()}) == 1, table
 
 
 @pytest.mark.parametrize("power", averaging.POWERS.values())

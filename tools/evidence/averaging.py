@@ -149,8 +149,8 @@ def settings_table(runs: Sequence[Aligned]) -> str:
     """Return the table of all settings with the shipped bonus: means over seeds with 95 % intervals."""
     rates = controlled(runs)
     lines = [
-        "| objective | averaging | β | length | true score | KL | win rate | length-controlled |",
-        "|---" * 8 + "|",
+        "| objective | averaging | β | seeds | length | true score | KL | win rate | length-controlled |",
+        "|---" * 9 + "|",
     ]
     for own in groups(run for run in runs if run.bonus == SHIPPED.length_bonus):
         of = own[0]
