@@ -64,7 +64,7 @@ def run(objective: str, sums: list[list[float]], **values: object) -> RunNumbers
 
 
 def test_the_methods_of_runs_have_names() -> None:
-    assert real_tables.method(run("averaged_dpo", [])) == "averaged_dpo, β 2"
+    assert real_tables.method(run("averaged_dpo", [])) == "averaged_dpo, β 1.6"
     assert real_tables.method(run("dpo", [], **{"data.train": "runs/pages/real/votes.jsonl"})) == "dpo, β 0.1, votes"
     whole = run("dpo", [])
     values = {key: value for key, value in whole.values.items() if key != "model.lora.rank"}
@@ -77,13 +77,13 @@ def test_rewards_are_compared_with_those_of_dpo_pair_by_pair() -> None:
     sign = np.sign(READINGS.gaps)[:, None] * np.array([[1.0, -1.0]])
     runs = [run("dpo", (READINGS.sums + sign).tolist()), run("averaged_dpo", (READINGS.sums - sign).tolist())]
     tested = real_tables.differences(runs, start)
-    own = tested["LLMBar", "averaged_dpo, β 2", "each its own"]
+    own = tested["LLMBar", "averaged_dpo, β 1.6", "each its own"]
     assert own["longer"].difference.value == -100.0
     assert own["right"].difference.value == pytest.approx(100 / 3)  # right are those whose chosen response is shorter
     assert set(tested) == {
-        (name, "averaged_dpo, β 2", scale) for name in AFTER for scale in ("sum", "mean", "each its own")
+        (name, "averaged_dpo, β 1.6", scale) for name in AFTER for scale in ("sum", "mean", "each its own")
     }
-    assert "| LLMBar | averaged_dpo, β 2 | 1 | mean |" in real_tables.after_table(runs, start)
+    assert "| LLMBar | averaged_dpo, β 1.6 | 1 | mean |" in real_tables.after_table(runs, start)
 
 
 def test_the_first_table_has_what_prompts_shift() -> None:

@@ -15,10 +15,12 @@ import torch
 from numpy.typing import NDArray
 
 from lit_align.data.batches.collate import Collate
+from lit_align.data.prepared.read_split import SplitReader
 from lit_align.data.text.render import QUALITY_PROMPT, RenderOptions, as_messages, insert_quality_prompt, is_dialogue
 from lit_align.data.text.tokenizer import Encoder, load_tokenizer
+from lit_align.errors import DataError
 from lit_align.evaluation.models import LoadedModel, load_hugging_face, tokenize_whole, weight_files
-from lit_align.evaluation.preference_sets import SIMILAR, prompt_numbers, read_pairs
+from lit_align.evaluation.preference_sets import SIMILAR, prompt_numbers
 from lit_align.evaluation.prompts import evenly_spaced, in_messages
 from lit_align.evaluation.record import RowFile, content_digest, write_whole
 from lit_align.models import Loading
@@ -34,9 +36,11 @@ AFTER = ("PandaLM", "LLMBar")
 """Sets that trained policies are tested on."""
 PLAIN, PAPER, NEUTRAL = "plain", "the paper's", "a neutral one"
 PROMPTS = {PLAIN: "", PAPER: QUALITY_PROMPT, NEUTRAL: "Please answer the following query. Query:"}
-MOST_TOKENS = 160
+MOST_TOKENS = 128
 """Of the prompt, read once, and both responses, with the chat template."""
-COUNT = 150
+MOST_CHARACTERS = 8 * MOST_TOKENS
+"""Longer pairs are not tokenized to be counted."""
+COUNT = 100
 """Most pairs of a set, evenly spaced."""
 HELD_OUT = 3
 """One prompt of so many is held out of training."""
@@ -96,11 +100,13 @@ class RealPairs:
         train: that are trained on.
         tests: name of a set → its pairs.
         available: name of a set → how many of its pairs are short enough.
+        unusable: name of a set → how many of its rows are no pairs, such as those with a blank response.
     """
 
     train: Sequence[PreferencePair]
     tests: Mapping[str, Sequence[PreferencePair]]
     available: Mapping[str, int]
+    unusable: Mapping[str, int]
 
 
 @cache
@@ -114,9 +120,12 @@ def choose_pairs(model: str, data: Path) -> RealPairs:
     encoder = Encoder(load_tokenizer(model))
     tests: dict[str, Sequence[PreferencePair]] = {}
     train: list[PreferencePair] = []
-    available = {}
+    available, unusable = {}, {}
     for name, file in SETS.items():
-        pairs = [_messages(pair) for pair in read_pairs(str(data / file), "hh" if name.startswith("HH") else "auto")]
+        rows = list(SplitReader.of(str(data / file), "hh" if name.startswith("HH") else "auto"))
+        pairs = [_messages(pair) for row in rows if not isinstance(row, DataError) for pair in row.pairs]
+        unusable[name] = len(rows) - len(pairs)  # a row is one pair
+        pairs = [pair for pair in pairs if _characters(pair) <= MOST_CHARACTERS]
         short = [
             pair
             for pair, tokens in zip(pairs, tokenize_whole(encoder, pairs, RenderOptions()), strict=True)
@@ -127,7 +136,7 @@ def choose_pairs(model: str, data: Path) -> RealPairs:
             train = [pair for pair in short if not held_out(pair)]
             short = [pair for pair in short if held_out(pair)]
         tests[name] = evenly_spaced(short, COUNT)
-    return RealPairs(train, tests, available)
+    return RealPairs(train, tests, available, unusable)
 
 
 def held_out(pair: PreferencePair) -> bool:
@@ -137,6 +146,10 @@ def held_out(pair: PreferencePair) -> bool:
 
 def _messages(pair: PreferencePair) -> PreferencePair:
     return as_messages(pair) if is_dialogue(pair.prompt) else in_messages(pair)
+
+
+def _characters(pair: PreferencePair) -> int:
+    return sum(len(message["content"]) for text in (pair.prompt, pair.chosen, pair.rejected) for message in text or ())
 
 
 def _width(pair: TokenizedPair) -> int:
@@ -225,11 +238,13 @@ def _read(loaded: LoadedModel, pairs: Mapping[str, PreferencePair]) -> Iterator[
             yield {"of": digest, "sums": each, "tokens": tokens, "seconds": seconds}
 
 
-def read_start(model: str, pairs: RealPairs, runs: Path, report: bool = False) -> dict[tuple[str, str], Readings]:
+def read_start(
+    model: str, pairs: RealPairs, runs: Path, prompts: Sequence[str], report: bool = False
+) -> dict[tuple[str, str], Readings]:
     """Return prompt and set → readings of the model before training, those that exist if nothing may be read."""
     readings = {
-        (prompt, name): read_policy(model, own, runs / "start", text, report)
-        for prompt, text in PROMPTS.items()
+        (prompt, name): read_policy(model, own, runs / "start", PROMPTS[prompt], report)
+        for prompt in prompts
         for name, own in pairs.tests.items()
     }
     return {key: own for key, own in readings.items() if own is not None}

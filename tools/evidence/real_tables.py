@@ -35,7 +35,7 @@ from tools.evidence.sweeps import RunNumbers
 Start = Mapping[tuple[str, str], Readings]
 METHODS = {
     "dpo": "dpo, β 0.1",
-    "averaged_dpo": "averaged_dpo, β 2",
+    "averaged_dpo": "averaged_dpo, β 1.6",
     "votes": "dpo, β 0.1, votes",
     "all": "dpo, β 0.1, all weights",
 }
@@ -88,7 +88,9 @@ def pairs_table(pairs: RealPairs) -> str:
         prompts = len({str(pair.prompt) for pair in own})
         lines.append(f"| {name} | {pairs.available[name.split(',')[0]]} | {len(own)} | {prompts} |")
     split = sum(vote_share(pair) < 1 for pair in pairs.train)
-    lines += ["", f"Of the pairs that are trained on, {split} have a vote that is not for the chosen response."]
+    lost = ", ".join(f"{count} of {name}" for name, count in pairs.unusable.items() if count) or "none"
+    lines += ["", f"Rows that are no pairs, such as those with a blank response: {lost}."]
+    lines += [f"Of the pairs that are trained on, {split} have a vote that is not for the chosen response."]
     return "\n".join(lines)
 
 
