@@ -149,7 +149,7 @@ def _messages(pair: PreferencePair) -> PreferencePair:
 
 
 def _characters(pair: PreferencePair) -> int:
-    return sum(len(message["content"]) for text in (pair.prompt, pair.chosen, pair.rejected) for message in text or ())
+    return sum(len(str(text)) for text in (pair.prompt, pair.chosen, pair.rejected))
 
 
 def _width(pair: TokenizedPair) -> int:
