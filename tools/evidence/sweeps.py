@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import yaml
@@ -49,14 +50,16 @@ def sweep_seeds(grid: Path, runs: Path, seeds: Iterable[int], measure: Measure, 
     """Sweep a grid for each seed that has not finished, and keep the numbers of every run.
 
     Args:
-        grid: file of the grid; its ``seeds`` are replaced.
+        grid: file of the grid; its ``seeds`` are replaced. ``$seed`` in it stands for the seed, and ``$runs`` for the
+            folder that ``runs`` lies in, so that a run may start from one of an earlier sweep of the same seed.
         runs: folder of the page's runs, with a sweep in ``seed=N`` for each seed.
         seeds: in this order.
         measure: computes what is not among a run's metrics.
         options: of ``fit``, for every run.
     """
-    content = yaml.safe_load(grid.read_text("utf-8"))
+    template = Template(grid.read_text("utf-8"))
     for seed in seeds:
+        content = yaml.safe_load(template.safe_substitute(runs=runs.parent, seed=seed))
         folder = runs / f"seed={seed}"
         if (folder / "finished").is_file():
             continue
