@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,12 @@ import numpy as np
 import pytest
 
 from lit_align.callbacks.evaluation import TrainingEvaluation
+from lit_align.evaluation.models import load_hugging_face
+from lit_align.evaluation.preference_sets import read_pairs
+from lit_align.models.loading import Loading
 from lit_align.testbed.truth import true_score
-from tests.runner import BASE, SHORT, distributed, lit_align, metrics, ok
+from tests.evaluation import by_hand
+from tests.runner import BASE, SHORT, distributed, lit_align, metrics, ok, weights
 
 EVALUATION = (
     *("--evaluation.prompts", "testbed:test", "--evaluation.limit", 5, "--evaluation.judge", "testbed"),
@@ -59,11 +64,32 @@ def test_the_curve_is_that_of_the_rows(run: Path) -> None:
             base = [true_score(row["prompt"], start[row["index"], row["seed"]]["response"]) for row in found]
             wins = [(a > b) + 0.5 * (a == b) for a, b in zip(scores, base, strict=True)]
             assert values["eval/win_rate"] == pytest.approx(np.mean(wins))
-            assert values["eval/kl"] > 0
-            assert 0 <= values["eval/win_rate/length_controlled"] <= 1
-        assert 0 < values["eval/pairs/accuracy/sum"] < 1
+            longer = [len(row["response"]) - len(start[row["index"], row["seed"]]["response"]) for row in found]
+            controlled = by_hand.win_rate(by_hand.length_term(np.array(longer, dtype=float)), np.array(wins, dtype=float))
+            assert values["eval/win_rate/length_controlled"] == pytest.approx(controlled, abs=2e-3)
     assert "eval/win_rate" not in numbers(run, 0)
     assert numbers(run, 0)["eval/kl"] == 0
+
+
+def test_divergence_and_pairs_are_those_of_the_weights(run: Path) -> None:
+    """Of the last checkpoint beside the policy at the start, with sums over tokens and vocabulary."""
+    loaded = load_hugging_face("testbed:policy", "policy", Loading(dtype="float32"), "cpu")
+    start = loaded.model
+    trained = copy.deepcopy(start)
+    state = {name.removeprefix("policy."): value for name, value in weights(run).items()}
+    trained.load_state_dict(state, strict=False)
+    divergences = []
+    for row in rows(run, 2):
+        ours, theirs = (by_hand.log_probs(model, row["prompt_ids"], row["ids"]) for model in (trained, start))
+        divergences.append(float((ours.exp() * (ours - theirs)).sum()))
+    assert numbers(run, 2)["eval/kl"] == pytest.approx(np.mean(divergences), rel=1e-3)
+    tokenized = loaded.tokenize(read_pairs("testbed:test", limit=5))
+    for step, model in ((0, start), (2, trained)):
+        margins = []
+        for pair in tokenized:
+            chosen, rejected = (by_hand.log_prob(model, pair.prompt, side.ids) for side in pair.sides)
+            margins.append(chosen - rejected)
+        assert numbers(run, step)["eval/pairs/accuracy/sum"] == np.mean([margin > 0 for margin in margins])
 
 
 def test_checkpoints_can_follow_the_curve(run: Path) -> None:

@@ -31,6 +31,15 @@ SPLIT = {
 }
 
 
+def write_sweep(folder: Path) -> Path:
+    """Write three runs: two that differ in the seed, and one of another β."""
+    write_run(folder / "a-0", [[1, 1, 1, 1], [2, 2, 3, 3], [2, 4, 3, 1]], [20, 30, 40])
+    write_run(folder / "a-1", [[1, 1, 1, 1], [2, 1, 2, 2], [3, 3, 3, 2]], [20, 24, 28], seed=1)
+    write_run(folder / "b", [[1, 1, 1, 1], [0, 1, 0, 1], [5, 3, 4, 4]], [20, 19, 45], beta=0.5)
+    write_run(folder / "b" / "previous" / "1", [[1, 1, 1, 1]], [20])
+    return folder
+
+
 def write_run(folder: Path, scores: list[list[float]], lengths: list[float], **settings: Any) -> Path:
     """Write a run that has sampled at steps 0, 10, 20, …; ``scores[k][i]`` is that of prompt i at the k-th of them."""
     folder.mkdir(parents=True)

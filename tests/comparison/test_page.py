@@ -10,12 +10,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from lit_align.cli.compare import compare
 from lit_align.comparison.runs import Run
+from lit_align.comparison.tables import DATA_ROWS
 from lit_align.evaluation.record import EvaluationRecord, MetricEstimate, ModelRecord, append_jsonl, write_evaluation
-from tests.comparison.folders import PROMPTS, TRAP, write_curves
+from tests.comparison.folders import PROMPTS, TRAP, write_curves, write_sweep
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LOADING = ("src", "srcset", "data", "poster", "action", "background", "href")
@@ -72,8 +75,10 @@ class Page(HTMLParser):
         raise KeyError(name)
 
 
-@pytest.fixture
-def written(sweep: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tmp_path = tmp_path_factory.mktemp("page")
+    sweep = write_sweep(tmp_path / "sweep")
     numbers = {"length/tokens": MetricEstimate(41.0, 40.0, 42.0, 4), "win_rate": MetricEstimate(0.6, 0.5, 0.7, 4)}
     models = (
         ModelRecord("b", str(sweep / "b"), {"judge": "the judge"}, numbers),
@@ -88,7 +93,7 @@ def written(sweep: Path, tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def page(written: Path) -> Page:
     return Page((written / "compare.html").read_text("utf-8"))
 
@@ -159,6 +164,91 @@ def test_the_tables_hold_what_the_files_say(page: Page) -> None:
     assert page.row("longer response is the chosen one", "validation: all runs") == "0.7 (0.63 to 0.76)"
     assert page.row("responses that were cut", "validation: all runs") == "7"
     assert page.row("torch", "a-1") == "2.0"
+
+
+def test_every_row_of_the_data_is_that_of_the_report(page: Page) -> None:
+    rows = {
+        "pairs": "210",
+        "chosen, mean tokens": "31.5",
+        "rejected, mean tokens": "24.25",
+        "responses that were cut": "7",
+        "duplicates": "5",
+        "contradictions": "6",
+        "prompts seen in training": "7",
+        "rows left out": "9",
+    }
+    assert {name: page.row(name, "train: all runs") for name in rows} == rows
+    assert {name for name in DATA_ROWS} == {*rows, "longer response is the chosen one"}
+
+
+def test_correlations_have_fishers_interval(page: Page) -> None:
+    """With 200 pairs: the interval of scipy for data with exactly this correlation."""
+    noise = np.random.default_rng(0).normal(size=(2, 200))
+    x = (noise[0] - noise[0].mean()) / noise[0].std()
+    rest = noise[1] - noise[1].mean() - x * (noise[1] @ x) / 200
+    y = 0.25 * x + np.sqrt(1 - 0.25**2) * rest / rest.std()
+    low, high = stats.pearsonr(x, y).confidence_interval(0.95)
+    assert page.row("correlation of margin and length gap", "b") == f"0.25 ({low:.4g} to {high:.4g})"
+
+
+def test_the_plane_and_its_tables_hold_what_the_runs_reported(page: Page) -> None:
+    """Length and mean score at every step, by hand from the scores of the fixture; the front as listed by hand."""
+    figure = page.figures()["Length and score over training"]["data"]
+    by_name = {trace["name"]: trace for trace in figure}
+    assert (by_name["a-1"]["x"], by_name["a-1"]["y"]) == ([20, 24, 28], [1.0, 1.75, 2.75])
+    assert (by_name["b"]["x"], by_name["b"]["y"]) == ([20, 19, 45], [1.0, 0.5, 4.0])
+    assert by_name["b"]["text"] == ["step 0", "step 10", "step 20"]
+    front = by_name["Pareto front"]
+    assert list(zip(front["x"], front["y"], strict=True)) == [
+        (19, 0.5), (20, 1.0), (20, 1.0), (20, 1.0), (24, 1.75), (28, 2.75), (45, 4.0),
+    ]  # fmt: skip
+    heads = ["run", "step", "length of its samples (tokens)", "score of its samples"]
+    tables = {len(table): table for table in page.tables if table[0] == heads}
+    assert tables[8][-1] == ["b", "20", "45", "4"]
+    assert tables[10][6] == ["a-1", "20", "28", "2.75"], "all points: three runs of three steps"
+
+
+def test_evaluated_models_have_bars_of_their_intervals(page: Page) -> None:
+    traces = {trace["name"]: trace for trace in page.figures()["Length and score as evaluated"]["data"]}
+    trace = traces["b"]
+    assert (trace["x"], trace["y"]) == ([41.0], [0.6])
+    bars = {axis: (trace[axis]["array"][0], trace[axis]["arrayminus"][0]) for axis in ("error_x", "error_y")}
+    assert bars["error_x"] == pytest.approx((1.0, 1.0))
+    assert bars["error_y"] == pytest.approx((0.1, 0.1))
+    assert traces["base &lt;i&gt;"]["error_y"] == {"visible": False}
+
+
+def test_curves_are_the_rows_of_the_metrics(page: Page, written: Path) -> None:
+    file = written.parent / "sweep" / "a-0" / "metrics.jsonl"
+    lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    for metric, caption in (("loss", "validation loss"), ("grad_norm", "gradient norm")):
+        traces = {trace["name"]: trace for trace in page.figures()[caption]["data"]}
+        for part, name in (("val", "a-0"), ("train", "a-0, training")):
+            points = [(line["step"], line[f"{part}/{metric}"]) for line in lines if f"{part}/{metric}" in line]
+            if points:
+                assert list(zip(traces[name]["x"], traces[name]["y"], strict=True)) == points
+
+
+def test_histograms_of_margins_are_shares_between_the_edges(page: Page) -> None:
+    """Counts 5, 24, 20 and 1 between -2, -1, 0, 1 and 2, of 50 pairs, each bin as wide as the others."""
+    figure = page.figures()["chosen is shorter"]
+    trace = figure["data"][0]
+    assert trace["y"] == [0, 0.1, 0.48, 0.4, 0.02, 0]
+    assert trace["x"] == [0, 0, 1, 2, 3, 4]
+    assert trace["text"] == ["-2", "-2", "-1", "0", "1", "2"]
+    assert trace["name"] == "a-0, n = 50"
+    axis = figure["layout"]["xaxis"]
+    assert dict(zip(axis["ticktext"], axis["tickvals"], strict=True)) == pytest.approx(
+        {"-1": 1, "-0.1": 1.9, "0": 2, "0.1": 2.1, "1": 3}
+    )
+
+
+def test_answers_have_score_and_length(page: Page) -> None:
+    """Of prompt 1 the scores at the last step are 4, 3 and 3; lengths without tokens are words."""
+    sample = page.source[page.source.index(f"a-0 at 20: {PROMPTS[1]}") - 400 :][:1600]
+    labels = re.findall(r"<b[^>]*>([^<]*) <small>([^<]*)</small>", sample)
+    assert ("a-0", "4, 6 words") in labels
+    assert ("reference", "1, 4 words") in labels
 
 
 def test_the_markdown_has_the_same_tables(page: Page, written: Path) -> None:

@@ -15,13 +15,17 @@ from scipy.stats import spearmanr
 from lit_align.evaluation import evaluate as evaluate_module
 from lit_align.evaluation import respond
 from lit_align.evaluation.evaluate import PromptEvaluation, ResponseSettings, check_same_tokens
+from lit_align.evaluation.intervals import resamples
 from lit_align.evaluation.judges import FunctionJudge, Judge, PairwiseFunction, make_judge
 from lit_align.evaluation.models import LoadedModel, model_names
 from lit_align.evaluation.prompts import EvaluationPrompt
 from lit_align.evaluation.record import EvaluationRecord, read_evaluation, read_jsonl, write_evaluation
 from lit_align.models.generation import Sampling
 from lit_align.testbed.truth import true_score
+from tests.evaluation import by_hand
 
+Rows = Sequence[dict[str, float]]
+Statistic = Callable[[Rows], float]
 SETTINGS = ResponseSettings((0, 1), Sampling(max_new_tokens=12), batch_size=12, resamples=100)
 Prompts = list[EvaluationPrompt]
 
@@ -52,38 +56,106 @@ def evaluated(
     return evaluation(testbed_prompts, folder), folder
 
 
-def test_every_number_can_be_computed_from_the_rows(evaluated: tuple[EvaluationRecord, Path]) -> None:
+def test_every_number_and_its_interval_can_be_computed_from_the_rows(
+    evaluated: tuple[EvaluationRecord, Path],
+) -> None:
+    """Intervals by loops over draws of prompts and seeds, which take a prompt's rows of both models together."""
     record, folder = evaluated
     other, policy = record.models
-    ours, theirs = other.responses(), policy.responses()
-    mine = [true_score(row["prompt"], row["response"]) for row in ours]
-    base = [true_score(row["prompt"], row["response"]) for row in theirs]
-    wins = [float(a > b) + 0.5 * float(a == b) for a, b in zip(mine, base, strict=True)]
-    lengths = [len(row["response"]) for row in ours]
-    rows = list(read_jsonl(folder / "models/other/policy.jsonl"))
-    longer = [a - len(row["response"]) for a, row in zip(lengths, theirs, strict=True)]
-    decided = [(w > 0.5) == (d > 0) for w, d in zip(wins, longer, strict=True) if w != 0.5 and d]
-    expected = {
-        "score": np.mean(mine),
-        "score/gain": np.mean(mine) - np.mean(base),
-        "score/length_correlation": spearmanr(mine, lengths)[0],
-        "win_rate": np.mean(wins),
-        "win_rate/tie": np.mean([win == 0.5 for win in wins]),
-        "judge_prefers_longer": np.mean(decided),
-        "length/tokens": np.mean([len(row["ids"]) for row in ours]),
-        "ended": np.mean([row["ended"] for row in ours]),
-        "kl": np.mean([row["kl"] for row in rows]),
-        "kl_per_token": sum(row["kl"] for row in rows) / sum(row["tokens"] for row in ours),
-        "entropy": np.mean([row["entropy"] for row in rows]),
-    }
-    for name, value in expected.items():
-        assert other.metrics[name].value == pytest.approx(value), name
-        assert other.metrics[name].n == 12
+    places = {(row["index"], row["seed"]): row for row in other.responses()}
+    theirs = {(row["index"], row["seed"]): row for row in policy.responses()}
+    along = {(row["index"], row["seed"]): row for row in read_jsonl(folder / "models/other/policy.jsonl")}
+    table = [_row(places[key], theirs[key], along[key]) for key in sorted(places)]
+    prompts, seeds = resamples(6, 2, 100)
+    draws = [
+        [table[2 * prompt + seed] for prompt in drawn for seed in own]
+        for drawn, own in zip(prompts, seeds, strict=True)
+    ]
+    for name, statistic in STATISTICS.items():
+        number = other.metrics[name]
+        assert number.value == pytest.approx(statistic(table)), name
+        assert (number.low, number.high) == pytest.approx(by_hand.interval(statistic, draws)), name
+        assert number.n == 12
     assert other.metrics["kl"].value > 0
     assert "kl" not in policy.metrics
     assert "win_rate" not in policy.metrics
-    assert policy.metrics["score"].value == pytest.approx(np.mean(base))
-    assert "win_rate/length_controlled" in other.metrics
+    assert policy.metrics["score"].value == pytest.approx(np.mean([row["base"] for row in table]))
+
+
+def test_the_length_controlled_win_rate_is_that_of_the_rows(evaluated: tuple[EvaluationRecord, Path]) -> None:
+    record, _ = evaluated
+    rows = record.models[0].scores()
+    base = {(row["index"], row["seed"]): row["characters"] for row in record.models[1].scores()}
+    longer = np.array([float(row["characters"] - base[row["index"], row["seed"]]) for row in rows])
+    expected = by_hand.win_rate(by_hand.length_term(longer), np.array([row["comparison"] for row in rows]))
+    assert record.models[0].metrics["win_rate/length_controlled"].value == pytest.approx(expected, abs=1e-3)
+
+
+def _row(ours: dict[str, Any], theirs: dict[str, Any], along: dict[str, Any]) -> dict[str, float]:
+    """Return what is known of a response and of the baseline's, counted anew from their texts."""
+    score, base = (true_score(row["prompt"], row["response"]) for row in (ours, theirs))
+    words = ours["response"].lower().split()
+    triples = list(zip(words, words[1:], words[2:], strict=False))
+    pairs = list(zip(words, words[1:], strict=False))
+    return {
+        "score": score,
+        "base": base,
+        "won": float(score > base) + 0.5 * float(score == base),
+        "characters": len(ours["response"]),
+        "longer": len(ours["response"]) - len(theirs["response"]),
+        "tokens": len(ours["ids"]),
+        "words": len(words),
+        "ended": ours["ended"],
+        "repetition": 1 - len(set(triples)) / len(triples) if triples else 0.0,
+        "distinct_1": len(set(words)) / len(words) if words else 1.0,
+        "distinct_2": len(set(pairs)) / len(pairs) if pairs else 1.0,
+        "kl": along["kl"],
+        "entropy": along["entropy"],
+    }
+
+
+def _mean(key: str) -> Statistic:
+    return lambda rows: float(np.mean([row[key] for row in rows]))
+
+
+def _percentile(key: str, percentile: int) -> Statistic:
+    return lambda rows: float(np.percentile([row[key] for row in rows], percentile))
+
+
+def _share(of: Callable[[float], bool]) -> Statistic:
+    return lambda rows: sum(of(row["won"]) for row in rows) / len(rows)
+
+
+def _prefers_longer(rows: Rows) -> float:
+    decided = [(row["won"] > 0.5) == (row["longer"] > 0) for row in rows if row["won"] != 0.5 and row["longer"]]
+    return float(np.mean(decided)) if decided else 0.5
+
+
+def _follows_length(rows: Rows) -> float:
+    correlation = spearmanr([row["score"] for row in rows], [row["characters"] for row in rows])[0]
+    return 0.0 if np.isnan(correlation) else float(correlation)
+
+
+STATISTICS: dict[str, Statistic] = {
+    "score": _mean("score"),
+    "score/gain": lambda rows: float(np.mean([row["score"] - row["base"] for row in rows])),
+    "score/length_correlation": _follows_length,
+    "win_rate": _mean("won"),
+    "win_rate/win": _share(lambda won: won == 1),
+    "win_rate/tie": _share(lambda won: won == 0.5),
+    "win_rate/lose": _share(lambda won: won == 0),
+    "judge_prefers_longer": _prefers_longer,
+    **{f"length/{key}": _mean(key) for key in ("tokens", "words")},
+    **{f"length/{key}/p{p}": _percentile(key, p) for key in ("tokens", "words") for p in (10, 50, 90)},
+    **{key: _mean(key) for key in ("ended", "repetition", "distinct_1", "distinct_2", "entropy", "kl")},
+    "kl_per_token": lambda rows: sum(row["kl"] for row in rows) / sum(row["tokens"] for row in rows),
+}
+
+
+def test_no_number_is_without_a_computation_of_its_own(evaluated: tuple[EvaluationRecord, Path]) -> None:
+    """Those over all texts together, and the length-controlled win rate, have tests of their own."""
+    elsewhere = {"distinct_1/corpus", "distinct_2/corpus", "win_rate/length_controlled"}
+    assert set(evaluated[0].models[0].metrics) == set(STATISTICS) | elsewhere
 
 
 def test_settings_and_scores_are_written(evaluated: tuple[EvaluationRecord, Path]) -> None:

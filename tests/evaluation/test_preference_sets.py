@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,11 @@ from lit_align.evaluation import preference_sets
 from lit_align.evaluation.models import LoadedModel
 from lit_align.evaluation.preference_sets import PairMargin, kept_margins, pair_margins, pair_metrics, read_pairs
 from lit_align.types import PreferencePair
+from tests.evaluation.by_hand import interval, log_prob
 
 
 def margin(index: int, value: float, lengths: tuple[int, int] = (5, 5), **more: object) -> PairMargin:
     return PairMargin(index, index, value, value / 10, *lengths, **more)  # type: ignore[arg-type]
-
-
-@torch.no_grad()
-def by_hand(model: torch.nn.Module, prompt: list[int], response: list[int]) -> float:
-    logits = model(input_ids=torch.tensor([[*prompt, *response]])).logits[0].log_softmax(-1)
-    return sum(float(logits[len(prompt) - 1 + place, token]) for place, token in enumerate(response))
 
 
 def test_margins_are_differences_of_log_ratios(testbed_model: LoadedModel) -> None:
@@ -40,14 +36,48 @@ def test_margins_are_differences_of_log_ratios(testbed_model: LoadedModel) -> No
     assert notes == []
     for pair, tokenized, found, free in zip(pairs, policy.tokenize(pairs), margins, alone, strict=True):
         prompt, sides = list(tokenized.prompt), [list(side.ids) for side in tokenized.sides]
-        ours = [by_hand(model, prompt, side) for side in sides]
-        theirs = [by_hand(testbed_model.model, prompt, side) for side in sides]
+        ours = [log_prob(model, prompt, side) for side in sides]
+        theirs = [log_prob(testbed_model.model, prompt, side) for side in sides]
         rewards = [a - b for a, b in zip(ours, theirs, strict=True)]
         assert found.sum == pytest.approx(rewards[0] - rewards[1])
         assert found.mean == pytest.approx(rewards[0] / len(sides[0]) - rewards[1] / len(sides[1]))
         assert free.sum == pytest.approx(ours[0] - ours[1])
         assert (found.chosen_tokens, found.rejected_tokens) == (len(sides[0]), len(sides[1]))
         assert pair.chosen is not None
+
+
+def draws_of(rows: Sequence[PairMargin], count: int) -> list[list[PairMargin]]:
+    """Return draws of the rows' prompts, each with all of its pairs."""
+    prompts = sorted({row.prompt for row in rows})
+    drawn = np.random.default_rng(0).integers(len(prompts), size=(count, len(prompts)))
+    return [[row for place in places for row in rows if row.prompt == prompts[place]] for places in drawn]
+
+
+def test_intervals_draw_prompts_with_all_of_their_pairs() -> None:
+    """By loops over the draws; the mean over groups draws the prompts of each group."""
+    random = np.random.default_rng(3)
+    rows = [
+        replace(margin(place, float(value), (10, 5 + place % 9), group="ab"[place % 2]), prompt=place // 3)
+        for place, value in enumerate(random.normal(0.4, 1, size=30).round(1))
+    ]
+    metrics = pair_metrics(rows, "subset", 60)
+
+    def accuracy(part: Sequence[PairMargin]) -> float:
+        return sum((row.sum > 0) + 0.5 * (row.sum == 0) for row in part) / len(part)
+
+    parts = {
+        "": rows,
+        "/chosen_longer": [row for row in rows if row.length_bucket == "chosen_longer"],
+        "/subset=b": [row for row in rows if row.group == "b"],
+    }
+    for name, own in parts.items():
+        number = metrics[f"pairs/accuracy/sum{name}"]
+        assert (number.low, number.high) == pytest.approx(interval(accuracy, draws_of(own, 60))), name
+        assert (number.value, number.n) == (pytest.approx(accuracy(own)), len(own))
+    first, second = (draws_of([row for row in rows if row.group == group], 60) for group in "ab")
+    means = [(accuracy(a) + accuracy(b)) / 2 for a, b in zip(first, second, strict=True)]
+    mean = metrics["pairs/accuracy/sum/mean_over_subset"]
+    assert (mean.low, mean.high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])))
 
 
 def test_accuracies_are_counted_by_bucket_and_group() -> None:
@@ -79,12 +109,13 @@ def test_correlations_are_those_of_scipy() -> None:
         for place, (value, gap) in enumerate(zip(values, gaps, strict=True))
     ]
     metrics = pair_metrics([*rows, margin(40, 9.0)], count=20)
+    draws = draws_of(rows, 300)  # ranks are slow, whatever the number of draws is
     for name, statistic in (("pearson", pearsonr), ("spearman", spearmanr), ("kendall", kendalltau)):
         number = metrics[f"pairs/correlation/sum/{name}"]
         assert number.value == pytest.approx(statistic(values, gaps)[0])
         assert number.n == 40
-        assert number.low is not None
-        assert number.low < number.value
+        ends = interval(lambda part, of=statistic: of([r.sum for r in part], [r.gap for r in part])[0], draws)
+        assert (number.low, number.high) == pytest.approx(ends)
 
 
 def test_pairs_on_one_prompt_are_drawn_together() -> None:

@@ -18,6 +18,7 @@ def test_numbers_of_texts_are_those_counted_by_hand() -> None:
     assert values["distinct_1"] == (2 / 4 + 1) / 2
     assert values["distinct_2"] == pytest.approx((2 / 3 + 1) / 2)
     assert values["distinct_1/corpus"] == 3 / 5
+    assert values["distinct_2/corpus"] == 2 / 3
     assert values["repetition"] == 0
     assert all(number.n == 2 for number in metrics.values())
     assert metrics["ended"].low == 0

@@ -10,6 +10,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from scipy.stats import spearmanr
 
+from lit_align.evaluation.intervals import resamples
 from lit_align.evaluation.win_rates import (
     Judgements,
     comparison,
@@ -20,6 +21,7 @@ from lit_align.evaluation.win_rates import (
     length_controlled,
     outcome_metrics,
 )
+from tests.evaluation import by_hand
 
 PUBLISHED = os.environ.get("LIT_ALIGN_LENGTH_CONTROLLED")
 """A file of public judgements with published length-controlled win rates; see the guide on evaluation."""
@@ -52,6 +54,14 @@ def test_agreement_with_length_leaves_out_what_is_undecided() -> None:
     agreement = length_agreement(np.array([[1.0], [0.0], [0.5], [1.0], [1.0]]), np.array([[9.0], [5], [7], [-3], [0]]))
     assert agreement is not None
     assert agreement.value == pytest.approx(1 / 3)
+    both = [(1.0, 9.0), (0.0, 5.0), (0.5, 7.0), (1.0, -3.0), (1.0, 0.0)]
+
+    def share(rows: list[tuple[float, float]]) -> float:
+        decided = [(won == 1) == (longer > 0) for won, longer in rows if won != 0.5 and longer]
+        return sum(decided) / len(decided) if decided else 0.5
+
+    draws = [[both[row] for row in rows] for rows in resamples(5, 1, 2000)[0]]
+    assert (agreement.low, agreement.high) == pytest.approx(by_hand.interval(share, draws))
     assert length_agreement(np.array([[0.5]]), np.array([[3.0]])) is None
 
 
@@ -67,6 +77,40 @@ def test_the_fit_minimises_the_loss_that_is_written_down() -> None:
     assert fit_logistic(design, preference, weight, penalty=2.0) == pytest.approx(best, abs=2e-4)
 
 
+def tied(place: int) -> Judgements:
+    """Judgements of 30 prompts with wins, ties and losses."""
+    own = judge(0.2 * place - 0.4, 1.0, 150 * place - 200, 30, seed=20 + place)
+    preference = own.preference.copy()
+    preference[::7] = 0.5
+    return Judgements(own.prompt, preference, own.longer)
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_the_win_rate_and_its_interval_are_those_of_fits_by_hand(count: int) -> None:
+    """Of a model alone; of several, which share the effect of length; of five, with the difficulty of prompts."""
+    models = [tied(place) for place in range(count)]
+    terms, wins = [by_hand.length_term(model.longer) for model in models], [model.preference for model in models]
+    difficulty = by_hand.difficulties(terms, wins) if count == 5 else None
+    effect = by_hand.mean_effect(terms, wins, difficulty) if count > 1 else None
+    names = [f"model {place}" for place in range(count)]
+    columns = dict(zip(names, map(cells, models), strict=True))
+    metrics, _ = length_controlled(
+        {name: own[0] for name, own in columns.items()}, {name: own[1] for name, own in columns.items()}, 12
+    )
+
+    def of_rows(model: Judgements, rows: list[int]) -> float:
+        part = None if difficulty is None else difficulty[rows]
+        return by_hand.win_rate(by_hand.length_term(model.longer[rows]), model.preference[rows], part, effect)
+
+    draws = [list(rows) for rows in resamples(30, 1, 12)[0]]
+    for name, model in zip(names, models, strict=True):
+        estimate = metrics[name]
+        low, high = by_hand.interval(lambda rows, model=model: of_rows(model, rows), draws)
+        assert estimate.value == pytest.approx(of_rows(model, list(range(30))), abs=5e-4)
+        assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=2e-3)
+        assert estimate.n == 30
+
+
 def test_a_policy_that_only_got_longer_is_within_its_interval_of_one_half() -> None:
     judgements = judge(quality=0.0, effect=1.5, mean=350, count=500, seed=5)
     won, longer = cells(judgements)
@@ -78,6 +122,18 @@ def test_a_policy_that_only_got_longer_is_within_its_interval_of_one_half() -> N
     assert controlled.low < 0.5 < controlled.high
     assert controlled.high - controlled.low < 0.2
     assert notes == []
+
+
+@pytest.mark.long
+def test_the_interval_of_policies_that_only_got_longer_holds_one_half_as_often_as_it_says() -> None:
+    inside = 0
+    for seed in range(60):
+        won, longer = cells(judge(quality=0.0, effect=1.5, mean=350, count=300, seed=100 + seed))
+        controlled = length_controlled({"longer": won}, {"longer": longer})[0]["longer"]
+        assert controlled.low is not None
+        assert controlled.high is not None
+        inside += controlled.low < 0.5 < controlled.high
+    assert inside >= 53, "of 60 at 95 %: 57, and fewer than 53 once in a hundred times"
 
 
 @pytest.mark.parametrize("quality", [-1.0, 0.7])
