@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 from lit_align import __version__
+from lit_align.interrupts import handle_signals
 
 COMMANDS = {
     "fit": ("lit_align.cli.run", "Train a policy."),
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
         os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"  # batches differ in length; read by CUDA alone
+    handle_signals()  # of which libraries make a traceback while they are imported
     arguments = with_shipped_configurations(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         listed = "\n".join(f"  {name:<12} {text}" for name, (_, text) in COMMANDS.items())

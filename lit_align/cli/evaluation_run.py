@@ -6,7 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from lit_align.cli.consolidate import find_checkpoint, load_checkpoint_weights
 from lit_align.cli.parsing import prepare_parsing
 from lit_align.data.text.tokenizer import Encoder
 from lit_align.errors import printable
+from lit_align.evaluation.card import card_of, write_into_card
 from lit_align.evaluation.benchmarks import benchmark_metrics, benchmark_tasks, check_harness
 from lit_align.evaluation.evaluate import START, PromptEvaluation, ResponseSettings, versions
 from lit_align.evaluation.join import join_evaluation
@@ -52,20 +53,23 @@ def run_evaluation(options: argparse.Namespace) -> None:
         options: of `evaluate_parser`.
     """
     with cli.exit_codes():
+        folder, load = Path(options.into), ModelLoader(options.dtype, options.device or default_device(), options.extend)
         try:
-            record = evaluate_models(options)
+            record = evaluate_models(options, load)
         except JudgeError as error:
             print(f"error: {printable(str(error))}", file=sys.stderr)
             sys.exit(1)
-        record, reasons = join_evaluation(Path(options.into), record)
-        drop_unfinished(Path(options.into))
+        record, reasons = join_evaluation(folder, record)
+        drop_unfinished(folder)
+        for model in (model for model in record.models if model.name in load.cards):
+            write_into_card(load.cards[model.name], model, folder)
     show_evaluation(record)
     for note in (*record.warnings, *reasons):
         print(f"warning: {printable(note)}", file=sys.stderr)
     print(Path(options.into) / FILE)
 
 
-def evaluate_models(options: argparse.Namespace) -> EvaluationRecord:
+def evaluate_models(options: argparse.Namespace, load: ModelLoader) -> EvaluationRecord:
     """Evaluate the models of a command line; rows are written, numbers are returned."""
     cli.silence_libraries()
     prepare_parsing(options.extend.split(",") if options.extend else [])
@@ -73,7 +77,6 @@ def evaluate_models(options: argparse.Namespace) -> EvaluationRecord:
     known = read_evaluation(folder) if (folder / FILE).is_file() else EvaluationRecord(())
     named = name_models(options, known)
     baseline = next((name for name, path in named.items() if path == options.baseline), None)
-    load = ModelLoader(options.dtype, options.device or default_device(), options.extend)
     if options.tasks:
         check_harness()
     if options.prompts:
@@ -235,11 +238,13 @@ class ModelLoader:
         dtype: of the weights of Hugging Face models.
         device: to put models on.
         extend: folders or modules with a user's own parts, which a run's configuration may name.
+        cards: name of a model that was loaded → the model card of the policy that these weights were exported as.
     """
 
     dtype: Any
     device: str
     extend: str | None = None
+    cards: dict[str, Path] = field(default_factory=dict)
 
     def __call__(self, path: str, name: str) -> LoadedModel:
         """Load a model.
@@ -256,7 +261,13 @@ class ModelLoader:
         is_run = (place / "config.yaml").is_file() and not (place / "config.json").is_file()
         if testbed.resolve(path) is None and (is_run or place.suffix == ".ckpt"):
             return self._of_run(place, path, name)
+        self._note_card(name, place)
         return load_hugging_face(path, name, Loading(dtype=self.dtype), self.device)
+
+    def _note_card(self, name: str, exported: Path, step: int | None = None) -> None:
+        card = card_of(exported, step)
+        if card is not None:
+            self.cards[name] = card
 
     def reference_of(self, loaded: LoadedModel, setting: str | None) -> LoadedModel | None:
         """Load the model that implicit rewards are measured from.
@@ -274,6 +285,7 @@ class ModelLoader:
         except ValueError:
             if not (place / "policy" / "config.json").is_file():
                 raise
+            self._note_card(name, place / "policy")
             exported = load_hugging_face(str(place / "policy"), name, Loading(dtype=self.dtype), self.device)
             exported.path, exported.reference = path, _start_of(place / "config.yaml")
             return exported
@@ -282,6 +294,7 @@ class ModelLoader:
         action = partial(self._load_checkpoint, checkpoint=checkpoint, path=path, name=name, loaded=loaded)
         cli.run(["fit", "--config", str(config), *extension], partial(cli.Cli, action=action))
         loaded[0].reference = _start_of(config)
+        self._note_card(name, config.parent / "policy", loaded[0].identity["step"])
         return loaded[0]
 
     def _load_checkpoint(

@@ -137,9 +137,9 @@ def load_hugging_face(path: str, name: str, loading: Loading, device: str) -> Lo
 def weight_files(path: Path) -> dict[str, list[int]]:
     """Return size and time of the files of a model's folder or checkpoint; empty for a name on a hub.
 
-    An adapter's base is part of the model.
+    An adapter's base is part of the model; a model card, into which evaluations are written, is not.
     """
-    files = sorted(part for part in path.rglob("*") if part.is_file()) if path.is_dir() else [path]
+    files = sorted(part for part in path.rglob("*") if part.suffix != ".md") if path.is_dir() else [path]
     base = adapter_base(path)
     own = {
         str(file.relative_to(path.parent)): [file.stat().st_size, file.stat().st_mtime_ns]

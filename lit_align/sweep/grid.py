@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from lit_align.cli import with_shipped_configurations
 from lit_align.cli.configuration import read_configuration
 from lit_align.cli.early_checks import check_command_line
 from lit_align.cli.suggestions import did_you_mean, near
@@ -184,12 +185,14 @@ def _base(base: Any, folder: Path) -> Iterator[str]:
 
     Args:
         base: of the grid file.
-        folder: of the grid file, in which a file is looked for that is not in the working folder.
+        folder: of the grid file, in which a file is looked for that is not in the working folder. A name that is
+            neither is that of a configuration that ships with the package.
     """
     for part in base if isinstance(base, list) else [base]:
         if isinstance(part, str):
             beside = folder / part
-            yield from ("--config", str(beside) if not Path(part).is_file() and beside.is_file() else part)
+            own = str(beside) if not Path(part).is_file() and beside.is_file() else part
+            yield from with_shipped_configurations(["--config", own])
         elif isinstance(part, dict):
             nested = {key: value for key, value in part.items() if "." not in str(key)}
             yield from ("--config", json.dumps(nested)) if nested else ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lit_align.cli import main
+from lit_align.interrupts import SIGNAL_NAMES
 from tests.comparison.folders import write_run
 
 
@@ -56,3 +58,19 @@ def test_mistakes_are_one_sentence(
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "comparison").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_any_command_without_a_traceback(
+    number: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while libraries are imported, and in commands that have nothing to save."""
+    before = {each: signal.getsignal(each) for each in SIGNAL_NAMES}
+    monkeypatch.setattr("lit_align.cli.compare.compare", lambda *rest: signal.raise_signal(number))
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main(["compare", "run"])
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert ended.value.code == code

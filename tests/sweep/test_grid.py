@@ -132,6 +132,17 @@ def test_a_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "none.yaml: no such file; expected a grid" in capsys.readouterr().err
 
 
+def test_a_base_may_be_a_configuration_that_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its name or as the guides write it, in any folder; a file of one's own comes first."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("quickstart", "configs/quickstart.yaml"):
+        words = grid_of(tmp_path, base=name).cells[0].arguments
+        assert Path(words[1]).is_file()
+        assert words[1].endswith("configs/quickstart.yaml")
+    (tmp_path / "quickstart").write_text("task: reward\n")
+    assert grid_of(tmp_path, base="quickstart").cells[0].arguments[1] == "quickstart"
+
+
 def test_the_grids_of_the_results_pages_have_no_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
     root = Path(__file__).parents[2]
     monkeypatch.chdir(root)
