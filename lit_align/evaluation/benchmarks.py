@@ -24,8 +24,10 @@ PAPER = {"arc_challenge": 25, "truthfulqa_mc2": 0, "winogrande": 5, "gsm8k": 5, 
 Leaderboard's first version."""
 TASK_PRESETS: Mapping[str, Mapping[str, int]] = {"paper": PAPER}
 KEPT = "benchmarks.json"
-_TASK = re.compile(r"^task:\s*['\"]?([\w.-]+)", re.MULTILINE)
+_NAMES = [re.compile(rf"^{key}:[ \t]*['\"]?([\w.-]+)", re.MULTILINE) for key in ("task", "group")]
 _NORMAL = 1.96
+_ERROR_DRAWS = 100
+"""Draws of the harness's own bootstrap, for metrics whose standard error has no closed form."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,13 @@ def benchmark_tasks(text: str, fewshot: int | None = None, folder: str | None = 
 def _task_of(path: Path) -> str:
     if not path.is_file():
         raise FileNotFoundError(f"--tasks {path}: no such file; expected a task of lm-evaluation-harness")
-    match = _TASK.search(path.read_text("utf-8"))
-    if match is None:
-        raise ValueError(f"{path}: no line 'task: NAME'; expected a task of lm-evaluation-harness")
-    return match[1]
+    text = path.read_text("utf-8")
+    matches = [match[1] for name in _NAMES if (match := name.search(text))]
+    if not matches:
+        raise ValueError(
+            f"{path}: no line 'task: NAME' or 'group: NAME'; expected a task or group of lm-evaluation-harness"
+        )
+    return matches[0]
 
 
 def check_harness() -> None:
@@ -155,7 +160,7 @@ def _run(
         tasks=[task.name],
         num_fewshot=task.fewshot,
         limit=limit,
-        bootstrap_iters=0,
+        bootstrap_iters=_ERROR_DRAWS,  # without draws, groups have no standard errors either
         task_manager=manager,
         use_cache=str(answers),
     )
@@ -171,15 +176,16 @@ def _metrics(task: str, results: Mapping[str, Any], count: int) -> dict[str, Met
         if not isinstance(value, int | float) or isinstance(value, bool) or "stderr" in name or not filtered:
             continue
         label = f"benchmark/{task}/{name}" + ("" if filtered == "none" else f"/{filtered}")
-        own = [row for row in rows if row.get("filter", "none") == filtered]
-        error = results["results"][task].get(f"{name}_stderr,{filtered}")
-        metrics[label] = _estimate(float(value), [row.get(name) for row in own], error, count)
+        own = [row.get(name) for row in rows if row.get("filter", "none") == filtered]
+        error, size = results["results"][task].get(f"{name}_stderr,{filtered}"), results["results"][task].get("sample_len")
+        metrics[label] = _estimate(float(value), own, error, count, len(own) or int(size or 0))
     return metrics
 
 
-def _estimate(value: float, rows: Sequence[Any], error: Any, count: int) -> MetricEstimate:
+def _estimate(value: float, rows: Sequence[Any], error: Any, count: int, size: int) -> MetricEstimate:
+    """Return a number with its interval: over rows, or else by the harness's standard error."""
     if rows and all(isinstance(row, int | float) for row in rows) and np.isclose(np.mean(rows), value):
         return bootstrap_mean(np.asarray(rows, dtype=np.float64)[:, None], count)
     if isinstance(error, int | float) and np.isfinite(error):
-        return MetricEstimate(value, value - _NORMAL * error, value + _NORMAL * error, len(rows))
-    return MetricEstimate(value, n=len(rows))
+        return MetricEstimate(value, float(value - _NORMAL * error), float(value + _NORMAL * error), size)
+    return MetricEstimate(value, n=size)

@@ -281,9 +281,12 @@ def pair_metrics(
         margins: of the pairs.
         by: what the groups are called.
         count: draws of the bootstrap, which draws prompts.
+
+    Returns:
+        Name → number; empty without pairs, as where all are too long for a model.
     """
     metrics: dict[str, MetricEstimate] = {}
-    for scale in SCALES:
+    for scale in SCALES if margins else ():
         name = f"pairs/accuracy/{scale}"
         metrics[name] = _accuracy(margins, scale, count)
         parts = {bucket: [m for m in margins if m.length_bucket == bucket] for bucket in _buckets(margins)}

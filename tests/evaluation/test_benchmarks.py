@@ -103,6 +103,26 @@ def test_an_interrupted_task_goes_on_with_the_answers_that_are_missing(
     assert not (tmp_path / "rows" / "unfinished").exists()
 
 
+@pytest.mark.long
+def test_a_group_has_an_interval_from_the_errors_of_its_tasks(
+    testbed_model: LoadedModel, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As MMLU has; the standard error of the rows of both tasks together, by hand."""
+    pytest.importorskip("lm_eval", reason="needs the extra `benchmarks`")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (task.parent / "more.yaml").write_text(task.read_text().replace("task: facts", "task: more"))
+    group = task.parent / "both.yaml"
+    group.write_text(
+        "group: both\ntask:\n  - facts\n  - more\naggregate_metric_list:\n  - metric: acc\n    weight_by_size: true\n"
+    )
+    metrics = benchmark_metrics(testbed_model, benchmark_tasks(str(group), fewshot=0), tmp_path / "rows")
+    number, share = metrics["benchmark/both/acc"], by_hand(testbed_model)
+    assert (number.value, number.n) == (pytest.approx(share), 8)
+    variance = share * (1 - share) * 4 / 3  # of the rows of a task, of which there are four
+    assert number.low == pytest.approx(share - 1.96 * (variance / 8) ** 0.5)
+    assert number.high == pytest.approx(share + 1.96 * (variance / 8) ** 0.5)
+
+
 def test_names_files_and_presets_are_tasks(task: Path, tmp_path: Path) -> None:
     assert benchmark_tasks(f"arc_easy, {task}") == [
         BenchmarkTask("arc_easy"),
@@ -112,15 +132,17 @@ def test_names_files_and_presets_are_tasks(task: Path, tmp_path: Path) -> None:
     assert {t.fewshot for t in benchmark_tasks("paper", fewshot=0)} == {0}
     with pytest.raises(FileNotFoundError, match=r"none\.yaml"):
         benchmark_tasks(str(tmp_path / "none.yaml"))
-    task.write_text("group: x\n")
-    with pytest.raises(ValueError, match="no line 'task: NAME'"):
+    task.write_text("group: both\ntask:\n  - facts\n  - more\n")
+    assert benchmark_tasks(str(task))[0].name == "both"
+    task.write_text("tag: x\n")
+    with pytest.raises(ValueError, match="no line 'task: NAME' or 'group: NAME'"):
         benchmark_tasks(str(task))
 
 
 def test_intervals_are_over_rows_or_from_the_harness_own_error() -> None:
-    rows = _estimate(0.5, [0, 1, 1, 0], 0.9, 100)
+    rows = _estimate(0.5, [0, 1, 1, 0], 0.9, 100, 4)
     ends = np.percentile([np.mean([(0, 1, 1, 0)[row] for row in drawn]) for drawn in resamples(4, 1, 100)[0]], [2.5, 97.5])
     assert (rows.low, rows.high, rows.n) == pytest.approx((*ends, 4))
-    other = _estimate(0.5, [], 0.1, 100)
-    assert (other.low, other.high) == pytest.approx((0.304, 0.696))
-    assert _estimate(0.5, [], "N/A", 100).low is None
+    other = _estimate(0.5, [], 0.1, 100, 57)
+    assert (other.low, other.high, other.n) == pytest.approx((0.304, 0.696, 57))
+    assert _estimate(0.5, [], "N/A", 100, 0).low is None

@@ -142,6 +142,9 @@ def test_pairs_that_are_too_long_are_left_out_and_told(testbed_model: LoadedMode
     assert [row.index for row in margins] == [0]
     assert margins[0].gap == 2
     assert "1 of 2 pairs are longer" in notes[0]
+    margins, notes = pair_margins(testbed_model, None, read_pairs(str(path))[1:])
+    assert pair_metrics(margins) == {}
+    assert "1 of 1 pairs are longer" in notes[0]
 
 
 def test_an_interrupted_process_goes_on_with_the_pairs_that_are_missing(
