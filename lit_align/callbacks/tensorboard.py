@@ -61,6 +61,13 @@ LAYOUTS_OF_TASKS = {
     },
 }
 """Task → category → chart → tags, of the tab Custom Scalars."""
+EVALUATION_LAYOUT = {
+    "judge": {"win rate": ["eval/win_rate(/length_controlled)?"], "score": ["eval/score"]},
+    "prompts": {"length (tokens)": ["eval/length/tokens"], "KL to the reference": ["eval/kl"]},
+    "pairs": {"accuracy of pairs": ["eval/pairs/accuracy/(sum|mean)"]},
+    "tasks": {"benchmarks": ["eval/benchmark/.*"]},
+}
+"""Key of ``evaluation`` → the charts that it fills, in a category of their own."""
 HPARAM_METRICS = {
     "preference": ("val/loss", "val/rewards/accuracies", "val/rewards/margins", "samples/policy/score"),
     "reward": ("val/loss", "val/rewards/accuracies", "val/calibration/ece"),
@@ -119,16 +126,31 @@ class RunTensorBoard(TensorBoardLogger):
     def _describe(self) -> None:
         """Write the layout, and the settings for the tab HParams."""
         task = str(self.settings.get("task", "preference"))
-        groups = LAYOUTS_OF_TASKS[task].items()
         self.experiment.add_custom_scalars(
             {
                 group: {chart: ["Multiline", [f"{tag}$" for tag in tags]] for chart, tags in charts.items()}
-                for group, charts in groups
+                for group, charts in layout_of(self.settings).items()
             }
         )
         shown = dict.fromkeys(HPARAM_METRICS[task], 0.0)
         for summary in hparams(hparams_of(self.settings), shown):
             event_file_writer(self.experiment).add_summary(summary)
+
+
+def layout_of(settings: Mapping[str, Any]) -> dict[str, dict[str, list[str]]]:
+    """Return the charts of a run by category: those of its task, without samples that it does not take.
+
+    Args:
+        settings: of the run, as in ``config.yaml``.
+    """
+    flat = flatten(settings)
+    layout = dict(LAYOUTS_OF_TASKS[str(flat.get("task", "preference"))])
+    if flat.get("samples.count") == 0:
+        layout.pop("samples", None)
+    evaluated = [charts for key, charts in EVALUATION_LAYOUT.items() if flat.get(f"evaluation.{key}") is not None]
+    if evaluated:
+        layout["evaluation"] = {chart: tags for charts in evaluated for chart, tags in charts.items()}
+    return layout
 
 
 def hparams_of(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from lit_align.evaluation.record import (
     EvaluationRecord,
     ModelRecord,
     content_digest,
+    locked,
     model_folder,
     read_evaluation,
 )
@@ -134,7 +135,8 @@ def _on_pairs_and_tasks(options: argparse.Namespace, record: EvaluationRecord, l
         metrics, settings = dict(model.metrics), {**model.settings, "weights": content_digest(loaded.identity)}
         if pairs:
             reference = load.reference_of(loaded, options.reference)
-            margins, left_out = kept_margins(loaded, reference, pairs, options.by, folder, options.batch_size)
+            with locked(folder):
+                margins, left_out = kept_margins(loaded, reference, pairs, options.by, folder, options.batch_size)
             metrics |= pair_metrics(margins, options.by, options.resamples)
             notes += left_out
             settings["pairs"] = {
@@ -146,7 +148,8 @@ def _on_pairs_and_tasks(options: argparse.Namespace, record: EvaluationRecord, l
             }
         if tasks:
             limit, size = options.task_limit, options.batch_size
-            metrics |= benchmark_metrics(loaded, tasks, folder, limit, size, options.resamples)
+            with locked(folder):
+                metrics |= benchmark_metrics(loaded, tasks, folder, limit, size, options.resamples)
             settings["tasks"] = {task.name: {"fewshot": task.fewshot, "limit": limit} for task in tasks}
         models.append(replace(model, settings=settings, metrics=metrics, folder=folder))
     return EvaluationRecord(tuple(models), record.baseline, tuple(notes))

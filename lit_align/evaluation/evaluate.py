@@ -36,6 +36,7 @@ from lit_align.evaluation.record import (
     RowFile,
     content_digest,
     judged_name,
+    locked,
     model_folder,
     scores_file,
     write_jsonl,
@@ -251,7 +252,8 @@ class PromptEvaluation:
         evaluated = self.load(self.paths[name], name)
         path = evaluated.reference if self.reference == START else self.reference
         reference = None if path is None or path == evaluated.path else self.load(path, f"{name} (reference)")
-        return collect(evaluated, prompts, self.settings, model_folder(folder, name), reference)
+        with locked(model_folder(folder, name)):
+            return collect(evaluated, prompts, self.settings, model_folder(folder, name), reference)
 
     def _record(self, model: Collected, metrics: dict[str, MetricEstimate], folder: Path) -> ModelRecord:
         descriptions = {name: judge.description for name, judge in self.judges.items()}

@@ -21,10 +21,14 @@ import hashlib
 import json
 import math
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from lit_align.errors import DataError, kind, shown
 from lit_align.files import to_disk
@@ -295,6 +299,26 @@ class RowFile:
         own = [dict(row) for row in rows]
         append_jsonl(self.path, own)
         self.rows += own
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other commands from the rows of a model, and wait for one that computes them.
+
+    Args:
+        folder: of the model's rows; it is made if it is missing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")  # of a process that is killed it is free again
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{folder.name}: another command evaluates it; this one waits", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def move_rows_aside(paths: Sequence[Path]) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,15 @@ from tensorboard.backend.event_processing.io_wrapper import GetLogdirSubdirector
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from lit_align.callbacks.tensorboard import CONSTANTS, HPARAM_METRICS, LAYOUTS_OF_TASKS, RunTensorBoard
+from lit_align.callbacks.evaluation import TrainingEvaluation
+from lit_align.callbacks.tensorboard import (
+    CONSTANTS,
+    EVALUATION_LAYOUT,
+    HPARAM_METRICS,
+    LAYOUTS_OF_TASKS,
+    RunTensorBoard,
+    layout_of,
+)
 from lit_align.cli.keys import MODULES
 from lit_align.cli.run_setup import MoveAside, run_files
 from lit_align.metrics.pair_values import PAIR_METRICS
@@ -76,6 +85,18 @@ def test_the_layout_has_the_categories(events: EventAccumulator) -> None:
     tags = [tag for category in layout.category for chart in category.chart for tag in chart.multiline.tag]
     assert "train/loss$" in tags
     assert all(tag.endswith("$") for tag in tags)
+
+
+def test_there_are_charts_for_what_a_run_reports_alone() -> None:
+    """An empty chart says nothing; a run that evaluates itself has charts of that."""
+    layout = layout_of({**SETTINGS, "samples": {"count": 0}, "evaluation": {"prompts": "x", "judge": None}})
+    assert list(layout) == [*(name for name in LAYOUTS_OF_TASKS["preference"] if name != "samples"), "evaluation"]
+    assert list(layout["evaluation"]) == ["length (tokens)", "KL to the reference"]
+    whole = layout_of({**SETTINGS, "evaluation": {"prompts": "x", "judge": "y", "pairs": "z", "tasks": "t"}})
+    tags = [tag for charts in EVALUATION_LAYOUT.values() for own in charts.values() for tag in own]
+    assert [tag for own in whole["evaluation"].values() for tag in own] == tags
+    evaluation = TrainingEvaluation(prompts="x", judge="testbed", pairs="y", tasks="arc_easy")
+    assert all(evaluation.reports(re.sub(r"[(].*[)][?]?|[.][*]", "", tag)) for tag in tags)
 
 
 def test_every_task_has_a_layout() -> None:

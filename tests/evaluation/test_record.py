@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from lit_align.evaluation.record import (
     ModelRecord,
     append_jsonl,
     drop_cut_line,
+    locked,
     model_folder,
     read_evaluation,
     read_jsonl,
@@ -84,3 +86,22 @@ def test_a_missing_evaluation_says_who_writes_it(tmp_path: Path) -> None:
 def test_numbers_are_finite() -> None:
     with pytest.raises(ValueError, match="low is nan"):
         MetricEstimate(1.0, float("nan"), 2.0, 3)
+
+
+def test_commands_that_share_a_model_compute_its_rows_one_after_the_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    order = []
+
+    def second() -> None:
+        with locked(tmp_path / "base"):
+            order.append("second")
+
+    with locked(tmp_path / "base"):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.3)
+        order.append("first")
+    thread.join(10)
+    assert order == ["first", "second"]
+    assert capsys.readouterr().err == "base: another command evaluates it; this one waits\n"
