@@ -14,13 +14,23 @@ def main(arguments: Sequence[str]) -> None:
     Args:
         arguments: of the command line, without the command.
     """
+    options = parse_options(arguments)
+    from lit_align.cli.evaluation_run import run_evaluation
+
+    run_evaluation(options)
+
+
+def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the options of a command line; ends the process if they are wrong, one by one or together.
+
+    Args:
+        arguments: of the command line, without the command.
+    """
     parser = evaluate_parser()
     options = parser.parse_args(list(arguments))
     if problem := _problem(options):
         parser.error(problem)
-    from lit_align.cli.evaluation_run import run_evaluation
-
-    run_evaluation(options)
+    return options
 
 
 def _problem(options: argparse.Namespace) -> str:

@@ -81,9 +81,9 @@ def main(arguments: Sequence[str]) -> None:
             print(f"error: {printable(mistake)}", file=sys.stderr)
         sys.exit(2)
     if grid.evaluate is not None:
-        from lit_align.cli.evaluate_options import evaluate_parser
+        from lit_align.cli.evaluate import parse_options
 
-        evaluate_parser().parse_args(evaluation_words(grid, ["run"]))  # ends the process if an option is wrong
+        parse_options(evaluation_words(grid, ["run"]))  # ends the process if an option is wrong
     sys.exit(_sweep(grid, parsed))
 
 

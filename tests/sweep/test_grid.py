@@ -126,6 +126,23 @@ def test_a_mistake_in_all_cells_is_said_once(tmp_path: Path) -> None:
     assert mistake.startswith("trainer.max_stepz: no such key; did you mean trainer.max_steps")
 
 
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"prompts": "testbed:test", "judges": "testbed"}, "--judges: no such option; did you mean --judge?"),
+        ({"judge": "testbed"}, "nothing to evaluate on: name --prompts, --pairs or --tasks"),
+    ],
+)
+def test_wrong_options_of_the_evaluation_are_said_before_any_cell_runs(
+    section: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid_of(tmp_path, evaluate=section, run=str(tmp_path / "sweep"))
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path / "grid.yaml")])
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "sweep").exists()
+
+
 def test_a_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main([str(tmp_path / "none.yaml")])
