@@ -54,7 +54,10 @@ def run_evaluation(options: argparse.Namespace) -> None:
         options: of `evaluate_parser`.
     """
     with cli.exit_codes():
-        folder, load = Path(options.into), ModelLoader(options.dtype, options.device or default_device(), options.extend)
+        folder, load = (
+            Path(options.into),
+            ModelLoader(options.dtype, options.device or default_device(), options.extend),
+        )
         try:
             record = evaluate_models(options, load)
         except JudgeError as error:

@@ -177,7 +177,10 @@ def _metrics(task: str, results: Mapping[str, Any], count: int) -> dict[str, Met
             continue
         label = f"benchmark/{task}/{name}" + ("" if filtered == "none" else f"/{filtered}")
         own = [row.get(name) for row in rows if row.get("filter", "none") == filtered]
-        error, size = results["results"][task].get(f"{name}_stderr,{filtered}"), results["results"][task].get("sample_len")
+        error, size = (
+            results["results"][task].get(f"{name}_stderr,{filtered}"),
+            results["results"][task].get("sample_len"),
+        )
         metrics[label] = _estimate(float(value), own, error, count, len(own) or int(size or 0))
     return metrics
 

@@ -65,7 +65,9 @@ def test_the_curve_is_that_of_the_rows(run: Path) -> None:
             wins = [(a > b) + 0.5 * (a == b) for a, b in zip(scores, base, strict=True)]
             assert values["eval/win_rate"] == pytest.approx(np.mean(wins))
             longer = [len(row["response"]) - len(start[row["index"], row["seed"]]["response"]) for row in found]
-            controlled = by_hand.win_rate(by_hand.length_term(np.array(longer, dtype=float)), np.array(wins, dtype=float))
+            controlled = by_hand.win_rate(
+                by_hand.length_term(np.array(longer, dtype=float)), np.array(wins, dtype=float)
+            )
             assert values["eval/win_rate/length_controlled"] == pytest.approx(controlled, abs=2e-3)
     assert "eval/win_rate" not in numbers(run, 0)
     assert numbers(run, 0)["eval/kl"] == 0

@@ -141,7 +141,9 @@ def test_names_files_and_presets_are_tasks(task: Path, tmp_path: Path) -> None:
 
 def test_intervals_are_over_rows_or_from_the_harness_own_error() -> None:
     rows = _estimate(0.5, [0, 1, 1, 0], 0.9, 100, 4)
-    ends = np.percentile([np.mean([(0, 1, 1, 0)[row] for row in drawn]) for drawn in resamples(4, 1, 100)[0]], [2.5, 97.5])
+    ends = np.percentile(
+        [np.mean([(0, 1, 1, 0)[row] for row in drawn]) for drawn in resamples(4, 1, 100)[0]], [2.5, 97.5]
+    )
     assert (rows.low, rows.high, rows.n) == pytest.approx((*ends, 4))
     other = _estimate(0.5, [], 0.1, 100, 57)
     assert (other.low, other.high, other.n) == pytest.approx((0.304, 0.696, 57))

@@ -25,7 +25,11 @@ library_name: transformers
 MODEL = ModelRecord(
     "dpo",
     "runs/dpo",
-    {"prompts": {"source": "testbed:test", "count": 24}, "judge": {"key": "hf_abcdefghijklmnopqrstuv"}, "weights": "w"},
+    {
+        "prompts": {"source": "testbed:test", "count": 24},
+        "judge": {"key": "hf_abcdefghijklmnopqrstuv"},
+        "weights": "w",
+    },
     {"win_rate": MetricEstimate(0.625, 0.5, 0.75, 24), "distinct_1/corpus": MetricEstimate(0.25, n=24)},
 )
 
