@@ -23,8 +23,8 @@ from lit_align.cli.consolidate import find_checkpoint, load_checkpoint_weights
 from lit_align.cli.parsing import prepare_parsing
 from lit_align.data.text.tokenizer import Encoder
 from lit_align.errors import printable
-from lit_align.evaluation.card import card_of, write_into_card
 from lit_align.evaluation.benchmarks import benchmark_metrics, benchmark_tasks, check_harness
+from lit_align.evaluation.card import card_of, write_into_card
 from lit_align.evaluation.evaluate import START, PromptEvaluation, ResponseSettings, versions
 from lit_align.evaluation.join import join_evaluation
 from lit_align.evaluation.judges import Judge, JudgeError, make_judge
