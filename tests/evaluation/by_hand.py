@@ -40,6 +40,9 @@ def fit(term: Vector, wins: Vector, difficulty: Vector | None = None, effect: fl
         pseudo[:, 1] = AT, -AT
         design, weight = np.concatenate([design, pseudo]), np.concatenate([weight, np.full(2, 0.1 * len(term))])
         wins = np.concatenate([wins, expit([effect * AT, -effect * AT])])
+    elif len(set(wins)) == 1 and wins[0] in (0, 1):  # all won or all lost: half a judgement of each kind besides
+        share = 0.5 / len(wins)
+        wins, weight = (wins + share) / (1 + 2 * share), np.full(len(wins), 1 + 2 * share)
     return logistic(design, wins, weight, np.full(design.shape[1], RIDGE))
 
 

@@ -136,7 +136,7 @@ def test_a_mistake_in_all_cells_is_said_once(tmp_path: Path) -> None:
 def test_wrong_options_of_the_evaluation_are_said_before_any_cell_runs(
     section: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    grid_of(tmp_path, evaluate=section, run=str(tmp_path / "sweep"))
+    grid_of(tmp_path, evaluate=section, run=str(tmp_path / "sweep"), grid={"model.objective": ["dpo"]})
     with pytest.raises(SystemExit, match="2"):
         main([str(tmp_path / "grid.yaml")])
     assert message in capsys.readouterr().err
