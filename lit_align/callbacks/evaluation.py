@@ -37,6 +37,7 @@ from lit_align.evaluation.respond import EvaluationResponse, generate_responses
 from lit_align.evaluation.win_rates import length_controlled
 from lit_align.models.generation import CachedGenerator, Sampling
 from lit_align.models.loading import Loading
+from lit_align.models.narrow import evaluating
 from lit_align.models.reference.base import ModelReference
 from lit_align.modules import LitModule
 from lit_align.modules.step_totals import run_data
@@ -184,12 +185,8 @@ class TrainingEvaluation(Callback):
             return
         self._step = trainer.global_step
         loaded = loaded_policy(trainer, module)
-        training = module.trained_model.training
-        module.trained_model.eval()
-        try:
+        with evaluating(module.trained_model):
             metrics = self._metrics(trainer, module, loaded)
-        finally:
-            module.trained_model.train(training)
         values = trainer.strategy.broadcast(reported_values(metrics))
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
         for logger in trainer.loggers:

@@ -21,6 +21,7 @@ from lit_align.data import PreferenceData, SamplePrompt
 from lit_align.interrupts import waiting
 from lit_align.models import Reference
 from lit_align.models.generation import Sampling, model_stop_tokens, sample_responses
+from lit_align.models.narrow import evaluating
 from lit_align.modules import LitModule
 from lit_align.modules.step_totals import run_data
 from lit_align.types import ResponseScore
@@ -149,11 +150,8 @@ class Samples(Callback):
         if not isinstance(module, LitModule) or not module.trains_policy:
             return
         self._step = trainer.global_step
-        policy = module.trained_model
-        training = policy.training
-        policy.eval()
-        responses = known or self._responses(trainer, nullcontext(policy))
-        policy.train(training)
+        with evaluating(module.trained_model):
+            responses = known or self._responses(trainer, nullcontext(module.trained_model))
         self.after = responses.numbers()
         self.before = self.before or self.after
         if trainer.is_global_zero and writes_files(trainer):

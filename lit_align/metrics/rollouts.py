@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -128,8 +128,7 @@ class RolloutMetrics(Metric):
         return named
 
 
-@dataclass(frozen=True)
-class WeightedPreferences:
+class WeightedPreferences(NamedTuple):
     """Pairs of responses to the same prompt, with their weights."""
 
     preferences: PairedPreferences

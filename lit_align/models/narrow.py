@@ -1,4 +1,4 @@
-"""Weights in the dtype that autocast reads them in, so that it does not cast them at every use."""
+"""How a model is read for a while: in evaluation mode, and with weights in the dtype of autocast."""
 
 from __future__ import annotations
 
@@ -8,6 +8,22 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and every layer of it back into the mode it had.
+
+    Args:
+        model: any model.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def narrow_weights(model: nn.Module, dtype: torch.dtype, keep: nn.Module | None = None) -> None:

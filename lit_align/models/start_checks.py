@@ -15,27 +15,12 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from lit_align.models.lm_head.patch import base_of
+from lit_align.models.narrow import evaluating
 from lit_align.models.score_model import ScoreModel
 from lit_align.models.sharding import is_sharded
 
 PASSES = 8
 """Passes in training mode of a model that draws random numbers; each with another seed."""
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, and every layer of it back into the mode it had.
-
-    Args:
-        model: any model.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _rows(sequences: Sequence[Sequence[int]]) -> Tensor:

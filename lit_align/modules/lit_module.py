@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from lit_align.models import Loading, LoRA, Reference, SavedAdapter
 from lit_align.models.export import Form, token_log_probs
+from lit_align.models.narrow import evaluating
 from lit_align.models.scorer import Scorer
 from lit_align.models.sharding import is_sharded
-from lit_align.models.start_checks import evaluating
 from lit_align.modules.log_probs import LogProbReaders
 from lit_align.modules.step_totals import planned_steps
 from lit_align.objectives.base import Needs

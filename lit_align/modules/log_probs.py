@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -18,6 +17,7 @@ from lit_align.models.logps.attention import original_attention
 from lit_align.models.logps.packing import LayoutName
 from lit_align.models.logps.plain import packed_mask
 from lit_align.models.logps.reader import ModelReader
+from lit_align.models.narrow import evaluating
 from lit_align.models.reference.base import Reference
 from lit_align.models.score_model import ScoreModel
 from lit_align.objectives.base import Objective
@@ -193,24 +193,9 @@ class LogProbs:
         """Compute log-probabilities of a batch beside the pairs, without gradient and without an adapter's dropout."""
         if batch is None:
             raise ValueError(f"the batch has no {name} pairs; build the data with {name}=True")
-        with without_dropout(self.policy):
+        with evaluating(self.policy):
             policy = self.readers.read(self.policy, batch)
         return PairLogProbs(policy, self._reference(batch), packed_mask(batch), pair_seed=pair_seed)
 
     def _reference(self, batch: PairBatch) -> PairTokens | None:
         return None if self.reference is None else self.reference.log_probs(batch)
-
-
-@contextmanager
-def without_dropout(policy: nn.Module) -> Iterator[None]:
-    """Put a policy into evaluation mode for a while.
-
-    Args:
-        policy: the trained model.
-    """
-    training = policy.training
-    policy.eval()
-    try:
-        yield
-    finally:
-        policy.train(training)

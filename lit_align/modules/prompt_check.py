@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from lit_align.data import PreferenceData
 from lit_align.models.logps.plain import packed_mask
-from lit_align.modules.log_probs import LogProbReaders, without_dropout
+from lit_align.models.narrow import evaluating
+from lit_align.modules.log_probs import LogProbReaders
 from lit_align.statistics import Interval, pearson_correlation, wilson
 
 PROMPT_CHECK_PAIRS = 16, 128
@@ -142,7 +143,7 @@ def measure_prompt(
         np.linspace(0, len(complete) - 1, min(max(least, min(steps // 2, most)), len(complete))).round().astype(int)
     )
     shifts, gaps = [], []
-    with torch.random.fork_rng(devices=[]), without_dropout(policy):
+    with torch.random.fork_rng(devices=[]), evaluating(policy):
         for loaded in data.rows_dataloader(name, complete[places].tolist()):
             batch = loaded.to(device)
             assert batch.prompted is not None

@@ -18,13 +18,13 @@ from lit_align.metrics.reward import OTHER_METRICS, REWARD_METRICS, RewardMetric
 from lit_align.models import ForwardPass, Loading, LoRA, adapter_of
 from lit_align.models.export import Form, end_scores, save_score_model
 from lit_align.models.lm_head.patch import sparse_embedding_grad
+from lit_align.models.narrow import evaluating
 from lit_align.models.score_model import ScoreModel, load_trained_score_model
-from lit_align.models.start_checks import evaluating
 from lit_align.modules.base import LitBase
 from lit_align.modules.build import Builder, freeze_unused
 from lit_align.modules.grad_cache import backward_now
 from lit_align.modules.schedule import Cosine, Schedule
-from lit_align.modules.setup_checks import check_fit, check_reward_data, longest_pair
+from lit_align.modules.setup_checks import check_fit, longest_pair, refuse_columns
 from lit_align.modules.step_totals import run_data
 from lit_align.online.bradley_terry import BradleyTerry
 from lit_align.types import Outcome, PairBatch, PairScores
@@ -90,7 +90,10 @@ class LitReward(LitBase):
         data = run_data(self.trainer)
         if data is None:
             return
-        check_reward_data(data)
+        for name, split in data.splits.items():
+            if split.unpaired:
+                raise ValueError(f"data.{name} has rows with one response; a reward model is trained on pairs")
+            refuse_columns(name, split.honoured & {"preference_probability"}, "BradleyTerry")
         if "model" not in self._modules:
             check_fit(data, self.policy_name, self.loading.revision, what=longest_pair(data))
 

@@ -94,21 +94,6 @@ def check_models(data: PreferenceData, policy: str, loading: Loading, reference:
         check_frequencies(data.longest, reference.path, config)
 
 
-def check_reward_data(data: PreferenceData) -> None:
-    """Raise if the data is not what a reward model is trained on.
-
-    Args:
-        data: the data module, set up.
-
-    Raises:
-        ValueError: rows have one response, or a column that would be ignored.
-    """
-    for name, split in data.splits.items():
-        if split.unpaired:
-            raise ValueError(f"data.{name} has rows with one response; a reward model is trained on pairs")
-        refuse_columns(name, split.honoured & {"preference_probability"}, "BradleyTerry")
-
-
 def check_start(reference: Reference | None, logps: PairLogProbs) -> None:
     """Warn if a reference that copies the policy differs from it before the first step.
 
@@ -126,9 +111,6 @@ def check_start(reference: Reference | None, logps: PairLogProbs) -> None:
         )
 
 
-# ── columns ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 def check_columns(objective: Objective, splits: Mapping[str, Split]) -> None:
     """Raise if a split has columns that the objective would ignore, or lacks some that it requires.
 
@@ -137,8 +119,8 @@ def check_columns(objective: Objective, splits: Mapping[str, Split]) -> None:
         splits: the prepared splits by name.
 
     Raises:
-        ValueError: a split has prompts alone, unpaired rows, margins or preference probabilities that the objective
-            does not use, or no values in a column that it requires.
+        ValueError: a split has prompts alone, unpaired rows, columns that the objective does not use, or no values in
+            one that it requires.
     """
     name = type(objective).__name__
     for split, prepared in splits.items():
@@ -265,9 +247,10 @@ def check_reference(
 
 
 def _check_positions(longest: int, model: str, config: PretrainedConfig, what: str) -> None:
-    # Learned positions end there; rotary ones go on, but the model was not trained on them.
+    """Raise if there are no positions left, or if they are rotary ones that the model was not trained on."""
     positions: int | None = getattr(config, "max_position_embeddings", None)
-    if positions is not None and longest > positions and not _has_scaled_positions(config):
+    scaled = any(part.get("rope_type", "default") != "default" for part in _rotary_settings(config))
+    if positions is not None and longest > positions and not scaled:
         raise ValueError(
             f"{what} has {longest} tokens, but {model} was made for {positions} positions; "
             f"lower data.max_length to {positions}, or set the scaling of its rotary positions in its config.json"
@@ -288,8 +271,7 @@ def check_frequencies(longest: int, model: str, config: PretrainedConfig) -> Non
     Raises:
         ValueError: the longest sequence passes the boundary.
     """
-    rope: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
-    for part in (rope, *(part for part in rope.values() if isinstance(part, Mapping))):
+    for part in _rotary_settings(config):
         kind = str(part.get("rope_type", "default"))
         if kind not in ("longrope", "dynamic"):
             continue
@@ -303,10 +285,10 @@ def check_frequencies(longest: int, model: str, config: PretrainedConfig) -> Non
             )
 
 
-def _has_scaled_positions(config: PretrainedConfig) -> bool:
+def _rotary_settings(config: PretrainedConfig) -> list[Mapping[str, Any]]:
+    """Return the settings of rotary positions, and those of each kind of layer where they differ."""
     rope: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
-    kinds = [rope, *(part for part in rope.values() if isinstance(part, Mapping))]
-    return any(part.get("rope_type", "default") != "default" for part in kinds)
+    return [rope, *(part for part in rope.values() if isinstance(part, Mapping))]
 
 
 def _saved_vocabulary(place: str) -> dict[str, int]:
@@ -330,8 +312,7 @@ def response_lengths(split: Split) -> NDArray[np.int64]:
     Args:
         split: the training pairs.
     """
-    lengths = split.store.lengths
-    return lengths[lengths > 0]
+    return split.store.lengths[split.store.lengths > 0]
 
 
 def length_quarters(split: Split) -> tuple[float, ...]:
@@ -363,5 +344,7 @@ def scale_values(readings: Sequence[BetaReading]) -> dict[str, Tensor]:
     Args:
         readings: of the objective.
     """
-    names = [f"beta/{reading.name}/effective" if reading.name else "beta/effective" for reading in readings]
-    return {name: torch.tensor(reading.at_sum_scale) for name, reading in zip(names, readings, strict=True)}
+    return {
+        f"beta/{reading.name}/effective" if reading.name else "beta/effective": torch.tensor(reading.at_sum_scale)
+        for reading in readings
+    }

@@ -157,12 +157,21 @@ def _online_step(module: LitOnline, batch: PairBatch, dry_run: DryRun) -> tuple[
     module.policy.train()
     minibatch = math.ceil(len(batch.index) / settings.minibatches)
     part = longest_responses(batch, min(minibatch, settings.micro_batch))
-    step, operations = dry_run.train(partial(module.dry_run_loss, part), is_part=minibatch > settings.micro_batch)
+    step, operations = dry_run.train(partial(_update_loss, module, part), is_part=minibatch > settings.micro_batch)
     tokens, part_tokens = (int(responses.attention_mask.sum()) for responses in (batch, part))
     operations = operations * tokens // part_tokens // settings.minibatches
     operations += (rollout_operations + scoring_operations) // settings.steps
     phases: dict[Phase, Memory] = {"writing": dry_run.rollout(writing, cache), "scoring": dry_run.rollout(scoring)}
     return phases | step, operations, tokens // settings.minibatches
+
+
+def _update_loss(module: LitOnline, batch: PairBatch) -> Tensor:
+    """Compute a loss that takes an update's memory; the objective's own arithmetic is a few numbers per token."""
+    reader = module.readers.of(module.policy, batch)
+    loss = reader.fused_loss(batch, lambda responses, logps: logps.policy.sum()).loss
+    if module.value_model is not None:
+        loss = loss + module.readers.values(module.value_model, batch).sum()
+    return loss
 
 
 def longest_responses(batch: PairBatch, rows: int) -> PairBatch:

@@ -16,7 +16,7 @@ from lit_align.models.logps.inputs import PACKED_ATTENTION, VARLEN
 from lit_align.models.logps.packing import LayoutName, needed, shared_tokens
 from lit_align.models.logps.probe import Distance, Probe, distance, in_float32, probe, rounding_noise, short_pairs
 from lit_align.models.logps.reader import ModelReader
-from lit_align.models.start_checks import evaluating
+from lit_align.models.narrow import evaluating
 from lit_align.types import PairBatch
 
 LADDER: tuple[LayoutName, ...] = ("shared", "packed", "padded")

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from lit_align.models.loading import Loading, load_causal_lm
 from lit_align.models.logps.plain import response_log_probs
-from lit_align.models.narrow import narrow_weights
+from lit_align.models.narrow import evaluating, narrow_weights
 from lit_align.models.sharding import unsharded
 from lit_align.types import PairBatch, PairTokens
 
@@ -281,14 +281,11 @@ class AdapterOff(LiveReference):
     def active(self) -> Iterator[nn.Module]:
         # Evaluation mode switches the adapter's dropout off, whatever the policy's mode.
         policy = _attached(self._policy)
-        training = policy.training
         frozen = {name for name, weight in policy.named_parameters() if not weight.requires_grad}
-        policy.eval()
         try:
-            with policy.disable_adapter():
+            with evaluating(policy), policy.disable_adapter():
                 yield policy
         finally:
-            policy.train(training)
             for name, weight in policy.named_parameters():  # PEFT lets all of the adapter's be trained again
                 if name in frozen:
                     weight.requires_grad_(False)

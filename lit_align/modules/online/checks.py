@@ -15,9 +15,7 @@ from lit_align.models.score_model import Value
 from lit_align.models.scorer import RewardModel, Scorer
 from lit_align.modules.setup_checks import check_fit, check_frequencies, check_reference, longest_pair, refuse_columns
 from lit_align.modules.step_totals import run_data
-from lit_align.objectives.base import MARGIN, PROBABILITY, Objective
-from lit_align.online.objective import OnlineNeeds, OnlineObjective
-from lit_align.online.pairing import BestAgainstWorst, PairLabels, ResponsePairing
+from lit_align.online.objective import OnlineNeeds
 
 
 @final
@@ -29,7 +27,7 @@ class OnlineSettings:
         ValueError: a number is out of its range, or the objective needs more responses to a prompt.
     """
 
-    objective: OnlineObjective | Objective
+    needs: OnlineNeeds
     sampling: Sampling
     responses: int
     epochs: int
@@ -51,34 +49,9 @@ class OnlineSettings:
             raise ValueError("model.sampling.temperature is 0: a policy that never varies learns nothing from itself")
 
     @property
-    def needs(self) -> OnlineNeeds:
-        """What the objective needs of a rollout."""
-        needs = self.objective.needs
-        return needs if isinstance(needs, OnlineNeeds) else OnlineNeeds(reference=needs.reference, responses=2)
-
-    @property
     def steps(self) -> int:
         """Optimizer steps per rollout."""
         return self.epochs * self.minibatches
-
-    @property
-    def cautions(self) -> tuple[str, ...]:
-        """One sentence for each setting that moves the optimum in a way that a user may not expect."""
-        if isinstance(self.objective, Objective):
-            return ()
-        cautions = list(self.objective.cautions)
-        for name, value in (("top_p", self.sampling.top_p), ("temperature", self.sampling.temperature)):
-            if value != 1 and self.objective.matches_preferences:
-                cautions.append(
-                    f"model.sampling.{name} is {value:g}: the responses are not the policy's own, and preference "
-                    "matching is about the policy's own distribution; take 1"
-                )
-        if self.objective.needs.own_samples and self.steps > 1:
-            cautions.append(
-                f"the surrogate is right only for the first of the {self.steps} optimizer steps on a rollout; take "
-                "Clipped, or set model.epochs and model.minibatches to 1"
-            )
-        return tuple(cautions)
 
 
 def check_arguments(
@@ -109,31 +82,6 @@ def check_arguments(
             "model.forward_pass.compile is true; layers are compiled for runs that only read, and an on-policy run "
             "generates with its policy, token by token: leave it out"
         )
-
-
-def check_pairing(objective: OnlineObjective | Objective, pairing: ResponsePairing, labels: PairLabels) -> None:
-    """Raise if pairs of a rollout lack a column that the objective requires, or get one that it would ignore.
-
-    Args:
-        objective: of the run.
-        pairing: ``model.pairing``.
-        labels: ``model.labels``.
-
-    Raises:
-        ValueError: names the key.
-    """
-    name = type(objective).__name__
-    if not isinstance(objective, Objective):
-        if (pairing, labels) != (BestAgainstWorst(), PairLabels()):
-            raise ValueError(f"model.pairing and model.labels have no effect on {name}, which takes no pairs")
-        return
-    needs = objective.needs
-    for column, key in labels.columns.items():
-        if column not in needs.columns:
-            raise ValueError(f"model.labels.{key} gives pairs a {column}, which {name} would ignore: leave it out")
-    for column in sorted(needs.required_columns - set(labels.columns)):
-        key = {MARGIN: "margin_scale", PROBABILITY: "probability_scale"}[column]
-        raise ValueError(f"{name} requires the {column} of pairs; set model.labels.{key}, for instance to 1")
 
 
 def check_run(settings: OnlineSettings, trainer: Trainer, policy: str, loading: Loading, score: Scorer) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,33 +15,29 @@ from torch.optim import AdamW, Optimizer
 from torchmetrics import Metric
 from typing_extensions import override
 
-from lit_align.metrics import PairMetrics
 from lit_align.metrics.calibration import MatchingDivergence
 from lit_align.metrics.figures import draw_matching
-from lit_align.metrics.margins import MarginsByLength
 from lit_align.metrics.rollouts import REPORTED_METRICS, RolloutMetrics, pairs_of
 from lit_align.models import ForwardPass, Loading, LoRA, Reference, adapter_of
 from lit_align.models.generation import CachedGenerator, Generator, Sampling, mix_seed
+from lit_align.models.narrow import evaluating
 from lit_align.models.score_model import ScoreModel, Value
 from lit_align.models.scorer import Scorer
 from lit_align.modules.base import LitPolicy
 from lit_align.modules.build import Builder, freeze_unused
-from lit_align.modules.global_batch import Evaluation
-from lit_align.modules.objective_state import ObjectiveState
-from lit_align.modules.online.checks import OnlineSettings, check_arguments, check_pairing, check_run
-from lit_align.modules.online.pairs import PairAccumulator, PairMaker, RolloutPairs
+from lit_align.modules.online.checks import OnlineSettings, check_arguments, check_run
+from lit_align.modules.online.learner import Accumulator, Learner
+from lit_align.modules.online.pairs import PairLearner
 from lit_align.modules.online.rollout import RolloutBatch, RolloutSampler, rollout_records
-from lit_align.modules.online.update import GradientAccumulator, Minibatches
-from lit_align.modules.pair_loss import PairLoss
+from lit_align.modules.online.update import Minibatches, ResponseLearner
 from lit_align.modules.reports import prefixed, report, warn_of_rounding
 from lit_align.modules.schedule import Cosine, Schedule
 from lit_align.modules.setup_checks import reference_of
 from lit_align.modules.step_totals import planned_steps, run_data, total_over_ranks
 from lit_align.objectives.base import Needs, Objective
-from lit_align.objectives.pair_seed import evaluation_pair_seed, training_pair_seed
 from lit_align.online.objective import OnlineObjective
 from lit_align.online.pairing import BestAgainstWorst, PairLabels, ResponsePairing
-from lit_align.types import LossOutput, PairBatch, PairSeed
+from lit_align.types import PairBatch
 
 
 class LitOnline(LitPolicy):
@@ -115,11 +112,17 @@ class LitOnline(LitPolicy):
         adapter = adapter_of(policy, lora)
         super().__init__(RolloutMetrics(), adapter, optimizer, schedule, forward_pass, decay_norms_and_biases)
         self.automatic_optimization = False
+        self.reference = reference_of(objective, reference, adapter)
+        from_start = self.reference is not None and self.reference.is_start
+        self.learner: Learner = (
+            PairLearner(objective, pairing, labels, micro_batch, from_start)
+            if isinstance(objective, Objective)
+            else ResponseLearner(objective, pairing, labels, micro_batch)
+        )
         self.settings = OnlineSettings(
-            objective, sampling, responses, epochs, minibatches, micro_batch, eval_responses
+            self.learner.needs, sampling, responses, epochs, minibatches, micro_batch, eval_responses
         )
         check_arguments(self.settings, value, gradient_clip, forward_pass)
-        check_pairing(objective, pairing, labels)
         self.policy_name = policy
         self.objective = objective
         self.score = score
@@ -127,30 +130,22 @@ class LitOnline(LitPolicy):
         self.generator = generator
         self.gradient_clip = gradient_clip
         self.loading = loading
-        self.reference = reference_of(objective, reference, adapter)
         self.train_matching = MatchingDivergence()
         self.eval_metrics = RolloutMetrics()
         self.eval_matching = MatchingDivergence()
         self.eval_dataset_matching = MatchingDivergence()
-        self.direct = isinstance(objective, Objective)
-        self.pairing, self.labels = pairing, labels
-        if isinstance(objective, Objective):
-            from_start = self.reference is not None and self.reference.is_start
-            self.train_pairs = PairMetrics(objective, from_start)
-            self.eval_pairs = PairMetrics(objective, from_start)
-            self.objective_state = ObjectiveState(objective)
-            self._pair_evaluation = Evaluation(objective, self.eval_pairs, MarginsByLength())
 
     # ── set-up ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     @override
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        self.learner.reset()
         if self.settings.needs.values:
             warn_of_rounding("model.value.loading", self.value.loading)
         check_run(self.settings, self.trainer, self.policy_name, self.loading, self.score)
         if stage == "fit":
-            for caution in self.settings.cautions:
+            for caution in self.learner.cautions(self.settings.sampling, self.settings.steps):
                 rank_zero_warn(caution)
 
     @override
@@ -189,21 +184,19 @@ class LitOnline(LitPolicy):
     def parameter_groups(self) -> list[Any]:
         groups: list[Any] = [{"params": [weight for weight in self.policy.parameters() if weight.requires_grad]}]
         if self.value_model is not None:
-            rate = self.value.learning_rate
-            weights = [weight for weight in self.value_model.parameters() if weight.requires_grad]
-            groups.append({"params": weights, **({} if rate is None else {"lr": rate})})
+            rate = {} if self.value.learning_rate is None else {"lr": self.value.learning_rate}
+            groups.append({"params": [w for w in self.value_model.parameters() if w.requires_grad], **rate})
         return groups
 
     @property
     @override
     def summed_metrics(self) -> dict[str, Metric]:
-        pairs = {"pairs.": self.train_pairs} if self.direct else {}
-        return {"train.": self.train_metrics, "matching.": self.train_matching, **pairs}
+        return {"train.": self.train_metrics, "matching.": self.train_matching, **self.learner.summed_metrics}
 
     @property
     @override
     def data_needs(self) -> Needs:
-        return Needs(prompted=isinstance(self.objective, Objective) and self.objective.needs.prompted)
+        return self.learner.data_needs
 
     # ── training ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -232,92 +225,39 @@ class LitOnline(LitPolicy):
             count: responses to each prompt.
             salt: part of the seed of each response.
         """
-        training = self.policy.training
-        self.policy.eval()
-        try:
+        with evaluating(self.policy):
             return self.sampler(batch, split, count, salt)
-        finally:
-            self.policy.train(training)
 
     @override
     def training_step(self, batch: PairBatch, batch_idx: int) -> None:
         start = self.global_step
         responses = self.sample_rollout(batch, "train", self.settings.responses, self.current_epoch)
         accumulate = self._accumulator(responses, batch)
-        if not self.score.compares:
-            pairs = pairs_of(responses.rollout)
-            self.train_matching.update(pairs.preferences, pairs.weight)
-        self.step_totals.add_tokens(responses.batch)
-        prompts = int(total_over_ranks((batch.weight > 0).sum(), self.trainer.strategy))
-        minibatches = Minibatches(prompts, self.settings.minibatches, self.global_rank, self.trainer.world_size)
-        for number in range(self.settings.epochs):
-            seed = mix_seed(run_data(self.trainer).seed, self.current_epoch, batch_idx, number)
-            for places, most in zip(minibatches.local(seed), minibatches.most(seed), strict=True):
-                self._take_step(accumulate, places, most)
+        for places, most in self._minibatches(batch, batch_idx):
+            self._take_step(accumulate, places, most)
         self._report_training(start)
 
-    def _accumulator(self, responses: RolloutBatch, batch: PairBatch) -> GradientAccumulator | PairAccumulator:
-        """Add the samples to the metrics, and return what accumulates the gradient of some prompts."""
-        if not isinstance(self.objective, OnlineObjective):
-            self.train_metrics.update(responses.rollout, responses.ended, responses.texts.responses)
-            pairs = self._pairs(responses, batch, "train", self.current_epoch)
-            self.train_metrics.add({"paired": pairs.paired}, (batch.weight > 0).float())
-            seed = run_data(self.trainer).seed * 1_000_003
-            return PairAccumulator(
-                self.pair_loss, pairs, lambda: (seed + self.global_step) * 4099 + self.global_rank, self._record
-            )
-        experience = self.objective.experience(responses.rollout)
-        self.train_metrics.update(responses.rollout, responses.ended, responses.texts.responses, experience)
-        return GradientAccumulator(
-            objective=self.objective,
-            policy=self.policy,
-            value_model=self.value_model,
-            readers=self.readers,
-            metrics=self.train_metrics,
-            totals=self.step_totals,
-            responses=responses,
-            experience=experience,
-            count=self.settings.responses,
-            micro_batch=self.settings.micro_batch,
-        )
+    def _accumulator(self, responses: RolloutBatch, batch: PairBatch) -> Accumulator:
+        """Add a rollout to metrics and totals, and return what accumulates the gradient of its prompts."""
+        if not self.score.compares:
+            self.train_matching.update(*pairs_of(responses.rollout))
+        self.step_totals.add_tokens(responses.batch)
+        return self.learner.accumulator(self, self.value_model, responses, batch)
 
-    # ── pairs ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-    @property
-    def pair_loss(self) -> PairLoss:
-        """What computes the loss of pairs, for a preference objective."""
-        return PairLoss(self.policy, self.reference, self.readers, self.objective_state, self._pair_seed)
-
-    def _pairs(self, responses: RolloutBatch, batch: PairBatch, split: str, salt: int) -> RolloutPairs:
-        make = PairMaker(
-            data=run_data(self.trainer),
-            needs=self.pair_loss.state.objective.needs,
-            pairing=self.pairing,
-            labels=self.labels,
-            micro_batch=max(1, self.settings.micro_batch // 2),
-            trainer=self.trainer,
-        )
-        return make(responses, batch, split, salt)
-
-    def _pair_seed(self, batch: PairBatch) -> PairSeed:
-        if self.training:
-            return training_pair_seed(batch.index, self.global_step, run_data(self.trainer).seed)
-        return evaluation_pair_seed(batch.index)
-
-    def _record(self, output: LossOutput, batch: PairBatch) -> None:
-        """Add a micro-batch of pairs to metrics and totals."""
-        assert output.outcome is not None
-        self.train_pairs.update(output.outcome, output.logps, batch, output.grad_logps)
-        self.step_totals.add_losses(output.outcome.loss.detach(), batch.index, batch.weight.sum())
-        self.objective_state.add(output.outcome, batch)
+    def _minibatches(self, batch: PairBatch, batch_idx: int) -> Iterator[tuple[list[int], int]]:
+        """Return the places of this process's prompts in each step, and the largest number of any process."""
+        prompts = int(total_over_ranks((batch.weight > 0).sum(), self.trainer.strategy))
+        minibatches = Minibatches(prompts, self.settings.minibatches, self.global_rank, self.trainer.world_size)
+        run_seed, epoch = run_data(self.trainer).seed, self.current_epoch
+        seeds = (mix_seed(run_seed, epoch, batch_idx, number) for number in range(self.settings.epochs))
+        return chain.from_iterable(zip(minibatches.local(seed), minibatches.most(seed), strict=True) for seed in seeds)
 
     @override
     def after_step(self, step: int) -> None:
         super().after_step(step)
-        if self.direct:
-            self.objective_state.advance(self._step_weight, self.trainer.strategy)
+        self.learner.after_step(self._step_weight, self.trainer)
 
-    def _take_step(self, accumulate: GradientAccumulator | PairAccumulator, places: list[int], most: int) -> None:
+    def _take_step(self, accumulate: Accumulator, places: list[int], most: int) -> None:
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
         accumulate(places, most, lambda loss: self.manual_backward(loss * self.trainer.world_size))
@@ -338,11 +278,7 @@ class LitOnline(LitPolicy):
     def training_values(self, learning_rate: float) -> dict[str, Tensor]:
         values = super().training_values(learning_rate) | prefixed("matching", self.train_matching)
         self.train_matching.reset()
-        if self.direct:
-            values |= self.train_pairs.compute()
-            self.train_pairs.reset()
-            values |= {f"running/{name}": value for name, value in self.objective_state.values.items()}
-        return values
+        return values | self.learner.training_values()
 
     def _report_training(self, start: int) -> None:
         """Report after a rollout in which ``log_every_n_steps`` was passed, and after the last one."""
@@ -356,67 +292,37 @@ class LitOnline(LitPolicy):
     def forward(self, batch: PairBatch) -> Tensor:
         return self.readers.read(self.policy, batch)[:, 0]
 
-    def dry_run_loss(self, batch: PairBatch) -> Tensor:
-        """Compute a loss that takes the memory of an update's, for ``plan``.
-
-        The objective's own arithmetic, which is left out, takes a few numbers per token.
-
-        Args:
-            batch: responses of any content, side axis of 1.
-        """
-        loss = self.readers.of(self.policy, batch).fused_loss(batch, lambda responses, logps: logps.policy.sum()).loss
-        if self.value_model is not None:
-            loss = loss + self.readers.values(self.value_model, batch).sum()
-        return loss
-
     # ── evaluation ──────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
     @override
     def metric_names(self) -> tuple[str, ...]:
-        own = self.eval_pairs.names if self.direct else ()
-        return (*REPORTED_METRICS, *(f"matching/{name}" for name in ("d1", "d2", "given/d1", "given/d2")), *own)
+        matching = (f"matching/{name}" for name in ("d1", "d2", "given/d1", "given/d2"))
+        return (*REPORTED_METRICS, *matching, *self.learner.metric_names)
 
     @override
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
-        self._evaluate(batch, "validation")
-
-    @override
-    def test_step(self, batch: PairBatch, batch_idx: int) -> None:
-        self._evaluate(batch, "test")
-
-    def _evaluate(self, batch: PairBatch, split: str) -> None:
-        """Sample responses with the same seeds each time, and score the dataset's own responses if it has pairs."""
+        # Samples responses with the same seeds each time, and scores the dataset's own responses if it has pairs.
+        split = "test" if self.trainer.testing else "validation"
         responses = self.sample_rollout(batch, split, self.settings.eval_responses, 0)
-        if isinstance(self.objective, OnlineObjective):
-            experience = self.objective.experience(responses.rollout)
-            self.eval_metrics.update(responses.rollout, responses.ended, responses.texts.responses, experience)
-        else:
-            self.eval_metrics.update(responses.rollout, responses.ended, responses.texts.responses)
-            made = self._pairs(responses, batch, split, 0)
-            self.eval_metrics.add({"paired": made.paired}, (batch.weight > 0).float())
-            for part in made.batches(range(len(made.by_prompt))):
-                self._pair_evaluation.update(self.pair_loss.log_probs(part), part)
+        self.learner.evaluate(self, self.eval_metrics, responses, batch, split)
         if not self.score.compares:
-            pairs = pairs_of(responses.rollout)
-            self.eval_matching.update(pairs.preferences, pairs.weight)
+            self.eval_matching.update(*pairs_of(responses.rollout))
         dataset_pairs = self.sampler.dataset_pairs(batch, split)
         if dataset_pairs is not None:
-            self.eval_dataset_matching.update(dataset_pairs.preferences, dataset_pairs.weight)
+            self.eval_dataset_matching.update(*dataset_pairs)
 
     @override
     def on_validation_epoch_start(self) -> None:
         # The values of the last evaluation stay until here, for figures.
         for metric in (self.eval_metrics, self.eval_matching, self.eval_dataset_matching):
             metric.reset()
-        if self.direct:
-            self._pair_evaluation.reset()
+        self.learner.reset()
 
     @override
     def evaluation_values(self) -> dict[str, Tensor]:
-        values: dict[str, Tensor] = self.eval_metrics.compute() | prefixed("matching", self.eval_matching)
-        values |= prefixed("matching/given", self.eval_dataset_matching)
-        return values | (self._pair_evaluation.compute(self.trainer, self.device) if self.direct else {})
+        matching = prefixed("matching", self.eval_matching) | prefixed("matching/given", self.eval_dataset_matching)
+        return self.eval_metrics.compute() | matching | self.learner.evaluation_values(self.trainer, self.device)
 
     @override
     def draw_figures(self, folder: Path) -> None:
@@ -430,14 +336,12 @@ class LitOnline(LitPolicy):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        if self.direct:
-            checkpoint["running"] = dict(self.objective_state.values)
+        checkpoint["running"] = dict(self.learner.state)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        if self.direct:
-            self.objective_state.load(checkpoint.get("running", {}))
+        self.learner.load(checkpoint.get("running", {}))
 
     @override
     def predict_step(self, batch: PairBatch, batch_idx: int) -> list[dict[str, Any]]:

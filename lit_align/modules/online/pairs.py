@@ -2,22 +2,160 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from lightning.pytorch import Trainer
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics import Metric
+from typing_extensions import override
 
 from lit_align.data import PreferenceData
 from lit_align.data.batches.collate import Collate
+from lit_align.metrics import PairMetrics
+from lit_align.metrics.margins import MarginsByLength
+from lit_align.metrics.rollouts import RolloutMetrics
 from lit_align.models.generation import mix_seed
+from lit_align.modules.base import LitPolicy
+from lit_align.modules.global_batch import Evaluation
 from lit_align.modules.grad_cache import GradCache, reduce_number
+from lit_align.modules.objective_state import ObjectiveState
+from lit_align.modules.online.learner import Learner
 from lit_align.modules.online.rollout import RolloutBatch
 from lit_align.modules.pair_loss import PairLoss
-from lit_align.objectives.base import Needs
+from lit_align.modules.step_totals import run_data
+from lit_align.objectives.base import MARGIN, PROBABILITY, Needs, Objective
+from lit_align.objectives.pair_seed import evaluation_pair_seed, training_pair_seed
+from lit_align.online.objective import OnlineNeeds
 from lit_align.online.pairing import PairLabels, ResponsePairing, SampledPair
-from lit_align.types import LossOutput, PairBatch, TokenizedPair, TokenizedResponse
+from lit_align.types import LossOutput, PairBatch, PairSeed, TokenizedPair, TokenizedResponse
+
+
+class PairLearner(Learner):
+    """Trains by a preference objective, on pairs of the responses to a prompt.
+
+    Args:
+        objective: of the run.
+        pairing: which responses to a prompt are compared.
+        labels: what the scores of a pair say.
+        micro_batch: responses per forward pass.
+        from_start: whether the reference is the policy before its first step.
+
+    Raises:
+        ValueError: pairs lack a column that the objective requires, or get one that it would ignore; names the key.
+    """
+
+    def __init__(
+        self, objective: Objective, pairing: ResponsePairing, labels: PairLabels, micro_batch: int, from_start: bool
+    ) -> None:
+        super().__init__()
+        _check_columns(objective, labels)
+        self.objective = objective
+        self.pairing = pairing
+        self.labels = labels
+        self.micro_batch = max(1, micro_batch // 2)
+        self.needs = OnlineNeeds(reference=objective.needs.reference, responses=2)
+        self.data_needs = Needs(prompted=objective.needs.prompted)
+        self.train_metrics = PairMetrics(objective, from_start)
+        self.eval_metrics = PairMetrics(objective, from_start)
+        self.eval_margins = MarginsByLength()
+        self.metric_names = self.eval_metrics.names
+        self.objective_state = ObjectiveState(objective)
+        self._evaluation = Evaluation(objective, self.eval_metrics, self.eval_margins)
+
+    @override
+    def accumulator(
+        self, module: LitPolicy, value_model: nn.Module | None, responses: RolloutBatch, batch: PairBatch
+    ) -> PairAccumulator:
+        module.train_metrics.update(responses.rollout, responses.ended, responses.texts.responses)
+        pairs = self._pairs(module, responses, batch, "train", module.current_epoch)
+        module.train_metrics.add({"paired": pairs.paired}, (batch.weight > 0).float())
+        run_seed = run_data(module.trainer).seed
+
+        def record(output: LossOutput, batch: PairBatch) -> None:
+            assert output.outcome is not None
+            self.train_metrics.update(output.outcome, output.logps, batch, output.grad_logps)
+            module.step_totals.add_losses(output.outcome.loss.detach(), batch.index, batch.weight.sum())
+            self.objective_state.add(output.outcome, batch)
+
+        return PairAccumulator(
+            self._loss(module, lambda batch: training_pair_seed(batch.index, module.global_step, run_seed)),
+            pairs,
+            lambda: (run_seed * 1_000_003 + module.global_step) * 4099 + module.global_rank,
+            record,
+        )
+
+    @override
+    def evaluate(
+        self, module: LitPolicy, metrics: RolloutMetrics, responses: RolloutBatch, batch: PairBatch, split: str
+    ) -> None:
+        metrics.update(responses.rollout, responses.ended, responses.texts.responses)
+        pairs = self._pairs(module, responses, batch, split, 0)
+        metrics.add({"paired": pairs.paired}, (batch.weight > 0).float())
+        loss = self._loss(module, lambda batch: evaluation_pair_seed(batch.index))
+        for part in pairs.batches(range(len(pairs.by_prompt))):
+            self._evaluation.update(loss.log_probs(part), part)
+
+    def _loss(self, module: LitPolicy, pair_seed: Callable[[PairBatch], PairSeed]) -> PairLoss:
+        return PairLoss(module.policy, module.reference, module.readers, self.objective_state, pair_seed)
+
+    def _pairs(
+        self, module: LitPolicy, responses: RolloutBatch, batch: PairBatch, split: str, salt: int
+    ) -> RolloutPairs:
+        make = PairMaker(
+            data=run_data(module.trainer),
+            needs=self.objective.needs,
+            pairing=self.pairing,
+            labels=self.labels,
+            micro_batch=self.micro_batch,
+            trainer=module.trainer,
+        )
+        return make(responses, batch, split, salt)
+
+    @property
+    @override
+    def summed_metrics(self) -> dict[str, Metric]:
+        return {"pairs.": self.train_metrics}
+
+    @property
+    @override
+    def state(self) -> Mapping[str, Tensor]:
+        return self.objective_state.values
+
+    @override
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        self.objective_state.load(state)
+
+    @override
+    def after_step(self, weight: float, trainer: Trainer) -> None:
+        self.objective_state.advance(weight, trainer.strategy)
+
+    @override
+    def training_values(self) -> dict[str, Tensor]:
+        values: dict[str, Tensor] = self.train_metrics.compute()
+        self.train_metrics.reset()
+        return values | {f"running/{name}": value for name, value in self.state.items()}
+
+    @override
+    def reset(self) -> None:
+        self._evaluation.reset()
+        self.objective_state.reset()
+
+    @override
+    def evaluation_values(self, trainer: Trainer, device: torch.device) -> dict[str, Tensor]:
+        return self._evaluation.compute(trainer, device)
+
+
+def _check_columns(objective: Objective, labels: PairLabels) -> None:
+    """Raise if pairs of a rollout lack a column that the objective requires, or get one that it would ignore."""
+    name, needs = type(objective).__name__, objective.needs
+    for column, key in labels.columns.items():
+        if column not in needs.columns:
+            raise ValueError(f"model.labels.{key} gives pairs a {column}, which {name} would ignore: leave it out")
+    for column in sorted(needs.required_columns - set(labels.columns)):
+        key = {MARGIN: "margin_scale", PROBABILITY: "probability_scale"}[column]
+        raise ValueError(f"{name} requires the {column} of pairs; set model.labels.{key}, for instance to 1")
 
 
 @dataclass(frozen=True)
@@ -182,13 +320,7 @@ class PairAccumulator:
     record: Callable[[LossOutput, PairBatch], None]
 
     def __call__(self, prompts: Sequence[int], most: int, backward: Callable[[Tensor], None]) -> None:
-        """Accumulate the gradient of the pairs of some prompts; zero if no process has any.
-
-        Args:
-            prompts: places of this process's prompts in the batch.
-            most: the largest number of prompts of any process; the number of pairs decides here.
-            backward: adds the gradient of a loss, multiplied by the number of processes.
-        """
+        """Accumulate the gradient of the pairs of some prompts, zero if no process has any; see `Accumulator`."""
         batches = self.pairs.batches(prompts)
         objective = self.loss.state.objective
         if not batches:

@@ -1,4 +1,4 @@
-"""Optimizer steps on a rollout: which responses go into each, and their gradients."""
+"""Training on sampled responses: which go into each optimizer step, and their gradients."""
 
 from __future__ import annotations
 
@@ -9,14 +9,83 @@ from typing import final
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from lit_align.metrics.rollouts import RolloutMetrics
+from lit_align.models.generation import Sampling
 from lit_align.models.lm_head.patch import sparse_embedding_grad
-from lit_align.modules.log_probs import LogProbReaders
+from lit_align.modules.base import LitPolicy
+from lit_align.modules.online.learner import Learner
 from lit_align.modules.online.rollout import RolloutBatch
-from lit_align.modules.step_totals import StepTotals
 from lit_align.online.objective import Experience, OnlineObjective, OnlineOutcome
+from lit_align.online.pairing import BestAgainstWorst, PairLabels, ResponsePairing
 from lit_align.types import PairBatch, PairLogProbs, RolloutTokens
+
+
+class ResponseLearner(Learner):
+    """Trains by an online objective, on each response with its rewards and advantages.
+
+    Args:
+        objective: of the run.
+        pairing: ``model.pairing``, which has no effect.
+        labels: ``model.labels``, which has no effect.
+        micro_batch: responses per forward pass.
+
+    Raises:
+        ValueError: ``pairing`` or ``labels`` is set.
+    """
+
+    def __init__(
+        self, objective: OnlineObjective, pairing: ResponsePairing, labels: PairLabels, micro_batch: int
+    ) -> None:
+        super().__init__()
+        if (pairing, labels) != (BestAgainstWorst(), PairLabels()):
+            name = type(objective).__name__
+            raise ValueError(f"model.pairing and model.labels have no effect on {name}, which takes no pairs")
+        self.objective = objective
+        self.micro_batch = micro_batch
+        self.needs = objective.needs
+
+    @override
+    def cautions(self, sampling: Sampling, steps: int) -> tuple[str, ...]:
+        cautions = list(self.objective.cautions)
+        for name, value in (("top_p", sampling.top_p), ("temperature", sampling.temperature)):
+            if value != 1 and self.objective.matches_preferences:
+                cautions.append(
+                    f"model.sampling.{name} is {value:g}: the responses are not the policy's own, and preference "
+                    "matching is about the policy's own distribution; take 1"
+                )
+        if self.needs.own_samples and steps > 1:
+            cautions.append(
+                f"the surrogate is right only for the first of the {steps} optimizer steps on a rollout; take "
+                "Clipped, or set model.epochs and model.minibatches to 1"
+            )
+        return tuple(cautions)
+
+    @override
+    def accumulator(
+        self, module: LitPolicy, value_model: nn.Module | None, responses: RolloutBatch, batch: PairBatch
+    ) -> GradientAccumulator:
+        return GradientAccumulator(
+            objective=self.objective,
+            module=module,
+            value_model=value_model,
+            responses=responses,
+            experience=self._add(responses, module.train_metrics),
+            count=len(responses.texts.responses) // len(batch.index),
+            micro_batch=self.micro_batch,
+        )
+
+    @override
+    def evaluate(
+        self, module: LitPolicy, metrics: RolloutMetrics, responses: RolloutBatch, batch: PairBatch, split: str
+    ) -> None:
+        self._add(responses, metrics)
+
+    def _add(self, responses: RolloutBatch, metrics: RolloutMetrics) -> Experience:
+        experience = self.objective.experience(responses.rollout)
+        metrics.update(responses.rollout, responses.ended, responses.texts.responses, experience)
+        return experience
 
 
 @dataclass(frozen=True)
@@ -27,11 +96,8 @@ class GradientAccumulator:
 
     Args:
         objective: from log-probabilities and values to losses.
-        policy: the model that is trained.
+        module: has the policy, and the metrics and totals of training.
         value_model: trained as well; None without one.
-        readers: read the models.
-        metrics: of the updates.
-        totals: of the optimizer step.
         responses: the rollout.
         experience: rewards and advantages of its responses.
         count: responses to each prompt.
@@ -39,24 +105,15 @@ class GradientAccumulator:
     """
 
     objective: OnlineObjective
-    policy: nn.Module
+    module: LitPolicy
     value_model: nn.Module | None
-    readers: LogProbReaders
-    metrics: RolloutMetrics
-    totals: StepTotals
     responses: RolloutBatch
     experience: Experience
     count: int
     micro_batch: int
 
     def __call__(self, prompts: Sequence[int], most: int, backward: Callable[[Tensor], None]) -> None:
-        """Accumulate the gradient of all responses to some prompts.
-
-        Args:
-            prompts: places of this process's prompts in the batch.
-            most: the largest number of prompts of any process.
-            backward: adds the gradient of a loss.
-        """
+        """Accumulate the gradient of all responses to some prompts; see `Accumulator`."""
         places = [prompt * self.count + number for prompt in prompts for number in range(self.count)]
         for start in range(0, max(1, most * self.count), self.micro_batch):
             rows = places[start : start + self.micro_batch]
@@ -69,14 +126,14 @@ class GradientAccumulator:
         experience = _narrowed(self.experience.rows(which), int(batch.on_host.lengths.max()))
         weight = torch.zeros_like(experience.rollout.weight) if is_filler else experience.rollout.weight
         loss, log_probs = self._policy_loss(batch, experience, weight)
-        values = None if self.value_model is None else self.readers.values(self.value_model, batch)
+        values = None if self.value_model is None else self.module.readers.values(self.value_model, batch)
         outcome = self.objective(experience, log_probs, values)
         self._update_metrics(experience, log_probs, outcome, weight)
         loss_of_each = outcome.policy
         if outcome.value is not None:
             loss, loss_of_each = loss + (outcome.value * weight).sum(), loss_of_each + outcome.value
         units = (outcome.units.double() * weight).sum()
-        self.totals.add_losses(torch.where(weight > 0, loss_of_each.detach(), 0.0), batch.index, units)
+        self.module.step_totals.add_losses(torch.where(weight > 0, loss_of_each.detach(), 0.0), batch.index, units)
         return loss
 
     def _policy_loss(self, batch: PairBatch, experience: Experience, weight: Tensor) -> tuple[Tensor, RolloutTokens]:
@@ -85,8 +142,8 @@ class GradientAccumulator:
         def loss_fn(responses: slice, logps: PairLogProbs) -> Tensor:
             return (self.objective(experience.rows(responses), logps.policy[:, 0]).policy * weight[responses]).sum()
 
-        reader = self.readers.of(self.policy, batch)
-        with sparse_embedding_grad(self.policy):
+        reader = self.module.readers.of(self.module.policy, batch)
+        with sparse_embedding_grad(self.module.policy):
             if reader.fuses:
                 output = reader.fused_loss(batch, loss_fn)
                 return output.loss, output.logps.policy[:, 0].detach()
@@ -99,9 +156,10 @@ class GradientAccumulator:
         difference = now - experience.rollout.policy
         kl = torch.where(experience.rollout.mask, (-difference).expm1() + difference, 0.0)
         clipped = self.objective.shares_clipped(experience, now)
-        self.metrics.add({"update/clipped": clipped, "update/kl": kl.sum(-1)}, weight)
+        metrics: RolloutMetrics = self.module.train_metrics
+        metrics.add({"update/clipped": clipped, "update/kl": kl.sum(-1)}, weight)
         losses = {"loss/policy": outcome.policy} | ({} if outcome.value is None else {"loss/value": outcome.value})
-        self.metrics.add({name: loss / outcome.units for name, loss in losses.items()}, weight * outcome.units)
+        metrics.add({name: loss / outcome.units for name, loss in losses.items()}, weight * outcome.units)
 
 
 def _narrowed(experience: Experience, width: int) -> Experience:

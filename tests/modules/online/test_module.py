@@ -370,6 +370,10 @@ def test_settings_that_cannot_work(settings: dict[str, Any], message: str) -> No
         lit(**settings)
 
 
+def cautions(module: LitOnline) -> tuple[str, ...]:
+    return module.learner.cautions(module.settings.sampling, module.settings.steps)
+
+
 @pytest.mark.parametrize(
     ("objective", "settings", "message"),
     [
@@ -381,11 +385,11 @@ def test_settings_that_cannot_work(settings: dict[str, Any], message: str) -> No
     ],
 )
 def test_what_theory_warns_of_is_said(objective: RLHF, settings: dict[str, Any], message: str) -> None:
-    assert any(message in caution for caution in lit(objective, **settings).settings.cautions)
+    assert any(message in caution for caution in cautions(lit(objective, **settings)))
 
 
 def test_standard_rlhf_has_nothing_to_warn_of() -> None:
-    assert lit(RLOO, sampling=Sampling(top_p=0.9)).settings.cautions == ()
+    assert cautions(lit(RLOO, sampling=Sampling(top_p=0.9))) == ()
 
 
 def test_prompts_that_leave_no_room_for_a_response_are_refused(rows: Path, tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ from lit_align.models.generation import Sampling
 from lit_align.models.loading import Loading
 from lit_align.models.scorer import FunctionScore, KnownScore, Texts
 from lit_align.modules import Constant, LitOnline
-from lit_align.modules.online.pairs import PairMaker
+from lit_align.modules.online.pairs import PairLearner, PairMaker
 from lit_align.modules.online.rollout import RolloutBatch
-from lit_align.objectives import SFT, Objective, aot, dpo, ipo, kto, sr_dpo
+from lit_align.objectives import SFT, Logistic, Objective, aot, dpo, ipo, kto, sr_dpo
 from lit_align.objectives.presets.margins import odpo
 from lit_align.online import EveryPair, PairLabels, RandomPairs
 from lit_align.online.presets import kl_rlhf
@@ -31,6 +31,7 @@ from lit_align.testbed.truth import TestbedScore
 from lit_align.types import PairBatch, PreferencePair
 from tests.faults.test_online import SCORING
 from tests.modules.online.test_module import POLICY, adam, distance, fit, lit_start
+from tests.modules.test_one_loss import Watched
 from tests.modules.test_preference import sgd, trainer
 from tests.runner import BASE, SHORT, forked, in_processes, lit_align, metrics, ok, weights
 from tests.runner import distance as apart
@@ -57,8 +58,10 @@ def constant(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
 
 def test_a_step_is_the_gradient_of_dpo_on_the_best_and_the_worst(rows: Path, tmp_path: Path) -> None:
     """SGD with rate 1; at the start the margin is 0, so the gradient of a pair is -β/2 (∇ log π_w - ∇ log π_l)."""
-    module = lit(dpo(0.5), micro_batch=4)
+    objective = Watched(contrast=Logistic(0.5))
+    module = lit(objective, micro_batch=4)
     (responses,) = fit(rows, tmp_path, module, log_every_n_steps=1)
+    assert all(0 < frames <= 6 for _, frames in objective.calls)
     model = load_causal_lm(POLICY, Loading())
     log_probs = response_log_probs(model, responses.batch)[:, 0].sum(-1).view(-1, 3)
     score = responses.rollout.score.view(-1, 3)
@@ -74,6 +77,13 @@ def test_a_step_is_the_gradient_of_dpo_on_the_best_and_the_worst(rows: Path, tmp
     reported = module.trainer.callback_metrics
     assert float(reported["train/loss"]) == pytest.approx(0.693147, abs=1e-5)
     assert float(reported["train/paired"]) == pytest.approx(float(decided.mean()))
+
+
+def test_the_metrics_of_pairs_are_on_the_device_of_the_module() -> None:
+    learner = lit(dpo()).to("meta").learner
+    assert isinstance(learner, PairLearner)
+    for metric in (learner.train_metrics, learner.eval_metrics, learner.eval_margins):
+        assert {getattr(metric, name).device.type for name in metric.metric_state} == {"meta"}
 
 
 def test_a_rollout_of_ties_teaches_nothing(rows: Path, tmp_path: Path) -> None:
