@@ -49,11 +49,7 @@ def digest(path: Path) -> str:
 
 
 def code_digest(package: Path) -> str:
-    """Return a digest of the Python sources of a package at any depth, and of ``types`` and ``errors`` beside it.
-
-    Args:
-        package: folder of the package.
-    """
+    """Return a digest of the Python sources of a package at any depth, and of ``types`` and ``errors`` beside it."""
     paths = (*sorted(package.rglob("*.py")), package.parent / "types.py", package.parent / "errors.py")
     parts = [f"{path.relative_to(package.parent)}".encode() + b"\0" + path.read_bytes() for path in paths]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
@@ -94,11 +90,7 @@ def adapter_base(name: str | Path) -> str | None:
 
 
 def tokenizer_source(model: str) -> str:
-    """Return where a model's tokenizer is read from: the model, or the base of an adapter that has none beside it.
-
-    Args:
-        model: folder or hub name.
-    """
+    """Return where a model's tokenizer is read from: the model, or the base of an adapter that has none beside it."""
     base = adapter_base(model)
     if base is None:
         return model

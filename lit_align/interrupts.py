@@ -80,11 +80,7 @@ def stop_at_once(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def handle_signals(handler: Callable[[int, FrameType | None], None] = stop_at_once) -> None:
-    """Set the handler of the signals that end a run; does nothing in other threads than the main one.
-
-    Args:
-        handler: as ``signal.signal`` takes it.
-    """
+    """Set the handler of the signals that end a run; does nothing in other threads than the main one."""
     if threading.current_thread() is threading.main_thread():
         for number in SIGNAL_NAMES:
             signal.signal(number, handler)

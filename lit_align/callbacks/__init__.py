@@ -59,12 +59,7 @@ __all__ = [
 
 
 def first_callbacks(seed: int, shows_progress: bool) -> list[Callback]:
-    """Return the callbacks of every run that come before those of the user, but for ``ResumeCheck``.
-
-    Args:
-        seed: of the run.
-        shows_progress: show a progress bar.
-    """
+    """Return the callbacks of every run that come before those of the user, but for ``ResumeCheck``."""
     callbacks: list[Callback] = [MonitorCheck(), StepSeed(seed), FinalValidation(), Precompute(), LogTruncation()]
     callbacks += [Figures(), Predictions(), Watchdog()]
     return [*callbacks, ProgressBar()] if shows_progress else callbacks

@@ -155,12 +155,7 @@ LOOK: dict[Any, Any] = {
 
 
 def draw_curves(label: str, curves: Mapping[str, Curve]) -> Figure:
-    """Draw six panels: lines with dots are validation, thin lines training.
-
-    Args:
-        label: name of the run.
-        curves: metric → step → value.
-    """
+    """Draw six panels: lines with dots are validation, thin lines training."""
     from matplotlib.figure import Figure
 
     panels = ONLINE_PANELS if "train/score" in curves else PANELS
@@ -186,13 +181,7 @@ def _panel(axes: Axes, title: str, lines: Mapping[str, tuple[str, str]], curves:
 
 
 def draw_length_score(file: Path, name: str, curves: Mapping[str, Curve]) -> list[Path]:
-    """Draw the way of a run through the plane of length and score, and return the file; nothing without both.
-
-    Args:
-        file: where the figure goes.
-        name: of the run.
-        curves: metric → step → value.
-    """
+    """Draw the way of a run through the plane of length and score, and return the file; nothing without both."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

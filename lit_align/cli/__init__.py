@@ -73,9 +73,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def with_shipped_configurations(arguments: Sequence[str]) -> list[str]:
     """Replace the names of configurations that ship with the package by their paths; files of that name come first.
 
-    Args:
-        arguments: of the command line.
-
     >>> with_shipped_configurations(["fit", "--config", "quickstart"])[2].endswith("configs/quickstart.yaml")
     True
     >>> with_shipped_configurations(["fit", "--config=mine.yaml", "--run", "quickstart"])

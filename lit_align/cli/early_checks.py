@@ -218,11 +218,7 @@ class Checker:
     # ── values ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def check_values(self, command: str) -> list[str]:
-        """Return what is wrong about settings of the run, and about the numbers of the objective.
-
-        Args:
-            command: of the command line.
-        """
+        """Return what is wrong about settings of the run, and about the numbers of the objective."""
         try:
             for key, low, high in stated_ranges():
                 value = self.values.get(key)

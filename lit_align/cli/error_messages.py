@@ -109,9 +109,6 @@ def shorten(message: str) -> str:
 
     Messages that are not recognized stay as they are.
 
-    Args:
-        message: as jsonargparse words it.
-
     >>> shorten(
     ...     "Parser key \"model.lora\":\n  Problem with given class_path 'lit_align.models.LoRA':\n"
     ...     "    Parser key \"rank\":\n      Expected a <class 'int'>. Got value: many"

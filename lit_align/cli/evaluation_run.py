@@ -48,11 +48,7 @@ from lit_align.modules import LitModule
 
 
 def run_evaluation(options: argparse.Namespace) -> None:
-    """Evaluate the models of a command line, print the numbers, and write them.
-
-    Args:
-        options: of `evaluate_parser`.
-    """
+    """Evaluate the models of a command line, print the numbers, and write them."""
     with cli.exit_codes():
         folder, load = (
             Path(options.into),

@@ -73,12 +73,7 @@ def _heading(section: str, task: str) -> str:
 
 
 def describe_key(key: str, parameter: Parameter) -> str:
-    """Return the lines on a key: its types and default, and what it means.
-
-    Args:
-        key: dotted.
-        parameter: that it sets.
-    """
+    """Return the lines on a key: its types and default, and what it means."""
     text = " ".join([parameter.help, *_choices(bases_of(parameter))])
     wrapped = textwrap.fill(text, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False)
     return f"  --{key} {_types(parameter)}{_default(parameter)}\n" + (f"{wrapped}\n" if text.strip() else "")

@@ -108,12 +108,7 @@ class KeyTable:
 
 @cache
 def keys_of(command: str, task: str) -> KeyTable:
-    """Return the keys of a command, those of lit_align first.
-
-    Args:
-        command: ``fit``, ``validate``, ``test`` or ``predict``.
-        task: a key of ``MODULES``.
-    """
+    """Return the keys of a command, those of lit_align first."""
     leaves = {name: _declared(name, *declaration) for name, declaration in RUN_KEYS.items()}
     leaves |= {parameter.name: parameter for parameter in _of_command(command)}
     groups: set[str] = set()

@@ -125,10 +125,6 @@ def prepare_parsing(extensions: Sequence[str]) -> None:
 def presets_of(module: str, base: str) -> dict[str, Any]:
     """Return the functions that make an objective, by name.
 
-    Args:
-        module: of the base class.
-        base: name of the base class.
-
     >>> list(presets_of("lit_align.online.objective", "OnlineObjective"))
     ['conditional_pm_rlhf', 'kl_rlhf', 'pm_rlhf']
     """

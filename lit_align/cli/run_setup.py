@@ -34,9 +34,6 @@ def check_optimizer(optimizer: Optimizer) -> None:
 
     Optimizers refuse other impossible settings themselves.
 
-    Args:
-        optimizer: built from the run's settings.
-
     Raises:
         ValueError: a number is not finite, or the optimizer evaluates the loss several times per step.
     """
@@ -94,12 +91,7 @@ class MoveAside(Callback):
 
 
 def move_aside(folder: Path, files: Sequence[Path]) -> Path:
-    """Move files of a run that are still there to ``previous/<n>`` in its folder, and return that.
-
-    Args:
-        folder: of the run.
-        files: in it.
-    """
+    """Move files of a run that are still there to ``previous/<n>`` in its folder, and return that."""
     aside = _next_folder(folder / "previous")
     _move([path for path in files if path.is_symlink() or path.exists()], folder, aside)
     _remove_empty_folders(folder)

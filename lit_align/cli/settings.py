@@ -19,10 +19,6 @@ RENAMED_KEYS: dict[str, str] = {}
 def check_settings(config: Namespace, command: str) -> None:
     """Raise for settings that cannot be meant, or would be ignored.
 
-    Args:
-        config: of the command.
-        command: ``fit``, ``validate``, ``test`` or ``predict``.
-
     Raises:
         ValueError: names the key.
     """

@@ -261,12 +261,7 @@ def source_text(module: str) -> str:
 
 @cache
 def subclasses(base: Definition, packages: tuple[str, ...]) -> dict[str, Definition]:
-    """Return the classes in some packages that derive from a base class and can be built, by name.
-
-    Args:
-        base: the base class.
-        packages: where to look.
-    """
+    """Return the classes in some packages that derive from a base class and can be built, by name."""
     known: dict[str, Definition] = {}
     pending = [base]
     while pending:

@@ -207,9 +207,6 @@ def results(run: Run) -> dict[str, MetricEstimate]:
 
     Means over samples have Student's interval over the prompts, shares that of Wilson, correlations that of Fisher;
     an evaluation during the run has reported its own.
-
-    Args:
-        run: the run.
     """
     numbers: dict[str, MetricEstimate] = {}
     for name, column in ((SAMPLE_SCORE, "policy_score"), (SAMPLE_LENGTH, "policy_tokens")):
@@ -255,9 +252,6 @@ def paired_gain(run: Run, first: Run) -> MetricEstimate | None:
 
 def calibration_points(run: Run) -> list[tuple[float, float, int]]:
     """Return what the rewards of a run take for probabilities, and how often they are right, for each bin of them.
-
-    Args:
-        run: the run.
 
     Returns:
         Mean probability of the bin, share of its pairs in which the preferred side is ahead, and their number.

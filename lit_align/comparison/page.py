@@ -270,13 +270,7 @@ def script_json(content: Any) -> str:
 
 
 def render_markdown(title: str, sections: Sequence[Section], warnings: Sequence[str]) -> str:
-    """Return the comparison as Markdown: the same tables and the first samples; figures are on the page.
-
-    Args:
-        title: its heading.
-        sections: of the page.
-        warnings: of the evaluations.
-    """
+    """Return the comparison as Markdown: the same tables and the first samples; figures are on the page."""
     parts = [f"# {markdown_text(title)}", *(f"> {markdown_text(warning)}" for warning in warnings)]
     for section in sections:
         parts += [f"## {section.title}", *([section.note] if section.note else [])]

@@ -105,9 +105,6 @@ def _is_cell(path: Path, sweep: Path) -> bool:
 def read_runs(folders: Sequence[Path]) -> list[Run]:
     """Read runs, each named by as much of its path as tells it from the others.
 
-    Args:
-        folders: of the runs.
-
     Raises:
         NotARunError: a run has reported nothing.
         DataError: a file is damaged; names file and line.

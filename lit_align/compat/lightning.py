@@ -62,9 +62,6 @@ def save_at_step_ends(checkpoint: ModelCheckpoint) -> None:
     """Let a ModelCheckpoint save at the ends of optimizer steps only, and put off what falls inside of one.
 
     Its hooks are replaced on the instance: Lightning finds its state by the name of its class, which must stay.
-
-    Args:
-        checkpoint: of the user.
     """
     after_validation, after_batch = checkpoint.on_validation_end, checkpoint.on_train_batch_end
     postponed = False
@@ -212,9 +209,6 @@ def release_children(trainer: Trainer) -> None:
 
     Lightning looks every five seconds whether one has ended with another code than 0, as after a signal, and then
     kills all, this one too, which may not have left yet. It gets an empty list to look at; the launcher keeps them.
-
-    Args:
-        trainer: of a run that ends.
     """
     launcher: Any = trainer.strategy.launcher
     observed = getattr(launcher, "procs", None)

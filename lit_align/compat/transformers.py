@@ -12,11 +12,7 @@ from transformers.utils import chat_template_utils
 
 
 def attention_name(model: Any) -> str:
-    """Return the name of a model's implementation of attention, which only a private attribute of its config tells.
-
-    Args:
-        model: of transformers, without adapter.
-    """
+    """Return the name of a model's implementation of attention, which only a private attribute of its config tells."""
     name: str = model.config._attn_implementation
     return name
 

@@ -210,12 +210,7 @@ class PromptEvaluation:
     described: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, prompts: Sequence[EvaluationPrompt], folder: Path) -> EvaluationRecord:
-        """Evaluate the models, and write their rows; ``join_evaluation`` writes the numbers.
-
-        Args:
-            prompts: the prompts.
-            folder: of the evaluation.
-        """
+        """Evaluate the models, and write their rows; ``join_evaluation`` writes the numbers."""
         collected = {name: self._collect(name, prompts, folder) for name in self.paths}
         metrics = {name: own_metrics(model, self.settings.resamples) for name, model in collected.items()}
         notes: list[str] = []

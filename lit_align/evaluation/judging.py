@@ -101,11 +101,7 @@ class KeptJudge:
 
 
 def drop_unfinished(folder: Path) -> None:
-    """Remove the judgements that were kept for an evaluation that has finished now.
-
-    Args:
-        folder: of the evaluation.
-    """
+    """Remove the judgements that were kept for an evaluation that has finished now."""
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
 
 

@@ -70,10 +70,6 @@ class LoadedModel:
     def prompt_ids(self, prompts: Sequence[EvaluationPrompt], new_tokens: int) -> list[list[int]]:
         """Tokenize prompts as in training, without cutting any.
 
-        Args:
-            prompts: the prompts.
-            new_tokens: room that a response needs.
-
         Raises:
             DataError: a prompt cannot be tokenized, or leaves no room for a response; names its row.
         """
@@ -119,14 +115,7 @@ def tokenize_whole(
 
 
 def load_hugging_face(path: str, name: str, loading: Loading, device: str) -> LoadedModel:
-    """Load a Hugging Face folder or name, or ``testbed:policy``.
-
-    Args:
-        path: the folder or name.
-        name: to call the model.
-        loading: dtype, revision and so on.
-        device: to put it on.
-    """
+    """Load a Hugging Face folder or name, or ``testbed:policy``."""
     model: Any = load_causal_lm(path, loading)
     folder = testbed.resolve(path) or at_home(path)
     encoder = Encoder(load_tokenizer(tokenizer_source(path), loading.revision))

@@ -188,11 +188,7 @@ def _information(fit: LengthModel, judgements: Judgements) -> float:
 
 
 def joint_difficulty(models: Sequence[Judgements]) -> dict[int, float]:
-    """Estimate γ of each prompt: a logistic regression over all models, with θ and φ of each and γ ~ N(0, 1).
-
-    Args:
-        models: the judgements of each.
-    """
+    """Estimate γ of each prompt: a logistic regression over all models, with θ and φ of each and γ ~ N(0, 1)."""
     sparse: Any = import_module("scipy.sparse")
     prompts = np.unique(np.concatenate([model.prompt for model in models]))
     owner = np.concatenate([np.full(len(model.prompt), place) for place, model in enumerate(models)])

@@ -75,12 +75,7 @@ class MatchingDivergence(Metric):
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, pairs: PairedPreferences, weight: Tensor) -> None:
-        """Add pairs.
-
-        Args:
-            pairs: gaps of scores and log-probabilities.
-            weight: of each pair.
-        """
+        """Add pairs."""
         weight = weight.double()
         exact = PairedPreferences(pairs.score_gap.double(), pairs.log_prob_gap.double())
         for place, values in enumerate((torch.ones_like(weight), exact.squared(), exact.bernoulli())):

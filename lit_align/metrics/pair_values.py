@@ -127,13 +127,7 @@ def _margins(outcome: Outcome, present: Presence, slope: Margin | None) -> Named
 
 
 def of_responses(logps: PairLogProbs, batch: PairBatch, present: Presence) -> NamedValues:
-    """Return log-probabilities and lengths of every response, and the length gap where there are two.
-
-    Args:
-        logps: of the responses.
-        batch: the pairs.
-        present: which responses are present.
-    """
+    """Return log-probabilities and lengths of every response, and the length gap where there are two."""
     sums, lengths = logps.policy.detach().double().sum(-1), logps.mask.sum(-1).double()
     values = {"lengths/truncated": Counted(batch.truncated.double(), present.sides)}
     for side, name in enumerate(SIDES[: sums.shape[1]]):
@@ -153,10 +147,6 @@ def of_scales(logps: PairLogProbs, present: Presence) -> NamedValues:
 
     ``margin/signs_differ`` is the share of pairs on which the two disagree about the preferred response: for these the
     averaging decides which way training pulls.
-
-    Args:
-        logps: of both sides.
-        present: which responses are present.
     """
     if logps.mask.shape[1] != 2:
         return {}
@@ -194,11 +184,6 @@ def of_length_gaps(outcome: Outcome, logps: PairLogProbs, present: Presence) -> 
 
     ``lengths/longer_wins`` is the accuracy of the rule that the longer response is the better one, ties counted one
     half: what a model reaches that has learned nothing but length.
-
-    Args:
-        outcome: rewards of both sides.
-        logps: of both sides.
-        present: which responses are present.
 
     >>> from lit_align.objectives import dpo
     >>> from lit_align.objectives.examples import worked_pair

@@ -96,12 +96,7 @@ class RolloutMetrics(Metric):
         self._mean("distinct", torch.tensor(new, device=rollout.weight.device), rollout.weight)
 
     def add(self, values: Mapping[str, RolloutScores], weight: Tensor) -> None:
-        """Add numbers of an update, one per response.
-
-        Args:
-            values: name to numbers.
-            weight: of each response.
-        """
+        """Add numbers of an update, one per response."""
         for name, value in values.items():
             self._mean(name, value.detach(), weight)
 

@@ -164,9 +164,6 @@ class SavedAdapter:
 def saved_adapter(name: str) -> SavedAdapter | None:
     """Return the adapter in a folder; None where the name is that of a whole model.
 
-    Args:
-        name: folder or hub name.
-
     Raises:
         ValueError: ``adapter_config.json`` cannot be read, or names no base model.
     """
@@ -176,10 +173,6 @@ def saved_adapter(name: str) -> SavedAdapter | None:
 def adapter_of(policy: str, lora: LoRA | None) -> LoRA | SavedAdapter | None:
     """Return the adapter that a run trains: the one in the policy's folder, a new one, or None.
 
-    Args:
-        policy: folder or hub name.
-        lora: of a new adapter.
-
     Raises:
         ValueError: the folder holds an adapter, and a new one is to be trained.
     """
@@ -188,11 +181,7 @@ def adapter_of(policy: str, lora: LoRA | None) -> LoRA | SavedAdapter | None:
 
 
 def has_saved_adapter(model: nn.Module) -> bool:
-    """Return whether a model has an adapter that had been trained before it was loaded.
-
-    Args:
-        model: with or without an adapter.
-    """
+    """Return whether a model has an adapter that had been trained before it was loaded."""
     return bool(getattr(model, SAVED, False))
 
 

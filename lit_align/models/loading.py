@@ -220,9 +220,6 @@ def attention_for(config: PretrainedConfig, requested: str | None) -> str | None
 def describe_problems(problems: Mapping[str, Sequence[str]]) -> str:
     """Describe how a weights file differs from the model that its configuration describes.
 
-    Args:
-        problems: see ``build_model``.
-
     >>> describe_problems({"unexpected_keys": ["model.layers.2.x"]}).partition(";")[0]
     'the weights file has tensors that the model of config.json does not have: model.layers.2.x'
     """
@@ -243,11 +240,6 @@ def describe_problems(problems: Mapping[str, Sequence[str]]) -> str:
 
 def finish_model(model: PreTrainedModel, place: str, loading: Loading) -> PreTrainedModel:
     """Check a model's weights, switch dropout off, apply kernels and gradient checkpointing, and set evaluation mode.
-
-    Args:
-        model: as it was built.
-        place: where it is from.
-        loading: kernels and gradient checkpointing.
 
     Raises:
         ValueError: a weight is not finite, or the kernels cannot be used.
@@ -306,9 +298,6 @@ def use_liger(model: PreTrainedModel) -> None:
 
     Rotary positions are a function of all models of an architecture, so that theirs would reach models with kernels of
     their own. They stay as they are, and so does everything else that Liger sets outside of the model.
-
-    Args:
-        model: as it was loaded.
 
     Raises:
         ValueError: there is no CUDA device, Liger is not installed, or it does not support this architecture.

@@ -12,11 +12,7 @@ from torch.distributed.tensor import DTensor
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, and every layer of it back into the mode it had.
-
-    Args:
-        model: any model.
-    """
+    """Put a model into evaluation mode, and every layer of it back into the mode it had."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

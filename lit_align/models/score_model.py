@@ -49,11 +49,7 @@ class ScoreModel(nn.Module):
         return len(embedding.weight)
 
     def forward(self, **inputs: Any) -> Float[Tensor, "row token"]:
-        """Compute the head's number at every token, in float32 (float64 for float64 models).
-
-        Args:
-            inputs: arguments of the body.
-        """
+        """Compute the head's number at every token, in float32 (float64 for float64 models)."""
         model: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         hidden = model.base_model(**inputs, use_cache=False)[0]
         with torch.autocast(hidden.device.type, enabled=False):

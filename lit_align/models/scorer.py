@@ -197,11 +197,6 @@ class FunctionScore(Scorer):
 def check_scores(values: Any, texts: Texts, scorer: Scorer) -> RolloutScores:
     """Convert scores to a float32 tensor, and check that each is a finite number.
 
-    Args:
-        values: the result of a scorer.
-        texts: what it has scored.
-        scorer: whose class messages name.
-
     Raises:
         ScoreError: not one finite number for each response; names the first prompt concerned.
 

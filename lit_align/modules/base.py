@@ -203,18 +203,10 @@ class LitBase(LitModule):
             report(self, "train", {**values, "throughput/tokens_per_second": torch.tensor(rate)}, step)
 
     def after_step(self, step: int) -> None:
-        """Advance what follows the policy.
-
-        Args:
-            step: number of optimizer steps taken.
-        """
+        """Advance what follows the policy."""
 
     def training_values(self, learning_rate: float) -> dict[str, Tensor]:
-        """Compute the metrics since the last report, equal on all ranks, and reset them.
-
-        Args:
-            learning_rate: of the step.
-        """
+        """Compute the metrics since the last report, equal on all ranks, and reset them."""
         values: dict[str, Tensor] = self.train_metrics.compute()
         self.train_metrics.reset()
         values["grad_norm"] = self._gradient_norm

@@ -30,11 +30,7 @@ class Builder:
         self.mesh = module.device_mesh
 
     def __call__(self, source: Callable[[], Built]) -> Built:
-        """Build one model.
-
-        Args:
-            source: loads it from its files.
-        """
+        """Build one model."""
         if self.mesh is None:
             return source()
         with without_weights():

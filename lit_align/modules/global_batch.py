@@ -177,12 +177,7 @@ class Evaluation:
         self.margins.update(outcome.rewards, logps.mask.sum(-1), batch.weight)
 
     def compute(self, trainer: Trainer, device: torch.device) -> dict[str, Tensor]:
-        """Return the means over the pairs of all ranks, and reset.
-
-        Args:
-            trainer: of the run.
-            device: where the metrics are.
-        """
+        """Return the means over the pairs of all ranks, and reset."""
         if self._kept:
             logps, batches = [logps for logps, _ in self._kept], [batch for _, batch in self._kept]
             outputs = evaluate_globally(self.objective, logps, batches, trainer, with_grad=False)

@@ -79,9 +79,6 @@ class LitModule(LightningModule):
         """Compute what an exported folder is compared with: numbers of the trained model, in evaluation mode.
 
         All processes must call it together where the model is sharded.
-
-        Args:
-            sequences: token ids.
         """
         with evaluating(self.trained_model):
             return token_log_probs(self.trained_model, sequences)
@@ -94,11 +91,7 @@ class LitModule(LightningModule):
         return torch.bfloat16 in dtypes or gathers
 
     def draw_figures(self, folder: Path) -> None:
-        """Draw what was evaluated last; nothing by default.
-
-        Args:
-            folder: for the figures.
-        """
+        """Draw what was evaluated last; nothing by default."""
         return
 
     def save_model(

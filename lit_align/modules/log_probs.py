@@ -147,11 +147,6 @@ class LogProbs:
     def __call__(self, batch: PairBatch, pair_seed: PairSeed, state: Mapping[str, Tensor]) -> PairLogProbs:
         """Compute everything. The policy's log-probabilities carry the gradient if gradients are enabled.
 
-        Args:
-            batch: the pairs.
-            pair_seed: see ``PairLogProbs``.
-            state: see ``PairLogProbs``.
-
         Raises:
             ValueError: the batch lacks what the objective needs.
         """
@@ -166,11 +161,6 @@ class LogProbs:
 
     def context(self, batch: PairBatch, pair_seed: PairSeed, state: Mapping[str, Tensor]) -> PairLogProbs:
         """Compute everything but the policy's log-probabilities, which are left at zero.
-
-        Args:
-            batch: the pairs.
-            pair_seed: see ``PairLogProbs``.
-            state: see ``PairLogProbs``.
 
         Raises:
             ValueError: the batch lacks what the objective needs.

@@ -58,9 +58,6 @@ def _fuse(optimizer: Optimizer) -> Optimizer:
 def undecayed_parameters(module: nn.Module) -> set[int]:
     """Return the ``id`` of every parameter that is a bias or belongs to a norm.
 
-    Args:
-        module: any module.
-
     >>> layer = nn.ModuleDict({"proj": nn.Linear(2, 2), "ln": nn.LayerNorm(2)})
     >>> [name for name, weight in layer.named_parameters() if id(weight) in undecayed_parameters(layer)]
     ['proj.bias', 'ln.weight', 'ln.bias']
@@ -77,9 +74,6 @@ def undecayed_parameters(module: nn.Module) -> set[int]:
 
 def describe_groups(optimizer: Optimizer) -> str:
     """Describe an optimizer and its groups of parameters in one line.
-
-    Args:
-        optimizer: of the run.
 
     >>> layer = nn.Linear(2, 3)
     >>> from torch.optim import SGD
@@ -99,9 +93,6 @@ def describe_groups(optimizer: Optimizer) -> str:
 
 def check_kind(optimizer: Optimizer) -> None:
     """Raise for an optimizer that evaluates the loss several times per step.
-
-    Args:
-        optimizer: of the run.
 
     Raises:
         ValueError: it is one.

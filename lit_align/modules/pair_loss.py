@@ -40,9 +40,6 @@ class PairLoss:
 
     def log_probs(self, batch: PairBatch) -> PairLogProbs:
         """Compute the log-probabilities of both sides under policy and reference, and what else the objective needs.
-
-        Args:
-            batch: the pairs.
         """
         return self.reader(batch, self.pair_seed(batch), self.state.values)
 
@@ -50,9 +47,6 @@ class PairLoss:
         r"""Compute the loss: the definition of what is minimised.
 
         The gradient is divided by the weight of all pairs of the optimizer step before the step is taken.
-
-        Args:
-            batch: the pairs.
         """
         logps = self.log_probs(batch)
         outcome = self.state.objective(logps)

@@ -139,9 +139,6 @@ class LitPreference(LitPolicy):
 
     def log_probs(self, batch: PairBatch) -> PairLogProbs:
         """Compute the log-probabilities of both sides under policy and reference, and what else the objective needs.
-
-        Args:
-            batch: the pairs.
         """
         return self.pair_loss.log_probs(batch)
 

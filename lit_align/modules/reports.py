@@ -39,12 +39,7 @@ def check_precision(precision: Any, loading: Loading, lora: LoRA | SavedAdapter 
 
 
 def warn_of_rounding(key: str, loading: Loading) -> None:
-    """Warn if all weights are trained in 16 bits.
-
-    Args:
-        key: configuration key of ``loading``.
-        loading: of the trained model.
-    """
+    """Warn if all weights are trained in 16 bits."""
     if loading.dtype == "bfloat16":
         rank_zero_warn(
             f"{key}.dtype is bfloat16, and all weights train: a step below 1/256 of a weight is rounded away, so that "
@@ -54,12 +49,6 @@ def warn_of_rounding(key: str, loading: Loading) -> None:
 
 def report(module: LightningModule, stage: str, values: Mapping[str, Tensor], step: int) -> None:
     """Make values available to callbacks, and write them to the loggers of rank zero. They must be equal on all ranks.
-
-    Args:
-        module: of the run.
-        stage: prefix of the names.
-        values: name to number.
-        step: optimizer steps so far.
     """
     named = {f"{stage}/{name}": value for name, value in values.items()}
     shown = {name: value.float() for name, value in named.items()}
@@ -73,12 +62,7 @@ def report(module: LightningModule, stage: str, values: Mapping[str, Tensor], st
 
 
 def prefixed(prefix: str, metric: Metric) -> dict[str, Tensor]:
-    """Compute a metric and prefix the names of its values.
-
-    Args:
-        prefix: without the trailing slash.
-        metric: computes name to number.
-    """
+    """Compute a metric and prefix the names of its values."""
     return {f"{prefix}/{name}": value for name, value in metric.compute().items()}
 
 

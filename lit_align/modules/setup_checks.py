@@ -60,10 +60,6 @@ def reference_of(
 def check_needs(objective: Objective, data: Any) -> None:
     """Raise if the data lacks what the objective needs, or has columns that it would ignore.
 
-    Args:
-        objective: of the run.
-        data: the data module, set up.
-
     Raises:
         ValueError: something is missing, or would be ignored.
     """
@@ -95,12 +91,7 @@ def check_models(data: PreferenceData, policy: str, loading: Loading, reference:
 
 
 def check_start(reference: Reference | None, logps: PairLogProbs) -> None:
-    """Warn if a reference that copies the policy differs from it before the first step.
-
-    Args:
-        reference: of the run.
-        logps: of the first batch.
-    """
+    """Warn if a reference that copies the policy differs from it before the first step."""
     if reference is None or not reference.copies_policy or logps.reference is None:
         return
     difference = float((logps.policy - logps.reference).detach().abs().max())
@@ -113,10 +104,6 @@ def check_start(reference: Reference | None, logps: PairLogProbs) -> None:
 
 def check_columns(objective: Objective, splits: Mapping[str, Split]) -> None:
     """Raise if a split has columns that the objective would ignore, or lacks some that it requires.
-
-    Args:
-        objective: of the run.
-        splits: the prepared splits by name.
 
     Raises:
         ValueError: a split has prompts alone, unpaired rows, columns that the objective does not use, or no values in
@@ -263,11 +250,6 @@ def check_frequencies(longest: int, model: str, config: PretrainedConfig) -> Non
     ``longrope`` and ``dynamic`` scaling take other frequencies for all rows of a batch as soon as its longest one
     passes a boundary, so what a sequence gets would depend on its neighbours; below the boundary all is as usual.
 
-    Args:
-        longest: tokens of the longest sequence.
-        model: name of the model.
-        config: of its text model.
-
     Raises:
         ValueError: the longest sequence passes the boundary.
     """
@@ -307,30 +289,17 @@ def _moved_tokens(vocabulary: Mapping[str, int], own: Mapping[str, int]) -> str:
 
 
 def response_lengths(split: Split) -> NDArray[np.int64]:
-    """Return the number of scored tokens of every response of a split, absent ones left out.
-
-    Args:
-        split: the training pairs.
-    """
+    """Return the number of scored tokens of every response of a split, absent ones left out."""
     return split.store.lengths[split.store.lengths > 0]
 
 
 def length_quarters(split: Split) -> tuple[float, ...]:
-    """Return the quartiles of the lengths of a split's responses, in scored tokens.
-
-    Args:
-        split: the training pairs.
-    """
+    """Return the quartiles of the lengths of a split's responses, in scored tokens."""
     return tuple(np.quantile(response_lengths(split), (0.25, 0.5, 0.75)).tolist())
 
 
 def read_scales(objective: Objective, split: Split) -> tuple[BetaReading, ...]:
-    """Convert each β to the scale of sums, and warn of one that seems to be meant for the other scale.
-
-    Args:
-        objective: of the run.
-        split: the training pairs.
-    """
+    """Convert each β to the scale of sums, and warn of one that seems to be meant for the other scale."""
     readings = read_betas(objective, float(response_lengths(split).mean()))
     for reading in readings:
         if reading.warning:
@@ -339,11 +308,7 @@ def read_scales(objective: Objective, split: Split) -> tuple[BetaReading, ...]:
 
 
 def scale_values(readings: Sequence[BetaReading]) -> dict[str, Tensor]:
-    """Return each β at the scale of sums by the name of its metric.
-
-    Args:
-        readings: of the objective.
-    """
+    """Return each β at the scale of sums by the name of its metric."""
     return {
         f"beta/{reading.name}/effective" if reading.name else "beta/effective": torch.tensor(reading.at_sum_scale)
         for reading in readings

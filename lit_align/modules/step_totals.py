@@ -170,9 +170,6 @@ def check_weights(trainer: Trainer) -> None:
 
     The gradient norm reveals non-finite weights only at the next step, and after the last step there is none.
 
-    Args:
-        trainer: of the run.
-
     Raises:
         NonFiniteWeightsError: a weight is not finite.
     """
@@ -194,20 +191,12 @@ def run_data(trainer: Trainer) -> Any:
 
 
 def batches_in_step(trainer: Trainer, totals: StepTotals) -> int:
-    """Return how many batches have been accumulated for an optimizer step that is not taken yet.
-
-    Args:
-        trainer: of the run.
-        totals: of the step.
-    """
+    """Return how many batches have been accumulated for an optimizer step that is not taken yet."""
     return max(0, totals.begun - is_inside_batch(trainer))
 
 
 def check_steps_are_fixed(trainer: Trainer) -> None:
     """Raise for a callback that changes the number of batches per step or their size while training.
-
-    Args:
-        trainer: of the run.
 
     Raises:
         ValueError: there is one; names the key to set instead.

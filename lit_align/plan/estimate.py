@@ -175,12 +175,7 @@ def _update_loss(module: LitOnline, batch: PairBatch) -> Tensor:
 
 
 def longest_responses(batch: PairBatch, rows: int) -> PairBatch:
-    """Return the longest responses of a rollout, prompts included.
-
-    Args:
-        batch: the rollout.
-        rows: how many.
-    """
+    """Return the longest responses of a rollout, prompts included."""
     lengths = batch.attention_mask.flatten(1).sum(-1)
     return batch.rows(lengths.argsort(descending=True, stable=True)[:rows])
 

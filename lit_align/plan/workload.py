@@ -54,11 +54,7 @@ def plan_batch(
 
 
 def largest_batch(data: PreferenceData) -> PairBatch:
-    """Return the batch of the first epoch that has the most tokens, padding included.
-
-    Args:
-        data: with prepared training pairs.
-    """
+    """Return the batch of the first epoch that has the most tokens, padding included."""
     split = data.splits["train"]
     largest = max(_widths_of_batches(data), key=lambda batch: len(batch) * max(batch.values()))
     return Collate(data.pad_token)(PairDataset(split.store, split.values)[list(largest)])
@@ -127,11 +123,6 @@ def _batch(ids: Tensor, attention_mask: Tensor, mask: Tensor, truncated: bool = 
 
 def rollout_batch(batch: PairBatch, responses: int, tokens: int) -> PairBatch:
     """Return a rollout in which all responses have full length.
-
-    Args:
-        batch: with the prompts.
-        responses: to each prompt.
-        tokens: of each response.
 
     >>> rollout_batch(uniform_batch(2, prompt=3, response=4), responses=2, tokens=5).mask.sum((1, 2)).tolist()
     [5, 5, 5, 5]

@@ -88,12 +88,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def evaluation_words(grid: Grid, runs: Sequence[str]) -> list[str]:
-    """Return the arguments of ``evaluate`` for the runs of a grid.
-
-    Args:
-        grid: with a section for it.
-        runs: folders of the runs.
-    """
+    """Return the arguments of ``evaluate`` for the runs of a grid."""
     words = [*runs, "--into", str(grid.folder / "evaluation")]
     for key, value in (grid.evaluate or {}).items():
         if value is False:
@@ -232,11 +227,7 @@ def cuda_devices() -> list[str]:
 
 
 def threads_each(processes: int) -> int | None:
-    """Return with how many threads each of several processes computes; None for as many as a run alone.
-
-    Args:
-        processes: number of processes at once.
-    """
+    """Return with how many threads each of several processes computes; None for as many as a run alone."""
     if processes == 1 or "OMP_NUM_THREADS" in os.environ:
         return None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

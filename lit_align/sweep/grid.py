@@ -137,13 +137,7 @@ def _corner(search: Search) -> CellValues:
 
 
 def searched_cells(grid: Grid, number: int, values: CellValues) -> tuple[Cell, ...]:
-    """Return the cells of a trial, one for each seed.
-
-    Args:
-        grid: with a search.
-        number: of the trial.
-        values: that it sets.
-    """
+    """Return the cells of a trial, one for each seed."""
     parts = [_label(key, _short(key, list(values)), _rounded(value)) for key, value in values.items()]
     name = _unique(f"trial={number}-{'-'.join(parts)}", values, False)
     return tuple(_cell(grid.folder, name, values, seed, grid.base) for seed in grid.seeds)
@@ -217,9 +211,6 @@ def expand(grid: Mapping[Any, Any]) -> list[CellValues]:
 
     An axis lists values of its key. An item that maps dotted keys to values sets these together; a list in it is
     crossed.
-
-    Args:
-        grid: axis → its items.
 
     Raises:
         ValueError: an axis has no items, sets no key, or sets the key of another one.
@@ -321,11 +312,7 @@ def _check_options(options: Sequence[str], settings: Sequence[CellValues]) -> No
 
 
 def check_cells(cells: Sequence[Cell]) -> list[str]:
-    """Return the mistakes in the configurations of all cells, each with the cells that have it.
-
-    Args:
-        cells: of a grid.
-    """
+    """Return the mistakes in the configurations of all cells, each with the cells that have it."""
     having: dict[str, list[str]] = {}
     for setting, cell in {cell.setting: cell for cell in reversed(cells)}.items():
         for mistake in check_command_line(["fit", *cell.arguments]):

@@ -119,11 +119,7 @@ class SweepRun:
         self._before = done
 
     def run(self, tasks: Sequence[Task]) -> dict[str, Path]:
-        """Run the cells, and return the logs of those that failed to the last.
-
-        Args:
-            tasks: one for each cell.
-        """
+        """Run the cells, and return the logs of those that failed to the last."""
         self._resumed = {task.name for task in tasks if self.can_resume(task)}
         self.pool.run(tasks, self._ended)
         return self.failed
@@ -169,11 +165,7 @@ def duration(seconds: float) -> str:
 
 
 def last_lines(log: Path) -> list[str]:
-    """Return the last lines of a log that say something, safe to print.
-
-    Args:
-        log: of a process.
-    """
+    """Return the last lines of a log that say something, safe to print."""
     lines = log.read_text("utf-8", "replace").splitlines() if log.is_file() else []
     return [printable(line) for line in lines if line.strip() and not line.startswith(HEADING)][-_LAST_LINES:]
 

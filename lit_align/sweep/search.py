@@ -39,9 +39,6 @@ class Search:
 def read_search(content: Any) -> Search:
     """Read the section.
 
-    Args:
-        content: of the section.
-
     Raises:
         ValueError: a key or a value in it is not what it should be; names the key.
     """
@@ -116,11 +113,7 @@ class Trials:
         return {trial.number: {key: trial.params[key] for key in space} for trial in self._study.trials}
 
     def ask(self, count: int) -> list[int]:
-        """Return the trials to run next, those that were interrupted first; none when enough have ended.
-
-        Args:
-            count: most trials at once.
-        """
+        """Return the trials to run next, those that were interrupted first; none when enough have ended."""
         waiting = [trial.number for trial in self._study.trials if trial.state.name == "RUNNING"][:count]
         new = min(count - len(waiting), self.search.trials - len(self._study.trials))
         space = {key: self._distribution(part) for key, part in self.search.space.items()}

@@ -153,12 +153,6 @@ def begin_cell(folder: Path, identity: Mapping[str, Any], moves_aside: bool) -> 
 
 
 def finish_cell(folder: Path, identity: Mapping[str, Any], seconds: float) -> None:
-    """Note that a cell has finished.
-
-    Args:
-        folder: of the cell.
-        identity: of the cell.
-        seconds: that its last process took.
-    """
+    """Note that a cell has finished."""
     content = {"finished": True, "seconds": round(seconds, 1), "identity": identity}
     write_whole(folder / MARKER, json.dumps(content, indent=2))

@@ -55,11 +55,7 @@ class SeedMean:
 
 
 def last_values(run: Path) -> dict[str, float]:
-    """Return the last value of each metric of a run.
-
-    Args:
-        run: its folder.
-    """
+    """Return the last value of each metric of a run."""
     return {name: curve[max(curve)] for name, curve in curves_of(read_jsonl(run / METRICS)).items()}
 
 
@@ -111,12 +107,7 @@ def summarize(
 
 
 def as_markdown(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> str:
-    """Return the table of a sweep in Markdown, with columns of equal width.
-
-    Args:
-        rows: from ``summarize``.
-        metrics: its columns.
-    """
+    """Return the table of a sweep in Markdown, with columns of equal width."""
     lines = [["setting", "seeds", *metrics]]
     for row in rows:
         numbers = [str(row["metrics"].get(name, "")) for name in metrics]

@@ -163,10 +163,6 @@ class ResumeCheck(Callback):
 def is_empty(states: Sequence[Mapping[str, Any]], step: int) -> bool:
     """Return whether no optimizer state is stored, or none of the weights in one that must have it.
 
-    Args:
-        states: of the optimizers.
-        step: number of optimizer steps taken.
-
     >>> adam = {"state": {}, "param_groups": [{"betas": (0.9, 0.99)}]}
     >>> is_empty([adam], 3), is_empty([adam], 0), is_empty([{"state": {}, "param_groups": [{"momentum": 0}]}], 3)
     (True, False, False)

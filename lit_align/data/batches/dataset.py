@@ -123,20 +123,12 @@ class PairDataset(Dataset[list[tuple[TokenizedPair, float]]]):
         return [(self.pair(index), weight) for index, weight in items]
 
     def follow_workers(self, count: int) -> None:
-        """Keep, in memory that is shared with the workers of a loader, which batch each of them has begun last.
-
-        Args:
-            count: number of workers.
-        """
+        """Keep, in memory that is shared with the workers of a loader, which batch each of them has begun last."""
         if count and (self._latest is None or len(self._latest) < count):
             self._latest = torch.zeros(count, 4, dtype=torch.int64).share_memory_()
 
     def latest_batch(self, process: int) -> tuple[int, int, int] | None:
-        """Return size, first and last position of the batch that a worker has begun last; None for other processes.
-
-        Args:
-            process: id of the process.
-        """
+        """Return size, first and last position of the batch that a worker has begun last; None for other processes."""
         rows: list[list[int]] = [] if self._latest is None else self._latest.tolist()
         return next(((size, first, last) for owner, size, first, last in rows if owner == process), None)
 

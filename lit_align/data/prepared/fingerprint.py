@@ -40,12 +40,7 @@ def is_local(reader: SplitReader) -> bool:
 
 
 def cache_key(reader: SplitReader, tokenize: Tokenize) -> str:
-    """Return a key that changes with anything that affects a pair, its ids, or its place in the split.
-
-    Args:
-        reader: reads the pairs.
-        tokenize: tokenizes them.
-    """
+    """Return a key that changes with anything that affects a pair, its ids, or its place in the split."""
     weighted = any(source.weight is not None for source in reader.sources)
     content = {
         "sources": [

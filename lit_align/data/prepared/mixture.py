@@ -87,10 +87,6 @@ def as_sources(configured: Sources | None) -> tuple[Source, ...]:
 def quotas(sources: Sequence[Source], counts: Sequence[int]) -> list[int]:
     """Return how many pairs of each source are used in an epoch.
 
-    Args:
-        sources: the sources.
-        counts: number of pairs of each.
-
     Raises:
         ValueError: the weight of a source is so small that none of its pairs would be used.
 

@@ -226,12 +226,6 @@ def check_ranking_settings(
 ) -> None:
     """Raise for settings of rankings that have no effect, once all sources that may hold rankings are prepared.
 
-    Args:
-        ranking: the configured format of rankings.
-        readers: reader of each configured split.
-        splits: the splits that are prepared.
-        limit: ``data.limit``.
-
     Raises:
         ValueError: no source is a ranking, or ``min_gap`` is set and no ranking has scores.
     """

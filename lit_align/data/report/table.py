@@ -18,11 +18,7 @@ Cells = dict[tuple[str, str], str]
 
 
 def table(reports: Mapping[str, LengthReport]) -> Table:
-    """Build a table with one column per split, followed by a short section for each source of a mixture.
-
-    Args:
-        reports: split → report.
-    """
+    """Build a table with one column per split, followed by a short section for each source of a mixture."""
     result = Table(title="Lengths in tokens (mean ± deviation, percentiles)", title_justify="left")
     result.add_column("", overflow="fold")
     for split in reports:

@@ -45,9 +45,6 @@ def read_source(source: str) -> RawRows:
     A name that exists on disk or looks like a path is local and must exist: a mistyped path is never looked up on the
     hub.
 
-    Args:
-        source: one of these.
-
     Raises:
         FileNotFoundError: the file, folder or data set does not exist.
         DataError: the source as a whole cannot be read, or has no rows.

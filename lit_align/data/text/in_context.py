@@ -77,10 +77,6 @@ def encode_continuations(encoder: Encoder, rows: Sequence[Continuation]) -> list
     The ids of a segment are those that it has in the encoding of the whole text, if the ids of the text in front of
     it are the same with and without it. Otherwise a token spans both; the segment is then encoded as a continuation,
     without the blank that SentencePiece-like tokenizers put in front of a text.
-
-    Args:
-        encoder: the tokenizer.
-        rows: prompts and what follows them.
     """
     prefixes = _prefixes(encoder, rows)
     ids: list[list[Ids]] = []

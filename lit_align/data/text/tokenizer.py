@@ -62,9 +62,6 @@ def load_tokenizer(
 def read_template(path: str) -> str:
     """Read a chat template from a file.
 
-    Args:
-        path: path of the file.
-
     Raises:
         FileNotFoundError: the file does not exist.
         ValueError: the file is not UTF-8 or not valid Jinja, or never uses the messages.

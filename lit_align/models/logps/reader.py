@@ -73,9 +73,6 @@ class ForwardPass:
         to be kept busy. All of its memory counts, not what is free: the same card then gives the same tiles, and a
         resumed run rounds like the uninterrupted one. The numbers for CUDA are estimates; none was measured.
 
-        Args:
-            device: of the head.
-
         >>> ForwardPass().tile_megabytes(torch.device("cpu"))
         256.0
         """
@@ -124,11 +121,7 @@ class ModelReader(ABC):
 
     @abstractmethod
     def probe(self, batch: PairBatch) -> PairTokens:
-        """Return a differentiable number for each scored token, by which layouts are compared.
-
-        Args:
-            batch: the pairs.
-        """
+        """Return a differentiable number for each scored token, by which layouts are compared."""
 
     def use(self, layout: LayoutName, reach: int | None = None) -> None:
         """Use a layout from now on.

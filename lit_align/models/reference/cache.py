@@ -37,9 +37,6 @@ def sequence_keys(batch: PairBatch) -> Keys:
 
     Padding, the position in the batch and the other rows do not matter.
 
-    Args:
-        batch: right padding.
-
     Returns:
         ``[2 · pair, 2]``.
     """
@@ -120,10 +117,6 @@ class ReferenceCache:
 
     def read(self, keys: Keys, width: int) -> Values:
         """Read the values of some sequences, padded with zeros.
-
-        Args:
-            keys: of sequences that are known.
-            width: of the result.
 
         Returns:
             ``[row, width]``.

@@ -86,11 +86,7 @@ class Precomputed(Reference):
                 self.identify(model)
 
     def identify(self, model: nn.Module) -> None:
-        """Set the identity of the model whose log-probabilities these are.
-
-        Args:
-            model: with its weights, not sharded.
-        """
+        """Set the identity of the model whose log-probabilities these are."""
         self.identity = model_identity(model)
 
     @contextmanager
@@ -146,11 +142,7 @@ class Precomputed(Reference):
         return self._store
 
     def open(self, device: torch.device) -> None:
-        """Open the cache of this reference at the current precision, autocast included.
-
-        Args:
-            device: of the batches to come.
-        """
+        """Open the cache of this reference at the current precision, autocast included."""
         self._precision = precision(device)
         root = user_cache() / "reference" if self.cache == AUTO else at_home(self.cache)
         dtype = "float64" if self.identity["dtype"] == "float64" else "float32"

@@ -59,12 +59,6 @@ def check_arguments(
 ) -> None:
     """Raise if an argument of ``LitOnline`` is out of its range, or has no effect on an on-policy run.
 
-    Args:
-        settings: of the run.
-        value: ``model.value``.
-        gradient_clip: ``model.gradient_clip``.
-        forward_pass: ``model.forward_pass``.
-
     Raises:
         ValueError: names the argument.
     """
@@ -86,13 +80,6 @@ def check_arguments(
 
 def check_run(settings: OnlineSettings, trainer: Trainer, policy: str, loading: Loading, score: Scorer) -> None:
     """Raise if data and models do not fit together.
-
-    Args:
-        settings: of the run.
-        trainer: of the run.
-        policy: name of the policy.
-        loading: of the policy.
-        score: of the run.
 
     Raises:
         FileNotFoundError: a model does not exist.

@@ -237,13 +237,7 @@ class RolloutSampler:
 
 
 def rollout_records(responses: RolloutBatch, batch: PairBatch, count: int) -> list[dict[str, Any]]:
-    """Return one plain record per prompt, for JSON; copies of weight 0 are left out.
-
-    Args:
-        responses: the rollout.
-        batch: the prompts.
-        count: responses to each prompt.
-    """
+    """Return one plain record per prompt, for JSON; copies of weight 0 are left out."""
     rollout, batch = responses.rollout, batch.on_host
     columns = {
         "response": responses.texts.responses,
