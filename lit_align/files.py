@@ -28,10 +28,6 @@ def user_cache() -> Path:
 def own_folder(folder: Path, setting: str) -> None:
     """Create a folder that only its owner may use, or check that an existing one is not writable by others.
 
-    Args:
-        folder: the folder.
-        setting: the setting that names it, for error messages.
-
     Raises:
         PermissionError: the folder belongs to another user, or others may write to it.
     """
@@ -69,9 +65,6 @@ def adapter_base(name: str | Path) -> str | None:
 
     A relative path is looked up from the current folder, and then from the adapter's.
 
-    Args:
-        name: folder, or name of a model.
-
     Raises:
         ValueError: ``adapter_config.json`` cannot be read, or names no base model.
     """
@@ -100,10 +93,6 @@ def tokenizer_source(model: str) -> str:
 
 def refuse_second_adapter(policy: str, lora: object) -> None:
     """Raise if a policy's folder holds an adapter, and a new one is to be trained on top.
-
-    Args:
-        policy: folder or hub name.
-        lora: settings of a new adapter; None for none.
 
     Raises:
         ValueError: there would be two.

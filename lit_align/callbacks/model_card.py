@@ -110,10 +110,6 @@ TRUST_REGION = Paper("Gorbatovski et al.", "Learn Your Reference Model for Real 
 def papers_of_run(objective: object, reference: Reference | None) -> tuple[Paper, ...]:
     """Return the papers to cite, those of the objective first.
 
-    Args:
-        objective: of the run.
-        reference: of the run; None for none.
-
     >>> from lit_align.models import MovingReference
     >>> from lit_align.objectives import dpo
     >>> [paper.arxiv for paper in papers_of_run(dpo(), MovingReference())]

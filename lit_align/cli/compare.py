@@ -16,11 +16,7 @@ settings with the differences first, curves, length against score over training 
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the command; exit code 2 for what cannot be compared.
-
-    Args:
-        arguments: of the command line, without the command.
-    """
+    """Run the command; exit code 2 for what cannot be compared."""
     parser = argparse.ArgumentParser(prog="python -m lit_align compare", description=_TEXT, allow_abbrev=False)
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, or of a sweep, whose cells are all taken")

@@ -93,9 +93,6 @@ class Setting:
 def read_settings(arguments: Sequence[str]) -> Iterator[Setting]:
     """Yield the settings of a command line in its order, those of its files where these stand.
 
-    Args:
-        arguments: of the command line, the command first.
-
     Raises:
         ValueError: a file cannot be read; names it.
     """
@@ -219,10 +216,6 @@ def _check_nodes(node: yaml.Node | None) -> None:
 
 def check_numbers(arguments: Sequence[str], texts: Collection[str]) -> None:
     """Raise for a number on the command line that ``load_yaml`` would refuse in a file.
-
-    Args:
-        arguments: of the command line.
-        texts: keys of options that take any text.
 
     Raises:
         ValueError: names the option.

@@ -24,11 +24,7 @@ checkpoint is taken. The run's config.yaml must lie where the run wrote it.
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the command.
-
-    Args:
-        arguments: of the command line, without the command.
-    """
+    """Run the command."""
     if {"-h", "--help"} & set(arguments):
         print(_USAGE, end="")
         return

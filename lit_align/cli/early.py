@@ -13,12 +13,7 @@ from lit_align.errors import printable
 
 
 def answer_early(arguments: Sequence[str], text: str) -> None:
-    """Print a command's help, or the mistakes of its arguments, and exit; return if the command can run.
-
-    Args:
-        arguments: the command, which is ``plan`` or one that runs a trainer, and its options.
-        text: what the command does, in a sentence.
-    """
+    """Print a command's help, or the mistakes of its arguments, and exit; return if the command can run."""
     command, *words = arguments
     options = option_parser() if command == "plan" else None
     if options is not None and not _asks_for_help(words):

@@ -46,11 +46,7 @@ class UnjudgedError(Exception):
 
 
 def check_command_line(arguments: Sequence[str]) -> list[str]:
-    """Return the mistakes of a command line and of its files, one sentence each.
-
-    Args:
-        arguments: of the command line, the command first.
-    """
+    """Return the mistakes of a command line and of its files, one sentence each."""
     if DEBUG in os.environ or any(word.partition("=")[0].endswith(".help") for word in arguments):
         return []
     try:
@@ -71,11 +67,7 @@ def _checker(arguments: Sequence[str]) -> Checker:
 
 
 def build_objective(arguments: Sequence[str]) -> Any:
-    """Return the objective of a command line without mistakes; None if it cannot be built before a run.
-
-    Args:
-        arguments: of the command line, the command first.
-    """
+    """Return the objective of a command line without mistakes; None if it cannot be built before a run."""
     checker = _checker(arguments)
     for setting in read_settings(arguments):
         checker.read(setting)

@@ -9,11 +9,7 @@ from lit_align.cli.evaluate_options import evaluate_parser
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the command; exit codes as those of a run.
-
-    Args:
-        arguments: of the command line, without the command.
-    """
+    """Run the command; exit codes as those of a run."""
     options = parse_options(arguments)
     from lit_align.cli.evaluation_run import run_evaluation
 
@@ -21,11 +17,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the options of a command line; ends the process if they are wrong, one by one or together.
-
-    Args:
-        arguments: of the command line, without the command.
-    """
+    """Return the options of a command line; ends the process if they are wrong, one by one or together."""
     parser = evaluate_parser()
     options = parser.parse_args(list(arguments))
     if problem := _problem(options):

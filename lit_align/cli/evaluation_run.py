@@ -94,10 +94,6 @@ def name_models(options: argparse.Namespace, known: EvaluationRecord) -> dict[st
 
     Models that have been evaluated before keep their names.
 
-    Args:
-        options: of `evaluate_parser`.
-        known: what is in the folder already.
-
     Raises:
         ValueError: a name is that of another model.
     """
@@ -183,12 +179,7 @@ def _on_prompts(
 
 
 def name_judges(judges: Sequence[tuple[str, Judge]], known: EvaluationRecord) -> dict[str, Judge]:
-    """Return name → judge: a judge that has judged before keeps its name, and the first one of a folder has none.
-
-    Args:
-        judges: settings of the command line, and the judges.
-        known: what is in the folder already.
-    """
+    """Return name → judge: a judge that has judged before keeps its name, and the first one of a folder has none."""
     taken: dict[str, Any] = {}
     for model in known.models:
         first = model.settings.get("judge")
@@ -250,10 +241,6 @@ class ModelLoader:
 
     def __call__(self, path: str, name: str) -> LoadedModel:
         """Load a model.
-
-        Args:
-            path: run folder, checkpoint, or Hugging Face folder or name.
-            name: to call it.
 
         Raises:
             FileNotFoundError: it does not exist.

@@ -94,11 +94,7 @@ class DataParser(Parser):
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the command; exit codes: 1 for data beyond a limit, 2 for data that cannot be read.
-
-    Args:
-        arguments: of the command line, without the command.
-    """
+    """Run the command; exit codes: 1 for data beyond a limit, 2 for data that cannot be read."""
     warnings.showwarning = print_warning
     try:
         prepare_parsing(read_extensions(arguments))

@@ -111,12 +111,7 @@ def _absolute(module: str, path: Path | None, node: ast.ImportFrom) -> str:
 
 @cache
 def find_definition(module: str, name: str) -> Definition | None:
-    """Find the definition of a name, through imports; None for what is built in or not found.
-
-    Args:
-        module: in which the name is used.
-        name: the name.
-    """
+    """Find the definition of a name, through imports; None for what is built in or not found."""
     names, stars = names_in(module)
     target = names.get(name)
     if isinstance(target, tuple):

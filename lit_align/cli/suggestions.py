@@ -54,13 +54,7 @@ KEYS_ELSEWHERE = {
 
 
 def suggest_key(key: str, keys: KeyTable, chosen: Mapping[str, Definition | None]) -> str:
-    """Return what to write instead of an unknown key, as the end of a sentence; empty if nothing is like it.
-
-    Args:
-        key: dotted.
-        keys: those of the command.
-        chosen: dotted key to the class or preset that stands there.
-    """
+    """Return what to write instead of an unknown key, as the end of a sentence; empty if nothing is like it."""
     section, _, rest = key.partition(".")
     last = key.rpartition(".")[2]
     inner = [leaf for leaf in keys.leaves if rest and leaf.startswith(f"{section}.") and leaf.endswith(f".{last}")]
@@ -90,14 +84,7 @@ def _others(option: str, leaves: Mapping[str, Parameter], chosen: Mapping[str, D
 
 
 def suggest_name(key: str, name: str, parameter: Parameter, task: str) -> str:
-    """Return what to write instead of an unknown class or preset, as the end of a sentence.
-
-    Args:
-        key: for which the name is meant.
-        name: that is unknown.
-        parameter: of the key.
-        task: of the run.
-    """
+    """Return what to write instead of an unknown class or preset, as the end of a sentence."""
     known = [choice for base in bases_of(parameter) for choice in choices_of(base)]
     if key == "model.objective" and (elsewhere := _of_other_task(name, task)):
         return elsewhere
@@ -110,13 +97,7 @@ def suggest_name(key: str, name: str, parameter: Parameter, task: str) -> str:
 
 
 def suggest_objective(message: str, short: str, task: str) -> str:
-    """Add to a message of the parser what to write instead of an unknown objective, or part of one.
-
-    Args:
-        message: jsonargparse's message.
-        short: the shortened message; its first word is the key.
-        task: of the run.
-    """
+    """Add to a message of the parser what to write instead of an unknown objective, or part of one."""
     unknown, key = _UNKNOWN_NAME.search(message), short.split(" ")[0].strip("-:").removesuffix(".help")
     if unknown is None or "objective" not in key:
         return short

@@ -72,12 +72,7 @@ def run_style(number: int) -> tuple[str, str]:
 
 
 def plane_figure(plane: Plane, names: Sequence[str]) -> PlotlyFigure:
-    """Return the length-score plane with a curve for each run, its steps along it, and the Pareto front.
-
-    Args:
-        plane: the points.
-        names: of the runs, whose colours it keeps.
-    """
+    """Return the length-score plane with a curve for each run, its steps along it, and the Pareto front."""
     traces = []
     for number, name in enumerate(names):
         points = [point for point in plane.points if point.name == name]
@@ -122,12 +117,7 @@ def _path(points: Sequence[PlanePoint], colour: str, dash: str, plane: Plane) ->
 
 
 def evaluated_figures(models: Sequence[EvaluatedModel], names: Sequence[str]) -> list[PlotlyFigure]:
-    """Return length and score of evaluated models with their 95 % intervals, a figure for each judge.
-
-    Args:
-        models: of all evaluations.
-        names: of the runs, whose colours the models have.
-    """
+    """Return length and score of evaluated models with their 95 % intervals, a figure for each judge."""
     figures = (_evaluated_figure(models, names, judge) for judge in judges_of(models))
     return [figure for figure in figures if figure is not None]
 

@@ -187,12 +187,7 @@ def last_samples(run: Run, step: int | None = None) -> list[Mapping[str, Any]]:
 
 
 def sample_values(run: Run, name: str) -> dict[str, float]:
-    """Return prompt → number of the last samples; empty if the run has not that number of all of them.
-
-    Args:
-        run: the run.
-        name: of the number in ``samples.jsonl``, such as ``policy_score``.
-    """
+    """Return prompt → number of the last samples; empty if the run has not that number of all of them."""
     rows = last_samples(run)
     known = {str(row["prompt"]): float(row[name]) for row in rows if _is_number(row.get(name))}
     return known if len(known) == len(rows) else {}
@@ -237,10 +232,6 @@ def _bare(run: Run, name: str) -> dict[str, MetricEstimate]:
 
 def paired_gain(run: Run, first: Run) -> MetricEstimate | None:
     """Return by how much a run's samples score higher than those of the first, paired by prompt.
-
-    Args:
-        run: the run.
-        first: the run it is compared with.
 
     Returns:
         The mean difference and its 95 % interval; None where they have no scored prompts in common.

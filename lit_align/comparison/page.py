@@ -111,13 +111,7 @@ class Section:
 
 
 def sections_of(runs: Sequence[Run], models: Sequence[EvaluatedModel], prompts: int) -> list[Section]:
-    """Return what a comparison shows, most important first; sections that would be empty are left out.
-
-    Args:
-        runs: that are compared.
-        models: of evaluations.
-        prompts: most prompts whose responses are shown.
-    """
+    """Return what a comparison shows, most important first; sections that would be empty are left out."""
     names = [run.name for run in runs]
     plane = training_plane(runs)
     evaluated = [evaluated_plane(models, judge) for judge in judges_of(models)]

@@ -130,10 +130,6 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 def read_run(folder: Path, name: str = "") -> Run:
     """Read what a run has left in its folder.
 
-    Args:
-        folder: of the run.
-        name: of the run; that of the folder by default.
-
     Raises:
         NotARunError: it has reported nothing.
         DataError: a file is damaged; names file and line.

@@ -257,11 +257,7 @@ class PreferenceData(LightningDataModule):
         check_ranking_settings(self.ranking, self.readers, self.splits, self.limit)
 
     def prepare_split(self, name: str) -> Split:
-        """Read, check and tokenize one split, without keeping it.
-
-        Args:
-            name: name of the split.
-        """
+        """Read, check and tokenize one split, without keeping it."""
         options = replace(self.render_options, dialogues=self.renders_dialogues)
         tokenize = Tokenize(Encoder(self.tokenizer, self.template_date), self.truncation, options)
         reader = self.readers[name]
@@ -365,12 +361,7 @@ class PreferenceData(LightningDataModule):
             exception.add_note(batches)
 
     def rows_dataloader(self, split: str, rows: Sequence[int]) -> DataLoader[PairBatch]:
-        """Return some rows of a split in the given order, all of them in this process.
-
-        Args:
-            split: name of the split.
-            rows: positions in the split.
-        """
+        """Return some rows of a split in the given order, all of them in this process."""
         return self._evaluation(split, Share(1), rows)
 
     def _evaluation(
@@ -381,11 +372,7 @@ class PreferenceData(LightningDataModule):
         return evaluation_loader(dataset, batches, self._collate, self.num_workers)
 
     def training_rows(self, steps: int) -> list[int]:
-        """Return the positions of the training pairs that the first optimizer steps use, over all processes.
-
-        Args:
-            steps: number of optimizer steps from the start of the first epoch.
-        """
+        """Return the positions of the training pairs that the first optimizer steps use, over all processes."""
         return rows_of_steps(self._training_batches(), self._limit(), steps)
 
     def _training_batches(self) -> PairBatches:
@@ -468,20 +455,11 @@ class PreferenceData(LightningDataModule):
         return Encoder(self.tokenizer).decode(ids)
 
     def decode_response(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
-        """Convert ids of a response to its text behind a prompt, with the blank that it begins with.
-
-        Args:
-            prompt: ids of the prompt.
-            ids: ids of the response.
-        """
+        """Convert ids of a response to its text behind a prompt, with the blank that it begins with."""
         return Encoder(self.tokenizer).decode_response(prompt, ids)
 
     def sample_prompts(self, count: int) -> list[SamplePrompt]:
-        """Return evenly spaced prompts of the validation pairs, or of the training pairs if there are none.
-
-        Args:
-            count: maximum number of prompts.
-        """
+        """Return evenly spaced prompts of the validation pairs, or of the training pairs if there are none."""
         split = self.splits["validation" if "validation" in self.splits else "train"]
         return sample_prompts(split, count, self.decode)
 

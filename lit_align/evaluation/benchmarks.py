@@ -110,14 +110,6 @@ def benchmark_metrics(
 
     The model's answers are kept until a task has finished, so that an interrupted process goes on there.
 
-    Args:
-        loaded: the model.
-        tasks: to run, one after the other.
-        folder: of the model's rows.
-        limit: rows of each task; None for all.
-        batch_size: rows per forward pass.
-        count: draws of the bootstrap.
-
     Raises:
         ModuleNotFoundError: the harness is not installed.
         ValueError: there is no such task.

@@ -93,13 +93,6 @@ def collect(
 ) -> Collected:
     """Sample responses of a model, and compute entropy and divergence along them.
 
-    Args:
-        evaluated: the model.
-        prompts: the prompts.
-        settings: seeds and sampling.
-        folder: of the model's rows.
-        reference: the model that it is compared with in divergence; None for none.
-
     Raises:
         ValueError: the reference has other tokens.
     """

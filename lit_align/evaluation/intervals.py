@@ -39,11 +39,6 @@ def bootstrap(cells: PromptCells, statistic: Statistic, count: int = RESAMPLES) 
     A draw keeps everything that belongs to a prompt together: a model's response and the baseline's, so that
     comparisons are paired.
 
-    Args:
-        cells: a value, or several, for each prompt and seed.
-        statistic: from all rows to a number.
-        count: number of draws.
-
     >>> bootstrap(np.array([[1.0], [0.0], [1.0], [1.0]]), lambda rows: float(rows.mean()), count=200)
     MetricEstimate(value=0.75, low=0.25, high=1.0, n=4)
     """
@@ -58,12 +53,7 @@ def bootstrap(cells: PromptCells, statistic: Statistic, count: int = RESAMPLES) 
 
 
 def bootstrap_mean(cells: PromptCells, count: int = RESAMPLES) -> MetricEstimate:
-    """Compute the mean and its percentile interval; the same as `bootstrap` with the mean, and faster.
-
-    Args:
-        cells: a value for each prompt and seed.
-        count: number of draws.
-    """
+    """Compute the mean and its percentile interval; the same as `bootstrap` with the mean, and faster."""
     prompts, seeds = cells.shape
     drawn_prompts, drawn_seeds = resamples(prompts, seeds, count)
     rows = np.stack([np.bincount(drawn, minlength=prompts) for drawn in drawn_prompts]) / prompts

@@ -87,10 +87,6 @@ def join_evaluation(folder: Path, record: EvaluationRecord) -> tuple[EvaluationR
     ``previous/<n>``. Length-controlled win rates are fitted to all models together, as if they had been evaluated at
     once.
 
-    Args:
-        folder: of the evaluation.
-        record: the new numbers; the rows of its models are written.
-
     Returns:
         What is written, and why numbers were left out, if any were.
     """

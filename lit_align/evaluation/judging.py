@@ -73,13 +73,7 @@ class KeptJudge:
             self._file = RowFile(folder / "judgements.jsonl", judge.identity)
 
     def __call__(self, name: str, prompts: Sequence[EvaluationPrompt], *texts: Sequence[str]) -> list[float]:
-        """Return the judge's scores of responses, or its comparisons where there are the baseline's as well.
-
-        Args:
-            name: of the model, for the progress bar.
-            prompts: of the responses.
-            texts: the responses, and those of the baseline to compare them with.
-        """
+        """Return the judge's scores of responses, or its comparisons where there are the baseline's as well."""
         if self._file is None:
             return self._ask(prompts, *texts)
         keys = [content_digest([prompt.text, *own]) for prompt, *own in zip(prompts, *texts, strict=True)]

@@ -97,11 +97,6 @@ def tokenize_whole(
 ) -> list[TokenizedPair]:
     """Tokenize pairs without cutting any.
 
-    Args:
-        encoder: the tokenizer.
-        pairs: with both, one or no response.
-        options: how they are rendered as text.
-
     Raises:
         DataError: a pair cannot be tokenized; names its row.
     """

@@ -176,14 +176,6 @@ def kept_margins(
     """Compute margins, or read them where nothing that they depend on has changed.
 
     They are kept on disk as they come: a process that was interrupted goes on where it was.
-
-    Args:
-        loaded: the policy.
-        reference: with the same tokens; None for none.
-        pairs: with two responses each.
-        by: column of the rows to group by; None for none.
-        folder: of the model's rows.
-        batch_size: pairs per forward pass.
     """
     depends_on = {
         "model": loaded.identity,

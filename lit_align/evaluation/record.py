@@ -135,12 +135,7 @@ def model_folder(folder: Path, name: str) -> Path:
 
 
 def write_evaluation(folder: Path, record: EvaluationRecord) -> Path:
-    """Write ``evaluation.json``, whole or not at all, and return its path.
-
-    Args:
-        folder: of the evaluation; it is made if it is missing.
-        record: the numbers; the rows of the models are written by others.
-    """
+    """Write ``evaluation.json``, whole or not at all, and return its path."""
     models = [
         {
             "name": model.name,

@@ -160,13 +160,7 @@ def _known(
 
 @contextmanager
 def progress(label: str, total: int, done: int = 0) -> Iterator[Advance]:
-    """Show a bar on the error stream if it is a terminal; else say what is done when it has changed by a tenth.
-
-    Args:
-        label: text in front of the bar.
-        total: number of rows.
-        done: rows that are done already.
-    """
+    """Show a bar on the error stream if it is a terminal; else say what is done when it has changed by a tenth."""
     console = Console(stderr=True)
     if console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -45,13 +45,7 @@ def draw_matching(panels: Mapping[str, MatchingDivergence], file: Path) -> Path:
 
 
 def draw_reliability(reliability: Reliability, error: float, file: Path) -> Path:
-    """Draw how often the side that a reward model finds likelier is the preferred one.
-
-    Args:
-        reliability: the curve.
-        error: expected calibration error, for the title.
-        file: where the figure goes; its folder is made.
-    """
+    """Draw how often the side that a reward model finds likelier is the preferred one."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with rc_context(STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(4.2, 4.2))
@@ -66,12 +60,7 @@ def draw_reliability(reliability: Reliability, error: float, file: Path) -> Path
 
 
 def draw_margins(margins: Mapping[str, Any], file: Path) -> Path:
-    """Draw a histogram of the reward margins of each bucket of length, on an axis that is finest around 0.
-
-    Args:
-        margins: edges and buckets, as ``MarginsByLength`` returns them.
-        file: where the figure goes; its folder is made.
-    """
+    """Draw a histogram of the reward margins of each bucket of length, on an axis that is finest around 0."""
     file.parent.mkdir(parents=True, exist_ok=True)
     edges, buckets = np.array(margins["edges"]), margins["buckets"]
     ticks = [value for value in (-10.0, -1.0, -0.1, 0.0, 0.1, 1.0, 10.0) if edges[0] <= value <= edges[-1]]

@@ -163,10 +163,6 @@ def of_displacement(logps: PairLogProbs, present: Presence) -> NamedValues:
 
     A margin also grows while the chosen response loses probability, if the rejected one loses more (likelihood
     displacement, Razin et al. 2024, arXiv:2410.08847). ``fell`` is the share of responses that have lost.
-
-    Args:
-        logps: of the responses, under such a reference.
-        present: which responses are present.
     """
     if logps.reference is None:
         return {}

@@ -53,13 +53,7 @@ def save_causal_lm(model: nn.Module, folder: Path, weights: dict[str, Any], form
 
 
 def add_stop_tokens(model: Any, folder: Path, stop_tokens: Iterable[int]) -> None:
-    """Add tokens to the end tokens of a written folder's generation config, at which ``generate`` stops.
-
-    Args:
-        model: the model that was written.
-        folder: where it was written.
-        stop_tokens: ids to add to its own.
-    """
+    """Add tokens to the end tokens of a written folder's generation config, at which ``generate`` stops."""
     own = model_stop_tokens(model)
     ends = [*sorted(own), *sorted(set(stop_tokens) - own)]
     if set(ends) == own:
@@ -144,12 +138,7 @@ def _only_pads(tokenizer: PreTrainedTokenizerBase, token: str) -> bool:
 
 @torch.no_grad()
 def token_log_probs(model: nn.Module, sequences: Sequence[Sequence[int]]) -> Float[Tensor, " token"]:
-    """Compute the log-probability of every token but the first of some sequences, each read by itself.
-
-    Args:
-        model: a causal language model, in evaluation mode.
-        sequences: token ids.
-    """
+    """Compute the log-probability of every token but the first of some sequences, each read by itself."""
     device = next(model.parameters()).device
     values = []
     for ids in sequences:
@@ -161,12 +150,7 @@ def token_log_probs(model: nn.Module, sequences: Sequence[Sequence[int]]) -> Flo
 
 @torch.no_grad()
 def end_scores(model: nn.Module, sequences: Sequence[Sequence[int]]) -> Float[Tensor, " sequence"]:
-    """Compute the score at the last token of some sequences, each read by itself.
-
-    Args:
-        model: a score model, in evaluation mode.
-        sequences: token ids.
-    """
+    """Compute the score at the last token of some sequences, each read by itself."""
     device = next(model.parameters()).device
     rows = (torch.tensor([list(ids)], device=device) for ids in sequences)
     return torch.stack([model(input_ids=row)[0, -1].double().cpu() for row in rows])
@@ -174,12 +158,7 @@ def end_scores(model: nn.Module, sequences: Sequence[Sequence[int]]) -> Float[Te
 
 @torch.no_grad()
 def pooled_scores(model: Any, sequences: Sequence[Sequence[int]]) -> Float[Tensor, " sequence"]:
-    """Compute the scores of sequences as users of transformers do, in one batch that is padded on the right.
-
-    Args:
-        model: of the library, in evaluation mode.
-        sequences: token ids.
-    """
+    """Compute the scores of sequences as users of transformers do, in one batch that is padded on the right."""
     pad, width = model.config.get_text_config().pad_token_id, max(map(len, sequences)) + 2
     ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in sequences])
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in sequences])

@@ -219,13 +219,6 @@ def sample_responses(
     """Sample one response for each prompt, and leave the global random state as it was.
 
     All prompts make one batch, unless padding changes what the model gives; see `prompt_batches`.
-
-    Args:
-        model: a model with ``generate``, in evaluation mode.
-        prompts: token ids of each prompt.
-        stop_tokens: ids that end a response.
-        pad_token: id to pad with.
-        sampling: how to sample.
     """
     greedy, device = sampling.temperature == 0, next(model.parameters()).device
     temperature = 1.0 if greedy else sampling.temperature
@@ -269,13 +262,6 @@ def prompt_batches(
     Recurrent models and those with linear attention may read padding. The first time that prompts differ in length,
     what the model gives for the shortest one is compared, alone and beside the longest; where it differs, batches have
     one length, or one prompt. Not a collective: enter ``unsharded`` before.
-
-    Args:
-        model: in evaluation mode.
-        prompts: token ids of each.
-        size: most prompts of a batch.
-        pad_token: id to pad with.
-        sampling: its length limits the tokens that are compared.
     """
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     steps = min(PROBED_STEPS, sampling.max_new_tokens)

@@ -96,10 +96,6 @@ def _locate_whole(name: str) -> str:
 def read_config(name: str, revision: str | None = None) -> PretrainedConfig:
     """Read the configuration of a model, or of an adapter's base model.
 
-    Args:
-        name: local folder, hub name, or ``testbed:policy``.
-        revision: branch, tag or commit hash of a hub model.
-
     Raises:
         FileNotFoundError: the model does not exist, or the hub cannot be reached; see ``locate``.
     """
@@ -130,24 +126,13 @@ def load_causal_lm(name: str, loading: Loading) -> PreTrainedModel | PeftModel:
 
 
 def load_policy(name: str, loading: Loading, adapter: LoRA | SavedAdapter | None) -> PreTrainedModel | PeftModel:
-    """Load a causal language model that is trained: all of it, or an adapter.
-
-    Args:
-        name: local folder, hub name, or ``testbed:policy``.
-        loading: as of ``load_causal_lm``.
-        adapter: see ``adapter_of``; None trains all weights.
-    """
+    """Load a causal language model that is trained: all of it, or an adapter."""
     model = load_base(name, loading)
     return model if adapter is None else adapter.wrap(model)
 
 
 def load_base(name: str, loading: Loading) -> PreTrainedModel:
-    """Load a causal language model as ``load_causal_lm`` does, without the adapter that a folder may hold.
-
-    Args:
-        name: local folder, hub name, or ``testbed:policy``.
-        loading: dtype, revision and so on.
-    """
+    """Load a causal language model as ``load_causal_lm`` does, without the adapter that a folder may hold."""
     place, config = locate(name), read_config(name, loading.revision)
     switch_dropout_off(config)
     model, problems = build_model(AutoModelForCausalLM, place, config, loading)
@@ -285,9 +270,6 @@ def compile_layers(model: nn.Module) -> None:
     """Compile a transformer layer by layer, in place, for any length, when the layers are first called.
 
     Layers are alike, so the code of the first one serves all. The names of the weights stay the same.
-
-    Args:
-        model: a transformer, with or without adapter.
     """
     for layer in layers(model):
         layer.compile(dynamic=True, backend=BACKEND)

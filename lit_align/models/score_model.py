@@ -95,11 +95,6 @@ def load_trained_score_model(
 def _load_base(name: str, loading: Loading, head: Head) -> PreTrainedModel:
     """Load a score model without the adapter that a folder may hold.
 
-    Args:
-        name: as of ``load_score_model``.
-        loading: as of ``load_score_model``.
-        head: see ``load_trained_score_model``; any, if the adapter brings one.
-
     Raises:
         FileNotFoundError: the model does not exist; see ``locate``.
         ValueError: the weights are damaged, incomplete or not finite, or the architecture has no linear head without

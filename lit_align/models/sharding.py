@@ -83,9 +83,6 @@ def unsharded(model: nn.Module) -> Iterator[None]:
     Every process must enter and leave the context at the same time, but may call the model inside it as often as it
     likes, without gradient. It holds the whole model in memory, in the dtype that layers are gathered in. Entering it
     again inside has no effect. Enter it with the adapter switched on, see ``Reference.ready``.
-
-    Args:
-        model: the one that ``shard`` was called with.
     """
     parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
     if not parts or any(model is other for other in _UNSHARDED.get()):

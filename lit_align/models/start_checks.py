@@ -61,11 +61,6 @@ def check_training_mode(model: nn.Module, name: str, sequences: Sequence[Sequenc
     Dropout is switched off when a model is loaded. What is left are routers with noise, drawn experts, layers that are
     left out. The dropout of an adapter, which is a setting of its own, is not looked at.
 
-    Args:
-        model: a language model or a score model.
-        name: of the model, for the message.
-        sequences: token ids; of the first two, which begin alike, the model reads as many as the shorter one has.
-
     Raises:
         ValueError: it does; a reference, or a sampled response, would have other log-probabilities at the first step.
     """
@@ -103,9 +98,6 @@ def without_gradient(model: nn.Module) -> tuple[list[str], list[str]]:
     weights in place of its own, a backward pass is taken, in all processes at once. The first list has parts that no
     text reaches, such as the vision tower of a vision-language model. The second has parts that this text does not
     reach while their siblings are reached, such as experts that get no token: another text may.
-
-    Args:
-        model: a language model or a score model, without gradients.
     """
     with evaluating(model), torch.enable_grad():
         values = _read(model, torch.tensor([[1, 2, 3]]))

@@ -103,12 +103,7 @@ class LitBase(LitModule):
         check_precision(self.trainer.precision, self.loading, self.lora)
 
     def chunks(self, batch: PairBatch, batch_level: bool = False) -> list[PairBatch]:
-        """Split a batch into chunks that go through the model one at a time; see `ForwardPass.tokens_at_once`.
-
-        Args:
-            batch: the pairs.
-            batch_level: whether a pair's loss depends on other pairs.
-        """
+        """Split a batch into chunks that go through the model one at a time; see `ForwardPass.tokens_at_once`."""
         return split_into_chunks(batch, self.readers.how.chunk_tokens(self.device.type, batch_level), self.trainer)
 
     def check_models(self) -> None:

@@ -91,10 +91,6 @@ def freeze_unused(module: LightningModule, model: nn.Module) -> None:
 
     They would get no gradient, at which DDP stops in the second step. The models of a dry run, which hold no numbers,
     are left as they are.
-
-    Args:
-        module: its trainer's strategy has moved nothing yet.
-        model: a model that is trained.
     """
     if any(weight.is_meta for weight in model.parameters()):
         return
@@ -120,12 +116,7 @@ _PARTS = 4
 
 
 def frozen_reference(reference: Reference | None, policy: nn.Module) -> list[nn.Module]:
-    """Return the model that a reference reads, in a list that is empty where it has none of its own.
-
-    Args:
-        reference: attached to the policy; None for none.
-        policy: the policy, which an adapter's reference reads.
-    """
+    """Return the model that a reference reads, in a list that is empty where it has none of its own."""
     if reference is None:
         return []
     with reference.active() as model:

@@ -39,13 +39,7 @@ class GradCache:
     device: torch.device
 
     def evaluate(self, objective: Objective, batches: Sequence[PairBatch], trainer: Trainer) -> list[LossOutput]:
-        """Evaluate the objective on all pairs of the step; see `evaluate_globally`.
-
-        Args:
-            objective: the objective.
-            batches: all of this rank's micro-batches of the step.
-            trainer: of the run.
-        """
+        """Evaluate the objective on all pairs of the step; see `evaluate_globally`."""
         logps = []
         for number, batch in enumerate(batches):
             with torch.set_grad_enabled(len(batches) == 1), self._dropout(number):
@@ -56,11 +50,6 @@ class GradCache:
         """Backpropagate all micro-batches but the last, and return the loss of the last.
 
         DDP prepares its reduction after ``training_step``, so the backward passes in here only accumulate.
-
-        Args:
-            batches: as in ``evaluate``.
-            outputs: its result.
-            world_size: number of ranks, over which DDP averages.
         """
         if len(batches) == 1:
             return outputs[0].loss * world_size

@@ -56,12 +56,7 @@ class LogProbReaders:
         return reader
 
     def scores_of(self, model: nn.Module, batch: PairBatch) -> ScoreReader:
-        """Return the reader of a score model, as ``of`` does.
-
-        Args:
-            model: a reward or value model.
-            batch: real pairs or responses to check layouts on, the first time.
-        """
+        """Return the reader of a score model, as ``of`` does."""
         reader = self._reader(model, batch)
         assert isinstance(reader, ScoreReader)
         return reader

@@ -39,12 +39,7 @@ class ObjectiveState:
             self._sums[name] = self._sums[name] + total if name in self._sums else total
 
     def advance(self, weight: float, strategy: Strategy) -> None:
-        """Advance the state at the end of an optimizer step; a step without pairs leaves it as it is.
-
-        Args:
-            weight: of all pairs of the step, on all ranks.
-            strategy: of the trainer.
-        """
+        """Advance the state at the end of an optimizer step; a step without pairs leaves it as it is."""
         observed = {name: total_over_ranks(total, strategy) / (weight or 1.0) for name, total in self._sums.items()}
         self._sums = {}
         if self.values and weight:

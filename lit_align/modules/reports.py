@@ -21,11 +21,6 @@ REFUSED_PRECISIONS = ("16-mixed", "16-true", "bf16-true")
 def check_precision(precision: Any, loading: Loading, lora: LoRA | SavedAdapter | None) -> None:
     """Raise for a precision in which losses are not exact enough; warn where small updates are rounded away.
 
-    Args:
-        precision: of the trainer.
-        loading: of the trained model.
-        lora: its adapter, whose weights are float32 in any case.
-
     Raises:
         ValueError: the precision is one of ``REFUSED_PRECISIONS``.
     """
@@ -48,8 +43,7 @@ def warn_of_rounding(key: str, loading: Loading) -> None:
 
 
 def report(module: LightningModule, stage: str, values: Mapping[str, Tensor], step: int) -> None:
-    """Make values available to callbacks, and write them to the loggers of rank zero. They must be equal on all ranks.
-    """
+    """Make values available to callbacks, and write them to the loggers of rank zero. They must be equal on all ranks."""
     named = {f"{stage}/{name}": value for name, value in values.items()}
     shown = {name: value.float() for name, value in named.items()}
     if stage == "train":  # equivalent to `log_dict`, without its bookkeeping of epoch means
@@ -67,13 +61,7 @@ def prefixed(prefix: str, metric: Metric) -> dict[str, Tensor]:
 
 
 def sums_of(metrics: Mapping[str, Metric], step_totals: StepTotals, strategy: Strategy) -> dict[str, Tensor]:
-    """Return the sums over all ranks that a resumed run continues from. Every rank must call this.
-
-    Args:
-        metrics: metrics whose states are sums, by a prefix for the names of these states.
-        step_totals: its tokens are a sum.
-        strategy: of the run.
-    """
+    """Return the sums over all ranks that a resumed run continues from. Every rank must call this."""
     sums = {"tokens": step_totals.tokens}
     for prefix, metric in metrics.items():
         sums |= {f"{prefix}{name}": torch.as_tensor(getattr(metric, name)) for name in metric.metric_state}
@@ -83,14 +71,7 @@ def sums_of(metrics: Mapping[str, Metric], step_totals: StepTotals, strategy: St
 def restore_sums(
     sums: Mapping[str, Tensor] | None, metrics: Mapping[str, Metric], step_totals: StepTotals, module: LightningModule
 ) -> None:
-    """Load the sums of a checkpoint on rank zero; other ranks start from zero, so that the totals are right.
-
-    Args:
-        sums: returned by ``sums_of``; None for a checkpoint without them.
-        metrics: as for ``sums_of``.
-        step_totals: its tokens are loaded.
-        module: gives rank and device.
-    """
+    """Load the sums of a checkpoint on rank zero; other ranks start from zero, so that the totals are right."""
     if sums is None:
         return
     first = module.global_rank == 0

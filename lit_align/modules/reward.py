@@ -157,12 +157,7 @@ class LitReward(LitBase):
         return (outcome.loss * batch.weight).sum()
 
     def dry_run_loss(self, batch: PairBatch, is_part: bool) -> Tensor:
-        """Compute the loss of a micro-batch as ``training_step`` does, without metrics, for ``plan``.
-
-        Args:
-            batch: pairs of any content.
-            is_part: whether the optimizer step has other parts; without effect, since pairs are independent.
-        """
+        """Compute the loss of a micro-batch as ``training_step`` does, without metrics, for ``plan``."""
         return self._outcome(batch).loss.sum()
 
     def frozen_models(self) -> list[nn.Module]:

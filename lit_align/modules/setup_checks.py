@@ -73,12 +73,6 @@ def check_needs(objective: Objective, data: Any) -> None:
 def check_models(data: PreferenceData, policy: str, loading: Loading, reference: Reference | None) -> None:
     """Check that tokenizer and data fit the policy and its reference.
 
-    Args:
-        data: the data module, set up.
-        policy: local folder or hub name.
-        loading: of the policy.
-        reference: of the run; None without one.
-
     Raises:
         FileNotFoundError: a model does not exist.
         ValueError: a model is too small for the data, or the two have different vocabularies.

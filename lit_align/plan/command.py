@@ -46,11 +46,7 @@ LABELS = {
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the command.
-
-    Args:
-        arguments: of the command line, without the command.
-    """
+    """Run the command."""
     options, keys = option_parser().parse_known_args(arguments)
     with cli.exit_codes(), TemporaryDirectory() as folder:
         stand_in = _stand_in(options.architecture, Path(folder)) if options.architecture else None

@@ -60,11 +60,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the command; exit codes: 1 if cells failed, 2 for a user's error, 143 after SIGTERM, 130 after Ctrl-C.
-
-    Args:
-        arguments: of the command line, without the command.
-    """
+    """Run the command; exit codes: 1 if cells failed, 2 for a user's error, 143 after SIGTERM, 130 after Ctrl-C."""
     parser = sweep_parser()
     parsed, options = parser.parse_known_args(list(arguments))
     if parsed.processes == 0:
@@ -173,11 +169,7 @@ def _finished(states: Mapping[str, Any]) -> int:
 
 
 def cell_tasks(grid: Grid) -> list[Task]:
-    """Return what to run for each cell of a grid.
-
-    Args:
-        grid: with cells that have no mistakes.
-    """
+    """Return what to run for each cell of a grid."""
     from lit_align.sweep.prepare import preparation_group, shared_options
     from lit_align.sweep.state import identify_cell
     from lit_align.sweep.worker import Task

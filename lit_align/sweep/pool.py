@@ -173,10 +173,6 @@ def last_lines(log: Path) -> list[str]:
 def prepare_caches(pool: ProcessPool, tasks: Sequence[Task]) -> None:
     """Fill the caches that cells share, before they start.
 
-    Args:
-        pool: of processes.
-        tasks: of the cells; one of each group is prepared.
-
     Raises:
         ValueError: it failed for every group; has the last lines of the log.
     """

@@ -45,13 +45,7 @@ class PreparingCli(cli.Cli):
 
 
 def shared_options(arguments: Sequence[str], folder: Path, share_reference: bool) -> list[str]:
-    """Return the options by which a run uses the caches of a sweep, where it has not chosen its own.
-
-    Args:
-        arguments: of ``fit``.
-        folder: of the caches.
-        share_reference: whether to share the reference as well.
-    """
+    """Return the options by which a run uses the caches of a sweep, where it has not chosen its own."""
     settings = flatten({setting.key: setting.value for setting in read_settings(["fit", *arguments])})
     options: list[str] = []
     if settings.get("data.cache", "auto") == "auto":
@@ -65,11 +59,7 @@ def shared_options(arguments: Sequence[str], folder: Path, share_reference: bool
 
 
 def preparation_group(arguments: Sequence[str]) -> str:
-    """Return a key that is the same for runs that have their data and their reference's log-probabilities in common.
-
-    Args:
-        arguments: of ``fit``, those of ``shared_options`` included.
-    """
+    """Return a key that is the same for runs that have their data and their reference's log-probabilities in common."""
     settings: dict[str, Any] = {}
     for setting in read_settings(["fit", *arguments]):
         settings |= flatten({setting.key: setting.value})

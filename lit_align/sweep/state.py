@@ -43,12 +43,7 @@ class CellState:
 
 
 def identify_cell(arguments: Sequence[str], share_reference: bool) -> dict[str, Any]:
-    """Return all that the result of a cell depends on: its settings, the files that they name, the code.
-
-    Args:
-        arguments: of ``fit``.
-        share_reference: whether the sweep chooses a reference that is computed once.
-    """
+    """Return all that the result of a cell depends on: its settings, the files that they name, the code."""
     settings: dict[str, Any] = {}
     for setting in read_settings(["fit", *arguments]):
         if not isinstance(setting.value, dict):  # another class: options of the one before do not count
@@ -106,12 +101,7 @@ def code_version() -> str:
 
 
 def state_of(folder: Path, identity: Mapping[str, Any]) -> CellState:
-    """Return whether a cell has to be run, and how.
-
-    Args:
-        folder: of the cell.
-        identity: of the cell as it is now, see ``identify_cell``.
-    """
+    """Return whether a cell has to be run, and how."""
     try:
         marker: dict[str, Any] = json.loads((folder / MARKER).read_text("utf-8"))
         stored: dict[str, Any] = marker["identity"]

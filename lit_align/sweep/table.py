@@ -82,13 +82,7 @@ def choose_metrics(names: Sequence[str], reported: Iterable[str]) -> list[str]:
 def summarize(
     cells: Sequence[Cell], values: Mapping[str, Mapping[str, float]], metrics: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Return for each setting what it sets, the seeds that have finished, and its metrics.
-
-    Args:
-        cells: of the sweep.
-        values: name of a finished cell → metric → last value.
-        metrics: to report.
-    """
+    """Return for each setting what it sets, the seeds that have finished, and its metrics."""
     rows = []
     for setting in dict.fromkeys(cell.setting for cell in cells):
         own = [cell for cell in cells if cell.setting == setting and cell.name in values]

@@ -32,11 +32,7 @@ class Collate:
     pad: int
 
     def __call__(self, items: Sequence[tuple[TokenizedPair, float]]) -> PairBatch:
-        """Build a batch, with ``prompted`` and ``mismatched`` parts if the pairs have them.
-
-        Args:
-            items: pairs, each with the weight of its place in the batch.
-        """
+        """Build a batch, with ``prompted`` and ``mismatched`` parts if the pairs have them."""
         pairs = [pair for pair, _ in items]
         weight = torch.tensor([weight * pair.weight for pair, weight in items])
         batch = self._batch(pairs, [pair.prompt for pair in pairs], weight)
@@ -105,13 +101,7 @@ class Padding:
 
     @classmethod
     def of(cls, batches: PairBatches, widths: Sequence[int], tokens: NDArray[np.int64]) -> Padding:
-        """Measure an epoch over all ranks, without the prompted and mismatched parts of the batches.
-
-        Args:
-            batches: the sampler.
-            widths: tokens of the longer side of each pair.
-            tokens: tokens of both sides of each pair together.
-        """
+        """Measure an epoch over all ranks, without the prompted and mismatched parts of the batches."""
         plan, world = batches.plan(), batches.share.world
         ranks = [rows[rank::world] or rows[:1] for rows in plan for rank in range(world)]
         positions = sum(2 * len(rows) * max(widths[row] for row in rows) for rows in ranks)

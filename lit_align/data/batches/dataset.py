@@ -46,11 +46,6 @@ class Mismatch:
         same prompt are adjacent, and each is assigned the pair that follows at a distance of the size of the largest
         such group.
 
-        Args:
-            store: the pairs.
-            seed: seed of the order.
-            max_length: maximum number of tokens of prompt and response together.
-
         Raises:
             ValueError: there is only one pair.
         """
@@ -161,13 +156,7 @@ _LOST = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
 
 
 def lost_batches(error: BaseException, datasets: Mapping[str, PairDataset], splits: Mapping[str, Split]) -> str:
-    """Name the batches of worker processes that were ended from outside; empty if an error says nothing of the kind.
-
-    Args:
-        error: what a loader has raised, at any place of the code.
-        datasets: by the name of their split.
-        splits: the same, with the pairs as text.
-    """
+    """Name the batches of worker processes that were ended from outside; empty if an error says nothing of the kind."""
     named = _LOST.search(str(error))
     processes = [] if named is None else [int(number) for number in named[1].split(",")]
     batches = []
@@ -190,13 +179,7 @@ class SamplePrompt:
 
 
 def sample_prompts(split: Split, count: int, decode: Callable[[Sequence[int]], str]) -> list[SamplePrompt]:
-    """Return prompts at evenly spaced positions of a split.
-
-    Args:
-        split: the split.
-        count: maximum number of prompts.
-        decode: converts ids to text, for prompts that are messages.
-    """
+    """Return prompts at evenly spaced positions of a split."""
     total = len(split.pairs)
     rows = sorted({math.floor(number * total / count) for number in range(count)})
     prompts = [(split.store[row].prompt, split.pairs[row].prompt) for row in rows]

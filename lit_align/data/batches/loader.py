@@ -41,11 +41,6 @@ class BatchBudget:
     ) -> BatchBudget:
         """Build the budget from the settings of the data module.
 
-        Args:
-            batch_size: ``data.batch_size``; None for 8, unless ``tokens_per_batch`` is set.
-            tokens_per_batch: ``data.tokens_per_batch``.
-            eval_batch_size: ``data.eval_batch_size``.
-
         Raises:
             ValueError: a number is out of range, or both pairs and tokens are set.
 
@@ -63,13 +58,7 @@ class BatchBudget:
         return cls(pairs, None, eval_batch_size or pairs)
 
     def training(self, widths: Sequence[int], share: Share, seed: int) -> PairBatches:
-        """Return the sampler of the training batches.
-
-        Args:
-            widths: length of each pair, in tokens of one side.
-            share: rank, world size and accumulation.
-            seed: seed of the order.
-        """
+        """Return the sampler of the training batches."""
         if self.tokens is not None:
             return TokenBatches(widths, self.tokens, share, seed)
         return BucketedBatches(widths, replace(share, batch_size=self.pairs or DEFAULT_BATCH_SIZE), seed)
@@ -163,12 +152,6 @@ def evaluation_loader(
     """Return a loader that always starts at the first batch.
 
     It is a plain ``DataLoader``, because Lightning rebuilds it from its arguments before it predicts.
-
-    Args:
-        dataset: the pairs.
-        batches: the batches.
-        collate: builds the tensors.
-        num_workers: worker processes; 0 collates in this process.
     """
     return DataLoader(**_settings(dataset, batches, collate, num_workers))
 
@@ -192,11 +175,6 @@ def check_same_data(saved: Mapping[str, Any], current: Mapping[str, Any], inside
 
     Other pairs are always refused. Other batches of the same pairs are refused only in the middle of an epoch. The
     chat template, its date and what it renders are mentioned only if they may explain why the pairs differ.
-
-    Args:
-        saved: identity of the data when the position was saved.
-        current: identity of the current data.
-        inside_epoch: whether the position is in the middle of an epoch.
 
     Raises:
         ValueError: the data differs; the message names each difference with both values.

@@ -25,12 +25,7 @@ _MODEL_COLUMNS = re.compile(
 
 
 def formats(ranking: Ranking = Ranking(), score: Score = "last_turn") -> Mapping[str, Format]:
-    """Return the formats by name.
-
-    Args:
-        ranking: format of rankings.
-        score: which of the assistant's turns in a conversation are its response.
-    """
+    """Return the formats by name."""
     others = {"ranking": ranking, "unpaired": Unpaired(), "prompts": Prompts()}
     return {"pairs": Pairs(), "chat": Chat(score), "hh": HumanAssistant(), **others}
 
@@ -56,10 +51,6 @@ def detect(row: RawRow) -> str:
 
 def read_row(row: RawRow, row_format: Format) -> ParsedRow:
     """Parse and check the pairs of a row.
-
-    Args:
-        row: the row, with its columns renamed.
-        row_format: the format of its file.
 
     Raises:
         DataError: the row cannot be used.

@@ -93,10 +93,6 @@ class RowCounts:
     def check(self, source: str, bad_rows: BadRows) -> None:
         """Raise unless the rows that are left out are acceptable.
 
-        Args:
-            source: name of the source in error messages.
-            bad_rows: what is acceptable.
-
         Raises:
             DataError: rows cannot be used, too many are dropped, or none is left.
         """

@@ -150,13 +150,7 @@ def without_progress(rows: ParsedRows, label: str) -> Iterator[ParsedRow | DataE
 
 
 def with_progress(rows: ParsedRows, label: str, console: Console | None = None) -> Iterator[ParsedRow | DataError]:
-    """Yield the rows and show their number and rate, if the output is a terminal.
-
-    Args:
-        rows: the rows.
-        label: text in front of the number.
-        console: where to show it; None for the error stream.
-    """
+    """Yield the rows and show their number and rate, if the output is a terminal."""
     console = console or Console(stderr=True)
     if not console.is_terminal:
         yield from rows

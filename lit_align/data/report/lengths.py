@@ -112,12 +112,7 @@ class LengthReport:
 
 
 def split_report(split: Split, train: Split | None = None) -> LengthReport:
-    """Compute the report of a prepared split.
-
-    Args:
-        split: the split.
-        train: the training split, if ``split`` is for evaluation.
-    """
+    """Compute the report of a prepared split."""
     report = length_report(split.store, train.store if train else None, _marks(split))
     return replace(report, read=split.read, dropped=split.dropped, notes=split.notes)
 
@@ -138,13 +133,7 @@ def score_gaps(split: Split) -> NDArray[np.float64]:
 
 
 def length_report(store: PairStore, train: PairStore | None = None, marks: Marks = Marks()) -> LengthReport:
-    """Compute the report of a split.
-
-    Args:
-        store: its pairs.
-        train: the training pairs, if the split is for evaluation.
-        marks: what else is known of its pairs.
-    """
+    """Compute the report of a split."""
     has_response = (store.lengths > 0).any(axis=1)
     forward = store.hashes(("prompt", "chosen", "rejected"))
     backward = store.hashes(("prompt", "rejected", "chosen"))

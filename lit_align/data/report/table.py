@@ -40,12 +40,7 @@ def show(reports: Mapping[str, LengthReport]) -> None:
 
 
 def warnings(report: LengthReport, step_size: int = 0) -> list[str]:
-    """Return sentences about what should be looked at before training.
-
-    Args:
-        report: the numbers of a split.
-        step_size: pairs of an optimizer step; 0 for evaluation.
-    """
+    """Return sentences about what should be looked at before training."""
     counts = {
         "rows were left out": sum(report.dropped.values()),
         "pairs also occur with chosen and rejected swapped": report.contradictions,

@@ -216,10 +216,6 @@ def _prompted_text(prompt: str, quality: str, position: QualityPosition) -> Rend
 def split_for_quality_prompt(prompt: str, position: QualityPosition) -> tuple[str, str]:
     r"""Split a text prompt where p is inserted: at its start or, in a dialogue, at the start of the last human turn.
 
-    Args:
-        prompt: the prompt without p.
-        position: where p stands in a dialogue.
-
     >>> split_for_quality_prompt("2 + 2 =", "start")
     ('', ' 2 + 2 =')
     >>> dialogue = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: 2 + 2?\n\nAssistant:"
@@ -337,11 +333,6 @@ def _prompted_chat(
 
 def insert_quality_prompt(prompt: Messages, quality: str, position: QualityPosition) -> Messages:
     """Insert p at the start of the first or the last user turn of a conversation.
-
-    Args:
-        prompt: the messages before the response.
-        quality: the text p.
-        position: ``start`` for the first user turn, ``last_turn`` for the last one.
 
     Raises:
         ValueError: the conversation has no user turn.

@@ -31,11 +31,6 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Load a tokenizer with an end-of-sequence token.
 
-    Args:
-        name: local folder, hub name ``owner/name``, or ``testbed:policy``.
-        revision: branch, tag or commit hash of a hub tokenizer.
-        chat_template: file with a chat template (Jinja) that replaces the tokenizer's own.
-
     Raises:
         FileNotFoundError: the folder or the tokenizer in it does not exist, or the hub cannot be reached. A path is
             never looked up on the hub.
@@ -170,10 +165,6 @@ class Encoder:
         SentencePiece-like tokenizers put a blank there. Which context it is does not matter, as long as no token spans
         it and the text.
 
-        Args:
-            context: text to put in front; its ids are removed.
-            texts: the texts.
-
         Returns:
             The ids of each text; None where the tokenizer does not know the context, or a token spans both.
         """
@@ -293,10 +284,6 @@ class Encoder:
         """Convert the ids of a response to its text behind a prompt.
 
         Alone, a response of a SentencePiece-like tokenizer loses the blank that it begins with.
-
-        Args:
-            prompt: ids in front of the response.
-            ids: ids of the response.
         """
         before, whole = self.decode(prompt), self.decode([*prompt, *ids])
         return whole[len(before) :] if whole.startswith(before) else self.decode(ids)

@@ -132,12 +132,7 @@ class Truncation(ABC):
         return self.prompt == "right"
 
     def of_response(self, fixed: int, query: int) -> int:
-        """Return the maximum number of tokens of a response after a given prompt.
-
-        Args:
-            fixed: tokens of the prompt that are never cut.
-            query: the other tokens of the prompt.
-        """
+        """Return the maximum number of tokens of a response after a given prompt."""
         room = self.max_length - fixed
         reserved = self.min_response or self.max_response_length or room // 2
         return min(self.max_response_length or self.max_length, max(room - query, reserved))

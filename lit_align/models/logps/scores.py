@@ -50,11 +50,7 @@ class ScoreReader(ModelReader):
         return tokens.unpack(values, tokens.pairs)
 
     def scores(self, batch: PairBatch) -> PairScores:
-        """Compute the score of each response: the head's output at its last scored token; 0 for an absent side.
-
-        Args:
-            batch: the pairs, padded on either side; one side or both.
-        """
+        """Compute the score of each response: the head's output at its last scored token; 0 for an absent side."""
         appended = _append_position(_left_aligned(batch.on_host))
         scores: PairScores = self(appended.to(batch.input_ids.device, non_blocking=True))[..., 0]
         return scores

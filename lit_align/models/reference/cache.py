@@ -133,12 +133,7 @@ class ReferenceCache:
         return result
 
     def add(self, keys: Keys, values: list[Values]) -> None:
-        """Add the values of some sequences; they can be read after ``flush`` and ``load``.
-
-        Args:
-            keys: of the sequences.
-            values: of the scored tokens of each.
-        """
+        """Add the values of some sequences; they can be read after ``flush`` and ``load``."""
         self._new |= {key.tobytes(): row for key, row in zip(keys, values, strict=True)}
         waiting = sum(map(len, self._new.values()))
         if waiting >= _SHARD_VALUES or time.monotonic() - self._since >= _SHARD_SECONDS:

@@ -178,9 +178,6 @@ class Precomputed(Reference):
     def check(self, batch: PairBatch) -> None:
         """Compute values again and compare them with those on disk.
 
-        Args:
-            batch: rows whose values are on disk.
-
         Raises:
             ValueError: they differ by more than rounding; names the row and both values.
         """

@@ -217,14 +217,7 @@ class LitOnline(LitPolicy):
         )
 
     def sample_rollout(self, batch: PairBatch, split: str, count: int, salt: int) -> RolloutBatch:
-        """Sample responses to the prompts of a batch, with the policy in evaluation mode.
-
-        Args:
-            batch: rows of a split.
-            split: the name of the split.
-            count: responses to each prompt.
-            salt: part of the seed of each response.
-        """
+        """Sample responses to the prompts of a batch, with the policy in evaluation mode."""
         with evaluating(self.policy):
             return self.sampler(batch, split, count, salt)
 
