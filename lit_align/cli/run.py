@@ -185,10 +185,7 @@ class Cli(LightningCLI):
         resume_check = callbacks.ResumeCheck(settings, config.on_changed_settings, resumes=resumes)
         starts_anew = self._starts_anew(folder, config)
         if config.trainer.logger is None or config.trainer.logger is True:
-            kwargs["logger"] = [
-                callbacks.RunTensorBoard(folder, settings, starts_anew),
-                callbacks.MetricsFile(folder),
-            ]
+            kwargs["logger"] = [callbacks.RunTensorBoard(folder, settings, starts_anew), callbacks.MetricsFile(folder)]
         kwargs["plugins"] = [*as_list(instances.trainer.plugins), callbacks.AtomicCheckpointIO(resume_check.compare)]
         kwargs["strategy"] = strategy_of(instances.trainer.strategy)
         kwargs["default_root_dir"] = str(folder)

@@ -138,10 +138,7 @@ def _evaluated_figure(models: Sequence[EvaluatedModel], names: Sequence[str], ju
         model = by_name[point.name]
         colour = run_style(names.index(model.run))[0] if model.run in names else "#808080"
         metrics = model.record.metrics
-        score, length = (
-            metrics[plane.score.removeprefix("eval/")],
-            metrics[plane.length.removeprefix("eval/")],
-        )
+        score, length = (metrics[plane.score.removeprefix("eval/")], metrics[plane.length.removeprefix("eval/")])
         traces.append(
             {
                 "x": [point.length],
@@ -254,9 +251,7 @@ def margin_figures(runs: Sequence[Run]) -> list[PlotlyFigure]:
         if traces:
             figures.append(
                 PlotlyFigure(
-                    f"chosen is {bucket.replace('_', ' ')}",
-                    traces,
-                    _margin_layout(known[0][1].margins["edges"]),
+                    f"chosen is {bucket.replace('_', ' ')}", traces, _margin_layout(known[0][1].margins["edges"])
                 )
             )
     return figures

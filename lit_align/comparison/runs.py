@@ -20,11 +20,7 @@ CONFIG, METRICS, DATA = "config.yaml", "metrics.jsonl", "data.json"
 SAMPLE_ROWS, PREDICTIONS = "samples.jsonl", "predictions.jsonl"
 ENVIRONMENT = "environment.json"
 MARGINS = Path("figures") / "margins.json"
-_MISSING = {
-    DATA: "no data report",
-    SAMPLE_ROWS: "no samples",
-    ENVIRONMENT: "its environment is not known",
-}
+_MISSING = {DATA: "no data report", SAMPLE_ROWS: "no samples", ENVIRONMENT: "its environment is not known"}
 
 
 class NotARunError(ValueError):

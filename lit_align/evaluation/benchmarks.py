@@ -132,12 +132,7 @@ def benchmark_metrics(
 
 
 def _run(
-    loaded: LoadedModel,
-    task: BenchmarkTask,
-    limit: int | None,
-    batch_size: int,
-    count: int,
-    answers: Path,
+    loaded: LoadedModel, task: BenchmarkTask, limit: int | None, batch_size: int, count: int, answers: Path
 ) -> dict[str, MetricEstimate]:
     harness: Any = import_module("lm_eval")
     models: Any = import_module("lm_eval.models.huggingface")

@@ -16,14 +16,7 @@ from lit_align import __version__
 from lit_align.evaluation.intervals import RESAMPLES, bootstrap, bootstrap_mean
 from lit_align.evaluation.join import control_lengths
 from lit_align.evaluation.judges import Judge
-from lit_align.evaluation.judging import (
-    Collected,
-    KeptJudge,
-    Responses,
-    judge_models,
-    judged_metrics,
-    score_records,
-)
+from lit_align.evaluation.judging import Collected, KeptJudge, Responses, judge_models, judged_metrics, score_records
 from lit_align.evaluation.models import LoadedModel
 from lit_align.evaluation.policy_measures import PolicyRow, policy_rows
 from lit_align.evaluation.prompts import EvaluationPrompt

@@ -177,11 +177,7 @@ def rank_correlation(first: PromptCells, second: PromptCells, resamples: int) ->
 
 def score_records(model: Collected, judged: JudgedResponses) -> Iterator[dict[str, Any]]:
     """Yield the rows of the file with the judgements of a judge."""
-    columns = {
-        "score": judged.scores,
-        "baseline_score": judged.baseline_scores,
-        "comparison": judged.comparisons,
-    }
+    columns = {"score": judged.scores, "baseline_score": judged.baseline_scores, "comparison": judged.comparisons}
     for place, response in enumerate(model.responses):
         values = {name: column[place] for name, column in columns.items() if column is not None}
         yield {"index": response.index, "seed": response.seed, "characters": len(response.response), **values}

@@ -177,11 +177,7 @@ def kept_margins(
 
     They are kept on disk as they come: a process that was interrupted goes on where it was.
     """
-    depends_on = {
-        "model": loaded.identity,
-        "reference": None if reference is None else reference.identity,
-        "by": by,
-    }
+    depends_on = {"model": loaded.identity, "reference": None if reference is None else reference.identity, "by": by}
     file = RowFile(folder / PAIRS, depends_on)
     texts = [pair_digest(pair, by) for pair in pairs]
     known = {row["of"] for row in file.rows}

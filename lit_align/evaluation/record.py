@@ -146,12 +146,7 @@ def write_evaluation(folder: Path, record: EvaluationRecord) -> Path:
         }
         for model in record.models
     ]
-    content = {
-        "format": FILE_FORMAT,
-        "baseline": record.baseline,
-        "warnings": list(record.warnings),
-        "models": models,
-    }
+    content = {"format": FILE_FORMAT, "baseline": record.baseline, "warnings": list(record.warnings), "models": models}
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / FILE, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return folder / FILE

@@ -138,10 +138,7 @@ class PairLabels:
         return {column: key for column, key in named.items() if getattr(self, key) is not None}
 
     def pairs(
-        self,
-        places: Sequence[tuple[int, int]],
-        scores: Sequence[float],
-        wins: Sequence[Sequence[float]] | None = None,
+        self, places: Sequence[tuple[int, int]], scores: Sequence[float], wins: Sequence[Sequence[float]] | None = None
     ) -> list[SampledPair]:
         """Return the pairs of one prompt whose gap is large enough, with their labels.
 

@@ -11,13 +11,7 @@ from typing_extensions import override
 from lit_align.data.formats import fields
 from lit_align.data.formats.base import PairFormat, RawRow
 from lit_align.data.formats.columns import suggestion
-from lit_align.data.formats.conversations import (
-    Score,
-    check_prompt,
-    first_difference,
-    split_response,
-    split_shared,
-)
+from lit_align.data.formats.conversations import Score, check_prompt, first_difference, split_response, split_shared
 from lit_align.errors import DataError, shown
 from lit_align.types import PreferencePair
 

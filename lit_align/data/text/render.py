@@ -20,13 +20,7 @@ from lit_align.data.text.responses import (
     render_response,
     without_blanks,
 )
-from lit_align.data.text.template_losses import (
-    LEFT_OUT,
-    Losses,
-    OnTemplateLoss,
-    find_losses,
-    with_arguments,
-)
+from lit_align.data.text.template_losses import LEFT_OUT, Losses, OnTemplateLoss, find_losses, with_arguments
 from lit_align.data.text.tokenizer import Encoder, Piece, Pieces
 from lit_align.errors import DataError, shown
 from lit_align.types import PreferencePair, Text

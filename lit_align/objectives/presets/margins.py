@@ -277,10 +277,7 @@ def dpo_shift(beta: float = 0.1, share: float = 0.75) -> PreferenceObjective:
     return PreferenceObjective(Logistic(beta), refinement=RejectedShare(1 - share))
 
 
-@preset(
-    Group.SELF_REFINEMENT,
-    "the policy, asked for quality, tells good from bad; costs one more forward pass",
-)
+@preset(Group.SELF_REFINEMENT, "the policy, asked for quality, tells good from bad; costs one more forward pass")
 def sr_dpo(beta: float = 0.1, strength: float = 0.5) -> PreferenceObjective:
     """``-log σ(β m - λ sg[β m_p])``: DPO that asks more of pairs which the prompted model tells apart.
 
