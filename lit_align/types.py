@@ -45,17 +45,11 @@ Message: TypeAlias = Mapping[str, Any]
 Text: TypeAlias = str | tuple[Message, ...]
 """Plain text, or the messages of a conversation."""
 
-
 RecordT = TypeVar("RecordT")
 
 
 def map_tensors(record: RecordT, function: Callable[[Tensor], Any]) -> RecordT:
-    """Apply a function to every tensor of a record, including those of nested records and mappings.
-
-    Args:
-        record: a tensor, a mapping, or a dataclass of these; anything else is returned as it is.
-        function: from tensor to tensor.
-    """
+    """Apply a function to every tensor of a record, including those of nested records and mappings."""
     mapped: Any = record
     if isinstance(record, Tensor):
         mapped = function(record)
@@ -67,11 +61,7 @@ def map_tensors(record: RecordT, function: Callable[[Tensor], Any]) -> RecordT:
 
 
 def concatenate(records: Sequence[RecordT]) -> RecordT:
-    """Concatenate records along the axis of pairs.
-
-    Args:
-        records: dataclasses or mappings of tensors with the same members, or tensors; at least one.
-    """
+    """Concatenate records along the axis of pairs."""
     first: Any = records[0]
     joined: Any = first
     if isinstance(first, Tensor):
@@ -210,20 +200,12 @@ class PairBatch:
     def _nested(self) -> dict[str, Any]:
         return {name: part for name in ("prompted", "mismatched") if (part := getattr(self, name)) is not None}
 
-    def copied(self) -> PairBatch:
-        """Copy the batch."""
-        return map_tensors(self, torch.clone)
-
     def pin_memory(self) -> PairBatch:
         """Copy the batch into page-locked memory."""
         return map_tensors(self, lambda part: part.pin_memory())
 
     def rows(self, which: slice | Tensor) -> PairBatch:
-        """Select rows, without the columns that are padding in all of them.
-
-        Args:
-            which: a slice, or the places of the rows.
-        """
+        """Select rows, without the columns that are padding in all of them."""
         nested = {name: part.rows(which) for name, part in self._nested().items()}
         alone = replace(self, prompted=None, mismatched=None, host=None)
         rows = replace(map_tensors(alone, lambda part: part[which]), **nested)
@@ -353,11 +335,7 @@ class Rollout:
     greedy: RolloutScores | None = None
 
     def rows(self, which: Tensor | slice) -> Rollout:
-        """Select responses.
-
-        Args:
-            which: their places.
-        """
+        """Select responses."""
         return map_tensors(self, lambda part: part[which])
 
 

@@ -7,18 +7,14 @@ from dataclasses import replace
 from datetime import date
 from typing import Any
 
-import torch
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
 from lit_align import testbed
-from lit_align.data.batches.collate import Collate, Padding
-from lit_align.data.batches.dataset import Mismatch, PairDataset, SamplePrompt, lost_batches, sample_prompts
-from lit_align.data.batches.loader import BatchBudget, ResumableLoader, check_same_data, evaluation_loader
-from lit_align.data.batches.sampler import PairBatches, Share, rows_of_steps
+from lit_align.data.batches.batched_data import BatchedData
+from lit_align.data.batches.dataset import SamplePrompt, sample_prompts
+from lit_align.data.batches.loader import BatchBudget
 from lit_align.data.formats.columns import ColumnMap, Columns
 from lit_align.data.formats.conversations import Score
 from lit_align.data.formats.rankings import PairingName, Ranking
@@ -31,14 +27,15 @@ from lit_align.data.prepared.row_counts import BadRows, OnBadRow
 from lit_align.data.prepared.workers import with_progress, without_progress
 from lit_align.data.report.lengths import LengthReport, split_report
 from lit_align.data.report.table import show, warnings
+from lit_align.data.text.chat_template import read_date
 from lit_align.data.text.render import QUALITY_PROMPT, QualityPosition, RenderName, RenderOptions, is_dialogue
 from lit_align.data.text.responses import ScoreEnd
 from lit_align.data.text.template_losses import OnTemplateLoss
 from lit_align.data.text.tokenize import Tokenize
-from lit_align.data.text.tokenizer import Encoder, load_tokenizer, read_date
+from lit_align.data.text.tokenizer import Encoder, load_tokenizer
 from lit_align.data.text.truncate import PromptSide, TruncationName, make_truncation
 from lit_align.errors import DataError, check_range
-from lit_align.types import PairBatch, PreferencePair
+from lit_align.types import PreferencePair
 
 _LOOKED_AT = 100
 """Pairs of a split that tell of what kind its texts are."""
@@ -50,7 +47,7 @@ STAGES: Mapping[str, Sequence[str]] = {
 }
 
 
-class PreferenceData(LightningDataModule):
+class PreferenceData(BatchedData):
     """Preference pairs from files or the hub, checked and tokenized before any model exists.
 
     Args:
@@ -151,14 +148,14 @@ class PreferenceData(LightningDataModule):
         cache: str | None = "auto",
         seed: int | None = None,
     ) -> None:
-        super().__init__()
         check_range("data.limit", limit, 1)
         check_range("data.max_dropped", max_dropped, 0, 1)
         check_range("data.num_workers", num_workers, 0)
         check_range("data.tokenize_workers", tokenize_workers, 0)
         if holdout is not None and validation is not None:
             raise ValueError("data.validation and data.holdout are both set; expected one of them")
-        self.seed = seed or 0
+        budget = BatchBudget.from_settings(batch_size, tokens_per_batch, eval_batch_size)
+        super().__init__(budget, max_length, mismatched, num_workers, seed or 0)
         self.limit = limit
         self.ranking = Ranking.from_settings(pairing, min_gap, self.seed)
         self.truncation = make_truncation(truncation, max_length, max_response_length, min_response, truncate_prompt)
@@ -168,14 +165,11 @@ class PreferenceData(LightningDataModule):
         self.render = render
         self.quality_prompt = quality_prompt
         self.prompted = prompted
-        self.mismatched = mismatched
-        self.budget = BatchBudget.from_settings(batch_size, tokens_per_batch, eval_batch_size)
         self.bad_rows = BadRows(on_bad_row, max_dropped)
         self.tokenizer_name = tokenizer
         self.revision = revision
         self.chat_template = chat_template
         self.template_date = read_date(template_date) or date.today()
-        self.num_workers = num_workers
         self.tokenize_workers = tokenize_workers
         self.cache = cache
         held_out = None if holdout is None else Holdout(holdout, self.seed)
@@ -194,13 +188,8 @@ class PreferenceData(LightningDataModule):
             for name, sources in sources_of.items()
             if sources
         }
-        self.splits: dict[str, Split] = {}
         self.lengths: dict[str, LengthReport] = {}
-        self._datasets: dict[str, PairDataset] = {}
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._loader: ResumableLoader | None = None
-        self._position: dict[str, Any] | None = None
-        self._saved_ends: frozenset[int] = frozenset()
 
     # ── set-up ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -250,9 +239,11 @@ class PreferenceData(LightningDataModule):
 
     def _prepare(self, names: Sequence[str] | Mapping[str, SplitReader]) -> None:
         for name in names:
-            self.splits[name] = self.prepare_split(name)
+            split = self.splits[name] = self.prepare_split(name)
             self._datasets.pop(name, None)
-            self.lengths[name] = self._report(name)
+            self.lengths[name] = split_report(split, self.splits.get("train") if name != "train" else None)
+            for warning in warnings(self.lengths[name], self.budget.step_size(self.share) if name == "train" else 0):
+                rank_zero_warn(f"data.{name} ({split.source}): {warning}")
             self._tell_rendering(name)
         check_ranking_settings(self.ranking, self.readers, self.splits, self.limit)
 
@@ -290,15 +281,6 @@ class PreferenceData(LightningDataModule):
         """How dialogues written as text are rendered."""
         return self.render or ("text" if Encoder(self.tokenizer).template is None else "chat")
 
-    def _report(self, name: str) -> LengthReport:
-        """Measure a split, and warn of what should be looked at before training."""
-        split = self.splits[name]
-        report = split_report(split, self.splits.get("train") if name != "train" else None)
-        step_size = self.budget.step_size(self.share) if name == "train" else 0
-        for warning in warnings(report, step_size):
-            rank_zero_warn(f"data.{name} ({split.source}): {warning}")
-        return report
-
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, loaded on first use."""
@@ -318,100 +300,6 @@ class PreferenceData(LightningDataModule):
         """The date that the chat template is told; None if it does not ask for it."""
         return str(self.template_date) if Encoder(self.tokenizer).reads_clock else None
 
-    # ── batches ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    @property
-    def train_batches(self) -> int:
-        """Training batches per rank and epoch, also before the loader exists."""
-        return len(self._training_batches())
-
-    @override
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        # Lightning would wait for every tensor of a batch that is not a tensor itself.
-        if isinstance(batch, PairBatch):
-            return batch.to(device, non_blocking=True)
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
-
-    @override
-    def train_dataloader(self) -> ResumableLoader:
-        """Return shuffled batches of about equal lengths, starting at the restored position."""
-        self._loader = ResumableLoader(
-            self._dataset("train"), self._training_batches(), self._collate, self._limit(), self.num_workers
-        )
-        if self._position is not None:
-            self._loader.load_state_dict(self._position)
-        return self._loader
-
-    @override
-    def val_dataloader(self) -> DataLoader[PairBatch] | list[DataLoader[PairBatch]]:
-        return self._evaluation("validation") if "validation" in self.splits else []
-
-    @override
-    def test_dataloader(self) -> DataLoader[PairBatch]:
-        return self._evaluation("test")
-
-    @override
-    def predict_dataloader(self) -> DataLoader[PairBatch]:
-        return self._evaluation("predict")
-
-    @override
-    def on_exception(self, exception: BaseException) -> None:
-        batches = lost_batches(exception, self._datasets, self.splits)
-        if batches:
-            exception.add_note(batches)
-
-    def rows_dataloader(self, split: str, rows: Sequence[int]) -> DataLoader[PairBatch]:
-        """Return some rows of a split in the given order, all of them in this process."""
-        return self._evaluation(split, Share(1), rows)
-
-    def _evaluation(
-        self, split: str, share: Share | None = None, rows: Sequence[int] | None = None
-    ) -> DataLoader[PairBatch]:
-        dataset = self._dataset(split)
-        batches = self.budget.evaluation(dataset.widths, share or self.share, rows)
-        return evaluation_loader(dataset, batches, self._collate, self.num_workers)
-
-    def training_rows(self, steps: int) -> list[int]:
-        """Return the positions of the training pairs that the first optimizer steps use, over all processes."""
-        return rows_of_steps(self._training_batches(), self._limit(), steps)
-
-    def _training_batches(self) -> PairBatches:
-        return self.budget.training(self._dataset("train").widths, self.share, self.seed)
-
-    def _dataset(self, split: str) -> PairDataset:
-        if split not in self._datasets:
-            prepared, mismatch = self.splits[split], None
-            if self.mismatched:
-                try:
-                    mismatch = Mismatch.of(prepared.store, self.seed, self.truncation.max_length)
-                except ValueError as error:
-                    raise ValueError(f"data.{split}: {error}") from None
-            self._datasets[split] = PairDataset(prepared.store, prepared.values, mismatch)
-        return self._datasets[split]
-
-    @property
-    def _collate(self) -> Collate:
-        return Collate(self.pad_token)
-
-    @property
-    def padding(self) -> Padding:
-        """Sizes and padding of the training batches of an epoch."""
-        prompt, chosen, rejected, _ = self.splits["train"].store.part_lengths.T
-        return Padding.of(self._training_batches(), self._dataset("train").widths, 2 * prompt + chosen + rejected)
-
-    @property
-    def share(self) -> Share:
-        """Rank, world size and accumulation of the trainer; the batch size is up to ``budget``."""
-        trainer = self.trainer
-        if trainer is None:
-            return Share(1)
-        return Share(1, trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches)
-
-    def _limit(self) -> int | None:
-        """Return the number of batches of an epoch that the trainer uses."""
-        limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
-        return limit if isinstance(limit, int) else int(self.train_batches * (1.0 if limit is None else limit))
-
     # ── rows, tokens, prompts ───────────────────────────────────────────────────────────────────────────────────────
 
     @property
@@ -424,8 +312,8 @@ class PreferenceData(LightningDataModule):
         return dict(self.splits[split].pairs[index].extra)
 
     @property
+    @override
     def pad_token(self) -> int:
-        """Padding id; EOS if the tokenizer has no padding token."""
         return Encoder(self.tokenizer).pad
 
     @property
@@ -434,21 +322,9 @@ class PreferenceData(LightningDataModule):
         return dict(self.tokenizer.get_vocab())
 
     @property
-    def longest(self) -> int:
-        """Number of tokens of the longest sequence of all splits."""
-        return max((max(self._dataset(split).widths, default=0) for split in self.splits), default=0)
-
-    @property
     def stop_tokens(self) -> frozenset[int]:
         """Ids that end a response: EOS and, for data in a chat template, the template's end of turn."""
         return self.response_ends | {int(self.tokenizer.eos_token_id)}
-
-    @property
-    def response_ends(self) -> frozenset[int]:
-        """Ids that end the responses of the data; without data, those of the checkpoint that was loaded."""
-        if not self.splits:
-            return self._saved_ends
-        return frozenset(token for split in self.splits.values() for token in split.stop_tokens)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Convert ids to text, keeping control tokens and blanks."""
@@ -463,37 +339,12 @@ class PreferenceData(LightningDataModule):
         split = self.splits["validation" if "validation" in self.splits else "train"]
         return sample_prompts(split, count, self.decode)
 
-    # ── state ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
+    @property
     @override
-    def state_dict(self) -> dict[str, Any]:
-        """Return the position in the training data, and the identity of that data."""
-        if self._loader is None:
-            return {}
-        ends = sorted(self.response_ends)
-        return {"position": self._loader.state_dict(), "response_ends": ends, **self._identity()}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the position.
-
-        Raises:
-            ValueError: the position is in other data, or in the middle of an epoch of other batches.
-        """
-        self._saved_ends = frozenset(state_dict.get("response_ends", ()))
-        if not state_dict or "train" not in self.splits:
-            return
-        check_same_data(state_dict, self._identity(), inside_epoch=state_dict["position"]["done"] > 0)
-        self._position = state_dict["position"]
-        if self._loader is not None:
-            self._loader.load_state_dict(self._position)
-
-    def _identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         return {
             "fingerprint": self.splits["train"].fingerprint,
             "template": self.template_hash,
             "date": self.told_date,
             "render": self.renders_dialogues,
-            "seed": self.seed,
-            **self._training_batches().identity,
         }

@@ -22,8 +22,8 @@ from typing_extensions import override
 
 from lit_align.errors import check_range, shown
 from lit_align.evaluation.judges import Judge, JudgeError
+from lit_align.evaluation.judging import AnswerCache, Question
 from lit_align.evaluation.prompts import EvaluationPrompt
-from lit_align.evaluation.record import append_jsonl, drop_cut_line, read_jsonl
 from lit_align.evaluation.respond import progress
 from lit_align.files import at_home
 
@@ -295,51 +295,6 @@ class EndpointJudge(Judge):
         where = self.endpoint.shown_url
         tries = f" after {attempt + 1} tries" if attempt else ""
         return f"the judge {self.model} at {where} failed{tries}: {'' if status is None else f'{status}: '}{text}"
-
-
-@dataclass(frozen=True)
-class Question:
-    """Everything that an answer depends on."""
-
-    model: str
-    endpoint: str
-    text: str
-    options: str
-
-    @property
-    def digest(self) -> str:
-        """A key for the cache."""
-        parts = "\0".join((self.model, self.endpoint, self.text, self.options))
-        return hashlib.sha256(parts.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-@dataclass
-class AnswerCache:
-    """Answers of a judge by question, kept in a file of JSON lines.
-
-    Args:
-        path: of the file; None keeps them in memory alone.
-    """
-
-    path: Path | None
-    _answers: dict[str, str] = field(default_factory=dict, init=False)
-    _lock: Any = field(default_factory=threading.Lock, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.path is not None:
-            drop_cut_line(self.path)
-            self._answers = {str(row["question"]): str(row["answer"]) for row in read_jsonl(self.path)}
-
-    def get(self, question: Question) -> str | None:
-        """Return the answer to a question; None if it has not been asked."""
-        return self._answers.get(question.digest)
-
-    def put(self, question: Question, answer: str) -> None:
-        """Keep an answer."""
-        with self._lock:
-            self._answers[question.digest] = answer
-            if self.path is not None:
-                append_jsonl(self.path, [{"question": question.digest, "model": question.model, "answer": answer}])
 
 
 def _read_key(variable: str, base_url: str | None) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +18,15 @@ from lit_align.evaluation.intervals import PromptCells, as_cells, bootstrap, boo
 from lit_align.evaluation.judges import Judge
 from lit_align.evaluation.policy_measures import PolicyRow
 from lit_align.evaluation.prompts import EvaluationPrompt
-from lit_align.evaluation.record import UNFINISHED, MetricEstimate, RowFile, content_digest
+from lit_align.evaluation.record import (
+    UNFINISHED,
+    MetricEstimate,
+    RowFile,
+    append_jsonl,
+    content_digest,
+    drop_cut_line,
+    read_jsonl,
+)
 from lit_align.evaluation.respond import EvaluationResponse, progress
 from lit_align.evaluation.win_rates import comparison, length_agreement, outcome_metrics
 from lit_align.statistics import pearson_correlation
@@ -92,6 +102,51 @@ class KeptJudge:
 
     def _ask(self, prompts: Sequence[EvaluationPrompt], *texts: Sequence[str]) -> list[float]:
         return (self.judge.scores if len(texts) == 1 else self.judge.comparisons)(prompts, *texts)
+
+
+@dataclass(frozen=True)
+class Question:
+    """Everything that an answer depends on."""
+
+    model: str
+    endpoint: str
+    text: str
+    options: str
+
+    @property
+    def digest(self) -> str:
+        """A key for the cache."""
+        parts = "\0".join((self.model, self.endpoint, self.text, self.options))
+        return hashlib.sha256(parts.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@dataclass
+class AnswerCache:
+    """Answers of a judge by question, kept in a file of JSON lines.
+
+    Args:
+        path: of the file; None keeps them in memory alone.
+    """
+
+    path: Path | None
+    _answers: dict[str, str] = field(default_factory=dict, init=False)
+    _lock: Any = field(default_factory=threading.Lock, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.path is not None:
+            drop_cut_line(self.path)
+            self._answers = {str(row["question"]): str(row["answer"]) for row in read_jsonl(self.path)}
+
+    def get(self, question: Question) -> str | None:
+        """Return the answer to a question; None if it has not been asked."""
+        return self._answers.get(question.digest)
+
+    def put(self, question: Question, answer: str) -> None:
+        """Keep an answer."""
+        with self._lock:
+            self._answers[question.digest] = answer
+            if self.path is not None:
+                append_jsonl(self.path, [{"question": question.digest, "model": question.model, "answer": answer}])
 
 
 def drop_unfinished(folder: Path) -> None:

@@ -237,12 +237,7 @@ def _batches(order: Sequence[int], widths: Sequence[int], most: int) -> Iterator
 
 @torch.no_grad()
 def _log_ratios(readers: Sequence[LogProbReader], batch: PairBatch) -> tuple[Tensor, Tensor]:
-    """Return the sums of the log-ratios of both responses, [pair, side], and the numbers of their scored tokens.
-
-    Args:
-        readers: of the policy, and of the reference if there is one.
-        batch: the pairs.
-    """
+    """Return the sums of the log-ratios of both responses, [pair, side], and the numbers of their scored tokens."""
     sums, *reference = (reader(batch).policy.double().sum(-1) for reader in readers)
     return sums - sum(reference), batch.lengths
 
@@ -263,12 +258,7 @@ def _gap(pair: PreferencePair) -> float | None:
 def pair_metrics(
     margins: Sequence[PairMargin], by: str | None = None, count: int = RESAMPLES
 ) -> dict[str, MetricEstimate]:
-    """Return accuracies, by length bucket and group, and correlations with score gaps.
-
-    Args:
-        margins: of the pairs.
-        by: what the groups are called.
-        count: draws of the bootstrap, which draws prompts.
+    """Return accuracies, by length bucket and group, and correlations with score gaps; the bootstrap draws prompts.
 
     Returns:
         Name → number; empty without pairs, as where all are too long for a model.

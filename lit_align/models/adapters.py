@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedModel
 
+from lit_align.errors import check_range
 from lit_align.files import adapter_base, at_home, refuse_second_adapter
 from lit_align.models.sharding import weights_wanted
 
@@ -44,10 +45,8 @@ class LoRA:
     targets: str | list[str] = "all-linear"
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"LoRA: rank is {self.rank}; expected 1 or more")
-        if self.alpha < 1:
-            raise ValueError(f"LoRA: alpha is {self.alpha}; expected 1 or more")
+        check_range("LoRA: rank", self.rank, 1)
+        check_range("LoRA: alpha", self.alpha, 1)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"LoRA: dropout is {self.dropout}; expected 0 <= dropout < 1")
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from typing_extensions import override
 
+from lit_align.errors import check_range
 from lit_align.models.sharding import unsharded
 
 
@@ -38,8 +39,7 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"Sampling: max_new_tokens is {self.max_new_tokens}; expected 1 or more")
+        check_range("Sampling: max_new_tokens", self.max_new_tokens, 1)
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ValueError(f"Sampling: temperature is {self.temperature}; expected a finite number, 0 or more")
         if not 0 < self.top_p <= 1:
@@ -115,8 +115,7 @@ class CachedGenerator(Generator):
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"CachedGenerator: batch_size is {self.batch_size}; expected 1 or more")
+        check_range("CachedGenerator: batch_size", self.batch_size, 1)
 
     @override
     def __call__(
@@ -241,10 +240,8 @@ def model_stop_tokens(model: Any) -> set[int]:
 
 
 def _config(sampling: Sampling, pad_token: int, **options: Any) -> GenerationConfig:
-    build: Any = GenerationConfig
     settings = {"max_new_tokens": sampling.max_new_tokens, "pad_token_id": pad_token, "do_sample": False, **options}
-    config: GenerationConfig = build(**settings)
-    return config
+    return GenerationConfig(**settings)
 
 
 PROBED_STEPS = 3

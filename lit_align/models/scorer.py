@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lit_align.errors import check_range
 from lit_align.models.loading import Loading
 from lit_align.models.logps.scores import ReadScores, ScoreReader
 from lit_align.models.score_model import ScoreModel, load_score_model
@@ -118,8 +119,7 @@ class RewardModel(Scorer):
     """
 
     def __init__(self, path: str, loading: Loading = Loading(), batch_size: int = 64) -> None:
-        if batch_size < 1:
-            raise ValueError(f"RewardModel: batch_size is {batch_size}; expected 1 or more")
+        check_range("RewardModel: batch_size", batch_size, 1)
         self.path = path
         self.loading = loading
         self.batch_size = batch_size

@@ -21,7 +21,7 @@ from lit_align.models.narrow import evaluating
 from lit_align.models.reference.base import Reference
 from lit_align.models.score_model import ScoreModel
 from lit_align.objectives.base import Objective
-from lit_align.types import PairBatch, PairLogProbs, PairScores, PairSeed, PairTokens, RolloutTokens
+from lit_align.types import PairBatch, PairLogProbs, PairScores, PairSeed, PairTokens, RolloutTokens, map_tensors
 
 
 class LogProbReaders:
@@ -81,7 +81,7 @@ class LogProbReaders:
             reader.use(*self._chosen[architecture])
         else:
             with torch.inference_mode(False):
-                choice = choose_layout(reader, batch.copied())
+                choice = choose_layout(reader, map_tensors(batch, torch.clone))
             for line in choice.warnings:
                 if line not in self._warned:
                     rank_zero_warn(f"model.forward_pass: {line}")

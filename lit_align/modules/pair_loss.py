@@ -39,7 +39,7 @@ class PairLoss:
         return LogProbs(self.state.objective, self.policy, self.reference, self.readers)
 
     def log_probs(self, batch: PairBatch) -> PairLogProbs:
-        """Compute the log-probabilities of both sides under policy and reference, and what else the objective needs."""
+        """Compute the log-probabilities of both sides under policy and reference, and what the objective needs."""
         return self.reader(batch, self.pair_seed(batch), self.state.values)
 
     def __call__(self, batch: PairBatch) -> LossOutput:

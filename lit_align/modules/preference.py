@@ -138,7 +138,7 @@ class LitPreference(LitPolicy):
         return cache.backward(batches, outputs, self.trainer.world_size)
 
     def log_probs(self, batch: PairBatch) -> PairLogProbs:
-        """Compute the log-probabilities of both sides under policy and reference, and what else the objective needs."""
+        """Compute the log-probabilities of both sides under policy and reference, and what the objective needs."""
         return self.pair_loss.log_probs(batch)
 
     @override

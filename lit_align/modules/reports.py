@@ -43,7 +43,7 @@ def warn_of_rounding(key: str, loading: Loading) -> None:
 
 
 def report(module: LightningModule, stage: str, values: Mapping[str, Tensor], step: int) -> None:
-    """Make values available to callbacks, and write them to the loggers of rank zero. They must be equal on all ranks."""
+    """Give values, which must be equal on all ranks, to the callbacks and to the loggers of rank zero."""
     named = {f"{stage}/{name}": value for name, value in values.items()}
     shown = {name: value.float() for name, value in named.items()}
     if stage == "train":  # equivalent to `log_dict`, without its bookkeeping of epoch means

@@ -59,7 +59,7 @@ def shared_options(arguments: Sequence[str], folder: Path, share_reference: bool
 
 
 def preparation_group(arguments: Sequence[str]) -> str:
-    """Return a key that is the same for runs that have their data and their reference's log-probabilities in common."""
+    """Return a key that is the same for runs with the same data and log-probabilities of the reference."""
     settings: dict[str, Any] = {}
     for setting in read_settings(["fit", *arguments]):
         settings |= flatten({setting.key: setting.value})

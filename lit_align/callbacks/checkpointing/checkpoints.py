@@ -37,6 +37,7 @@ from lit_align.compat.lightning import (
     validation_follows,
     writes_files,
 )
+from lit_align.errors import check_range
 from lit_align.modules.step_totals import check_weights
 
 INTERRUPTED = "interrupt.ckpt"
@@ -147,8 +148,7 @@ class Checkpoints(StepCheckpoint):
     """
 
     def __init__(self, every_n_steps: int = 500, keep: int = 2) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"Checkpoints: every_n_steps is {every_n_steps}; expected 1 or more")
+        check_range("Checkpoints: every_n_steps", every_n_steps, 1)
         if keep < 1 and keep != -1:
             raise ValueError(f"Checkpoints: keep is {keep}; expected 1 or more, or -1 for all")
         super().__init__(

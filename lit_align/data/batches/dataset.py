@@ -156,7 +156,7 @@ _LOST = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
 
 
 def lost_batches(error: BaseException, datasets: Mapping[str, PairDataset], splits: Mapping[str, Split]) -> str:
-    """Name the batches of worker processes that were ended from outside; empty if an error says nothing of the kind."""
+    """Name the batches of worker processes that were ended from outside; empty if an error is of another kind."""
     named = _LOST.search(str(error))
     processes = [] if named is None else [int(number) for number in named[1].split(",")]
     batches = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 from jinja2 import TemplateError
@@ -16,16 +17,8 @@ from lit_align.errors import DataError, shown
 
 _LONGEST_TEMPLATE, _LARGEST_GROWTH = 100_000, 20
 """Characters that a template may write by itself, and for each character of the messages."""
-_TEMPLATE_ERRORS = (
-    TemplateError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    KeyError,
-    OverflowError,
-    MemoryError,
-    RecursionError,
-)
+_DATA_ERRORS = (ValueError, TypeError, AttributeError, KeyError, OverflowError)
+_TEMPLATE_ERRORS = (TemplateError, MemoryError, RecursionError, *_DATA_ERRORS)
 
 
 @dataclass(frozen=True)
@@ -176,3 +169,18 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _texts(item)
+
+
+def read_date(text: str | None) -> date | None:
+    """Read ``data.template_date``.
+
+    Raises:
+        ValueError: the text is no date.
+
+    >>> read_date("2024-07-26")
+    datetime.date(2024, 7, 26)
+    """
+    try:
+        return None if text is None else date.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"data.template_date is {shown(text)}; expected a date such as 2024-07-26") from None

@@ -76,21 +76,6 @@ def read_template(path: str) -> str:
     return text
 
 
-def read_date(text: str | None) -> date | None:
-    """Read ``data.template_date``.
-
-    Raises:
-        ValueError: the text is no date.
-
-    >>> read_date("2024-07-26")
-    datetime.date(2024, 7, 26)
-    """
-    try:
-        return None if text is None else date.fromisoformat(text)
-    except ValueError:
-        raise ValueError(f"data.template_date is {shown(text)}; expected a date such as 2024-07-26") from None
-
-
 class _Generation(Extension):
     """Accept the tag with which other trainers mark the assistant's turns; it produces no text."""
 
@@ -245,14 +230,9 @@ class Encoder:
     def _encode(self, texts: list[str], template: bool) -> list[list[int]]:
         if not texts:
             return []
-        encoded: list[list[int]] = self.tokenizer(
-            texts,
-            add_special_tokens=False,
-            split_special_tokens=not template,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
+        off = ("add_special_tokens", "return_attention_mask", "return_token_type_ids", "verbose")
+        options = {**dict.fromkeys(off, False), "split_special_tokens": not template}
+        encoded: list[list[int]] = self.tokenizer(texts, **options)["input_ids"]
         if not template:
             for number, ids in enumerate(encoded):
                 if not self.control_ids.isdisjoint(ids):

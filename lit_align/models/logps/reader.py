@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lit_align.compat.transformers import attention_name
+from lit_align.errors import check_range
 from lit_align.models.lm_head.patch import base_of
 from lit_align.models.logps.attention import NAME, original_attention, stands_in_for
 from lit_align.models.logps.inputs import PACKED_ATTENTION, Attention, ModelInputs, packed, padded
@@ -63,8 +64,7 @@ class ForwardPass:
         if self.tile_mb is not None and not self.tile_mb > 0:
             raise ValueError(f"ForwardPass: tile_mb is {self.tile_mb}; expected a size above 0")
         for name in ("row_tokens", "tokens_at_once"):
-            if (getattr(self, name) or 0) < 0:
-                raise ValueError(f"ForwardPass: {name} is {getattr(self, name)}; expected 0 or more")
+            check_range(f"ForwardPass: {name}", getattr(self, name), 0)
 
     def tile_megabytes(self, device: torch.device) -> float:
         """Return the megabytes of a tile of logits on a device.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from typing_extensions import override
 
+from lit_align.errors import check_range
 from lit_align.models.loading import Loading, load_causal_lm
 from lit_align.models.logps.plain import response_log_probs
 from lit_align.models.narrow import evaluating, narrow_weights
@@ -206,8 +207,7 @@ class MovingReference(ModelReference):
     """
 
     def __init__(self, every: int = 512, mixing: float = 0.6) -> None:
-        if every < 1:
-            raise ValueError(f"MovingReference: every is {every}; expected 1 or more")
+        check_range("MovingReference: every", every, 1)
         if not 0 < mixing <= 1:
             raise ValueError(f"MovingReference: mixing is {mixing}; expected 0 < mixing <= 1")
         self.every = every

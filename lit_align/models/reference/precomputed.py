@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from lit_align.compat.transformers import attention_name
+from lit_align.errors import check_range
 from lit_align.files import at_home, code_digest, user_cache
 from lit_align.models.adapters import has_saved_adapter
 from lit_align.models.loading import Loading
@@ -57,8 +58,7 @@ class Precomputed(Reference):
     def __init__(
         self, path: str | None = None, loading: Loading = Loading(), cache: str = AUTO, checked_rows: int = 8
     ) -> None:
-        if checked_rows < 0:
-            raise ValueError(f"Precomputed: checked_rows is {checked_rows}; expected 0 or more")
+        check_range("Precomputed: checked_rows", checked_rows, 0)
         check_loading("Precomputed", path, loading)
         self.path = path
         self.loading = loading

@@ -8,6 +8,7 @@ from typing import final
 from lightning.pytorch import Trainer
 
 from lit_align.data import PreferenceData
+from lit_align.errors import check_range
 from lit_align.models import ForwardPass, Loading
 from lit_align.models.generation import Sampling
 from lit_align.models.loading import read_config
@@ -37,8 +38,7 @@ class OnlineSettings:
 
     def __post_init__(self) -> None:
         for field in fields(self)[2:]:
-            if getattr(self, field.name) < 1:
-                raise ValueError(f"model.{field.name} is {getattr(self, field.name)}; expected 1 or more")
+            check_range(f"model.{field.name}", getattr(self, field.name), 1)
         for name in ("responses", "eval_responses"):
             if getattr(self, name) < self.needs.responses:
                 raise ValueError(
