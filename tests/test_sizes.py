@@ -37,4 +37,4 @@ def test_files_can_be_read_at_once() -> None:
         path.relative_to(PACKAGE).as_posix(): len(path.read_text("utf-8").splitlines())
         for path in PACKAGE.rglob("*.py")
     }
-    assert {file: count for file, count in lines.items() if count > 350 and file not in LISTS} == {}
+    assert {file: count for file, count in lines.items() if count > 400 and file not in LISTS} == {}
