@@ -31,12 +31,13 @@ def import_trusted(name: str, setting: str) -> Any:
     if not _is_trusted(module):
         raise ValueError(_refusal(name, setting))
     try:
-        found = getattr(import_module(module), function)
+        target = getattr(import_module(module), function)
     except (ModuleNotFoundError, AttributeError) as error:
         raise ValueError(f"{setting}: {shown(name)} cannot be imported: {error}; expected module.function") from error
-    if not _is_trusted(getattr(found, "__module__", None) or type(found).__module__):  # a name that is imported there
+    # the module may have imported the name from another one
+    if not _is_trusted(getattr(target, "__module__", None) or type(target).__module__):
         raise ValueError(_refusal(name, setting))
-    return found
+    return target
 
 
 def _is_trusted(module: str) -> bool:

@@ -136,8 +136,8 @@ def read_configuration(config: str) -> tuple[dict[Any, Any], str]:
     if settings is None:
         raise ValueError(f"{name} is empty; expected keys, such as model, data and trainer")
     if not isinstance(settings, dict):
-        found = "a list" if isinstance(settings, list) else shown(settings)
-        raise ValueError(f"{name} holds {found}; expected keys, such as model, data and trainer")
+        content = "a list" if isinstance(settings, list) else shown(settings)
+        raise ValueError(f"{name} holds {content}; expected keys, such as model, data and trainer")
     return settings, "" if is_inline else name
 
 

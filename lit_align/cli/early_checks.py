@@ -147,13 +147,13 @@ class Checker:
         """Read the name of a class, a preset or a function."""
         choices = [choices_of(base) for base in bases_of(parameter)]
         short = name.rpartition(".")[2]
-        found = next((known[short] for known in choices if short in known), None)
+        definition = next((known[short] for known in choices if short in known), None)
         if "." in name and not name.startswith(ALLOWED_IMPORTS):
-            found = None
+            definition = None
             self._check_import(key, name)
-        elif "." not in name and found is None and self._is_closed(parameter) and not Path(name).exists():
+        elif "." not in name and definition is None and self._is_closed(parameter) and not Path(name).exists():
             self._mistake(f"{key} is {shown(name)}{suggest_name(key, name, parameter, self.task)}")
-        self._put(key, ChosenClass(found))
+        self._put(key, ChosenClass(definition))
 
     def _put(self, key: str, choice: ChosenClass) -> None:
         """Set the class of a key; an option of the same class stays, as the parser keeps it."""
@@ -269,8 +269,8 @@ class Checker:
 @cache
 def stated_ranges() -> tuple[tuple[str, float, float], ...]:
     """Return key, smallest and largest value of the numbers that the data's constructors check by ``check_range``."""
-    found = (match for module in modules_of("lit_align.data") for match in _RANGE.findall(source_text(module)))
-    return tuple((key, int(low), int(high) if high else math.inf) for key, low, high in found)
+    matches = (match for module in modules_of("lit_align.data") for match in _RANGE.findall(source_text(module)))
+    return tuple((key, int(low), int(high) if high else math.inf) for key, low, high in matches)
 
 
 def _parents(key: str) -> Iterator[str]:

@@ -245,9 +245,9 @@ def margin_figures(runs: Sequence[Run]) -> list[PlotlyFigure]:
     for bucket in buckets:
         traces = []
         for number, run in known:
-            found = run.margins["buckets"].get(bucket)
-            if found and found["pairs"]:
-                traces.append(_steps(run, run.margins["edges"], found, number))
+            counts = run.margins["buckets"].get(bucket)
+            if counts and counts["pairs"]:
+                traces.append(_steps(run, run.margins["edges"], counts, number))
         if traces:
             figures.append(
                 PlotlyFigure(

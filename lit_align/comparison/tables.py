@@ -243,8 +243,8 @@ def margins_table(runs: Sequence[Run]) -> ComparisonTable | None:
     for bucket in buckets:
         cells = []
         for run in known:
-            found = run.margins["buckets"].get(bucket, {"pairs": 0})
-            cells.append(_bucket_text(found))
+            counts = run.margins["buckets"].get(bucket, {"pairs": 0})
+            cells.append(_bucket_text(counts))
         rows.append((bucket.replace("_", " "), *cells))
     note = "Share of the pairs whose chosen response has the higher reward, Wilson’s 95 % interval, and the pairs."
     return ComparisonTable(

@@ -74,8 +74,8 @@ class JudgeScore(Scorer):
             raise ScoreError(str(error)) from error
         wins = [[[0.5] * count for _ in range(count)] for _ in starts]
         for (first, second), verdict in zip(pairs, verdicts, strict=True):
-            group, one, other = first // count, first % count, second % count
-            wins[group][one][other], wins[group][other][one] = verdict, 1 - verdict
+            group, own, other = first // count, first % count, second % count
+            wins[group][own][other], wins[group][other][own] = verdict, 1 - verdict
         return wins
 
 

@@ -32,9 +32,9 @@ class NonFiniteError(RuntimeError):
     def __init__(self, step: int, rank: int, norm: float, rows: list[int], names: Sequence[str] = ()) -> None:
         self.step, self.rank, self.norm, self.rows = step, rank, norm, rows
         shown = ", ".join((names or [str(row) for row in rows])[:10])
-        found = f"the loss is not finite of rows {shown}" if rows else "every loss of this process is finite"
+        report = f"the loss is not finite of rows {shown}" if rows else "every loss of this process is finite"
         super().__init__(
-            f"step {step + 1}, rank {rank}: gradient norm is {norm}; {found}. The weights are unchanged: see the "
+            f"step {step + 1}, rank {rank}: gradient norm is {norm}; {report}. The weights are unchanged: see the "
             "rows, lower the learning rate, or clip (trainer.gradient_clip_val)"
         )
 
@@ -53,9 +53,9 @@ class NonFiniteWeightsError(RuntimeError):
         self.step, self.rank, self.name = step, rank, name
 
     def __str__(self) -> str:
-        found = "every weight of this process is finite" if self.name is None else f"weight {self.name} is not finite"
+        report = "every weight of this process is finite" if self.name is None else f"weight {self.name} is not finite"
         return (
-            f"step {self.step}, rank {self.rank}: {found} after the optimizer step. Nothing was saved after it, "
+            f"step {self.step}, rank {self.rank}: {report} after the optimizer step. Nothing was saved after it, "
             "and the existing checkpoints are good: lower the learning rate, or clip (trainer.gradient_clip_val)"
         )
 

@@ -120,6 +120,6 @@ def copies(quota: int, count: int, seed: int) -> NDArray[np.uint16]:
     """
     times = np.full(count, quota // count if count else 0, dtype=np.uint16)
     generator = torch.Generator().manual_seed(seed % 2**63)
-    drawn = torch.randperm(count, generator=generator)[: quota % count if count else 0]
-    times[drawn.numpy()] += 1
+    chosen = torch.randperm(count, generator=generator)[: quota % count if count else 0]
+    times[chosen.numpy()] += 1
     return times

@@ -91,10 +91,10 @@ def encode_continuations(encoder: Encoder, rows: Sequence[Continuation]) -> list
                 cuts.append(cut)
     merged: set[int] = set()
     lost: set[int] = set()
-    for cut, found in zip(cuts, _continue(encoder, rows, cuts), strict=True):
-        ids[cut.row][cut.segment] = found or []
-        merged.update({cut.row} if found != cut.tail else ())
-        lost.update({cut.row} if found is None else ())
+    for cut, rest in zip(cuts, _continue(encoder, rows, cuts), strict=True):
+        ids[cut.row][cut.segment] = rest or []
+        merged.update({cut.row} if rest != cut.tail else ())
+        lost.update({cut.row} if rest is None else ())
     return [EncodedContinuation(tuple(parts), row in merged, row in lost) for row, parts in enumerate(ids)]
 
 

@@ -197,4 +197,4 @@ def _split_closing(prompt: Ids, head: Ids, count: int) -> tuple[Ids, Ids]:
 def _shared(first: Ids, second: Ids) -> int:
     """Return the number of ids that two lists have in common at their start."""
     pairs: Iterator[tuple[int, int]] = zip(first, second, strict=False)
-    return next((place for place, (one, other) in enumerate(pairs) if one != other), min(len(first), len(second)))
+    return next((place for place, (own, other) in enumerate(pairs) if own != other), min(len(first), len(second)))

@@ -165,8 +165,8 @@ class Encoder:
     def _continuation(self, text: str) -> list[int]:
         """Encode data that stands behind a control token, where the tokenizer puts nothing in front of it."""
         pieces = (Piece(text),)
-        found = (ids for context in CONTEXTS if (ids := self.after(context, [pieces])[0]) is not None)
-        return next(found, None) or self([pieces])[0]
+        known = (ids for context in CONTEXTS if (ids := self.after(context, [pieces])[0]) is not None)
+        return next(known, None) or self([pieces])[0]
 
     def _sections(self, text: Pieces) -> tuple[_Section, ...]:
         """Split a text at control tokens of the template, around each stretch in which data spells one.
@@ -214,8 +214,8 @@ class Encoder:
     @cached_property
     def keeps_blanks(self) -> bool:
         """Whether several blanks are different from one."""
-        one, two = self._encode(["a a", "a  a"], template=False)
-        return one != two
+        single, double = self._encode(["a a", "a  a"], template=False)
+        return single != double
 
     @cached_property
     def _added_tokens(self) -> Mapping[str, AddedToken]:
