@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif arguments[0] in COMMANDS:
         module, _ = COMMANDS[arguments[0]]
         if arguments[0] == "plan" or module == "lit_align.cli.run":
-            import_module("lit_align.cli.early").answer_early(arguments, COMMANDS[arguments[0]][1])
+            import_module("lit_align.cli.help").answer_early(arguments, COMMANDS[arguments[0]][1])
         # LightningCLI parses its own subcommands, so it needs the command as well
         import_module(module).main(arguments if module == "lit_align.cli.run" else arguments[1:])
     else:

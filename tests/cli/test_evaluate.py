@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_align.cli.evaluate_options import evaluate_parser
+from lit_align.cli.evaluate import evaluate_parser
 from lit_align.cli.evaluation_run import ModelLoader
 from lit_align.evaluation.record import read_evaluation
 from tests.runner import BASE, SHORT, lit_align, ok
