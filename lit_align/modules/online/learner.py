@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
 
 import torch
 from lightning.pytorch import Trainer
@@ -20,9 +19,10 @@ from lit_align.online.objective import OnlineNeeds
 from lit_align.types import PairBatch
 
 
-class Accumulator(Protocol):
+class Accumulator(ABC):
     """Accumulates the gradient of the summed loss of some prompts of a rollout."""
 
+    @abstractmethod
     def __call__(self, prompts: Sequence[int], most: int, backward: Callable[[Tensor], None]) -> None:
         """Call ``backward`` once for each micro-batch; every process must call this together.
 

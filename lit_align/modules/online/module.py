@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -223,12 +222,10 @@ class LitOnline(LitPolicy):
 
     @override
     def training_step(self, batch: PairBatch, batch_idx: int) -> None:
-        start = self.global_step
         responses = self.sample_rollout(batch, "train", self.settings.responses, self.current_epoch)
         accumulate = self._accumulator(responses, batch)
-        for places, most in self._minibatches(batch, batch_idx):
-            self._take_step(accumulate, places, most)
-        self._report_training(start)
+        for places, most in self._steps(batch, batch_idx):
+            accumulate(places, most, lambda loss: self.manual_backward(loss * self.trainer.world_size))
 
     def _accumulator(self, responses: RolloutBatch, batch: PairBatch) -> Accumulator:
         """Add a rollout to metrics and totals, and return what accumulates the gradient of its prompts."""
@@ -237,28 +234,32 @@ class LitOnline(LitPolicy):
         self.step_totals.add_tokens(responses.batch)
         return self.learner.accumulator(self, self.value_model, responses, batch)
 
-    def _minibatches(self, batch: PairBatch, batch_idx: int) -> Iterator[tuple[list[int], int]]:
-        """Return the places of this process's prompts in each step, and the largest number of any process."""
+    def _steps(self, batch: PairBatch, batch_idx: int) -> Iterator[tuple[list[int], int]]:
+        """Take the optimizer steps on a rollout, each when the gradient of what is yielded for it is accumulated.
+
+        Yields:
+            The places of this process's prompts in the step, and the largest number of prompts of any process.
+        """
+        optimizer: Any = self.optimizers()
+        scheduler: Any = self.lr_schedulers()
+        start, run_seed = self.global_step, run_data(self.trainer).seed
         prompts = int(total_over_ranks((batch.weight > 0).sum(), self.trainer.strategy))
         minibatches = Minibatches(prompts, self.settings.minibatches, self.global_rank, self.trainer.world_size)
-        run_seed, epoch = run_data(self.trainer).seed, self.current_epoch
-        seeds = (mix_seed(run_seed, epoch, batch_idx, number) for number in range(self.settings.epochs))
-        return chain.from_iterable(zip(minibatches.local(seed), minibatches.most(seed), strict=True) for seed in seeds)
+        for number in range(self.settings.epochs):
+            seed = mix_seed(run_seed, self.current_epoch, batch_idx, number)
+            for step in zip(minibatches.local(seed), minibatches.most(seed), strict=True):
+                optimizer.zero_grad()
+                yield step
+                optimizer.step()  # calls `on_before_optimizer_step`
+                optimizer.zero_grad()  # frees the gradients' memory while the next responses are sampled
+                self.after_step(self.global_step)
+                scheduler.step()
+        self._report_training(start, optimizer)
 
     @override
     def after_step(self, step: int) -> None:
         super().after_step(step)
         self.learner.after_step(self._step_weight, self.trainer)
-
-    def _take_step(self, accumulate: Accumulator, places: list[int], most: int) -> None:
-        optimizer: Any = self.optimizers()
-        optimizer.zero_grad()
-        accumulate(places, most, lambda loss: self.manual_backward(loss * self.trainer.world_size))
-        optimizer.step()  # calls `on_before_optimizer_step`
-        optimizer.zero_grad()  # frees the gradients' memory while the next responses are sampled
-        self.after_step(self.global_step)
-        scheduler: Any = self.lr_schedulers()
-        scheduler.step()
 
     @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -273,12 +274,11 @@ class LitOnline(LitPolicy):
         self.train_matching.reset()
         return values | self.learner.training_values()
 
-    def _report_training(self, start: int) -> None:
+    def _report_training(self, start: int, optimizer: Any) -> None:
         """Report after a rollout in which ``log_every_n_steps`` was passed, and after the last one."""
         trainer: Any = self.trainer
         every, step = trainer.log_every_n_steps, self.global_step
         if (every and start // every != step // every) or step >= self._last_step:
-            optimizer: Any = self.optimizers()
             report(self, "train", self.training_values(optimizer.param_groups[0]["lr"]), step)
 
     @override

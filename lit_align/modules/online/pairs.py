@@ -21,7 +21,7 @@ from lit_align.modules.base import LitPolicy
 from lit_align.modules.global_batch import Evaluation
 from lit_align.modules.grad_cache import GradCache, reduce_number
 from lit_align.modules.objective_state import ObjectiveState
-from lit_align.modules.online.learner import Learner
+from lit_align.modules.online.learner import Accumulator, Learner
 from lit_align.modules.online.rollout import RolloutBatch
 from lit_align.modules.pair_loss import PairLoss
 from lit_align.modules.step_totals import run_data
@@ -304,7 +304,7 @@ class PairMaker:
 
 
 @dataclass(frozen=True)
-class PairAccumulator:
+class PairAccumulator(Accumulator):
     """Accumulates the gradient of the summed loss of a rollout's pairs.
 
     Args:
@@ -319,8 +319,8 @@ class PairAccumulator:
     seed: Callable[[], int]
     record: Callable[[LossOutput, PairBatch], None]
 
+    @override
     def __call__(self, prompts: Sequence[int], most: int, backward: Callable[[Tensor], None]) -> None:
-        """Accumulate the gradient of the pairs of some prompts, zero if no process has any; see `Accumulator`."""
         batches = self.pairs.batches(prompts)
         objective = self.loss.state.objective
         if not batches:

@@ -15,7 +15,7 @@ from lit_align.metrics.rollouts import RolloutMetrics
 from lit_align.models.generation import Sampling
 from lit_align.models.lm_head.patch import sparse_embedding_grad
 from lit_align.modules.base import LitPolicy
-from lit_align.modules.online.learner import Learner
+from lit_align.modules.online.learner import Accumulator, Learner
 from lit_align.modules.online.rollout import RolloutBatch
 from lit_align.online.objective import Experience, OnlineObjective, OnlineOutcome
 from lit_align.online.pairing import BestAgainstWorst, PairLabels, ResponsePairing
@@ -89,7 +89,7 @@ class ResponseLearner(Learner):
 
 
 @dataclass(frozen=True)
-class GradientAccumulator:
+class GradientAccumulator(Accumulator):
     """Accumulates the gradient of the summed loss of some responses of a rollout.
 
     The number of backward passes is the same in every process: one with fewer responses adds a copy of weight 0.
@@ -112,8 +112,8 @@ class GradientAccumulator:
     count: int
     micro_batch: int
 
+    @override
     def __call__(self, prompts: Sequence[int], most: int, backward: Callable[[Tensor], None]) -> None:
-        """Accumulate the gradient of all responses to some prompts; see `Accumulator`."""
         places = [prompt * self.count + number for prompt in prompts for number in range(self.count)]
         for start in range(0, max(1, most * self.count), self.micro_batch):
             rows = places[start : start + self.micro_batch]

@@ -215,7 +215,7 @@ def test_an_update_forms_its_logits_once(rows: Path, tmp_path: Path, monkeypatch
     inner = GradientAccumulator.__call__
 
     def accumulate(self: GradientAccumulator, prompts: Sequence[int], most: int, backward: Any) -> None:
-        policy: Any = self.policy
+        policy: Any = self.module.policy
         with Largest(policy.config.vocab_size) as found:
             inner(self, prompts, most, backward)
         formed.append(found.projected)
