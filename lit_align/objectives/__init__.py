@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lit_align.objectives.averaging import Averaging, DownSampled, LengthPower, Mean, SharedLength, Sum
+from lit_align.objectives.averaging import Averaging, DownSampled, LengthPower, LowConfidence, Mean, SharedLength, Sum
 from lit_align.objectives.base import Needs, Objective
 from lit_align.objectives.batch_level import RankedMargins, RankedResponses
 from lit_align.objectives.combine import OnPolicy, Reweighted, Term, WeightedSum, Weighting
@@ -18,6 +18,7 @@ from lit_align.objectives.contrast import (
     Square,
 )
 from lit_align.objectives.divergence import Alpha, Divergence, ForwardKL, JensenShannon, ReverseKL
+from lit_align.objectives.dynamic_beta import DynamicBeta
 from lit_align.objectives.likelihood import SFT
 from lit_align.objectives.odds import OddsRatio
 from lit_align.objectives.papers import Paper, papers_of
@@ -42,7 +43,7 @@ from lit_align.objectives.refinement import (
     SumOf,
     TargetMargin,
 )
-from lit_align.objectives.regularizer import KL, ConditionalMatching, Entropy, Regularizer
+from lit_align.objectives.regularizer import KL, ClampedKL, ConditionalMatching, Entropy, Regularizer
 from lit_align.objectives.response import Anchor, MismatchedMean, NoAnchor, ResponseObjective, RunningMean
 
 if not TYPE_CHECKING:  # type checkers see the imports; to them a derived list would hide every name

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from lit_align.objectives.base import NO_NEEDS, Needs, Part
 from lit_align.objectives.pair_seed import sample_tokens
-from lit_align.objectives.papers import AVERAGING, LD_DPO, SAMPO, Paper
+from lit_align.objectives.papers import AVERAGING, CONFPO, LD_DPO, SAMPO, Paper
 from lit_align.types import PairMask, PairScores, PairSeed, PairTokens
 
 
@@ -180,6 +180,37 @@ class DownSampled(Averaging):
                 "expected a number for each pair, or an averaging that samples nothing"
             )
         return _exact_sum(values, sample_tokens(mask, mask.sum(-1).amin(-1), pair_seed)).to(values.dtype)
+
+
+@dataclass(frozen=True)
+class LowConfidence(Averaging):
+    """``Σ_{t ∈ S} z_t / |S|``, S being the tokens whose ``e^z`` is below the response's mean of ``e^z``.
+
+    With the policy's log-probabilities as values, as `Entropy` gives them, these are the tokens that the policy is
+    less sure of than of the response on average; they carry most of the gradient. With log-ratios as values the
+    tokens are chosen by their ratio, which is not the paper's method. Which tokens count passes no gradient. Where
+    no token is below the mean, all of them count; the authors' code drops such a pair.
+
+    Not linear: the average of a difference is not the difference of averages, so `RankedMargins` cannot take the
+    reference's share out of it.
+
+    Paper: ConfPO, Yoon et al. 2025, arXiv:2506.08712.
+
+    >>> values = torch.tensor([[[0.9, 0.8, 0.1], [0.5, 0.5, 0.5]]]).log()
+    >>> LowConfidence()(values, torch.ones(1, 2, 3, dtype=torch.bool)).exp()  # the mean is 0.6; all are alike
+    tensor([[0.1000, 0.5000]])
+    """
+
+    source: ClassVar[Paper | None] = CONFPO
+    length_power: ClassVar[float] = 1.0  # the sum is divided by the number of its terms
+
+    @override
+    def __call__(self, values: PairTokens, mask: PairMask, pair_seed: PairSeed | None = None) -> PairScores:
+        exact = values.detach().double().masked_fill(~mask, -torch.inf)
+        mean = exact.logsumexp(-1) - mask.sum(-1).log()
+        below = mask & (exact < mean[..., None])
+        counted = torch.where(below.any(-1, keepdim=True), below, mask)
+        return (_exact_sum(values, counted) / counted.sum(-1)).to(values.dtype)
 
 
 def _exact_sum(values: PairTokens, mask: PairMask) -> Float[Tensor, "pair side"]:

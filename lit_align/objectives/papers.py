@@ -170,6 +170,13 @@ DISCOPOP = Paper(
 DPO_POSITIVE = Paper(
     "Pal et al.", "Smaug: Fixing Failure Modes of Preference Optimisation with DPO-Positive", "2402.13228"
 )
+BETA_DPO = Paper("Wu et al.", "β-DPO: Direct Preference Optimization with Dynamic β", "2407.08639")
+CONFPO = Paper(
+    "Yoon et al.",
+    "ConfPO: Exploiting Policy Model Confidence for Critical Token Selection in Preference Optimization",
+    "2506.08712",
+)
+HUMANLINE = Paper("Liu et al.", "Humanline: Online Alignment as Perceptual Loss", "2509.24207")
 DPO_SHIFT = Paper(
     "Yang et al.", "DPO-Shift: Shifting the Distribution of Direct Preference Optimization", "2502.07599"
 )

@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lit_align.objectives.base import NO_NEEDS, Needs, Part
-from lit_align.objectives.papers import PREFERENCE_MATCHING, Paper
+from lit_align.objectives.papers import HUMANLINE, PREFERENCE_MATCHING, Paper
 
 TokenLogps: TypeAlias = Float[Tensor, "*batch token"]
 """A value per token, of pairs or of rollouts."""
@@ -125,6 +125,34 @@ class ConditionalMatching(Regularizer):
         known = _present(self, reference)
         supported = known.float() > math.log(self.alpha)
         return policy - torch.where(supported, 0.0, known)
+
+
+@dataclass(frozen=True)
+class ClampedKL(Regularizer):
+    """``clamp(lp - ref, low, high)``: the log-ratio of a token counts between two limits, and beyond them not at all.
+
+    A token whose log-ratio has left the limits gets no gradient any more, as in the clipping of PPO and GRPO.
+
+    Paper: Humanline, Liu et al. 2025, arXiv:2509.24207, where the limits are log ε_P and log ε_R and the reference
+    follows the policy every few steps (`MovingReference`).
+
+    Args:
+        low: the least log-ratio of a token that counts, in nats, 0 or less.
+        high: the largest, 0 or more.
+
+    >>> ClampedKL(-0.5, 1.5)(torch.tensor([-0.5, -3.0]), torch.tensor([-1.5, -0.5]))  # 1, and -2.5 cut off
+    tensor([ 1.0000, -0.5000])
+    """
+
+    low: float = -1.5
+    high: float = 1.5
+    source: ClassVar[Paper | None] = HUMANLINE
+    matches_preferences: ClassVar[bool] = False
+    ranges: ClassVar[Mapping[str, str]] = {"low": "(-inf, 0]", "high": "[0, inf)"}
+
+    @override
+    def __call__(self, policy: TokenLogps, reference: TokenLogps | None) -> TokenLogps:
+        return (policy - _present(self, reference)).clamp(self.low, self.high)
 
 
 def _present(part: Regularizer, reference: TokenLogps | None) -> TokenLogps:

@@ -15,9 +15,11 @@ from lit_align.objectives import (
     Alpha,
     Anchor,
     Averaging,
+    ClampedKL,
     ConditionalMatching,
     Contrast,
     Divergence,
+    DynamicBeta,
     LengthGap,
     LengthPower,
     Logistic,
@@ -47,7 +49,9 @@ from lit_align.types import PairLogProbs
 
 EXAMPLES: dict[type, dict[str, Any]] = {
     Alpha: {"alpha": 0.5},
+    ClampedKL: {"low": -4.0, "high": 4.0},  # wide enough for random pairs, not for corner cases
     ConditionalMatching: {"alpha": 0.3},
+    DynamicBeta: {"objective": sr_dpo()},
     LengthGap: {"strength": 0.2},
     LengthPower: {"power": 0.5},
     LostLikelihood: {"strength": 0.6},

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_align.objectives import Averaging
+from lit_align.objectives import Averaging, LowConfidence
 from lit_align.objectives.base import NO_NEEDS
 
 from .cases import assert_same, gradient, lengths_to_mask, parts, random_pairs
@@ -149,11 +149,18 @@ LAWS: dict[Callable[[Rule], None], Rule] = {
 }
 """Each law and an objective that violates it."""
 
+EXCEPTIONS = {(is_linear, LowConfidence): "the values decide which tokens count"}
+"""Where a published averaging does not keep a law, and why."""
+
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 @pytest.mark.parametrize("averaging", parts(Averaging), ids=repr)
 def test_law(averaging: Averaging, law: Callable[[Rule], None]) -> None:
-    law(averaging)
+    if (law, type(averaging)) in EXCEPTIONS:
+        with pytest.raises(AssertionError):
+            law(averaging)
+    else:
+        law(averaging)
 
 
 @pytest.mark.parametrize(("law", "wrong"), LAWS.items(), ids=[law.__name__ for law in LAWS])

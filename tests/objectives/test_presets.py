@@ -25,7 +25,9 @@ from lit_align.objectives import (
     averaged_ipo,
     bco,
     bco_unshifted,
+    beta_dpo,
     cdpo,
+    confpo,
     cpo,
     cpo_simpo,
     direct_conditional_preference_matching,
@@ -36,6 +38,7 @@ from lit_align.objectives import (
     dpo_shift,
     exo,
     forward_kl_dpo,
+    humanline_dpo,
     ipo,
     ipo_sum,
     jensen_shannon_dpo,
@@ -84,6 +87,9 @@ GOLDEN: list[tuple[Objective, float, tuple[float, float]]] = [
     (exo(0.1, 0.1), 0.1989718, (-0.0331954, 0.0331954)),  # .1 σ(.7) σ(-.7) (.7 - log 9)
     (discopop(0.1), 0.4965852, (-0.0496584, 0.0496584)),  # e^-.7, up to σ(-14)
     (dpo_shift(0.1, 0.75), 0.4200553, (-0.0342990, 0.0257242)),  # logit .1 (5 + .75 · 2)
+    (beta_dpo(0.1), 0.0346188, (-0.0162646, 0.0162646)),  # β = .1 (1 + .6 (7 - .7)); .478 σ(-3.346)
+    (confpo(2.0, 1.0), 2.1269280, (-0.1761594, 0.0440399)),  # SimPO's: the tokens of a response are alike
+    (humanline_dpo(0.1, -0.04, 1.5), 0.4166367, (-0.0340740, 0.0)),  # logit .1 (5 + 1.6); rejected tokens are beyond
     (simper(), 1.0877949, (-0.0135335, 0.0055783)),  # 1 - e^-2 + e^-1.5; e^-2 / 10, e^-1.5 / 40
     (dpo_positive(0.1, 50.0), 0.4031860, (-0.0331812, 0.0331812)),  # r_w is 5
     (nca(0.1), 1.2601850, (-0.0066311, 0.0225083)),  # .1 (½ σ(.5) - σ(-.5)), .1 ½ σ(-.2)
@@ -118,7 +124,8 @@ def test_golden(objective: Objective, loss: float, slope: tuple[float, float]) -
     state = {"anchor": torch.tensor(1.5), "steps": torch.tensor(1.0)}
     collision = pair.mask * -1.25
     mismatched = replace(pair, policy=pair.policy.detach())
-    outcome = objective(replace(pair, state=state, collision=collision, mismatched=mismatched))
+    pair = replace(pair, collision=collision, mismatched=mismatched, pair_seed=torch.tensor([DRAW]))
+    outcome = objective(replace(pair, state=state))
     assert outcome.loss.item() == pytest.approx(loss, abs=2e-5 if loss > 1 else 1e-6)
     outcome.loss.backward()
     assert policy.grad is not None
@@ -196,6 +203,16 @@ def likelihood(side: Tokens) -> float:
 
 def masked(side: Tokens) -> float:
     return sum(token[0] - (0.0 if token[1] > math.log(0.1) else token[1]) for token in side)
+
+
+def clamped(side: Tokens) -> float:
+    return sum(min(1.5, max(-1.5, token[0] - token[1])) for token in side)
+
+
+def unsure(side: Tokens) -> float:
+    mean = sum(math.exp(token[0]) for token in side) / len(side)
+    low = [token[0] for token in side if math.exp(token[0]) < mean] or [token[0] for token in side]
+    return sum(low) / len(low)
 
 
 def fallen(side: Tokens) -> float:
@@ -285,6 +302,9 @@ FORMULAS: dict[str, Callable[[Tokens, Tokens], float]] = {
     "discopop": lambda c, r: modulated(0.05 * margin(c, r)),
     "dpo_shift": lambda c, r: -log_sigmoid(0.1 * (log_ratio(c) - 0.75 * log_ratio(r))),
     "simper": lambda c, r: 1 - math.exp(-nll(c)) + math.exp(-nll(r)),
+    "beta_dpo": lambda c, r: -log_sigmoid(max(1e-3, 0.1 + 0.06 * 0.9 * margin(c, r)) * margin(c, r)),
+    "confpo": lambda c, r: -log_sigmoid(1.5 * (unsure(c) - unsure(r)) - 1.6),
+    "humanline_dpo": lambda c, r: -log_sigmoid(0.1 * (clamped(c) - clamped(r))),
     "dpo_positive": lambda c, r: -log_sigmoid(0.3 * (margin(c, r) - 50.0 * fallen(c))),
     "nca": lambda c, r: (
         -log_sigmoid(0.01 * log_ratio(c))
@@ -351,8 +371,8 @@ def test_agrees_with_its_formula(name: str, c: Tokens, r: Tokens) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", sorted(set(PRESETS) - {"wpo"})
-)  # a weight moves with the policy and passes no gradient
+    "name", sorted(set(PRESETS) - {"beta_dpo", "wpo"})
+)  # a weight, or β, moves with the policy and passes no gradient
 def test_gradient(name: str) -> None:
     pair_seed = torch.Generator().manual_seed(1)
     policy = -torch.rand(2, 2, 3, dtype=torch.float64, generator=pair_seed)

@@ -6,7 +6,7 @@ tokens and of -60 over 40, log-ratios of 5 and -2.
 
 from __future__ import annotations
 
-from lit_align.objectives.averaging import DownSampled, Mean, SharedLength
+from lit_align.objectives.averaging import DownSampled, LowConfidence, Mean, SharedLength
 from lit_align.objectives.contrast import Logistic
 from lit_align.objectives.divergence import Alpha
 from lit_align.objectives.papers import ALPHA_PO, cite
@@ -123,3 +123,23 @@ def sampo(beta: float = 0.1) -> PreferenceObjective:
     tensor([0.4555])
     """
     return PreferenceObjective(Logistic(beta), averaging=DownSampled())
+
+
+@preset(Group.LENGTH, "`simpo` moves tokens that the policy is sure of anyway")
+def confpo(beta: float = 1.5, gamma: float = 1.6) -> PreferenceObjective:
+    """``-log σ(β m̄ - γ)`` on log-probabilities averaged over the tokens that the policy is not sure of.
+
+    Parts: Logistic, LowConfidence, TargetMargin(γ / β), Entropy. Paper: Yoon et al. 2025, arXiv:2506.08712; the
+    defaults are those of the authors' script for Mistral-7B.
+
+    Args:
+        beta: inverse temperature, tokens / nats.
+        gamma: target margin as it stands inside the sigmoid, after β.
+
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> confpo(beta=2.0, gamma=1.0)(worked_pair()).loss  # all tokens of a response are alike: as SimPO
+    tensor([2.1269])
+    """
+    return PreferenceObjective(
+        Logistic(beta), averaging=LowConfidence(), refinement=TargetMargin(gamma / beta), regularizer=Entropy()
+    )

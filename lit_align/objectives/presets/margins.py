@@ -13,7 +13,7 @@ from lit_align.objectives.papers import CDPO, ODPO, RSO, cite
 from lit_align.objectives.preference import PreferenceObjective
 from lit_align.objectives.presets.registry import Group, preset
 from lit_align.objectives.refinement import LostLikelihood, RejectedShare, SelfRefine
-from lit_align.objectives.regularizer import ConditionalMatching, Entropy
+from lit_align.objectives.regularizer import ClampedKL, ConditionalMatching, Entropy
 
 
 @preset(Group.CONTRAST, "the place to start, and what everything else is compared with")
@@ -275,6 +275,25 @@ def dpo_shift(beta: float = 0.1, share: float = 0.75) -> PreferenceObjective:
     tensor([0.4201])
     """
     return PreferenceObjective(Logistic(beta), refinement=RejectedShare(1 - share))
+
+
+@preset(Group.CONTRAST, "single tokens dominate log-ratios; made for a reference that follows the policy")
+def humanline_dpo(beta: float = 0.1, low: float = -1.5, high: float = 1.5) -> PreferenceObjective:
+    """``-log σ(β m)`` with the log-ratio of each token clamped.
+
+    Parts: Logistic, ClampedKL. Paper: Liu et al. 2025, arXiv:2509.24207, whose reference follows the policy:
+    `MovingReference`. The limits are tuned there; the defaults are a place to start.
+
+    Args:
+        beta: inverse temperature, 1 / nats.
+        low: the least log-ratio of a token that counts, in nats, 0 or less; the paper's log ε_P.
+        high: the largest, 0 or more; the paper's log ε_R.
+
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> humanline_dpo(beta=0.1, low=-0.04, high=0.3)(worked_pair()).loss  # -log σ(0.1 · (10 · 0.3 + 40 · 0.04))
+    tensor([0.4891])
+    """
+    return PreferenceObjective(Logistic(beta), regularizer=ClampedKL(low, high))
 
 
 @preset(Group.SELF_REFINEMENT, "the policy, asked for quality, tells good from bad; costs one more forward pass")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lit_align.objectives.batch_level import RankedMargins, RankedResponses
 from lit_align.objectives.combine import OnPolicy, Reweighted
 from lit_align.objectives.contrast import Logistic
+from lit_align.objectives.dynamic_beta import DynamicBeta
 from lit_align.objectives.pointwise import AnchoredApart
 from lit_align.objectives.presets.margins import dpo
 from lit_align.objectives.presets.registry import Group, preset
@@ -89,3 +90,24 @@ def wpo(beta: float = 0.01) -> Reweighted:
     tensor([0.1483])
     """
     return Reweighted(dpo(beta), OnPolicy())
+
+
+@preset(Group.WIDER, "β is hard to choose and pairs differ in quality; needs large steps")
+def beta_dpo(beta: float = 0.1, sensitivity: float = 0.6, dropped: float = 0.2) -> DynamicBeta:
+    """``-log σ(β' m)`` with ``β' = β (1 + a (mean m - M))``, without the pairs whose margins are unusual.
+
+    Parts: DynamicBeta, `dpo`. Paper: Wu et al. 2024, arXiv:2407.08639; the defaults are those of the authors' example.
+
+    Args:
+        beta: inverse temperature at a usual mean margin, 1 / nats.
+        sensitivity: the paper's α, the change of β / β per nat of mean margin, 0 or more.
+        dropped: share of a step's pairs that is left out, in [0, 1); the paper's ρ.
+
+    >>> from dataclasses import replace
+    >>> import torch
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> pair = replace(worked_pair(), pair_seed=torch.tensor([1]))
+    >>> beta_dpo(beta=0.1, sensitivity=0.0)(pair).loss  # of one pair at a fixed β it is DPO
+    tensor([0.4032])
+    """
+    return DynamicBeta(dpo(beta), sensitivity, dropped)
