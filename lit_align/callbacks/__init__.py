@@ -22,6 +22,7 @@ from lit_align.callbacks.checkpointing.log_truncation import LogTruncation
 from lit_align.callbacks.checkpointing.resume_check import ResumeCheck
 from lit_align.callbacks.evaluation import TrainingEvaluation
 from lit_align.callbacks.export import Export
+from lit_align.callbacks.loggers import run_loggers
 from lit_align.callbacks.monitors import MonitorCheck
 from lit_align.callbacks.precompute import Precompute
 from lit_align.callbacks.run_files import Figures, MetricsFile, Predictions
@@ -55,6 +56,7 @@ __all__ = [
     "Watchdog",
     "first_callbacks",
     "last_callbacks",
+    "run_loggers",
 ]
 
 

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from typing_extensions import override
 
+from lit_align.callbacks.loggers import show_texts
 from lit_align.compat.lightning import writes_files
 from lit_align.data import PreferenceData, SamplePrompt
 from lit_align.interrupts import waiting
@@ -53,13 +54,13 @@ class Samples(Callback):
     """Samples responses before training, after each validation, and at the end.
 
     Writes ``samples/{policy,reference}/...`` to the loggers (length percentiles, end-of-sequence rate, share of
-    distinct texts, mean score if there is one), length histograms and a table of texts to TensorBoard, and every
-    text to ``samples.jsonl``.
+    distinct texts, mean score if there is one), a table of texts to TensorBoard, Weights & Biases and MLflow, length
+    histograms to TensorBoard, and every text to ``samples.jsonl``.
 
     Args:
         count: number of prompts, taken evenly from the validation pairs (the training pairs if there are none);
             0 switches sampling off.
-        show: number of prompts in TensorBoard's table.
+        show: number of prompts in the loggers' table.
         sampling: how responses are sampled.
         score: scores responses, such as ``TestbedScore``.
         batch_size: prompts per batch of generation.
@@ -187,22 +188,19 @@ class Samples(Callback):
             for name, sampled in models.items()
             for key, value in sampled.numbers().items()
         }
+        rows = [
+            [prompt.text, *(_text_and_score(sampled, row) for sampled in models.values())]
+            for row, prompt in enumerate(self._prompts[: self.show])
+        ]
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=step)
+            show_texts(logger, ["prompt", *models], rows, step)
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("samples", self._table(models), step)
                 lengths = torch.tensor(responses.lengths, dtype=torch.float32)
                 logger.experiment.add_histogram("samples/policy/lengths", lengths, step)
         with (Path(trainer.default_root_dir) / "samples.jsonl").open("a", encoding="utf-8") as file:
             for row, prompt in enumerate(self._prompts):
                 file.write(json.dumps(_record(step, prompt, row, models), ensure_ascii=False) + "\n")
-
-    def _table(self, models: dict[str, SampledResponses]) -> str:
-        lines = ["| prompt | " + " | ".join(models) + " |", "|---" * (len(models) + 1) + "|"]
-        for row, prompt in enumerate(self._prompts[: self.show]):
-            texts = [prompt.text, *(_text_and_score(responses, row) for responses in models.values())]
-            lines.append("| " + " | ".join(_escape(text) for text in texts) + " |")
-        return "\n".join(lines)
 
 
 def _data_of(trainer: Trainer) -> PreferenceData:
@@ -221,11 +219,6 @@ def _starts_as_reference(trainer: Trainer, module: LightningModule) -> bool:
 def _text_and_score(responses: SampledResponses, row: int) -> str:
     text = responses.texts[row]
     return f"{text} **[{responses.scores[row]:.2f}]**" if responses.scores else text
-
-
-def _escape(text: str) -> str:
-    """Escape a text so that it stays inside one cell of a Markdown table."""
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\r", "").replace("\n", "<br>")
 
 
 def _record(step: int, prompt: SamplePrompt, row: int, models: dict[str, SampledResponses]) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
+from lit_align.callbacks.loggers import show_figures
 from lit_align.comparison.numbers import training_plane
 from lit_align.comparison.runs import METRICS, Curve, Run, curves_of
 from lit_align.compat.lightning import writes_files
@@ -63,7 +63,8 @@ SHARE_OF_TIME = 0.05
 
 
 class TrainingFigures(Callback):
-    """Draws figures into ``figures/`` of the run's folder, and shows them as images in TensorBoard.
+    """Draws figures into ``figures/`` of the run's folder, and shows them as images in TensorBoard,
+    Weights & Biases and MLflow.
 
     ``curves.png`` has six panels, ``length_score.png`` the way of the samples through the plane of length and score,
     ``margins.png`` the reward margins by length, ``calibration.png`` how often the sides that a policy's rewards
@@ -103,18 +104,9 @@ class TrainingFigures(Callback):
         margins = module.margins if isinstance(module, LitModule) else {}
         draw_training(root / "figures", root.name, curves, margins)
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                _show(logger, root / "figures", trainer.global_step)
+            show_figures(logger, root / "figures", trainer.global_step)
         self._drawn_at = time.monotonic()
         self._seconds = self._drawn_at - start
-
-
-def _show(logger: TensorBoardLogger, folder: Path, step: int) -> None:
-    """Add the PNG files of a folder as images."""
-    from matplotlib.image import imread
-
-    for path in sorted(folder.glob("*.png")):
-        logger.experiment.add_image(f"figures/{path.stem}", imread(path)[..., :3], step, dataformats="HWC")
 
 
 def draw_training(folder: Path, name: str, curves: Mapping[str, Curve], margins: Mapping[str, Any]) -> list[Path]:

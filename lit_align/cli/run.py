@@ -27,6 +27,7 @@ from typing_extensions import override
 
 from lit_align import callbacks
 from lit_align.callbacks.checkpointing.checkpoints import checkpoint_folder
+from lit_align.callbacks.tensorboard import hparams_of
 from lit_align.cli.configuration import check_numbers, read_extensions, read_task
 from lit_align.cli.error_messages import out_of_memory, print_warning, without_foreign_advice
 from lit_align.cli.keys import RUN_KEYS, TRAINER_DEFAULTS
@@ -39,8 +40,8 @@ from lit_align.cli.run_setup import (
     stored_date,
     warn_of_unused_checkpoints,
 )
-from lit_align.cli.settings import DEBUG, check_settings
-from lit_align.compat.jsonargparse import options, subparsers, takes_text
+from lit_align.cli.settings import DEBUG, LOGGERS, check_settings
+from lit_align.compat.jsonargparse import accept_words, options, subparsers, takes_text
 from lit_align.compat.lightning import writes_files
 from lit_align.data import DataError, PreferenceData
 from lit_align.errors import printable
@@ -93,6 +94,9 @@ class SaveConfig(SaveConfigCallback):
         config = self.config.clone()
         config.ckpt_path = None  # which checkpoint this process resumed from does not describe the run
         self.parser.save(config, path, skip_none=False, overwrite=True)
+        settings = yaml.safe_load(path.read_text("utf-8"))
+        for logger in trainer.loggers:
+            logger.log_hyperparams(hparams_of(settings))
 
 
 class Cli(LightningCLI):
@@ -136,6 +140,7 @@ class Cli(LightningCLI):
         parser.add_lightning_class_args(callbacks.TrainingEvaluation, "evaluation")
         parser.add_lightning_class_args(callbacks.Checkpoints, "checkpoints")
         parser.add_lightning_class_args(callbacks.Export, "export")
+        accept_words(parser, "trainer.logger", tuple(LOGGERS))
         parser.link_arguments("model", "data.prompted", compute_fn=_needs_prompted, apply_on="instantiate")
         parser.link_arguments("model", "data.mismatched", compute_fn=_needs_mismatched, apply_on="instantiate")
 
@@ -184,8 +189,7 @@ class Cli(LightningCLI):
         resumes = self.subcommand == "fit"
         resume_check = callbacks.ResumeCheck(settings, config.on_changed_settings, resumes=resumes)
         starts_anew = self._starts_anew(folder, config)
-        if config.trainer.logger is None or config.trainer.logger is True:
-            kwargs["logger"] = [callbacks.RunTensorBoard(folder, settings, starts_anew), callbacks.MetricsFile(folder)]
+        kwargs["logger"] = callbacks.run_loggers(instances.trainer.logger, folder, settings, starts_anew)
         kwargs["plugins"] = [*as_list(instances.trainer.plugins), callbacks.AtomicCheckpointIO(resume_check.compare)]
         kwargs["strategy"] = strategy_of(instances.trainer.strategy)
         kwargs["default_root_dir"] = str(folder)

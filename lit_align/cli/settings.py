@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -12,6 +13,8 @@ ALLOWED_IMPORTS = ("lit_align", "lightning.pytorch", "torch.optim")
 """Packages whose classes a configuration may name."""
 DEBUG = "LIT_ALIGN_DEBUG"
 """Environment variable; if it is set, errors come with their traceback."""
+LOGGERS = {"csv": "lightning", "mlflow": "mlflow", "tensorboard": "tensorboard", "wandb": "wandb"}
+"""Short names of loggers, and the package that each needs."""
 RENAMED_KEYS: dict[str, str] = {}
 """Former dotted key → its name now; an error names the new one."""
 
@@ -31,8 +34,22 @@ def check_settings(config: Namespace, command: str) -> None:
         raise ValueError("trainer.gradient_clip_val has no place in an on-policy run; set model.gradient_clip")
     if config.task == "online" and trainer.accumulate_grad_batches != 1:
         raise ValueError("trainer.accumulate_grad_batches has no place in an on-policy run; set model.micro_batch")
+    for name in trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]:
+        _check_logger(name)
     if command == "fit":
         _check_fit_settings(config)
+
+
+def _check_logger(name: object) -> None:
+    if not isinstance(name, str) or "." in name or name.endswith("Logger"):
+        return
+    if name not in LOGGERS:
+        raise ValueError(
+            f"trainer.logger names {name!r}; expected {', '.join(LOGGERS)}, a list of these, the class of a logger, or "
+            "false for none"
+        )
+    if find_spec(LOGGERS[name]) is None:
+        raise ValueError(f"trainer.logger {name} needs a package that is not installed: pip install {LOGGERS[name]}")
 
 
 def _check_fit_settings(config: Namespace) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 from collections.abc import Mapping
-from functools import wraps
-from typing import Any, get_args
+from functools import reduce, wraps
+from operator import or_
+from typing import Any, Literal, get_args
 
 import jsonargparse._actions as actions
 import jsonargparse._typehints as typehints
@@ -91,6 +93,20 @@ def subparsers(parser: Any) -> dict[str, Any]:
 def options(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
     """Return the options of a parser by dotted key."""
     return {action.dest: action for action in parser._actions if action.dest}
+
+
+def accept_words(parser: argparse.ArgumentParser, key: str, words: tuple[str, ...]) -> None:
+    """Let an option of classes accept some words as well, alone and in lists, which stay words.
+
+    Args:
+        parser: that has the option.
+        key: of the option.
+        words: that are accepted.
+    """
+    option: Any = options(parser)[key]
+    classes = [inner for inner in get_args(option._typehint) if inspect.isclass(inner)]
+    one: Any = reduce(or_, [Literal[words], *(kind for kind in classes if kind not in (bool, type(None)))])
+    option._typehint = one | list[one] | bool | None
 
 
 def takes_text(option: argparse.Action) -> bool:
