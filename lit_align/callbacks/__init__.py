@@ -8,7 +8,7 @@
 5. ``Figures`` and ``Predictions`` write what an evaluation or a prediction has gathered.
 6. ``Watchdog`` reports a process that hangs; ``ProgressBar`` shows the last reported numbers.
 7. Callbacks from ``trainer.callbacks``.
-8. ``Samples``, ``TrainingEvaluation`` and ``Export``, which have configuration keys of their own.
+8. ``Samples``, ``TrainingEvaluation``, ``Export`` and ``HubPush``, which have configuration keys of their own.
 9. ``TrainingFigures`` draws what the others have written; ``GracefulStop`` ends a run on SIGTERM or Ctrl-C after the
    others have finished the step; ``Summary`` prints what they did.
 10. ``SaveConfig`` of ``lit_align.cli.run`` writes ``config.yaml``.
@@ -22,6 +22,7 @@ from lit_align.callbacks.checkpointing.log_truncation import LogTruncation
 from lit_align.callbacks.checkpointing.resume_check import ResumeCheck
 from lit_align.callbacks.evaluation import TrainingEvaluation
 from lit_align.callbacks.export import Export
+from lit_align.callbacks.hub import HubError, HubPush
 from lit_align.callbacks.loggers import run_loggers
 from lit_align.callbacks.monitors import MonitorCheck
 from lit_align.callbacks.precompute import Precompute
@@ -40,6 +41,8 @@ __all__ = [
     "Figures",
     "FinalValidation",
     "GracefulStop",
+    "HubError",
+    "HubPush",
     "LogTruncation",
     "MetricsFile",
     "MonitorCheck",

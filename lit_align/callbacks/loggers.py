@@ -31,9 +31,7 @@ class RunCSV(CSVLogger):
     @override
     @rank_zero_only
     def save(self) -> None:
-        Path(self.log_dir).mkdir(
-            parents=True, exist_ok=True
-        )  # an empty folder goes when an earlier run is moved aside
+        Path(self.log_dir).mkdir(parents=True, exist_ok=True)  # moving an earlier run aside removes empty ones
         super().save()
 
 

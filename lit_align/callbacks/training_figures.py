@@ -63,9 +63,9 @@ SHARE_OF_TIME = 0.05
 
 
 class TrainingFigures(Callback):
-    """Draws figures into ``figures/`` of the run's folder, and shows them as images in TensorBoard,
-    Weights & Biases and MLflow.
+    """Draws figures into ``figures/`` of the run's folder, and shows them as images in the loggers.
 
+    TensorBoard, Weights & Biases and MLflow show images.
     ``curves.png`` has six panels, ``length_score.png`` the way of the samples through the plane of length and score,
     ``margins.png`` the reward margins by length, ``calibration.png`` how often the sides that a policy's rewards
     prefer are the preferred ones. They are drawn after validations, as long as that takes at most 5 % of the time, and

@@ -36,6 +36,7 @@ SECTIONS = {
     "evaluation": ("lit_align.callbacks.evaluation", "TrainingEvaluation"),
     "checkpoints": ("lit_align.callbacks.checkpointing.checkpoints", "Checkpoints"),
     "export": ("lit_align.callbacks.export", "Export"),
+    "hub": ("lit_align.callbacks.hub", "HubPush"),
     "trainer": ("lightning.pytorch.trainer.trainer", "Trainer"),
 }
 """Sections of a configuration beside ``model``, and the class whose arguments are their keys."""
@@ -86,8 +87,8 @@ COMMAND_KEYS = {
 }
 """What the trainer's own arguments mean here, where that is not what Lightning says."""
 TRAINER_KEYS = {
-    "logger": "csv, mlflow, tensorboard or wandb, the class of a logger, or a list of these; false for none. Without it "
-    "tensorboard. metrics.jsonl is written beside any of them.",
+    "logger": "csv, mlflow, tensorboard or wandb, the class of a logger, or a list of these; false for none. "
+    "Without it tensorboard. metrics.jsonl is written beside any of them.",
 }
 """The same for arguments of the trainer itself."""
 _GIVEN = ("model", "dataloaders", "train_dataloaders", "val_dataloaders", "datamodule")

@@ -55,7 +55,7 @@ from lit_align.strategies import strategy_of
 
 TASKS: dict[str, type[LitModule]] = {"preference": LitPreference, "reward": LitReward, "online": LitOnline}
 """The values of ``task``, and the module that each trains."""
-_FAILED_RUN = (NonFiniteError, NonFiniteWeightsError, ScoreError, ExportError)
+_FAILED_RUN = (NonFiniteError, NonFiniteWeightsError, ScoreError, ExportError, callbacks.HubError)
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 _PEER_ERROR = re.compile(r"gloo|NCCL|[Cc]onnection (closed|reset)|Timed out waiting|DistBackend|TCPStore")
 _CLUSTER_VARIABLES = ("SLURM_NTASKS", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE", "PMI_RANK")
@@ -140,6 +140,7 @@ class Cli(LightningCLI):
         parser.add_lightning_class_args(callbacks.TrainingEvaluation, "evaluation")
         parser.add_lightning_class_args(callbacks.Checkpoints, "checkpoints")
         parser.add_lightning_class_args(callbacks.Export, "export")
+        parser.add_lightning_class_args(callbacks.HubPush, "hub")
         accept_words(parser, "trainer.logger", tuple(LOGGERS))
         parser.link_arguments("model", "data.prompted", compute_fn=_needs_prompted, apply_on="instantiate")
         parser.link_arguments("model", "data.mismatched", compute_fn=_needs_mismatched, apply_on="instantiate")

@@ -45,8 +45,8 @@ def _check_logger(name: object) -> None:
         return
     if name not in LOGGERS:
         raise ValueError(
-            f"trainer.logger names {name!r}; expected {', '.join(LOGGERS)}, a list of these, the class of a logger, or "
-            "false for none"
+            f"trainer.logger names {name!r}; expected {', '.join(LOGGERS)}, a list of these, the class of a logger, "
+            "or false for none"
         )
     if find_spec(LOGGERS[name]) is None:
         raise ValueError(f"trainer.logger {name} needs a package that is not installed: pip install {LOGGERS[name]}")

@@ -159,17 +159,13 @@ def test_mlflow_gets_numbers_figures_and_texts(tmp_path: Path, figures: Path, cl
     assert client.of("log_artifact") == [("7", str(figures / "curves.png"), "figures/10")]
     assert client.of("log_text") == [("7", "| prompt |\n|---|\n| a |", "samples/10.md")]
     ((_, _, batch),) = [call for call in client.made if call[0] == "log_batch"]
-    assert [(metric.key, metric.value, metric.step) for metric in batch["metrics"]] == [("train_loss", 0.5, 10)] or [
-        (metric.key, metric.value, metric.step) for metric in batch["metrics"]
-    ] == [("train/loss", 0.5, 10)]
+    assert [(metric.key, metric.value, metric.step) for metric in batch["metrics"]] == [("train/loss", 0.5, 10)]
 
 
 @pytest.mark.parametrize("choice", ["wanbd", "[csv, wanbd]"])
 def test_an_unknown_name_is_one_sentence(choice: str) -> None:
     (mistake,) = check_command_line([*FIT, "--trainer.logger", choice])
-    assert mistake.startswith(
-        "trainer.logger names 'wanbd'; expected csv, mlflow, tensorboard, wandb, a list of these"
-    )
+    assert mistake.startswith("trainer.logger names 'wanbd'; expected csv, mlflow, tensorboard, wandb, a list of")
 
 
 def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
