@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from datetime import date, datetime, time
 from typing import Any
 
+from torch import nn
 from transformers.utils import chat_template_utils
 
 
@@ -47,3 +48,20 @@ def template_date(day: date | None) -> Iterator[None]:
         yield
     finally:
         module.datetime = clock
+
+
+def router_modules(model: Any) -> list[tuple[nn.Module, int]]:
+    """Return the routers of a mixture of experts, each with the place of its logits in what it returns.
+
+    Models say which modules these are where ``output_router_logits`` looks for them; empty for models without any.
+
+    Args:
+        model: of transformers, without adapter.
+    """
+    recorders = (getattr(model, "_can_record_outputs", None) or {}).get("router_logits") or ()
+    routers = []
+    for recorder in recorders if isinstance(recorders, list | tuple) else [recorders]:
+        kind, index = getattr(recorder, "target_class", recorder), getattr(recorder, "index", 0)
+        part = getattr(recorder, "layer_name", None) or ""
+        routers += [(module, index) for name, module in model.named_modules() if type(module) is kind and part in name]
+    return routers

@@ -31,12 +31,14 @@ class GradCache:
         policy_alone: computes the policy's log-probabilities alone.
         seed: of an adapter's dropout; differs between steps and ranks.
         device: of the model.
+        beside: a loss to add to that of a micro-batch which has just been read with gradients.
     """
 
     log_probs: Callable[[PairBatch], PairLogProbs]
     policy_alone: Callable[[PairBatch], PairTokens]
     seed: int
     device: torch.device
+    beside: Callable[[PairBatch], Tensor | float] = lambda batch: 0.0
 
     def evaluate(self, objective: Objective, batches: Sequence[PairBatch], trainer: Trainer) -> list[LossOutput]:
         """Evaluate the objective on all pairs of the step; see `evaluate_globally`."""
@@ -52,11 +54,11 @@ class GradCache:
         DDP prepares its reduction after ``training_step``, so the backward passes in here only accumulate.
         """
         if len(batches) == 1:
-            return outputs[0].loss * world_size
+            return (outputs[0].loss + self.beside(batches[0])) * world_size
         for number, (batch, output) in enumerate(zip(batches, outputs, strict=True)):
             with self._dropout(number):
                 policy = self.policy_alone(batch)
-            loss = (policy * output.grad_logps).sum() * world_size
+            loss = ((policy * output.grad_logps).sum() + self.beside(batch)) * world_size
             if number < len(batches) - 1:
                 backward_now(loss)
         return loss

@@ -19,6 +19,7 @@ from lit_align.models.logps.plain import packed_mask
 from lit_align.models.logps.reader import ModelReader
 from lit_align.models.narrow import evaluating
 from lit_align.models.reference.base import Reference
+from lit_align.models.router import RouterBalance
 from lit_align.models.score_model import ScoreModel
 from lit_align.objectives.base import Objective
 from lit_align.types import PairBatch, PairLogProbs, PairScores, PairSeed, PairTokens, RolloutTokens, map_tensors
@@ -40,6 +41,7 @@ class LogProbReaders:
         self._chosen: dict[tuple[object, ...], tuple[LayoutName, int | None]] = {}
         self._warned: set[str] = set()
         self._workspace: Workspace | None = None
+        self.routers: dict[nn.Module, RouterBalance] = {}
 
     def of(self, model: nn.Module, batch: PairBatch) -> LogProbReader:
         """Return the reader of a language model. All processes must request a model's reader together the first time.
@@ -73,7 +75,9 @@ class LogProbReaders:
             return ScoreReader(model, self.how)
         if self._workspace is None:
             self._workspace = Workspace(self.how.tile_megabytes(next(model.parameters()).device))
-        return LogProbReader(model, self.how, self._workspace)
+        reader = LogProbReader(model, self.how, self._workspace)
+        reader.router = self.routers.get(model)
+        return reader
 
     def _choose(self, reader: ModelReader, batch: PairBatch) -> None:
         architecture = _architecture(reader.model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import AdamW
+from torchmetrics import MeanMetric, Metric
 from typing_extensions import override
 
 from lit_align.compat.lightning import is_accumulating
@@ -18,6 +20,7 @@ from lit_align.metrics import PairMetrics
 from lit_align.metrics.margins import MarginsByLength
 from lit_align.metrics.pairs import CORRELATION
 from lit_align.models import ForwardPass, HeadGradientAccumulator, Loading, LoRA, Reference, adapter_of
+from lit_align.models.router import RouterBalance
 from lit_align.modules.base import LitPolicy
 from lit_align.modules.global_batch import Evaluation
 from lit_align.modules.grad_cache import GradCache, backward_now
@@ -63,6 +66,9 @@ class LitPreference(LitPolicy):
         schedule: of the learning rate.
         forward_pass: how log-probabilities are computed; this affects time and memory, not the result.
         decay_norms_and_biases: let weight decay act on norms and biases as well.
+        router_loss: weight of the routers' load-balancing loss, for mixtures of experts; 0 leaves it out. It is
+            computed for each pair by itself (`RouterBalance`) and reported as ``train/router_loss``, before its weight;
+            ``loss`` stays that of the objective.
 
     Raises:
         ValueError: a reference is given to an objective that needs none, or a moving one where there is an adapter.
@@ -82,7 +88,10 @@ class LitPreference(LitPolicy):
         schedule: Schedule = Cosine(),
         forward_pass: ForwardPass = ForwardPass(),
         decay_norms_and_biases: bool = False,
+        router_loss: float = 0.0,
     ) -> None:
+        if not 0 <= router_loss < math.inf:
+            raise ValueError(f"model.router_loss is {router_loss}; expected a finite number, 0 or more")
         adapter = adapter_of(policy, lora)
         chosen = reference_of(objective, reference, adapter)
         from_start = chosen is not None and chosen.is_start
@@ -100,6 +109,8 @@ class LitPreference(LitPolicy):
         self._evaluation = Evaluation(objective, self.eval_metrics, self.eval_margins)
         self.betas: tuple[BetaReading, ...] = ()
         self._seed = 0
+        self.router_loss = router_loss
+        self.router_metric = MeanMetric() if router_loss else None
 
     # ── the loss ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -113,8 +124,21 @@ class LitPreference(LitPolicy):
         """Backpropagate all chunks but the last, and return the loss of the last for Lightning to backpropagate."""
         accumulator = HeadGradientAccumulator(len(chunks))
         for chunk in chunks[:-1]:
-            backward_now(self._record(self.pair_loss.fused(chunk, accumulator), chunk))
-        return self._record(self.pair_loss.fused(chunks[-1], accumulator), chunks[-1])
+            backward_now(self._finish(chunk, accumulator))
+        return self._finish(chunks[-1], accumulator)
+
+    def _finish(self, chunk: PairBatch, accumulator: HeadGradientAccumulator) -> Tensor:
+        """Return the loss of a chunk with that of its routers, multiplied by the number of processes."""
+        loss = self._record(self.pair_loss.fused(chunk, accumulator), chunk)
+        return loss + self._weighted_router_loss(chunk) * self.trainer.world_size
+
+    def _weighted_router_loss(self, batch: PairBatch) -> Tensor | float:
+        """Return the weighted load-balancing loss of pairs that have just been read with gradients; 0 without one."""
+        losses = self.readers.of(self.policy, batch).take_router_losses()
+        if losses is None or self.router_metric is None:
+            return 0.0
+        self.router_metric.update(losses.detach(), batch.weight)
+        return self.router_loss * (losses * batch.weight).sum()
 
     def loss(self, batch: PairBatch) -> LossOutput:
         """Compute the weighted sum of the losses by its definition; see `PairLoss`."""
@@ -131,7 +155,9 @@ class LitPreference(LitPolicy):
             return torch.zeros((), device=self.device, requires_grad=True)
         batches, self._micro_batches = self._micro_batches, []
         seed = (self._seed * 1_000_003 + self.global_step) * 4099 + self.global_rank
-        cache = GradCache(self.log_probs, self.pair_loss.reader.policy_alone, seed, self.device)
+        cache = GradCache(
+            self.log_probs, self.pair_loss.reader.policy_alone, seed, self.device, self._weighted_router_loss
+        )
         outputs = cache.evaluate(self.objective, batches, self.trainer)
         for output, batch in zip(outputs, batches, strict=True):
             self._record(output, batch)
@@ -170,6 +196,18 @@ class LitPreference(LitPolicy):
         self.step_totals.add(output.outcome, batch)
         self.objective_state.add(output.outcome, batch)
         return output.loss * self.trainer.world_size
+
+    @override
+    def configure_model(self) -> None:
+        super().configure_model()
+        if self.router_loss:
+            self.readers.routers[self.policy] = RouterBalance(self.policy)
+
+    @property
+    @override
+    def summed_metrics(self) -> dict[str, Metric]:
+        routers = {} if self.router_metric is None else {"router_": self.router_metric}
+        return {**super().summed_metrics, **routers}
 
     # ── set-up ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -239,6 +277,9 @@ class LitPreference(LitPolicy):
     def training_values(self, learning_rate: float) -> dict[str, Tensor]:
         values = super().training_values(learning_rate)
         values |= {f"running/{name}": value for name, value in self.objective_state.values.items()}
+        if self.router_metric is not None:
+            values["router_loss"] = self.router_metric.compute()
+            self.router_metric.reset()
         return values | scale_values(self.betas)
 
     @property
@@ -265,17 +306,21 @@ class LitPreference(LitPolicy):
         self.margins = self._evaluation.last_margins
         return values
 
+    @property
+    def _sum_names(self) -> list[str]:
+        return [*self.train_metrics.names, *([] if self.router_metric is None else ["router_loss"])]
+
     # ── state ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["sums_of"] = list(self.train_metrics.names)
+        checkpoint["sums_of"] = self._sum_names
         checkpoint["running"] = dict(self.objective_state.values)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if checkpoint.get("sums_of") != list(self.train_metrics.names):
+        if checkpoint.get("sums_of") != self._sum_names:
             checkpoint = {**checkpoint, "sums": None}
         super().on_load_checkpoint(checkpoint)
         self.objective_state.load(checkpoint.get("running", {}))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,8 +14,9 @@ from torch import Tensor
 from lit_align.models.lm_head.fused_loss import ScoredTokens
 from lit_align.models.lm_head.projection import Hidden
 from lit_align.models.logps.attention import FLEX_BLOCK, NAME, additive, block_mask, plan_of, visible
-from lit_align.models.logps.packing import Packing, common_prefix, pack, rows_of, scored, shared_tokens
+from lit_align.models.logps.packing import Packing, common_prefix, needed, pack, rows_of, scored, shared_tokens
 from lit_align.models.logps.plain import packed_mask
+from lit_align.models.router import ReadTokens
 from lit_align.types import PairBatch, map_tensors
 
 VARLEN = "flash_attention_2"
@@ -32,11 +33,13 @@ class ModelInputs:
         arguments: of the model.
         positions: for each scored token, the position of the token before it in the flattened rows.
         tokens: the scored tokens.
+        reads: all tokens of the rows; None unless the losses of routers need them.
     """
 
     arguments: dict[str, Any]
     positions: Int[Tensor, " token"]
     tokens: ScoredTokens
+    reads: ReadTokens | None = None
 
     def to(self, device: torch.device) -> ModelInputs:
         """Move all tensors to a device, from page-locked memory and without waiting for them."""
@@ -68,38 +71,63 @@ class Attention:
     row_tokens: int = 0
 
 
-def padded(batch: PairBatch) -> ModelInputs:
-    """Build one padded row per sequence, leaving out absent sides."""
+def padded(batch: PairBatch, counts: bool = False) -> ModelInputs:
+    """Build one padded row per sequence, leaving out absent sides.
+
+    Args:
+        batch: the pairs.
+        counts: also say which tokens are read.
+    """
     mask, width = scored(batch).flatten(0, 1), batch.input_ids.shape[-1]
     present = mask.any(-1).nonzero().squeeze(-1)
     present = present if len(present) else present.new_zeros(1)
     row, token = mask[present].nonzero(as_tuple=True)
     parts = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     inputs = {name: part.flatten(0, 1)[present] for name, part in parts.items()}
-    return ModelInputs(inputs, row * width + token - 1, _tokens(batch))
+    reads = None
+    if counts:
+        pair = (present // batch.input_ids.shape[1]).unsqueeze(-1).expand(-1, width)
+        column = torch.arange(width, device=present.device)
+        reads = ReadTokens(pair, (column < needed(batch).flatten()[present].unsqueeze(-1)).long())
+    return ModelInputs(inputs, row * width + token - 1, _tokens(batch), reads)
 
 
-def packed(batch: PairBatch, attention: Attention, share: bool) -> ModelInputs:
+def packed(batch: PairBatch, attention: Attention, share: bool, counts: bool = False) -> ModelInputs:
     """Build packed rows, without padding except where the form of the mask requires it.
 
     Args:
         batch: the pairs, at least one of which has a scored token.
         attention: determines the form of the mask.
         share: include the common prefix of a pair's sides, or of all sequences of a row, only once.
+        counts: also say which tokens are read; each then belongs to one pair.
     """
     segments = attention.name == NAME and attention.device.type == "cpu"
     one_row = segments or attention.name == "flex_attention"
     shared = shared_tokens(batch) if share else batch.index.new_zeros(len(batch.index))
-    packing = pack(batch, shared, common_prefix(batch) if share and one_row else 0)
+    packing = pack(batch, shared, common_prefix(batch) if share and one_row and not counts else 0)
     if segments:
-        inputs = {"input_ids": packing.ids, "position_ids": packing.positions}
-        row = {name: value.unsqueeze(0) for name, value in inputs.items()}
-        return ModelInputs(row | {"attention_mask": plan_of(packing)}, packing.places, _tokens(batch))
-    if attention.name == "flex_attention":
-        return _blocks(packing, _tokens(batch), attention.device)
-    if attention.name == VARLEN and not share:
-        return _ends(packing, _tokens(batch)).to(attention.device)
-    return _dense(packing, _tokens(batch), attention)
+        row = {"input_ids": packing.ids.unsqueeze(0), "position_ids": packing.positions.unsqueeze(0)}
+        inputs = ModelInputs(row | {"attention_mask": plan_of(packing)}, packing.places, _tokens(batch))
+    elif attention.name == "flex_attention":
+        inputs = _blocks(packing, _tokens(batch), attention.device)
+    elif attention.name == VARLEN and not share:
+        inputs = _ends(packing, _tokens(batch)).to(attention.device)
+    else:
+        inputs = _dense(packing, _tokens(batch), attention)
+    return replace(inputs, reads=_reads(packing, attention, inputs)) if counts else inputs
+
+
+def _reads(packing: Packing, attention: Attention, inputs: ModelInputs) -> ReadTokens:
+    """Say which tokens stand where in packed rows, in the form that these have."""
+    ids = inputs.arguments["input_ids"]
+    shared = ~packing.second & (packing.positions < packing.segments[packing.pair, 2])
+    values = (packing.pair, 1 + shared.long())
+    if ids.shape[0] == 1 and attention.name in (NAME, "flex_attention", VARLEN):
+        pair, count = (F.pad(value, (0, ids.shape[1] - len(value))).unsqueeze(0) for value in values)
+    else:
+        rows = rows_of(packing, attention.row_tokens)
+        pair, count = (rows.spread(value, 0) for value in values)
+    return ReadTokens(pair.to(ids.device), count.to(ids.device))
 
 
 def _dense(packing: Packing, tokens: ScoredTokens, attention: Attention) -> ModelInputs:

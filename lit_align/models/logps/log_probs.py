@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, final
 
 import torch
@@ -23,7 +25,7 @@ from lit_align.models.lm_head.projection import LogitRule, TokenValues, Workspac
 from lit_align.models.lm_head.recompute import LinearHead
 from lit_align.models.logps.inputs import ModelInputs
 from lit_align.models.logps.reader import ForwardPass, ModelReader
-from lit_align.types import LossOutput, PairBatch, PairLogProbs, PairTokens
+from lit_align.types import LossOutput, Margin, PairBatch, PairLogProbs, PairTokens
 
 
 @final
@@ -42,6 +44,7 @@ class LogProbReader(ModelReader):
         super().__init__(model, how)
         device = next(model.parameters()).device
         self._workspace = Workspace(how.tile_megabytes(device)) if workspace is None else workspace
+        self._router_losses: Margin | None = None
 
     @property
     @override
@@ -80,7 +83,7 @@ class LogProbReader(ModelReader):
             collisions = values.collision
             return values.log_probs
 
-        with replaced_head(self.model, head, lm_head):
+        with replaced_head(self.model, head, lm_head), self._balanced(inputs):
             log_probs = self.model(**inputs.arguments, use_cache=False)[GRADED].flatten()
         return tokens.log_probs(TokenValues(log_probs, collisions), tokens.pairs)
 
@@ -124,12 +127,27 @@ class LogProbReader(ModelReader):
             graded: Tensor = loss
             return graded
 
-        with replaced_head(self.model, head, lm_head):
+        with replaced_head(self.model, head, lm_head), self._balanced(inputs):
             loss = self.model(**inputs.arguments, use_cache=False)[GRADED].sum()
         log_probs, grad, collisions = values
         tokens = inputs.tokens
         logps = tokens.log_probs(TokenValues(log_probs, collisions), tokens.pairs)
         return LossOutput(loss, logps, tokens.unpack(grad, tokens.pairs))
+
+    @contextmanager
+    def _balanced(self, inputs: ModelInputs) -> Iterator[None]:
+        """Keep the losses of the routers of a forward pass that records gradients."""
+        if self.router is None or inputs.reads is None or not torch.is_grad_enabled():
+            yield
+            return
+        with self.router.recorded() as logits:
+            yield
+        self._router_losses = self.router.losses(logits, inputs.reads, len(inputs.tokens.ends))
+
+    def take_router_losses(self) -> Margin | None:
+        """Return the load-balancing loss of each pair of the last batch that was read with gradients, once."""
+        losses, self._router_losses = self._router_losses, None
+        return losses
 
     def _logits(self, inputs: ModelInputs) -> Tensor:
         """Return the model's own logits at the scored tokens of padded rows."""
@@ -138,7 +156,8 @@ class LogProbReader(ModelReader):
         keep = width - int(column.min()) if len(column) else 1
         omits = "logits_to_keep" in inspect.signature(base_of(self.model).forward).parameters
         options = {"logits_to_keep": keep} if omits else {}
-        logits: Tensor = self.model(**inputs.arguments, use_cache=False, **options).logits
+        with self._balanced(inputs):
+            logits: Tensor = self.model(**inputs.arguments, use_cache=False, **options).logits
         return logits[row, column - (width - logits.shape[1])]
 
     def _linear(self, head: nn.Module) -> LinearHead:

@@ -15,6 +15,7 @@ from lit_align.models.lm_head.patch import base_of
 from lit_align.models.logps.attention import NAME, original_attention, stands_in_for
 from lit_align.models.logps.inputs import PACKED_ATTENTION, Attention, ModelInputs, packed, padded
 from lit_align.models.logps.packing import LayoutName, needed
+from lit_align.models.router import RouterBalance
 from lit_align.types import PairBatch, PairTokens
 
 CPU_TOKENS = 512
@@ -110,6 +111,7 @@ class ModelReader(ABC):
         self.how = how
         self.layout: LayoutName = "padded"
         self.reach: int | None = None
+        self.router: RouterBalance | None = None
         self._attention = original_attention(model)
         if how.layout != "auto":
             self.use(how.layout)
@@ -147,6 +149,7 @@ class ModelReader(ABC):
         packs = self.layout in ("shared", "packed") and longest > 0
         name = attention_name(base_of(self.model))
         if not packs or name not in PACKED_ATTENTION or (self.reach is not None and longest > self.reach):
-            return padded(batch).to(device)
+            return padded(batch, self.router is not None).to(device)
         dtype = next(self.model.parameters()).dtype
-        return packed(batch, Attention(name, dtype, device, self.how.row_tokens), share=self.layout == "shared")
+        attention = Attention(name, dtype, device, self.how.row_tokens)
+        return packed(batch, attention, self.layout == "shared", self.router is not None)
