@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from lit_align.compat.transformers import router_modules
@@ -87,7 +87,5 @@ class RouterBalance:
             picked = torch.zeros_like(probabilities).scatter(-1, probabilities.topk(self.chosen, -1).indices, 1.0)
             chosen = chosen.index_add(0, pair, picked.detach() * count)
             probability = probability.index_add(0, pair, probabilities * count)
-        tokens: Float[Tensor, "pair 1"] = count.new_zeros(pairs, 1).index_add(0, pair, count).clamp(min=1) * len(
-            logits
-        )
+        tokens = count.new_zeros(pairs, 1).index_add(0, pair, count).clamp(min=1) * len(logits)
         return experts * (chosen / tokens * probability / tokens).sum(-1)

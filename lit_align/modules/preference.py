@@ -67,8 +67,8 @@ class LitPreference(LitPolicy):
         forward_pass: how log-probabilities are computed; this affects time and memory, not the result.
         decay_norms_and_biases: let weight decay act on norms and biases as well.
         router_loss: weight of the routers' load-balancing loss, for mixtures of experts; 0 leaves it out. It is
-            computed for each pair by itself (`RouterBalance`) and reported as ``train/router_loss``, before its weight;
-            ``loss`` stays that of the objective.
+            computed for each pair by itself (`RouterBalance`) and reported as ``train/router_loss``, before its
+            weight; ``loss`` stays that of the objective.
 
     Raises:
         ValueError: a reference is given to an objective that needs none, or a moving one where there is an adapter.

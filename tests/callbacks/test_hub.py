@@ -15,11 +15,8 @@ from lit_align.callbacks import Export, HubError, HubPush
 from tests.callbacks.hub_server import GOOD, READER, HubServer
 from tests.runner import BASE, QUIET, lit_align, ok
 
-FILES = {
-    "README.md": b"---\nlibrary_name: transformers\n---\n# x\n",
-    "model.safetensors": b"\x00" * 64,
-    "config.json": b"{}",
-}
+CARD = b"---\nlibrary_name: transformers\n---\n# x\n"
+FILES = {"README.md": CARD, "model.safetensors": b"\x00" * 64, "config.json": b"{}"}
 
 
 @pytest.fixture(scope="module")
