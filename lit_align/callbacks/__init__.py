@@ -31,7 +31,13 @@ from lit_align.callbacks.samples import Samples
 from lit_align.callbacks.summary import Summary
 from lit_align.callbacks.tensorboard import RunTensorBoard
 from lit_align.callbacks.training_figures import TrainingFigures
-from lit_align.callbacks.training_loop import FinalValidation, GracefulStop, ProgressBar, StepSeed
+from lit_align.callbacks.training_loop import (
+    FinalValidation,
+    GracefulStop,
+    NotebookProgressBar,
+    ProgressBar,
+    StepSeed,
+)
 from lit_align.callbacks.watchdog import Watchdog
 
 __all__ = [
@@ -46,6 +52,7 @@ __all__ = [
     "LogTruncation",
     "MetricsFile",
     "MonitorCheck",
+    "NotebookProgressBar",
     "Precompute",
     "Predictions",
     "ProgressBar",

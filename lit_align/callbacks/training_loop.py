@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
@@ -59,21 +60,49 @@ class FinalValidation(Callback):
             trainer.should_stop = True  # Lightning then validates before it ends
 
 
-class ProgressBar(RichProgressBar):
-    """Rich's progress bar with the last reported loss, reward accuracy and tokens per second."""
+class ShownMetrics:
+    """What a progress bar shows: the last reported loss, reward accuracy and tokens per second."""
+
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """Return the texts by their labels.
+
+        Args:
+            trainer: of the run.
+            pl_module: of the run.
+        """
+        known = trainer.callback_metrics
+        values = {label: float(known[name]) for label, name in SHOWN_METRICS.items() if name in known}
+        return {label: f"{value:.0f}" if value >= 100 else f"{value:.3f}" for label, value in values.items()}
+
+
+class NotebookProgressBar(ShownMetrics, TQDMProgressBar):
+    """One line per epoch for notebooks, which tqdm redraws in place; a widget where ``ipywidgets`` is installed.
+
+    Validations leave no line behind. For a ``Trainer`` of your own: ``Trainer(callbacks=[NotebookProgressBar()])``.
+
+    Args:
+        refresh_rate: steps between redraws.
+    """
+
+    def __init__(self, refresh_rate: int = 1) -> None:
+        super().__init__(refresh_rate=refresh_rate, leave=True)
+
+    @override
+    def init_validation_tqdm(self) -> Tqdm:
+        bar = super().init_validation_tqdm()
+        bar.leave = False
+        return bar
+
+
+class ProgressBar(ShownMetrics, RichProgressBar):
+    """Rich's progress bar for terminals."""
 
     @override
     def _get_train_description(self, current_epoch: int) -> str:
         last = self.trainer.max_epochs  # Lightning would count to -2 if the last epoch is not known
         return f"Epoch {current_epoch}" if last is None or last < 0 else f"Epoch {current_epoch}/{last - 1}"
-
-    @override
-    def get_metrics(
-        self, trainer: Trainer, pl_module: LightningModule
-    ) -> dict[str, int | str | float | dict[str, float]]:
-        known = trainer.callback_metrics
-        values = {label: float(known[name]) for label, name in SHOWN_METRICS.items() if name in known}
-        return {label: f"{value:.0f}" if value >= 100 else f"{value:.3f}" for label, value in values.items()}
 
 
 class GracefulStop(Callback):
