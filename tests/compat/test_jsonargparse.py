@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from threading import Thread
+
 import jsonargparse
 import pytest
 
-from lit_align.compat.jsonargparse import takes_text
+from lit_align.compat.jsonargparse import accept_words, takes_text
 from tests.compat.private_parts import check_private_part
 
 PRIVATE = {
@@ -41,3 +44,13 @@ def test_types_of_options() -> None:
         parser.add_argument(f"--{name}", type=kind)
     found = {option.dest: takes_text(option) for option in parser._actions if option.dest != "help"}
     assert found == {"text": True, "number": False, "either": True}, "look at lit_align.compat.jsonargparse.takes_text"
+
+
+def test_words_beside_classes() -> None:
+    parser = jsonargparse.ArgumentParser()
+    parser.add_argument("--key", type=Thread | Iterable[Thread] | bool | None)
+    accept_words(parser, "key", ("one", "two"))
+    assert [parser.parse_args(["--key", text]).key for text in ("one", "false", "null")] == ["one", False, None]
+    assert parser.parse_args(["--key", "[one, two]"]).key == ["one", "two"]
+    mixed = parser.parse_args(["--key", "[one, {class_path: threading.Thread}]"]).key
+    assert (mixed[0], mixed[1].class_path) == ("one", "threading.Thread"), "look at jsonargparse.accept_words"
