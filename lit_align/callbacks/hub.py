@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
@@ -16,6 +15,7 @@ from typing_extensions import override
 from lit_align.callbacks.export import Export
 from lit_align.compat.lightning import callbacks_of, writes_files
 from lit_align.errors import without_secrets
+from lit_align.models.loading import HUB_NAME
 
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 """Variables of the environment that may hold the token; the first that is set counts."""
@@ -59,10 +59,8 @@ class HubPush(Callback):
         self._problem = ""
         if self.push is None or stage != "fit":
             return
-        try:
-            validate_repo_id(self.push)
-        except HFValidationError as error:
-            raise ValueError(f"hub.push is {self.push!r}; expected owner/name ({error})") from None
+        if HUB_NAME.fullmatch(self.push) is None:
+            raise ValueError(f"hub.push is {self.push!r}; expected owner/name")
         if _export_of(trainer) is None:
             raise ValueError("hub.push uploads what is exported, but export.form is none; expected merged or adapter")
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE:
@@ -134,10 +132,8 @@ def _api() -> HfApi:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """Return what the client of the hub raises where a request fails."""
-    from httpx import HTTPError
-
-    return (HTTPError, OSError, ValueError)
+    """Return what the client of the hub raises where a request fails: also the errors of its own HTTP client."""
+    return (*HfHubHTTPError.__bases__, OSError, ValueError)
 
 
 def _reason(error: Exception) -> str:

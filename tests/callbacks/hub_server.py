@@ -14,13 +14,12 @@ GOOD, READER = "hf_goodgoodgoodgoodgoodgood", "hf_readreadreadreadreadread"
 
 
 class HubServer(ThreadingHTTPServer):
-    """Repositories by name, each with its privacy, and its files by branch."""
+    """Repositories by name, each with its visibility, and its files by branch."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         self.repositories: dict[str, dict[str, Any]] = {}
-        self.objects: dict[str, bytes] = {}
         self.broken = False
         super().__init__(("127.0.0.1", 0), Handler)
 
@@ -46,9 +45,6 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(length)
         token = (self.headers["Authorization"] or "").removeprefix("Bearer ")
         path = self.path.partition("?")[0]
-        if path.startswith("/upload/"):
-            self.server.objects[path.rpartition("/")[2]] = body
-            return self.answer(200, {})
         if token not in (GOOD, READER):
             return self.answer(401, {"error": "Invalid username or password."})
         if self.command == "POST" and token == READER and "validate-yaml" not in path:
@@ -60,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
                 return method(self, body, *match.groups())
         return self.answer(404, {"error": f"no route {path}"})
 
-    do_GET = do_POST = do_PUT = handle_any  # noqa: N815
+    do_GET = do_POST = handle_any
 
     def answer(self, status: int, content: Any, **headers: str) -> None:
         data = json.dumps(content).encode()
@@ -74,8 +70,8 @@ class Handler(BaseHTTPRequestHandler):
         wanted = json.loads(body)
         name = "/".join(filter(None, (wanted.get("organization"), wanted["name"])))
         if name in self.server.repositories:
-            return self.answer(409, {"error": "You already created this model repo"})
-        made = {"private": wanted.get("private"), "branches": {"main": {".gitattributes": b""}}}
+            return self.answer(409, {"error": "You already created it", "url": f"{self.server.address}/{name}"})
+        made = {"visibility": wanted.get("visibility"), "branches": {"main": {".gitattributes": b""}}}
         self.server.repositories[name] = made
         return self.answer(200, {"url": f"{self.server.address}/{name}"})
 
@@ -96,28 +92,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def preupload(self, body: bytes, name: str, branch: str) -> None:
         paths = [file["path"] for file in json.loads(body)["files"]]
-        mode = {True: "lfs", False: "regular"}
-        files = [
-            {"path": path, "uploadMode": mode[path.endswith(".safetensors")], "shouldIgnore": False} for path in paths
-        ]
+        files = [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in paths]
         self.answer(200, {"files": files})
-
-    def batch(self, body: bytes, name: str) -> None:
-        objects = [
-            {**wanted, "actions": {"upload": {"href": f"{self.server.address}/upload/{wanted['oid']}"}}}
-            for wanted in json.loads(body)["objects"]
-        ]
-        self.answer(200, {"transfer": "basic", "objects": objects})
 
     def commit(self, body: bytes, name: str, branch: str) -> None:
         files = self.server.files(name, branch)
         for line in body.decode().splitlines():
             entry = json.loads(line)
-            value = entry["value"]
             if entry["key"] == "file":
-                files[value["path"]] = base64.b64decode(value["content"])
-            elif entry["key"] == "lfsFile":
-                files[value["path"]] = self.server.objects[value["oid"]]
+                files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
         address = f"{self.server.address}/{name}/commit/{'1' * 40}"
         self.answer(200, {"success": True, "commitOid": "1" * 40, "commitUrl": address})
 
@@ -134,5 +117,4 @@ ROUTES: dict[str, Callable[..., None]] = {
     rf"/api/models/{NAME}/preupload/([\w.-]+)": Handler.preupload,
     rf"/api/models/{NAME}/commit/([\w.-]+)": Handler.commit,
     rf"/api/models/{NAME}(?:/revision/[\w.-]+)?": Handler.info,
-    rf"/{NAME}\.git/info/lfs/objects/batch": Handler.batch,
 }

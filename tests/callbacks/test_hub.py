@@ -35,6 +35,7 @@ def hub(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
     server.repositories.clear()
     server.broken = False
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits before it tries again
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
     monkeypatch.setenv("HF_ENDPOINT", server.address)
@@ -66,13 +67,13 @@ def push(trainer: Any, **options: Any) -> None:
 
 def test_every_file_arrives_in_a_private_repository(hub: HubServer, trainer: Any) -> None:
     push(trainer)
-    assert hub.repositories["me/mine"]["private"] is True
+    assert hub.repositories["me/mine"]["visibility"] == "private"
     assert {name: content for name, content in hub.files("me/mine").items() if name != ".gitattributes"} == FILES
 
 
 def test_a_public_repository_and_a_branch(hub: HubServer, trainer: Any) -> None:
     push(trainer, private=False, revision="run7")
-    assert hub.repositories["me/mine"]["private"] is False
+    assert hub.repositories["me/mine"]["visibility"] == "public"
     assert set(FILES) <= set(hub.files("me/mine", "run7"))
     assert set(hub.files("me/mine")) == {".gitattributes"}
 
