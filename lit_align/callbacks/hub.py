@@ -17,7 +17,7 @@ from lit_align.compat.lightning import callbacks_of, writes_files
 from lit_align.errors import without_secrets
 from lit_align.models.loading import HUB_NAME
 
-TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 """Variables of the environment that may hold the token; the first that is set counts."""
 _TRUE = ("1", "ON", "YES", "TRUE")
 _OWN = {".gitattributes"}
@@ -67,7 +67,7 @@ class HubPush(Callback):
             raise ValueError("hub.push is set, and so is HF_HUB_OFFLINE, with which nothing is uploaded; unset one")
         if token() is None:
             raise ValueError(
-                f"hub.push {self.push} needs a token with the right to write: set the environment variable {TOKENS[0]}"
+                f"hub.push {self.push} needs a token with the right to write: set the environment variable {TOKEN_VARIABLES[0]}"
             )
 
     @override
@@ -124,7 +124,7 @@ class HubPush(Callback):
 
 def token() -> str | None:
     """Return the token of the environment; None without one."""
-    return next((value for name in TOKENS if (value := os.environ.get(name, "").strip())), None)
+    return next((value for name in TOKEN_VARIABLES if (value := os.environ.get(name, "").strip())), None)
 
 
 def _api() -> HfApi:

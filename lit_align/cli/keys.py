@@ -86,7 +86,7 @@ COMMAND_KEYS = {
     "weights_only": "Has no effect: of a checkpoint nothing but tensors and plain data is ever read.",
 }
 """What the trainer's own arguments mean here, where that is not what Lightning says."""
-TRAINER_KEYS = {
+TRAINER_HELP = {
     "logger": "csv, mlflow, tensorboard or wandb, the class of a logger, or a list of these; false for none. "
     "Without it tensorboard. metrics.jsonl is written beside any of them.",
 }
@@ -124,7 +124,7 @@ def keys_of(command: str, task: str) -> KeyTable:
         leaves |= dict(_flatten(section, definition, groups))
     for key, value in TRAINER_DEFAULTS.items():
         leaves[f"trainer.{key}"] = replace(leaves[f"trainer.{key}"], default=ast.Constant(value))
-    for key, text in TRAINER_KEYS.items():
+    for key, text in TRAINER_HELP.items():
         leaves[f"trainer.{key}"] = replace(leaves[f"trainer.{key}"], help=text)
     return KeyTable({key: leaf for key, leaf in leaves.items() if key not in LINKED}, frozenset(groups))
 

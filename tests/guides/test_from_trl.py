@@ -23,7 +23,7 @@ from .reading import blocks, guide
 
 GUIDE = guide("from_trl")
 HEADINGS = ("TRL", "LLaMA-Factory", "OpenRLHF", "open-instruct", "HALOs", "SimPO")
-PREFIXES = ("model.", "data.", "trainer.", "samples.", "checkpoints.", "export.")
+PREFIXES = ("model.", "data.", "trainer.", "samples.", "checkpoints.", "export.", "hub.")
 SINGLE = ("run", "task", "seed_everything", "ckpt_path", "on_changed_settings")
 OF_METRICS = (*pair_values.PAIR_METRICS, "tokens_seen")
 TASKS = ("preference", "reward", "online")

@@ -59,7 +59,11 @@ def test_a_step_is_the_same_however_it_is_split(policy: str, rows: Path) -> None
     balance = reported(whole, "train/router_loss")
     assert len(balance) == 3
     assert all(value > 2 for value in balance)  # 2 where all four experts are chosen alike, two by each token
-    without = trained(module(policy, dpo(), 0.0), rows, WHOLE)
+
+
+@pytest.mark.long
+def test_the_loss_is_that_of_the_objective_and_the_weights_are_not(policy: str, rows: Path) -> None:
+    whole, without = (trained(module(policy, dpo(), weight), rows, WHOLE) for weight in (2.0, 0.0))
     assert distance(without.weights, whole.weights) > 1e-4
     assert reported(without, "train/router_loss") == []
     assert reported(whole, "train/loss")[0] == pytest.approx(reported(without, "train/loss")[0])
