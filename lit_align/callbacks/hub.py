@@ -67,7 +67,8 @@ class HubPush(Callback):
             raise ValueError("hub.push is set, and so is HF_HUB_OFFLINE, with which nothing is uploaded; unset one")
         if token() is None:
             raise ValueError(
-                f"hub.push {self.push} needs a token with the right to write: set the environment variable {TOKEN_VARIABLES[0]}"
+                f"hub.push {self.push} needs a token with the right to write: set the environment variable "
+                f"{TOKEN_VARIABLES[0]}"
             )
 
     @override
