@@ -163,7 +163,8 @@ def test_a_base_may_be_a_configuration_that_ships(tmp_path: Path, monkeypatch: p
 def test_the_grids_of_the_results_pages_have_no_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
     root = Path(__file__).parents[2]
     monkeypatch.chdir(root)
-    files = sorted((root / "tools" / "grids").glob("*.yaml"))
+    files = [file for file in sorted((root / "tools" / "grids").glob("*.yaml")) if not file.stem.endswith("_run")]
     assert files
     for file in files:
-        assert check_cells(read_grid(file).cells) == []
+        named = ("--model.policy", "testbed:policy") if file.stem.startswith("real") else ()  # as `tools/pages` does
+        assert check_cells(read_grid(file, named).cells) == []
