@@ -127,14 +127,6 @@ def check_export(
 ) -> None:
     """Raise unless a written folder gives the trained model's numbers in plain transformers.
 
-    Args:
-        folder: what was written.
-        module: whose model it is.
-        sequences: token ids.
-        trained: what the trained model gives for them.
-        form: what was written of a model with an adapter.
-        pad: id of padding.
-
     Raises:
         ExportError: the numbers differ.
     """

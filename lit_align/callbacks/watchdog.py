@@ -81,12 +81,7 @@ class Watchdog(Callback):
 
 
 def end_processes(processes: Sequence[subprocess.Popen[bytes]], grace: float = GRACE_SECONDS) -> None:
-    """Wait for processes that are about to end, and kill those that do not.
-
-    Args:
-        processes: to wait for.
-        grace: seconds that they have together.
-    """
+    """Wait for processes that are about to end, some seconds for all together, and kill those that do not."""
     deadline = time.monotonic() + grace
     for process in processes:
         try:

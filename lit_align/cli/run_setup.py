@@ -19,6 +19,7 @@ from lit_align.callbacks.checkpointing.checkpoints import checkpoint_folder
 from lit_align.callbacks.tensorboard import EVENT_NAME, HIDDEN_NAME
 from lit_align.compat.lightning import writes_files
 from lit_align.errors import printable
+from lit_align.evaluation.record import next_previous
 from lit_align.modules.optimizer import check_kind
 
 RUN_FILES = (
@@ -92,7 +93,7 @@ class MoveAside(Callback):
 
 def move_aside(folder: Path, files: Sequence[Path]) -> Path:
     """Move files of a run that are still there to ``previous/<n>`` in its folder, and return that."""
-    aside = _next_folder(folder / "previous")
+    aside = next_previous(folder)
     _move([path for path in files if path.is_symlink() or path.exists()], folder, aside)
     _remove_empty_folders(folder)
     return aside
@@ -103,10 +104,6 @@ def run_files(folder: Path) -> list[Path]:
     tops = [*(folder / name for name in RUN_FILES), *folder.glob("events.out.tf*events.*")]
     paths = [path for top in tops for path in (top, *(top.rglob("*") if top.is_dir() else ()))]
     return [path for path in paths if path.is_symlink() or path.is_file()]
-
-
-def _next_folder(previous: Path) -> Path:
-    return previous / str(1 + max((int(p.name) for p in previous.glob("*") if p.name.isdigit()), default=0))
 
 
 def _move(files: Sequence[Path], source: Path, target: Path) -> None:

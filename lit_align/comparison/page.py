@@ -219,14 +219,7 @@ def write_comparison(
 
 
 def render_page(title: str, runs: Sequence[Run], sections: Sequence[Section], warnings: Sequence[str]) -> str:
-    """Return the page; texts of runs are escaped, and nothing is loaded from anywhere.
-
-    Args:
-        title: of the page.
-        runs: that are compared.
-        sections: of the page.
-        warnings: of the evaluations.
-    """
+    """Return the page; texts of runs are escaped, and nothing is loaded from anywhere."""
     from jinja2 import Environment
     from plotly.offline import get_plotlyjs
 

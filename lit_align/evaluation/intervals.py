@@ -49,7 +49,7 @@ def bootstrap(cells: PromptCells, statistic: Statistic, count: int = RESAMPLES) 
 
     draws = zip(*resamples(prompts, seeds, count), strict=True)
     values = [statistic(flat(cells[rows][:, columns])) for rows, columns in draws]
-    return _estimate(statistic(flat(cells)), np.asarray(values), prompts * seeds)
+    return percentile_estimate(statistic(flat(cells)), np.asarray(values), prompts * seeds)
 
 
 def bootstrap_mean(cells: PromptCells, count: int = RESAMPLES) -> MetricEstimate:
@@ -58,10 +58,11 @@ def bootstrap_mean(cells: PromptCells, count: int = RESAMPLES) -> MetricEstimate
     drawn_prompts, drawn_seeds = resamples(prompts, seeds, count)
     rows = np.stack([np.bincount(drawn, minlength=prompts) for drawn in drawn_prompts]) / prompts
     columns = np.stack([np.bincount(drawn, minlength=seeds) for drawn in drawn_seeds]) / seeds
-    return _estimate(float(cells.mean()), ((rows @ cells) * columns).sum(-1), prompts * seeds)
+    return percentile_estimate(float(cells.mean()), ((rows @ cells) * columns).sum(-1), prompts * seeds)
 
 
-def _estimate(value: float, values: PromptCells, count: int) -> MetricEstimate:
+def percentile_estimate(value: float, values: PromptCells, count: int) -> MetricEstimate:
+    """Return a number with the percentile interval of its draws."""
     low, high = np.percentile(values, ENDS)
     return MetricEstimate(float(value), float(low), float(high), count)
 

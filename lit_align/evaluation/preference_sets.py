@@ -26,7 +26,7 @@ from lit_align.data.formats.registry import FormatName
 from lit_align.data.prepared.read_split import SplitReader
 from lit_align.errors import DataError, shown
 from lit_align.evaluation.evaluate import check_same_tokens
-from lit_align.evaluation.intervals import ENDS, RESAMPLES
+from lit_align.evaluation.intervals import RESAMPLES, percentile_estimate
 from lit_align.evaluation.models import LoadedModel
 from lit_align.evaluation.prompts import evenly_spaced, in_messages
 from lit_align.evaluation.record import PAIRS, MetricEstimate, RowFile, content_digest
@@ -302,7 +302,7 @@ def _drawn(margins: Sequence[PairMargin], count: int) -> NDArray[np.int64]:
 
 def _accuracy(margins: Sequence[PairMargin], scale: str, count: int) -> MetricEstimate:
     right, weights = _right(margins, scale), _drawn(margins, count)
-    return _estimate(float(right.mean()), weights @ right / weights.sum(-1), len(margins))
+    return percentile_estimate(float(right.mean()), weights @ right / weights.sum(-1), len(margins))
 
 
 def _mean_accuracy(groups: Sequence[Sequence[PairMargin]], scale: str, count: int) -> MetricEstimate:
@@ -312,7 +312,7 @@ def _mean_accuracy(groups: Sequence[Sequence[PairMargin]], scale: str, count: in
         right, weights = _right(group, scale), _drawn(group, count)
         value += float(right.mean()) / len(groups)
         draws += weights @ right / weights.sum(-1) / len(groups)
-    return _estimate(value, draws, sum(map(len, groups)))
+    return percentile_estimate(value, draws, sum(map(len, groups)))
 
 
 def _correlations(margins: Sequence[PairMargin], scale: str) -> dict[str, MetricEstimate]:
@@ -337,9 +337,4 @@ def _correlation(
         first, second = np.repeat(values, weight), np.repeat(gaps, weight)
         if np.ptp(first) > 0 and np.ptp(second) > 0:
             draws.append(float(statistic(first, second)[0]))
-    return _estimate(float(statistic(values, gaps)[0]), np.array(draws), len(values))
-
-
-def _estimate(value: float, draws: Numbers, count: int) -> MetricEstimate:
-    low, high = np.percentile(draws, ENDS)
-    return MetricEstimate(value, float(low), float(high), count)
+    return percentile_estimate(float(statistic(values, gaps)[0]), np.array(draws), len(values))

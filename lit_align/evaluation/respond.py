@@ -67,14 +67,6 @@ def collect_responses(
     that was interrupted goes on where it was. If anything that they depend on has changed, they are sampled anew, and
     the earlier ones are moved to ``previous``.
 
-    Args:
-        evaluated: the model.
-        prompts: the prompts.
-        seeds: each gives one response to every prompt.
-        sampling: length, temperature and top-p; its seed has no effect.
-        folder: of the model's rows.
-        batch_size: responses that are sampled at once.
-
     Returns:
         By prompt, then by seed.
     """

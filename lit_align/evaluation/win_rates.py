@@ -162,11 +162,7 @@ class LengthModel:
 
 
 def fit_length_model(models: Sequence[Judgements]) -> LengthModel:
-    """Estimate what models share: difficulties of instructions, and the mean effect of length.
-
-    Args:
-        models: the judgements of each model that is compared with the baseline.
-    """
+    """Estimate what models share: difficulties of instructions, and the mean effect of length."""
     difficulty = joint_difficulty(models) if len(models) >= FEWEST_MODELS else None
     free = LengthModel(difficulty, 0.0, 0.0)
     if len(models) < 2:

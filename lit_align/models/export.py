@@ -38,14 +38,7 @@ class ExportError(RuntimeError):
 
 
 def save_causal_lm(model: nn.Module, folder: Path, weights: dict[str, Any], form: Form = "merged") -> None:
-    """Write a causal language model as a Hugging Face folder.
-
-    Args:
-        model: a model of transformers, or one with an adapter; ``merged`` changes the weights of the latter.
-        folder: to write to.
-        weights: of the model, all of them.
-        form: of a model with an adapter: ``merged`` adds it to the weights, ``adapter`` writes it alone.
-    """
+    """Write a causal language model as a Hugging Face folder; ``merged`` changes the weights of an adapted one."""
     if isinstance(model, PeftModel) and form == "merged":
         merge(model).save_pretrained(str(folder))
     elif isinstance(model, PeftModel | PreTrainedModel):

@@ -33,11 +33,6 @@ def _rows(sequences: Sequence[Sequence[int]]) -> Tensor:
 def check_causal(model: nn.Module, name: str, sequences: Sequence[Sequence[int]]) -> None:
     """Raise if later tokens change what a model gives for earlier ones.
 
-    Args:
-        model: a language model or a score model.
-        name: of the model, for the message.
-        sequences: token ids; of the first two, which begin alike, the model reads as many as the shorter one has.
-
     Raises:
         ValueError: the model is not causal.
     """

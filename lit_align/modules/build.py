@@ -150,23 +150,12 @@ def _identifying(reference: Reference | None, source: Callable[[], nn.Module]) -
 def trainable_state_dict(
     module: nn.Module, lora: LoRA | SavedAdapter | None, state: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the part of a state dict that a checkpoint keeps: that of the adapter, or all.
-
-    Args:
-        module: the module.
-        lora: its adapter; None keeps all weights.
-        state: name to weight.
-    """
+    """Return the part of a state dict that a checkpoint keeps: that of the adapter, or all."""
     return dict(state) if lora is None else {name: state[name] for name in trainable_names(module)}
 
 
 def check_state_dict(module: nn.Module, lora: LoRA | SavedAdapter | None, state: Mapping[str, Any]) -> None:
     """Raise if weights are not those of an adapter like the module's.
-
-    Args:
-        module: the module that loads them.
-        lora: its adapter; None accepts any weights.
-        state: of a checkpoint.
 
     Raises:
         ValueError: the names differ.

@@ -136,14 +136,7 @@ def rollout_batch(batch: PairBatch, responses: int, tokens: int) -> PairBatch:
 
 
 def count_steps(module: Module, data: PreferenceData, trainer: Any, parallelism: Parallelism) -> int | None:
-    """Return the optimizer steps of the run; None where they cannot be known.
-
-    Args:
-        module: what is trained; an on-policy run takes several steps on each batch.
-        data: with prepared training pairs, or without.
-        trainer: its settings.
-        parallelism: of the run.
-    """
+    """Return the optimizer steps of the run; None where they cannot be known."""
     limit = trainer.max_steps if (trainer.max_steps or 0) > 0 else None
     if "train" not in data.splits or (trainer.max_epochs or 0) <= 0:
         return limit

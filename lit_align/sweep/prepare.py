@@ -71,11 +71,7 @@ def preparation_group(arguments: Sequence[str]) -> str:
 
 
 def fill_caches(arguments: Sequence[str]) -> None:
-    """Prepare the data of a run, and compute the log-probabilities of a reference that keeps them.
-
-    Args:
-        arguments: of ``fit``.
-    """
+    """Prepare the data of a run, and compute the log-probabilities of a reference that keeps them."""
     with cli.exit_codes():
         if any(word == "Precomputed" for word in arguments):
             try:

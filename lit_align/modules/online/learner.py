@@ -47,12 +47,7 @@ class Learner(nn.Module, ABC):
     """Names of the metrics of evaluation that other learners do not have."""
 
     def cautions(self, sampling: Sampling, steps: int) -> tuple[str, ...]:
-        """Return one sentence for each setting that moves the optimum in a way that a user may not expect.
-
-        Args:
-            sampling: of the responses.
-            steps: optimizer steps per rollout.
-        """
+        """Return one sentence for each setting that moves the optimum in a way that a user may not expect."""
         return ()
 
     @abstractmethod
@@ -72,15 +67,7 @@ class Learner(nn.Module, ABC):
     def evaluate(
         self, module: LitPolicy, metrics: RolloutMetrics, responses: RolloutBatch, batch: PairBatch, split: str
     ) -> None:
-        """Add a rollout to the metrics of evaluation.
-
-        Args:
-            module: of the run.
-            metrics: of the responses.
-            responses: the rollout.
-            batch: its prompts.
-            split: the name of their split.
-        """
+        """Add a rollout to the metrics of evaluation."""
 
     @property
     def summed_metrics(self) -> dict[str, Metric]:
@@ -111,10 +98,5 @@ class Learner(nn.Module, ABC):
         """Discard what an interrupted step or evaluation has left."""
 
     def evaluation_values(self, trainer: Trainer, device: torch.device) -> dict[str, Tensor]:
-        """Compute the metrics of an evaluation over all ranks.
-
-        Args:
-            trainer: of the run.
-            device: where the metrics are.
-        """
+        """Compute the metrics of an evaluation over all ranks."""
         return {}

@@ -136,10 +136,6 @@ class RolloutSampler:
 
         Every process must call it with its own batch.
 
-        Args:
-            batch: rows of a split; those with two responses are used.
-            split: the name of the split.
-
         Raises:
             ScoreError: a score cannot be used; names the prompt.
         """
