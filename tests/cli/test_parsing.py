@@ -112,7 +112,7 @@ def test_a_misspelt_objective_gets_a_suggestion(parser: parsing.Parser, capsys: 
         ("preference", "--objective klrlhf", "class that is known\n"),
         ("online", "--objective averageddpo", "; did you mean averaged_dpo"),
         ("online", "--objective klrlhf", "; did you mean kl_rlhf or pm_rlhf?\n"),
-        ("online", "--objective RLHF --objective.surrogate Cliped", "; did you mean Clipped?\n"),
+        ("online", "--objective RLHF --objective.surrogate Cliped", "; did you mean Clipped or ClampedKL?\n"),
     ],
 )
 def test_an_objective_of_another_task_names_the_task(
