@@ -15,11 +15,16 @@ from weakref import WeakKeyDictionary
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from typing_extensions import override
 
 from lit_align.errors import check_range
+from lit_align.models.lm_head.patch import base_of
 from lit_align.models.sharding import unsharded
+
+PLAIN_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
+"""Layers of a cache that hold keys and values of tokens, and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,8 @@ class Generator(ABC):
 @dataclass(frozen=True)
 class CachedGenerator(Generator):
     """Generates with the model's own ``generate`` and its key-value cache, in batches of prompts of similar length.
+
+    A prompt is read once for all its responses in a batch, by models whose cache has nothing but keys and values.
 
     Args:
         batch_size: responses that are generated at once.
@@ -313,17 +320,49 @@ def _generate(
 def _call_generate(
     model: Any, prompts: Sequence[Sequence[int]], config: Any, processors: Sequence[LogitsProcessor]
 ) -> Any:
-    device, width = next(model.parameters()).device, max(map(len, prompts))
-    ids = torch.tensor([[config.pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-    attention = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    inputs = _left_padded(prompts, config.pad_token_id, next(model.parameters()).device)
     with unsharded(model), _without_generation_config(model):
         return model.generate(
-            input_ids=ids.to(device),
-            attention_mask=attention.to(device),
+            **inputs,
+            past_key_values=_prompt_cache(model, prompts, config.pad_token_id),
             generation_config=config,
             logits_processor=LogitsProcessorList(processors),
             synced_gpus=False,
         )
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], pad_token: int, device: torch.device) -> dict[str, Tensor]:
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad_token] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    attention = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    return {"input_ids": ids.to(device), "attention_mask": attention.to(device)}
+
+
+_HAS_PLAIN_CACHE: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+"""Models whose cache was looked at, and whether it has nothing but keys and values of tokens."""
+
+
+def _prompt_cache(model: Any, prompts: Sequence[Sequence[int]], pad_token: int) -> DynamicCache | None:
+    """Read each distinct prompt once, all but its last token, and return the cache with a row for every prompt.
+
+    Returns:
+        None where all prompts differ, and for models that keep anything else, such as a recurrent state.
+    """
+    row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    base = base_of(model)
+    if len(row_of) == len(prompts) or max(map(len, row_of)) == 1 or not _HAS_PLAIN_CACHE.get(base, True):
+        return None
+    inputs = _left_padded(list(row_of), pad_token, next(model.parameters()).device)
+    inputs = {name: part[:, :-1] for name, part in inputs.items()}
+    config = _config(Sampling(max_new_tokens=1), pad_token, return_dict_in_generate=True)
+    cache = model.generate(**inputs, generation_config=config, synced_gpus=False).past_key_values
+    _HAS_PLAIN_CACHE[base] = type(cache) is DynamicCache and all(type(layer) in PLAIN_LAYERS for layer in cache.layers)
+    if not _HAS_PLAIN_CACHE[base]:
+        return None
+    cache.batch_select_indices(
+        torch.tensor([row_of[tuple(prompt)] for prompt in prompts], device=inputs["input_ids"].device)
+    )
+    return cache
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from transformers import RwkvConfig, RwkvForCausalLM
+from transformers import MistralConfig, MistralForCausalLM, RwkvConfig, RwkvForCausalLM
 
 from lit_align.models.generation import (
     CachedGenerator,
@@ -193,6 +193,22 @@ def rwkv() -> torch.nn.Module:
     return model.eval()
 
 
+def mistral() -> torch.nn.Module:
+    """A model whose attention sees four tokens."""
+    config = MistralConfig(
+        vocab_size=31,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        sliding_window=4,
+    )
+    torch.manual_seed(0)
+    model = MistralForCausalLM(config)
+    torch.nn.init.normal_(model.lm_head.weight, std=0.5)
+    return model.eval()
+
+
 class Neighbours(torch.nn.Module):
     """A model whose rows depend on the other rows of the batch."""
 
@@ -227,3 +243,19 @@ def test_a_response_does_not_depend_on_its_neighbours(build: Callable[[], torch.
     greedy = Sampling(max_new_tokens=6, temperature=0)
     each = [sample_responses(model, [prompt], {2}, 0, greedy)[0] for prompt in prompts]
     assert sample_responses(model, prompts, {2}, 0, greedy) == each
+
+
+@pytest.mark.parametrize("build", [tiny_llama, mistral, rwkv])
+def test_a_prompt_is_read_once_for_all_its_responses(build: Callable[[], torch.nn.Module]) -> None:
+    """Models that keep more than keys and values read it for each response; the responses are the same in any case."""
+    model, shapes, sampling = build(), [], Sampling(max_new_tokens=6)
+    requested = requests()
+    alone = [CachedGenerator(1)(model, [request], STOPS, 0, sampling)[0] for request in requested]
+    prompt_batches(model, PROMPTS, 64, 0, sampling)  # looks once at what the model does with padding
+    model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: shapes.append(inputs[0].shape))
+    assert CachedGenerator()(model, requested, STOPS, 0, sampling) == alone
+    if build is rwkv:
+        assert {shape[0] for shape in shapes} == {1}
+    else:
+        assert [tuple(shape) for shape in shapes[:2]] == [(4, 5), (12, 1)]
+        assert {tuple(shape) for shape in shapes[1:]} == {(12, 1)}

@@ -56,8 +56,8 @@ class TestReport:
         assert "| dpo | ours | 4 (3–6) | 8 (6–12) |" in lines[2]
         assert lines[3].endswith("| 1.00 | 2.00 | 1.00 |")
 
-    def test_exponents_are_slopes(self, parts: tuple[ModuleType, ModuleType, ModuleType]) -> None:
-        assert parts[1].exponent([1, 2, 4, 8], [5, 10, 20, 40]) == pytest.approx(1.0)
+    def test_a_constant_and_a_slope_are_fitted(self, parts: tuple[ModuleType, ModuleType, ModuleType]) -> None:
+        assert parts[1].line([1, 2, 4, 8], [8, 13, 23, 43]) == pytest.approx((3.0, 5.0))
 
     def test_other_losses_are_other_work(self, parts: tuple[ModuleType, ModuleType, ModuleType]) -> None:
         measure, report, _ = parts

@@ -44,11 +44,13 @@ def table(results: Results, pairs: int, tokens: int) -> list[str]:
 def phases(results: Results, steps: int) -> list[str]:
     """Return a table of the median milliseconds of each part of a step, the first step included.
 
+    Our ``training_step`` holds the forward passes and the backward passes of all chunks but the last one's.
+
     Args:
         results: the measurements.
         steps: of a run.
     """
-    names = ("data", "forward", "backward", "optimizer", "loop", "optimizer, loop")
+    names = ("data", "forward", "backward", "training_step", "last backward", "optimizer", "loop", "optimizer, loop")
     lines = ["| case | side | " + " | ".join(names) + " | loop, % of a step |", "|---" * (3 + len(names)) + "|"]
     for case, sides in results.items():
         for side, runs in sides.items():
@@ -99,13 +101,14 @@ def beside(results: Results, case: str, base: str) -> str:
     return f"Ours: {case} takes {user} times the user CPU of {base}, and {wall} times its wall."
 
 
-def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
-    """Return the slope of log(seconds) over log(size), by least squares.
+def line(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
+    """Fit seconds = a + b · size with least squares of the relative errors, and return a and b.
 
-    >>> round(exponent([1, 2, 4], [3, 12, 48]), 6)
-    2.0
+    >>> [round(part, 6) for part in line([1, 2, 4], [3, 5, 9])]
+    [1.0, 2.0]
     """
-    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
+    slope, constant = np.polyfit(sizes, seconds, 1, w=1 / np.array(seconds))
+    return float(constant), float(slope)
 
 
 def plot_bars(results: Mapping[str, Results], pairs: int, path: Path) -> None:
@@ -136,7 +139,7 @@ def plot_bars(results: Mapping[str, Results], pairs: int, path: Path) -> None:
 
 
 def plot_curves(curves: Mapping[str, Mapping[int, float]], path: Path) -> None:
-    """Plot the seconds of a step over each size, both logarithmic, with the fitted exponent.
+    """Plot the seconds of a step over each size, with the fitted line.
 
     Args:
         curves: name of the size → size → seconds.
@@ -146,11 +149,10 @@ def plot_curves(curves: Mapping[str, Mapping[int, float]], path: Path) -> None:
 
     figure = Figure(figsize=(3.4 * len(curves), 3.2), layout="constrained")
     for panel, (name, curve) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
-        slope = exponent(list(curve), list(curve.values()))
-        panel.loglog(list(curve), list(curve.values()), "o-")
-        panel.set(xlabel=name, ylabel="seconds per step", title=f"exponent {slope:.2f}")
-        panel.set_xticks(list(curve), [str(size) for size in curve], minor=False)
-        panel.minorticks_off()
+        constant, slope = line(list(curve), list(curve.values()))
+        panel.plot(list(curve), list(curve.values()), "o")
+        panel.plot([0, max(curve)], [constant, constant + slope * max(curve)], "--")
+        panel.set(xlabel=name, ylabel="seconds per step", ylim=(0, None))
     figure.savefig(path, dpi=120)
 
 

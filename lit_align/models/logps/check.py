@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from lit_align.compat.transformers import attention_name
 from lit_align.models.lm_head.patch import base_of
-from lit_align.models.logps.inputs import PACKED_ATTENTION, VARLEN
+from lit_align.models.logps.inputs import PACKED_ATTENTION, VARLEN, neighbours_as_sides
 from lit_align.models.logps.packing import LayoutName, needed, shared_tokens
 from lit_align.models.logps.probe import Distance, Probe, distance, in_float32, probe, rounding_noise, short_pairs
 from lit_align.models.logps.reader import ModelReader
@@ -121,6 +121,7 @@ def _warning(layout: LayoutName, reason: str, used: LayoutName, batch: PairBatch
 def _tokens_read(layout: LayoutName, batch: PairBatch) -> int:
     """Count the tokens of a batch that a model reads in a layout."""
     if layout == "shared":
+        batch = neighbours_as_sides(batch)
         return int(needed(batch).sum() - shared_tokens(batch).sum())
     return int(needed(batch).sum()) if layout == "packed" else batch.attention_mask.numel()
 

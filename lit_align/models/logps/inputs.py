@@ -98,22 +98,25 @@ def packed(batch: PairBatch, attention: Attention, share: bool, counts: bool = F
     Args:
         batch: the pairs, at least one of which has a scored token.
         attention: determines the form of the mask.
-        share: include the common prefix of a pair's sides, or of all sequences of a row, only once.
-        counts: also say which tokens are read; each then belongs to one pair.
+        share: include the common prefix of a pair's sides, of two neighbouring responses of a batch with one side, or
+            of all sequences of a row, only once.
+        counts: also say which tokens are read; each then belongs to one row of the batch.
     """
+    tokens = _tokens(batch)
+    batch = neighbours_as_sides(batch) if share and not counts else batch
     segments = attention.name == NAME and attention.device.type == "cpu"
     one_row = segments or attention.name == "flex_attention"
     shared = shared_tokens(batch) if share else batch.index.new_zeros(len(batch.index))
     packing = pack(batch, shared, common_prefix(batch) if share and one_row and not counts else 0)
     if segments:
         row = {"input_ids": packing.ids.unsqueeze(0), "position_ids": packing.positions.unsqueeze(0)}
-        inputs = ModelInputs(row | {"attention_mask": plan_of(packing)}, packing.places, _tokens(batch))
+        inputs = ModelInputs(row | {"attention_mask": plan_of(packing)}, packing.places, tokens)
     elif attention.name == "flex_attention":
-        inputs = _blocks(packing, _tokens(batch), attention.device)
+        inputs = _blocks(packing, tokens, attention.device)
     elif attention.name == VARLEN and not share:
-        inputs = _ends(packing, _tokens(batch)).to(attention.device)
+        inputs = _ends(packing, tokens).to(attention.device)
     else:
-        inputs = _dense(packing, _tokens(batch), attention)
+        inputs = _dense(packing, tokens, attention)
     return replace(inputs, reads=_reads(packing, attention, inputs)) if counts else inputs
 
 
@@ -128,6 +131,26 @@ def _reads(packing: Packing, attention: Attention, inputs: ModelInputs) -> ReadT
         rows = rows_of(packing, attention.row_tokens)
         pair, count = (rows.spread(value, 0) for value in values)
     return ReadTokens(pair.to(ids.device), count.to(ids.device))
+
+
+def neighbours_as_sides(batch: PairBatch) -> PairBatch:
+    """Return a batch of one side as pairs of neighbouring rows, so that responses to one prompt share it.
+
+    The scored tokens keep their order. A batch of both sides is returned as it is.
+
+    >>> ids, one = torch.arange(12).view(3, 1, 4), torch.ones(3)
+    >>> neighbours_as_sides(PairBatch(ids, ids > 0, ids > 2, ids[..., 0] > 0, one, one.long())).input_ids.tolist()
+    [[[0, 1, 2, 3], [4, 5, 6, 7]], [[8, 9, 10, 11], [0, 0, 0, 0]]]
+    """
+    rows, sides, width = batch.input_ids.shape
+    if sides > 1 or rows == 1:
+        return batch
+
+    def folded(part: Tensor) -> Tensor:
+        return F.pad(part, (0, 0, 0, 0, 0, rows % 2)).view(-1, 2, width)
+
+    wide = {name: folded(getattr(batch, name)) for name in ("input_ids", "attention_mask", "mask")}
+    return replace(batch, **wide, truncated=F.pad(batch.truncated, (0, 0, 0, rows % 2)).view(-1, 2), host=None)
 
 
 def _dense(packing: Packing, tokens: ScoredTokens, attention: Attention) -> ModelInputs:

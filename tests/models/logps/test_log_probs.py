@@ -122,6 +122,29 @@ def test_a_prefix_of_all_pairs_is_read_once(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+@pytest.mark.parametrize("rows", [5, 6])
+def test_responses_to_one_prompt_share_it(name: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of one side, of which each two have a prompt in common; one is left over. Qwen2 takes the dense mask."""
+    pairs = telling_batch()
+    wide = {part: getattr(pairs, part).flatten(0, 1)[:rows, None] for part in ("input_ids", "attention_mask", "mask")}
+    one, number = torch.ones(rows), torch.arange(rows)
+    batch = PairBatch(**wide, truncated=torch.zeros(rows, 1, dtype=torch.bool), weight=one, index=number)
+    model = named(name)
+    if name == "qwen2":
+        monkeypatch.setattr("lit_align.models.logps.reader.stands_in_for", lambda model, name: False)
+    assert_same(model, "shared", batch, (1e-6, 1e-5))
+    read: list[int] = []
+    hook = model.get_input_embeddings().register_forward_hook(
+        lambda layer, inputs, output: read.append(output.numel())
+    )
+    for share in ("shared", "packed"):
+        reader = LogProbReader(model, ForwardPass(layout=share))  # type: ignore[arg-type]
+        reader(batch)
+    hook.remove()
+    assert read[0] < read[1]
+
+
 @pytest.mark.parametrize("row_tokens", [0, 40])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("layout", ["shared", "packed"])

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import SimpleProfiler
 
-FORWARD, BACKWARD = "SingleDeviceStrategy.training_step", "SingleDeviceStrategy.backward"
+TRAINING_STEP, BACKWARD = "SingleDeviceStrategy.training_step", "SingleDeviceStrategy.backward"
 
 
 def mark() -> dict[str, float]:
@@ -65,10 +65,10 @@ class Clock(Callback):
         phases = {
             "precompute": seconds("Precompute.on_fit_start"),
             "data": seconds("train_dataloader_next"),
-            "forward": seconds(FORWARD),
-            "backward": seconds(BACKWARD),
+            "training_step": seconds(TRAINING_STEP),
+            "last backward": seconds(BACKWARD),
         }
         steps = seconds("LitPreference.optimizer_step")
-        phases["optimizer"] = max(0.0, steps - phases["forward"] - phases["backward"])
-        phases["loop"] = whole - sum(phases[name] for name in ("data", "forward", "backward", "optimizer"))
+        phases["optimizer"] = max(0.0, steps - phases["training_step"] - phases["last backward"])
+        phases["loop"] = whole - sum(phases[name] for name in ("data", "training_step", "last backward", "optimizer"))
         return phases
