@@ -1,4 +1,4 @@
-"""The records that pass between the floors of lit_align, and the words for their axes.
+"""The records that pass between the layers of lit_align, and the words for their axes.
 
 Axes, always in this order:
 
@@ -86,7 +86,7 @@ class PreferencePair:
         extra: the row's other columns, kept for ``predict``.
         tools: what a conversation's template is told of tools, as JSON schemas.
         weight: how much the pair counts, above 0.
-        margin: by how much the chosen response shall win, 0 or more; None where the row does not say.
+        margin: by how much the chosen response should win, 0 or more; None where the row does not say.
         preference_probability: how sure the preference is, 0 to 1; None where the row does not say.
         scores: what somebody scored chosen and rejected with; NaN for a side without a score.
         source: number of the source that the row is from.
@@ -164,7 +164,7 @@ class PairBatch:
         index: position of each row in its data set.
         prompted: the same responses under p ⊕ x, for self-refinement.
         mismatched: the same prompts with the responses of other rows, for objectives that estimate a divergence.
-        margin: by how much chosen shall win, where the data says it of any row; 0 for the others.
+        margin: by how much chosen should win, where the data says it of any row; 0 for the others.
         preference_probability: how sure each preference is, where the data says it of any row; 1 for the others.
         host: the same batch in CPU memory, kept when it is moved to a device: what depends on lengths is computed
             there, where no number has to be waited for.

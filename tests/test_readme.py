@@ -29,14 +29,10 @@ LIMITS = {
 }
 
 
-STAND_IN_DATA = "dialogues.jsonl"
-
-
 def offline(words: list[str]) -> list[str]:
-    """Replace models and data on a hub by local ones."""
-    local = {"--model.policy": "testbed:policy", "--data.train": STAND_IN_DATA}
+    """Replace a model on a hub by a local one."""
     pairs = zip(["", *words], words, strict=False)
-    return [local[key] if key in local and HUB_NAME.fullmatch(word) else word for key, word in pairs]
+    return ["testbed:policy" if key == "--model.policy" and HUB_NAME.fullmatch(word) else word for key, word in pairs]
 
 
 def shell_commands(markdown: str) -> list[str]:
@@ -65,10 +61,8 @@ def test_the_parser_of_this_file() -> None:
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder like the repository's root, where commands may write and later commands find the results."""
     folder = tmp_path_factory.mktemp("readme")
-    dialogue = "\n\nHuman: What is {}?\n\nAssistant:"
-    rows = [{"chosen": f"{dialogue} Good.", "rejected": f"{dialogue} Bad, bad."}]
-    lines = [json.dumps({k: v.format(n) for k, v in row.items()}) for row in rows for n in range(16)]
-    (folder / STAND_IN_DATA).write_text("\n".join(lines), "utf-8")
+    rows = [{"prompt": f"What is {n}?", "chosen": " Good.", "rejected": " Bad, bad."} for n in range(40)]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
     for name in ("configs", "README.md"):
         (folder / name).symlink_to(ROOT / name)
     return folder
@@ -121,8 +115,8 @@ def test_the_first_page_of_the_site_has_the_same_commands() -> None:
 
 
 def test_the_tree_of_the_package_names_what_exists() -> None:
-    """The tree in the page for contributors names existing files and folders, and every package."""
-    tree = (ROOT / "docs" / "contributing.md").read_text("utf-8").split("```\n")[1]
+    """The tree in the page on the code names existing files and folders, and every package."""
+    tree = (ROOT / "docs" / "architecture.md").read_text("utf-8").split("```\n")[1]
     stack: list[str] = []
     named = set()
     for line in tree.splitlines():

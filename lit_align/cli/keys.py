@@ -64,7 +64,7 @@ RUN_KEYS = {
         'Literal["preference", "reward", "online"]',
         "preference",
         "preference: align a policy directly; reward: train a reward model; online: RLHF on a policy's own responses. "
-        "Says which keys model has.",
+        "Determines the keys under `model`.",
     ),
     "run": RunKey("str", "runs/default", "Folder for everything the run writes."),
     "extend": RunKey(

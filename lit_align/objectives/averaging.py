@@ -30,7 +30,7 @@ class Averaging(Part, ABC):
 
     @property
     def needs(self) -> Needs:
-        """What the averaging needs: a pair seed, or both sides; nothing unless a leaf says otherwise."""
+        """What the averaging needs: a pair seed, or both sides; nothing unless a subclass overrides it."""
         return NO_NEEDS
 
     @property

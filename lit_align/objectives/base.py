@@ -13,14 +13,14 @@ from torch import Tensor
 from lit_align.types import Margin, Outcome, PairLogProbs, PairScores
 
 MARGIN = "margin"
-"""Column: by how much the chosen response shall win, in the unit of rewards."""
+"""Column: by how much the chosen response should win, in the unit of rewards."""
 PROBABILITY = "preference_probability"
 """Column: how sure it is that the chosen response is the better one."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """A β together with what stands beside it.
+    """A β and the scale of what it multiplies.
 
     Args:
         name: of the term that it belongs to; empty for an objective of one term.
@@ -89,7 +89,7 @@ NO_NEEDS = Needs(unpaired=True)
 
 
 class Part:
-    """Base of all parts, which checks the fields whose ranges a leaf states.
+    """Base of all parts, which checks the fields whose ranges a subclass states.
 
     Raises:
         ValueError: a field is out of its range.
@@ -113,7 +113,7 @@ class Objective(ABC):
 
     @property
     def needs(self) -> Needs:
-        """What must be in ``logps``; a reference and both sides unless a leaf says otherwise."""
+        """What must be in ``logps``; a reference and both sides unless a subclass overrides it."""
         return Needs(reference=True, rejected=True)
 
     @property
@@ -122,7 +122,7 @@ class Objective(ABC):
         return {}
 
     def advance_state(self, state: Mapping[str, Tensor], observed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the state after an optimizer step; unchanged unless a leaf says otherwise.
+        """Return the state after an optimizer step; unchanged unless a subclass overrides it.
 
         Args:
             state: the state before the step, float64 scalars.
@@ -132,7 +132,7 @@ class Objective(ABC):
 
     @property
     def scales(self) -> tuple[Scale, ...]:
-        """Each β that sets a slope, with what it multiplies (see `beta_scale`); none unless a leaf says otherwise."""
+        """Each β that sets a slope, with what it multiplies (see `beta_scale`); none unless a subclass overrides it."""
         return ()
 
     @property
@@ -142,7 +142,7 @@ class Objective(ABC):
 
     @property
     def term_names(self) -> tuple[str, ...]:
-        """The names under which ``Outcome.terms`` reports parts of the loss; none unless a leaf says otherwise."""
+        """The names under which ``Outcome.terms`` reports parts of the loss; none unless a subclass overrides it."""
         return ()
 
     def slope(self, logps: PairLogProbs, outcome: Outcome) -> Margin | None:

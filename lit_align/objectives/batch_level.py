@@ -54,7 +54,7 @@ class Ranked(Objective):
 class RankedMargins(Ranked):
     """``contrast(m_(k) - m_ref(k))``: the policy's k-th smallest margin against the k-th smallest of the reference.
 
-    The policy's margins as a whole shall lie above the reference's (first-order stochastic dominance): a pair that the
+    The policy's margins as a whole are pushed above the reference's (first-order stochastic dominance): a pair that the
     policy gets wrong is compared with the pairs that the reference gets most wrong, and not with itself.
 
     The loss is over all pairs of an optimizer step; that of a pair belongs to the rank of the policy's margin of it.
@@ -86,7 +86,7 @@ class RankedMargins(Ranked):
 class RankedResponses(Ranked):
     """``contrast(r_w(k) - r_l(k))``: the k-th smallest chosen score against the k-th smallest rejected one.
 
-    The chosen responses as a whole shall score above the rejected ones, whichever belongs to which: the two sides of
+    The chosen responses as a whole are pushed above the rejected ones, whichever belongs to which: the two sides of
     a batch may answer different prompts. As many of one are needed as of the other, so a row still has both sides.
 
     The loss is over all pairs of an optimizer step; that of a pair belongs to the rank of its chosen response.

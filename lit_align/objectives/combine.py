@@ -158,7 +158,7 @@ class Weighting(Part, ABC):
 
     @property
     def needs(self) -> Needs:
-        """What the weighting needs; the rejected side unless a leaf says otherwise."""
+        """What the weighting needs; the rejected side unless a subclass overrides it."""
         return Needs(rejected=True, unpaired=True)
 
     @abstractmethod

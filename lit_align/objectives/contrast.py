@@ -28,7 +28,7 @@ class Contrast(Part, ABC):
 
     @property
     def beta_sets_slope(self) -> bool:
-        """Whether the slope at margin 0 grows with β; True unless β sets a target and a leaf says so."""
+        """Whether the slope at margin 0 grows with β; True unless β sets a target and a subclass says so."""
         return True
 
     @abstractmethod

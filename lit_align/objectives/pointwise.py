@@ -21,10 +21,10 @@ class Pointwise(Part, ABC):
 
     The loss of a pair is the sum of the two, as the formulas say it.
 
-    Zero is where the policy equals the reference, so a pointwise loss can say that a response shall become likelier
+    Zero is where the policy equals the reference, so a pointwise loss can say that a response should become likelier
     than it was, which a `Contrast` cannot. The constant that cancels in a margin does not cancel here.
 
-    Every leaf has a ``beta``, the inverse temperature in 1 / nats; rewards are reported as β × log-ratio.
+    Every subclass has a ``beta``, the inverse temperature in 1 / nats; rewards are reported as β × log-ratio.
     """
 
     source: ClassVar[Paper | None] = None
@@ -37,7 +37,7 @@ class Pointwise(Part, ABC):
 
     @property
     def beta_sets_slope(self) -> bool:
-        """Whether the slopes at scores of 0 grow with β; True unless β sets a target and a leaf says so."""
+        """Whether the slopes at scores of 0 grow with β; True unless β sets a target and a subclass says so."""
         return True
 
     @abstractmethod

@@ -21,19 +21,19 @@ class Refinement(Part, ABC):
     """How far a margin must go before its pair counts as won; the contrast sees ``margin - offset``.
 
     As a rule the offset is a target, not something to optimise, and passes no gradient: who asks for it cuts it off
-    (`offset_of`), unless the leaf says that the gradient belongs to its method.
+    (`offset_of`), unless the subclass says that the gradient belongs to its method.
     """
 
     source: ClassVar[Paper | None] = None
 
     @property
     def carries_gradient(self) -> bool:
-        """Whether the offset is optimised along with the margin; False unless a leaf says otherwise."""
+        """Whether the offset is optimised along with the margin; False unless a subclass overrides it."""
         return False
 
     @property
     def needs(self) -> Needs:
-        """What the refinement needs; nothing unless a leaf says otherwise."""
+        """What the refinement needs; nothing unless a subclass overrides it."""
         return NO_NEEDS
 
     @abstractmethod

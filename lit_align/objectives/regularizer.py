@@ -31,17 +31,17 @@ class Regularizer(Part, ABC):
 
     @property
     def needs(self) -> Needs:
-        """What the regularizer needs; the reference unless a leaf says otherwise."""
+        """What the regularizer needs; the reference unless a subclass overrides it."""
         return Needs(reference=True, unpaired=True)
 
     @property
     def matches_preferences(self) -> bool:
-        """Whether the optimum shall be ``softmax(r)``, which depends on the absolute scale of r; True by default."""
+        """Whether the optimum is to be ``softmax(r)``, which depends on the absolute scale of r; True by default."""
         return True
 
     @property
     def uses_whole_support(self) -> bool:
-        """Whether nothing is held against tokens that the reference finds impossible; False unless a leaf says so."""
+        """Whether nothing is held against tokens that the reference finds impossible; False unless a subclass overrides it."""
         return False
 
     @abstractmethod

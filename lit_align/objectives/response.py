@@ -34,16 +34,16 @@ class Anchor(Part, ABC):
 
     @property
     def needs(self) -> Needs:
-        """What the anchor needs, and whether other pairs matter; nothing unless a leaf says otherwise."""
+        """What the anchor needs, and whether other pairs matter; nothing unless a subclass overrides it."""
         return NO_NEEDS
 
     @property
     def initial_state(self) -> Mapping[str, float]:
-        """Numbers that are carried from step to step, with their first values; none unless a leaf says otherwise."""
+        """Numbers that are carried from step to step, with their first values; none unless a subclass overrides it."""
         return {}
 
     def observed(self, scores: PairScores, present: PairScores) -> Mapping[str, Margin]:
-        """Return what each pair contributes to the state; nothing unless a leaf says otherwise.
+        """Return what each pair contributes to the state; nothing unless a subclass overrides it.
 
         Args:
             scores: score of each response, in nats.
@@ -52,7 +52,7 @@ class Anchor(Part, ABC):
         return {}
 
     def advance_state(self, state: Mapping[str, Tensor], observed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the state after a step; unchanged unless a leaf says otherwise. See `Objective.advance_state`."""
+        """Return the state after a step; unchanged unless a subclass overrides it. See `Objective.advance_state`."""
         return state
 
     @abstractmethod

@@ -24,7 +24,7 @@ class Advantage(Part, ABC):
 
     @property
     def needs(self) -> OnlineNeeds:
-        """What the rollout must hold; a single response without more unless a leaf says otherwise."""
+        """What the rollout must hold; a single response without more unless a subclass overrides it."""
         return OnlineNeeds()
 
     @property

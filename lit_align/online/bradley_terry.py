@@ -43,7 +43,7 @@ class BradleyTerry:
 
         Args:
             scores: what the model says of chosen and rejected.
-            margin: by how much chosen shall win, in the unit of the scores; None for nothing.
+            margin: by how much chosen should win, in the unit of the scores; None for nothing.
         """
         gap = scores[:, 0] - scores[:, 1]
         wanted = gap if margin is None else gap - margin

@@ -28,7 +28,7 @@ class LengthControl(Part, ABC):
 
     @property
     def needs(self) -> OnlineNeeds:
-        """What the rollout must hold; nothing unless a leaf says otherwise."""
+        """What the rollout must hold; nothing unless a subclass overrides it."""
         return OnlineNeeds()
 
     @property

@@ -93,7 +93,7 @@ class SampledPair:
     Args:
         chosen: place of the better response among all of the prompt.
         rejected: place of the other.
-        margin: by how much the chosen one shall win; None unless it is stated.
+        margin: by how much the chosen one should win; None unless it is stated.
         preference_probability: how sure the preference is; None unless it is stated.
     """
 

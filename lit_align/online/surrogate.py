@@ -24,7 +24,7 @@ class Surrogate(Part, ABC):
 
     @property
     def needs(self) -> OnlineNeeds:
-        """Whether the loss is right only for the policy's own responses; nothing unless a leaf says otherwise."""
+        """Whether the loss is right only for the policy's own responses; nothing unless a subclass overrides it."""
         return OnlineNeeds()
 
     @abstractmethod

@@ -166,6 +166,13 @@ def test_the_hardest_pairs_are_the_ones_with_the_largest_losses(parts: Path) -> 
     torch.testing.assert_close(loss.mean(), plain.topk(2).values.mean())
 
 
+def test_the_penalty_beside_the_loss(parts: Path) -> None:
+    logps = random_pairs(pairs=4)
+    ratio = (logps.policy - logps.reference).double()
+    own = importlib.import_module("my_penalties").PenalizedDPO(beta=0.3, weight=0.5)(logps)
+    assert (own.loss - dpo(0.3)(logps).loss).double() == pytest.approx(0.25 * ratio[:, 0].square().sum(-1), rel=1e-4)
+
+
 def test_the_reference_lies_between_two_models(parts: Path, tmp_path: Path) -> None:
     between = importlib.import_module("my_references").Between
     policy = load_causal_lm("testbed:policy", Loading())

@@ -29,7 +29,7 @@ class RawRow:
 
 
 RawRows: TypeAlias = Iterator[RawRow | DataError]
-"""RawRows in the order of the source. A line that cannot be parsed is yielded as a ``DataError``."""
+"""Rows in the order of the source. A line that cannot be parsed is yielded as a ``DataError``."""
 
 
 @final

@@ -103,7 +103,7 @@ class LengthReport:
 
     @property
     def rows(self) -> int:
-        """RawRows read or, if unknown, the pairs and the rows left out."""
+        """Rows read or, if unknown, the pairs and the rows left out."""
         return self.pairs + sum(self.dropped.values()) if self.read is None else self.read
 
     def as_dict(self) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from lit_align.objectives.preference import PreferenceObjective
 from lit_align.objectives.presets.registry import Group, preset
 
 
-@preset(Group.DIVERGENCE, "the policy shall keep all that the reference does, at some cost in reward")
+@preset(Group.DIVERGENCE, "the policy should keep all that the reference does, at some cost in reward")
 def forward_kl_dpo(beta: float = 0.1) -> PreferenceObjective:
-    """``-log σ(β (e^{-r_l} - e^{-r_w}))``: DPO for a policy that shall cover what the reference does.
+    """``-log σ(β (e^{-r_l} - e^{-r_w}))``: DPO for a policy that covers what the reference does.
 
     Parts: Logistic, ForwardKL. Paper: Wang et al. 2023, arXiv:2309.16240. β = 0.1 is a common choice; the authors'
     script for HH has 0.03.

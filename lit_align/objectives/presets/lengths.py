@@ -67,7 +67,7 @@ def alpha_po(beta: float = 2.5, gamma: float = 0.1, alpha: float = 0.25) -> Pref
     return cite(bent, ALPHA_PO)
 
 
-@preset(Group.LENGTH, "lengths of a pair differ much and part of the long side's surplus shall still count")
+@preset(Group.LENGTH, "lengths of a pair differ much and part of the long side's surplus should still count")
 def ld_dpo(beta: float = 0.1, weight: float = 0.5) -> PreferenceObjective:
     """``-log σ(β m)``, tokens beyond the shorter side's length counting less.
 
@@ -105,7 +105,7 @@ def r_dpo(beta: float = 0.1, alpha: float = 0.01) -> PreferenceObjective:
     return PreferenceObjective(Logistic(beta), refinement=LengthGap(alpha / beta))
 
 
-@preset(Group.LENGTH, "lengths of a pair differ much and only equal numbers of tokens shall be compared")
+@preset(Group.LENGTH, "lengths of a pair differ much and only equal numbers of tokens should be compared")
 def sampo(beta: float = 0.1) -> PreferenceObjective:
     """``-log σ(β m)``, m summed over as many tokens of either side as the shorter one has, sampled anew each time.
 

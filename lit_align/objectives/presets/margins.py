@@ -32,7 +32,7 @@ def dpo(beta: float = 0.1) -> PreferenceObjective:
     return PreferenceObjective(Logistic(beta))
 
 
-@preset(Group.CONTRAST, "labels are noisy and a pair shall not be pushed without end")
+@preset(Group.CONTRAST, "labels are noisy and pairs should not be pushed without limit")
 def cdpo(beta: float = 0.1, label_smoothing: float = 0.1) -> PreferenceObjective:
     """``-(1 - ε) log σ(β m) - ε log σ(-β m)``: DPO for preferences of which a share ε is flipped.
 
@@ -67,7 +67,7 @@ def robust_dpo(beta: float = 0.01, label_smoothing: float = 0.1) -> PreferenceOb
     return PreferenceObjective(Robust(beta, label_smoothing))
 
 
-@preset(Group.CONTRAST, "the policy shall commit to the preferred side; not convex, so start from a good policy")
+@preset(Group.CONTRAST, "the policy should commit to the preferred side; not convex, so start from a good policy")
 def exo(beta: float = 0.1, label_smoothing: float = 1e-3) -> PreferenceObjective:
     """``KL((σ(β m), σ(-β m)) ‖ (1 - ε, ε))``: the divergence that DPO minimises, taken the other way round.
 
@@ -103,7 +103,7 @@ def discopop(beta: float = 0.05, tau: float = 0.05) -> PreferenceObjective:
     return PreferenceObjective(LogisticExponential(beta, tau))
 
 
-@preset(Group.LENGTH, "lengths differ much and responses shall count alike; margins are per token, so β is larger")
+@preset(Group.LENGTH, "lengths differ much and responses should count alike; margins are per token, so β is larger")
 def averaged_dpo(beta: float = 5.0) -> PreferenceObjective:
     """``-log σ(β m̄)``: DPO on log-ratios averaged over the tokens of each response.
 
@@ -177,7 +177,7 @@ def averaged_ipo(beta: float = 5.0) -> PreferenceObjective:
     return ipo(beta)
 
 
-@preset(Group.CONTRAST, "pairs that are won clearly shall be left alone")
+@preset(Group.CONTRAST, "pairs that are clearly won should be left alone")
 def slic(beta: float = 0.1) -> PreferenceObjective:
     """``max(0, 1 - β m)``: the loss is 0 for pairs that are won by 1 / β nats.
 
@@ -339,7 +339,7 @@ def sr_ipo(beta: float = 0.1, strength: float = 0.5, derived: bool = False) -> P
     return PreferenceObjective(Square(beta), refinement=SelfRefine(strength if derived else strength * beta))
 
 
-@preset(Group.MATCHING, "answers shall be as diverse as preferences are; best with short responses")
+@preset(Group.MATCHING, "answers should be as diverse as preferences are; best with short responses")
 def direct_preference_matching(beta: float = 1.0) -> PreferenceObjective:
     """``-log σ(β m)`` on summed log-probabilities, without a reference.
 
@@ -359,7 +359,7 @@ def direct_preference_matching(beta: float = 1.0) -> PreferenceObjective:
     return PreferenceObjective(Logistic(beta), regularizer=Entropy())
 
 
-@preset(Group.MATCHING, "the same, where the reference shall still rule out unlikely tokens")
+@preset(Group.MATCHING, "the same, where the reference should still rule out unlikely tokens")
 def direct_conditional_preference_matching(beta: float = 1.0, alpha: float = 0.1) -> PreferenceObjective:
     """``-log σ(β m)``, the reference speaking only on tokens that it finds no likelier than α.
 

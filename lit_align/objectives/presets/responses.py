@@ -16,7 +16,7 @@ from lit_align.objectives.regularizer import Entropy
 from lit_align.objectives.response import ResponseObjective, RunningMean
 
 
-@preset(Group.RESPONSE, "chosen responses lose likelihood under DPO and shall gain it")
+@preset(Group.RESPONSE, "chosen responses lose likelihood under DPO and should gain it")
 def nca(beta: float = 0.01) -> ResponseObjective:
     """``-log σ(β r_w) - ½ log σ(-β r_w) - ½ log σ(-β r_l)``: raises the chosen likelihood itself, not the margin only.
 

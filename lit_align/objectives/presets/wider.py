@@ -73,7 +73,7 @@ def aot_unpaired(beta: float = 0.1, label_smoothing: float = 0.0) -> RankedRespo
     return RankedResponses(Logistic(beta, label_smoothing))
 
 
-@preset(Group.WIDER, "pairs were written by other models, and those the policy might write shall count more")
+@preset(Group.WIDER, "pairs were written by other models, and those the policy might write should count more")
 def wpo(beta: float = 0.01) -> Reweighted:
     """``-w log σ(β m)``: DPO in which a pair counts as much as the policy would have written it.
 
