@@ -201,6 +201,7 @@ def mistral() -> torch.nn.Module:
         intermediate_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
+        num_key_value_heads=2,
         sliding_window=4,
     )
     torch.manual_seed(0)

@@ -142,15 +142,21 @@ def neighbours_as_sides(batch: PairBatch) -> PairBatch:
     >>> neighbours_as_sides(PairBatch(ids, ids > 0, ids > 2, ids[..., 0] > 0, one, one.long())).input_ids.tolist()
     [[[0, 1, 2, 3], [4, 5, 6, 7]], [[8, 9, 10, 11], [0, 0, 0, 0]]]
     """
-    rows, sides, width = batch.input_ids.shape
+    rows, sides, _ = batch.input_ids.shape
     if sides > 1 or rows == 1:
         return batch
 
     def folded(part: Tensor) -> Tensor:
-        return F.pad(part, (0, 0, 0, 0, 0, rows % 2)).view(-1, 2, width)
+        return F.pad(part, (0, 0, 0, 0, 0, rows % 2)).view(-1, 2, part.shape[-1])
 
-    wide = {name: folded(getattr(batch, name)) for name in ("input_ids", "attention_mask", "mask")}
-    return replace(batch, **wide, truncated=F.pad(batch.truncated, (0, 0, 0, rows % 2)).view(-1, 2), host=None)
+    return PairBatch(
+        input_ids=folded(batch.input_ids),
+        attention_mask=folded(batch.attention_mask),
+        mask=folded(batch.mask),
+        truncated=folded(batch.truncated.unsqueeze(-1)).squeeze(-1),
+        weight=batch.weight[::2],
+        index=batch.index[::2],
+    )
 
 
 def _dense(packing: Packing, tokens: ScoredTokens, attention: Attention) -> ModelInputs:
