@@ -41,7 +41,7 @@ class Regularizer(Part, ABC):
 
     @property
     def uses_whole_support(self) -> bool:
-        """Whether nothing is held against tokens that the reference finds impossible; False unless a subclass overrides it."""
+        """Whether tokens that the reference finds impossible cost nothing; False unless a subclass overrides it."""
         return False
 
     @abstractmethod
