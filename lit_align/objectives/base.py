@@ -132,7 +132,7 @@ class Objective(ABC):
 
     @property
     def scales(self) -> tuple[Scale, ...]:
-        """Each β that sets a slope, with what it multiplies (see `beta_scale`); none unless a subclass overrides it."""
+        """Each β that sets a slope, with what it multiplies (`beta_scale`); none unless a subclass overrides it."""
         return ()
 
     @property

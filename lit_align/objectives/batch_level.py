@@ -54,8 +54,8 @@ class Ranked(Objective):
 class RankedMargins(Ranked):
     """``contrast(m_(k) - m_ref(k))``: the policy's k-th smallest margin against the k-th smallest of the reference.
 
-    The policy's margins as a whole are pushed above the reference's (first-order stochastic dominance): a pair that the
-    policy gets wrong is compared with the pairs that the reference gets most wrong, and not with itself.
+    The policy's margins as a whole are pushed above the reference's (first-order stochastic dominance): a pair that
+    the policy gets wrong is compared with the pairs that the reference gets most wrong, and not with itself.
 
     The loss is over all pairs of an optimizer step; that of a pair belongs to the rank of the policy's margin of it.
     Pairs with equal margins are ranked in their order in the batch, which moves losses among them and leaves the sum.

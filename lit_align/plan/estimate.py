@@ -183,8 +183,9 @@ def longest_responses(batch: PairBatch, rows: int) -> PairBatch:
 def write_responses(module: LitOnline, batch: PairBatch, dry_run: DryRun) -> tuple[int, int, int]:
     """Measure the writing of a rollout: bytes of keys and values, peak of what is beside them, operations.
 
-    A pass over the prompts is followed by one for each token, of which the first and the last are run; operations in
-    between grow evenly. A generator without a ``batch_size`` is taken to write all responses at once.
+    A pass over the prompts, each read once for all its responses, is followed by one for each token, of which the
+    first and the last are run; operations in between grow evenly. A generator without a ``batch_size`` is taken to
+    write all responses at once.
 
     Args:
         module: with fake weights.
@@ -196,14 +197,19 @@ def write_responses(module: LitOnline, batch: PairBatch, dry_run: DryRun) -> tup
     prompt = int((group.attention_mask & ~group.mask).sum(-1).max())
     config = base_of(module.policy).config.get_text_config(decoder=True)
     cache = DynamicCache(config=config)
-    peak, operations = dry_run.read(partial(_write_token, module, cache, rows, prompt))
-    if new_tokens > 1:
+    responses = module.settings.responses if prompt > 1 else 1
+    shared = int(responses > 1)  # then the last token of a prompt is read again for each response
+    peak, operations = dry_run.read(partial(_write_token, module, cache, math.ceil(rows / responses), prompt - shared))
+    passes = new_tokens - 1 + shared
+    if passes:
+        if shared:
+            dry_run.read(lambda: cache.batch_select_indices(torch.arange(rows) // responses))
         first_peak, first = dry_run.read(partial(_write_token, module, cache, rows, 1), _keys_and_values(cache))
         cache = DynamicCache(config=config)
         dry_run.read(partial(_write_token, module, cache, rows, prompt + new_tokens - 2))
         last_peak, last = dry_run.read(partial(_write_token, module, cache, rows, 1), _keys_and_values(cache))
         peak = max(peak, first_peak, last_peak)
-        operations += (new_tokens - 1) * (first + last) // 2
+        operations += passes * (first + last) // 2
     cached = sum_bytes(_keys_and_values(cache))
     groups = len(batch.index) * (1 + module.settings.needs.greedy / module.settings.responses) / rows
     return cached, max(0, peak - cached), int(operations * groups)

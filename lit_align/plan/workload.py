@@ -130,7 +130,7 @@ def rollout_batch(batch: PairBatch, responses: int, tokens: int) -> PairBatch:
     prompts = (batch.attention_mask & ~batch.mask)[:, 0].sum(-1).repeat_interleave(responses)[:, None, None]
     position = torch.arange(int(prompts.max()) + tokens)
     ids = torch.zeros(len(prompts), 1, len(position), dtype=torch.int64)
-    ids[:, 0, 0] = torch.arange(len(prompts))  # no prompt twice
+    ids[:, 0, 0] = torch.arange(len(prompts)) // responses  # one prompt for each group of responses
     read = position < prompts + tokens
     return _batch(ids, read, read & (position >= prompts), truncated=True)
 

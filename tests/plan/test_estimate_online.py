@@ -166,7 +166,7 @@ def test_the_operations_of_writing_are_those_of_generate() -> None:
     policy: Any = module.policy.eval()
     batch = rollout_batch(uniform_batch(3, PROMPT, 1), 2, NEW)
     with FlopCounterMode(display=False) as counter:
-        asked = [GenerationRequest(list(range(5, 5 + PROMPT)), number) for number in range(6)]
+        asked = [GenerationRequest([number // 2, *range(5, 4 + PROMPT)], number) for number in range(6)]
         module.generator(policy, asked, [10**6], 0, module.settings.sampling)
     *_, operations = write_responses(module, batch, DryRun(module, [], [], Parallelism()))
     assert operations == pytest.approx(counter.get_total_flops(), rel=0.001)
