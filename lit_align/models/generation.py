@@ -355,7 +355,7 @@ def _prompt_cache(model: Any, prompts: Sequence[Sequence[int]], pad_token: int) 
     inputs = _left_padded(list(row_of), pad_token, next(model.parameters()).device)
     inputs = {name: part[:, :-1] for name, part in inputs.items()}
     config = _config(Sampling(max_new_tokens=1), pad_token, return_dict_in_generate=True)
-    cache = model.generate(**inputs, generation_config=config, synced_gpus=False).past_key_values
+    cache: DynamicCache = model.generate(**inputs, generation_config=config, synced_gpus=False).past_key_values
     _HAS_PLAIN_CACHE[base] = type(cache) is DynamicCache and all(type(layer) in PLAIN_LAYERS for layer in cache.layers)
     if not _HAS_PLAIN_CACHE[base]:
         return None
