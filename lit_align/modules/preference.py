@@ -124,13 +124,12 @@ class LitPreference(LitPolicy):
         """Backpropagate all chunks but the last, and return the loss of the last for Lightning to backpropagate."""
         accumulator = HeadGradientAccumulator(len(chunks))
         for chunk in chunks[:-1]:
-            backward_now(self._finish(chunk, accumulator))
-        return self._finish(chunks[-1], accumulator)
+            backward_now(self._with_router_loss(self.pair_loss.fused(chunk, accumulator), chunk))
+        return self._with_router_loss(self.pair_loss.fused(chunks[-1], accumulator), chunks[-1])
 
-    def _finish(self, chunk: PairBatch, accumulator: HeadGradientAccumulator) -> Tensor:
-        """Return the loss of a chunk with that of its routers, multiplied by the number of processes."""
-        loss = self._record(self.pair_loss.fused(chunk, accumulator), chunk)
-        return loss + self._weighted_router_loss(chunk) * self.trainer.world_size
+    def _with_router_loss(self, output: LossOutput, chunk: PairBatch) -> Tensor:
+        """Record a chunk, and return its loss with that of its routers, multiplied by the number of processes."""
+        return self._record(output, chunk) + self._weighted_router_loss(chunk) * self.trainer.world_size
 
     def _weighted_router_loss(self, batch: PairBatch) -> Tensor | float:
         """Return the weighted load-balancing loss of pairs that have just been read with gradients; 0 without one."""
