@@ -60,13 +60,22 @@ def run_loggers(choice: Any, folder: Path, settings: Mapping[str, Any], starts_a
                 project = os.environ.get("WANDB_PROJECT", PROJECT)
                 loggers.append(WandbLogger(name=name, save_dir=folder, project=project))
             case "mlflow":
-                experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-                store = os.environ.get("MLFLOW_TRACKING_URI", f"file:{folder.resolve() / 'mlruns'}")
-                loggers.append(MLFlowLogger(experiment, folder.resolve().name, store))
+                loggers.append(_mlflow(folder.resolve()))
             case _:
                 loggers.append(each)
     has_file = any(isinstance(logger, MetricsFile) for logger in loggers)
     return loggers if has_file else [*loggers, MetricsFile(folder)]
+
+
+def _mlflow(folder: Path) -> MLFlowLogger:
+    """Return a logger to the store of the environment, or else to a database and files in the run's folder."""
+    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+    store = os.environ.get("MLFLOW_TRACKING_URI")
+    if store is not None:
+        return MLFlowLogger(experiment, folder.name, store)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = (folder / "mlflow").as_uri()
+    return MLFlowLogger(experiment, folder.name, f"sqlite:///{folder / 'mlflow.db'}", artifact_location=files)
 
 
 def show_figures(logger: Logger, folder: Path, step: int) -> None:

@@ -155,7 +155,7 @@ def test_mlflow_gets_numbers_figures_and_texts(tmp_path: Path, figures: Path, cl
     logger.log_metrics({"train/loss": 0.5}, 10)
     show_figures(logger, figures, 10)
     show_texts(logger, ["prompt"], [["a"]], 10)
-    assert client.uri == [f"file:{tmp_path / 'run' / 'mlruns'}"]
+    assert client.uri == [f"sqlite:///{tmp_path / 'run' / 'mlflow.db'}"]
     assert client.of("log_artifact") == [("7", str(figures / "curves.png"), "figures/10")]
     assert client.of("log_text") == [("7", "| prompt |\n|---|\n| a |", "samples/10.md")]
     ((_, _, batch),) = [call for call in client.made if call[0] == "log_batch"]
