@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from functools import reduce, wraps
 from operator import or_
 from typing import Any, Literal, get_args
+from weakref import WeakKeyDictionary
 
 import jsonargparse._actions as actions
+import jsonargparse._core as core
+import jsonargparse._subcommands as subcommands
 import jsonargparse._typehints as typehints
 from jsonargparse._loaders_dumpers import get_yaml_default_loader, yaml_load
 
@@ -18,10 +21,11 @@ _resolve_class_path: Any = typehints.resolve_class_path_by_name
 _is_pathlike: Any = typehints.is_pathlike
 _HelpAction: Any = actions._ActionHelpClassPath
 _resolve_help_type: Any = _HelpAction.resolve_help_type
+_find_action_and_subcommand: Any = subcommands.find_action_and_subcommand
 
 
 def patch(functions: Mapping[type, Mapping[str, Any]]) -> None:
-    """Replace four functions of jsonargparse; each falls back to the original.
+    """Replace five functions of jsonargparse; four fall back to the original, and the last finds the same as it.
 
     - ``discard_init_args_on_class_path_change`` keeps those arguments of a replaced class that the new class also
       accepts: with ``--model.objective simpo`` over a configuration with ``dpo``, SimPO would inherit the beta of DPO.
@@ -29,6 +33,7 @@ def patch(functions: Mapping[type, Mapping[str, Any]]) -> None:
     - ``is_pathlike`` is true of every argument that may be a nested configuration; text that happens to be the name
       of a file would be read as settings.
     - ``_ActionHelpClassPath.resolve_help_type`` knows no functions: ``--model.objective.help dpo`` would fail.
+    - ``find_action_and_subcommand`` looks through all options for each key, a fifth of the time that parsing takes.
 
     Args:
         functions: base class to the functions that return it, by short name.
@@ -52,6 +57,35 @@ def patch(functions: Mapping[type, Mapping[str, Any]]) -> None:
     typehints.resolve_class_path_by_name = resolve_class_path
     typehints.is_pathlike = _is_pathlike_or_text
     _HelpAction.resolve_help_type = resolve_help_type
+    subcommands.find_action_and_subcommand = core.find_action_and_subcommand = find_option
+
+
+_OPTIONS: WeakKeyDictionary[Any, tuple[list[int], dict[str, list[Any]]]] = WeakKeyDictionary()
+"""Parser → the identities of its options, and its options by name."""
+
+
+def find_option(parser: Any, dest: str, exclude: Any = None) -> tuple[Any, str | None]:
+    """Find an option by its key, and its subcommand, as jsonargparse does, in a table of a parser's options.
+
+    Args:
+        parser: a parser, or a group of one.
+        dest: the key.
+        exclude: types of options that do not count.
+    """
+    if getattr(parser, "_subcommands_action", None) is not None:
+        option, subcommand = _find_action_and_subcommand(parser, dest, exclude)
+        return option, subcommand
+    identities = list(map(id, parser._actions))
+    known, by_name = _OPTIONS.get(parser, ([], {}))
+    if known != identities:
+        by_name = {}
+        for action in actions.filter_non_parsing_actions(parser._actions):
+            for name in {action.dest, *(name[2:] for name in action.option_strings if name.startswith("--"))}:
+                by_name.setdefault(name, []).append(action)
+        _OPTIONS[parser] = identities, by_name
+    named = [action for action in by_name.get(dest, ()) if exclude is None or not isinstance(action, exclude)]
+    weak = (actions._ActionConfigLoad, actions.ActionFail)
+    return next((action for action in named if not isinstance(action, weak)), named[-1] if named else None), None
 
 
 def _package(function: Any) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from threading import Thread
 
 import jsonargparse
 import pytest
 
-from lit_align.compat.jsonargparse import accept_words, takes_text
+from lit_align.compat.jsonargparse import _find_action_and_subcommand, accept_words, find_option, takes_text
 from tests.compat.private_parts import check_private_part
 
 PRIVATE = {
@@ -17,6 +18,9 @@ PRIVATE = {
     "jsonargparse._typehints:is_pathlike": ("typehint", "patch"),
     "jsonargparse._typehints:subclass_spec_as_namespace": (None, "_discard_all_init_args"),
     "jsonargparse._actions:_ActionHelpClassPath.resolve_help_type": ("self, value, option_string", "patch"),
+    "jsonargparse._subcommands:find_action_and_subcommand": ("parser, dest, exclude", "patch"),
+    "jsonargparse._actions:filter_non_parsing_actions": ("actions", "find_option"),
+    "jsonargparse._actions:_ActionConfigLoad": (None, "find_option"),
     "jsonargparse._loaders_dumpers:get_yaml_default_loader": ("", "yaml_loader"),
     "jsonargparse._loaders_dumpers:yaml_load": ("stream", "read_yaml"),
 }
@@ -36,6 +40,36 @@ def test_attributes_of_a_parser() -> None:
         "look at lit_align.compat.jsonargparse.subparsers"
     )
     assert "key" in [action.dest for action in command._actions], "look at lit_align.compat.jsonargparse.options"
+
+
+def test_options_are_found_as_before() -> None:
+    """By every name, known or not, also after options were added, and whatever types are left out."""
+    parser, command = jsonargparse.ArgumentParser(), jsonargparse.ArgumentParser()
+    command.add_argument("--config", action="config")
+    command.add_class_arguments(WithParts, "model")
+    command.add_argument("--number", "--no", "-n", type=int)
+    parser.add_argument("--number")
+    names = ["model", "model.part", "model.part.init_args", "number", "no", "n", "help", "config", "fit", "fit.no", ""]
+
+    def check() -> None:
+        for one in (parser, command):
+            for name in [*names, *(f"fit.{name}" for name in names)]:
+                for exclude in (None, jsonargparse._actions._ActionConfigLoad, jsonargparse._typehints.ActionTypeHint):
+                    assert find_option(one, name, exclude) == _find_action_and_subcommand(one, name, exclude), name
+
+    check()
+    parser.add_subcommands().add_subcommand("fit", command)
+    check()
+    command.add_argument("--later")
+    names.append("later")
+    check()
+    assert find_option(command, "later")[0] is not None
+
+
+class WithParts:
+    """A class with an argument that is a class."""
+
+    def __init__(self, part: Mapping[str, int], other: json.JSONDecoder | None = None) -> None: ...
 
 
 def test_types_of_options() -> None:
