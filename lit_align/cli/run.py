@@ -93,7 +93,7 @@ class SaveConfig(SaveConfigCallback):
         path.parent.mkdir(parents=True, exist_ok=True)
         config = self.config.clone()
         config.ckpt_path = None  # which checkpoint this process resumed from does not describe the run
-        self.parser.save(config, path, skip_none=False, overwrite=True)
+        self.parser.save(config, path, skip_none=False, skip_validation=True, overwrite=True)
         settings = yaml.safe_load(path.read_text("utf-8"))
         for logger in trainer.loggers:
             logger.log_hyperparams(hparams_of(settings))
