@@ -57,7 +57,8 @@ def patch(functions: Mapping[type, Mapping[str, Any]]) -> None:
     typehints.resolve_class_path_by_name = resolve_class_path
     typehints.is_pathlike = _is_pathlike_or_text
     _HelpAction.resolve_help_type = resolve_help_type
-    subcommands.find_action_and_subcommand = core.find_action_and_subcommand = find_option
+    for module in (subcommands, core):
+        vars(module)["find_action_and_subcommand"] = find_option
 
 
 _OPTIONS: WeakKeyDictionary[Any, tuple[list[int], dict[str, list[Any]]]] = WeakKeyDictionary()
