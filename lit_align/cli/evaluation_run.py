@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -72,6 +73,8 @@ def run_evaluation(options: argparse.Namespace) -> None:
 def evaluate_models(options: argparse.Namespace, load: ModelLoader) -> EvaluationRecord:
     """Evaluate the models of a command line; rows are written, numbers are returned."""
     cli.silence_libraries()
+    for name in ("lightning.pytorch", "lightning.fabric"):  # seeds and devices of runs that are not trained here
+        logging.getLogger(name).setLevel(logging.WARNING)
     prepare_parsing(options.extend.split(",") if options.extend else [])
     folder = Path(options.into)
     known = read_evaluation(folder) if (folder / FILE).is_file() else EvaluationRecord(())

@@ -42,6 +42,8 @@ def test_a_run_is_compared_with_a_baseline(run: Path, tmp_path: Path) -> None:
     assert ours.metrics["kl"].value > 0
     assert ours.metrics["pairs/accuracy/sum"].n == 4
     assert "testbed-policy (baseline)" in out
+    assert "Seed set to" not in out
+    assert "GPU available" not in out
     assert len(ours.pairs()) == 4
     before = (tmp_path / "evaluation.json").read_bytes()
     again = evaluate(tmp_path, *words, *sets)
