@@ -14,6 +14,7 @@ from typing_extensions import override
 from lit_align.callbacks.loggers import show_figures
 from lit_align.comparison.numbers import training_plane
 from lit_align.comparison.runs import METRICS, Curve, Run, curves_of
+from lit_align.comparison.tables import words_for
 from lit_align.compat.lightning import writes_files
 from lit_align.evaluation.record import read_jsonl
 from lit_align.metrics.calibration import Reliability
@@ -188,6 +189,6 @@ def draw_length_score(file: Path, name: str, curves: Mapping[str, Curve]) -> lis
         for point in (plane.points[0], plane.points[-1]):
             place = (point.length, point.score)
             axes.annotate(f"step {point.step}", place, (4, 6), textcoords="offset points", fontsize=8)
-        axes.set(xlabel=plane.length, ylabel=plane.score, title="length and score over training")
+        axes.set(xlabel=words_for(plane.length), ylabel=words_for(plane.score), title="length and score over training")
         figure.savefig(file)
     return [file]

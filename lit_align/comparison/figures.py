@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -133,9 +134,11 @@ def _evaluated_figure(models: Sequence[EvaluatedModel], names: Sequence[str], ju
     if plane is None:
         return None
     by_name = {model.name: model for model in models}
+    of_run = Counter(by_name[point.name].run for point in plane.points)
     traces = []
     for point in plane.points:
         model = by_name[point.name]
+        is_known_by_colour = model.run in names and of_run[model.run] == 1
         colour = run_style(names.index(model.run))[0] if model.run in names else "#808080"
         metrics = model.record.metrics
         score, length = (metrics[plane.score.removeprefix("eval/")], metrics[plane.length.removeprefix("eval/")])
@@ -147,14 +150,14 @@ def _evaluated_figure(models: Sequence[EvaluatedModel], names: Sequence[str], ju
                 "error_y": _bars(score.value, score.low, score.high),
                 "name": html.escape(model.name),
                 "mode": "markers+text",
-                "text": [html.escape(model.name)],
+                "text": ["" if is_known_by_colour else html.escape(model.name)],
                 "textposition": "top center",
                 "cliponaxis": False,
                 "marker": {"size": 11, "color": colour, "symbol": "diamond" if point.in_front else "circle"},
                 "hovertemplate": "length %{x:.4g}, score %{y:.4g}",
             }
         )
-    note = "Diamonds are on the Pareto front; bars are 95 % intervals."
+    note = "In the colours of the runs; diamonds are on the Pareto front, bars are 95 % intervals."
     return PlotlyFigure(
         f"Length and score as evaluated{f', by {judge}' if judge else ''}",
         traces,

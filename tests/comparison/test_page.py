@@ -216,6 +216,8 @@ def test_evaluated_models_have_bars_of_their_intervals(page: Page) -> None:
     assert bars["error_x"] == pytest.approx((1.0, 1.0))
     assert bars["error_y"] == pytest.approx((0.1, 0.1))
     assert traces["base &lt;i&gt;"]["error_y"] == {"visible": False}
+    texts = {name: own["text"] for name, own in traces.items()}
+    assert texts == {"b": [""], "base &lt;i&gt;": ["base &lt;i&gt;"]}, "a run is known by its colour"
 
 
 def test_curves_are_the_rows_of_the_metrics(page: Page, written: Path) -> None:
