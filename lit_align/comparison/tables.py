@@ -54,6 +54,23 @@ WORDS = {
     "eval/win_rate/length_controlled": "length-controlled win rate",
     "eval/score": "score",
     "eval/length/tokens": "length (tokens)",
+    "eval/length/words": "length (words)",
+    **{
+        f"eval/length/{unit}/p{p}": f"{p}th percentile of {unit}" for unit in ("tokens", "words") for p in (10, 50, 90)
+    },
+    "eval/ended": "responses that ended",
+    "eval/distinct_1": "distinct words",
+    "eval/distinct_2": "distinct pairs of words",
+    "eval/distinct_1/corpus": "distinct words, of all responses together",
+    "eval/distinct_2/corpus": "distinct pairs of words, of all responses together",
+    "eval/entropy": "entropy of the next token (nats)",
+    "eval/kl_per_token": "divergence per token (nats)",
+    "eval/score/gain": "score minus the baseline’s",
+    "eval/score/length_correlation": "rank correlation of score and length",
+    "eval/win_rate/win": "won",
+    "eval/win_rate/tie": "tied",
+    "eval/win_rate/lose": "lost",
+    "eval/judge_prefers_longer": "decisions for the longer response",
 }
 """Metric → what it is called in a table."""
 
@@ -197,22 +214,24 @@ def shared_settings(runs: Sequence[Run]) -> ComparisonTable:
 def front_table(plane: Plane) -> ComparisonTable:
     """Return a table of the points that no other point beats in both length and score."""
     note = "No other point is at most as long and scores at least as high."
-    return replace(plane_table(replace(plane, points=tuple(plane.front))), title="Pareto front", note=note)
+    front = plane_table(replace(plane, points=tuple(plane.front)))
+    return replace(front, title=f"Pareto front: {words_for(plane.score)}", note=note)
 
 
 def plane_table(plane: Plane) -> ComparisonTable:
-    """Return a table of all points of a plane."""
+    """Return a table of all points of a plane; evaluated models have no steps."""
+    has_steps = any(point.step is not None for point in plane.points)
     rows = tuple(
         (
             point.name,
-            "" if point.step is None else str(point.step),
+            *((str(point.step),) if has_steps else ()),
             number_text(point.length),
             number_text(point.score),
         )
         for point in plane.points
     )
-    name = "model" if all(point.step is None for point in plane.points) else "run"
-    return ComparisonTable("All points", (name, "step", words_for(plane.length), words_for(plane.score)), rows)
+    heads = ("run", "step") if has_steps else ("model",)
+    return ComparisonTable("All points", (*heads, words_for(plane.length), words_for(plane.score)), rows)
 
 
 def evaluation_table(models: Sequence[EvaluatedModel]) -> ComparisonTable:

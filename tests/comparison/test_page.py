@@ -208,6 +208,12 @@ def test_the_plane_and_its_tables_hold_what_the_runs_reported(page: Page) -> Non
     assert tables[10][6] == ["a-1", "20", "28", "2.75"], "all points: three runs of three steps"
 
 
+def test_fronts_are_told_apart_by_their_scores(page: Page) -> None:
+    for title in ("Pareto front: win rate", "Pareto front: score of its samples"):
+        assert title in page.texts
+    assert ["b", "41", "0.6"] in [row for table in page.tables if table[0][0] == "model" for row in table]
+
+
 def test_evaluated_models_have_bars_of_their_intervals(page: Page) -> None:
     traces = {trace["name"]: trace for trace in page.figures()["Length and score as evaluated"]["data"]}
     trace = traces["b"]
