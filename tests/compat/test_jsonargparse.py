@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import jsonargparse
 import pytest
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.callbacks import Timer
 
 from lit_align.compat.jsonargparse import _find_action_and_subcommand, accept_words, find_option, takes_text
 from tests.compat.private_parts import check_private_part
@@ -82,11 +82,11 @@ def test_types_of_options() -> None:
 
 def test_words_beside_classes() -> None:
     parser = jsonargparse.ArgumentParser()
-    parser.add_argument("--key", type=CSVLogger | Iterable[CSVLogger] | bool | None)
+    parser.add_argument("--key", type=Timer | Iterable[Timer] | bool | None)
     accept_words(parser, "key", ("one", "two"))
     assert [parser.parse_args(["--key", text]).key for text in ("one", "false", "null")] == ["one", False, None]
     assert parser.parse_args(["--key", "[one, two]"]).key == ["one", "two"]
-    mixed = parser.parse_args(["--key", "[one, {class_path: lightning.pytorch.loggers.CSVLogger}]"]).key
-    assert (mixed[0], mixed[1].class_path) == ("one", "lightning.pytorch.loggers.CSVLogger"), (
+    mixed = parser.parse_args(["--key", "[one, {class_path: lightning.pytorch.callbacks.Timer}]"]).key
+    assert (mixed[0], mixed[1].class_path) == ("one", "lightning.pytorch.callbacks.Timer"), (
         "look at jsonargparse.accept_words"
     )
