@@ -166,6 +166,7 @@ class PairBatch:
         mismatched: the same prompts with the responses of other rows, for objectives that estimate a divergence.
         margin: by how much chosen should win, where the data says it of any row; 0 for the others.
         preference_probability: how sure each preference is, where the data says it of any row; 1 for the others.
+        packing: what a model reads of the whole batch, computed ahead by a loader's worker; see `pack_ahead`.
         host: the same batch in CPU memory, kept when it is moved to a device: what depends on lengths is computed
             there, where no number has to be waited for.
     """
@@ -180,6 +181,7 @@ class PairBatch:
     mismatched: PairBatch | None = None
     margin: Float[Tensor, " pair"] | None = None
     preference_probability: Float[Tensor, " pair"] | None = None
+    packing: Any = None
     host: PairBatch | None = None
 
     @property
@@ -188,11 +190,11 @@ class PairBatch:
         return self if self.host is None else self.host
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PairBatch:
-        """Move the batch to another device; the copy in CPU memory stays with it."""
+        """Move the batch to another device; the copy in CPU memory, and what was computed ahead, stay there."""
         if self.host is not None and torch.device(device).type == "cpu":
             return self.host
         nested = {name: part.to(device, non_blocking) for name, part in self._nested().items()}
-        alone = replace(self, prompted=None, mismatched=None, host=None)
+        alone = replace(self, prompted=None, mismatched=None, packing=None, host=None)
         moved = map_tensors(alone, lambda part: part.to(device, non_blocking=non_blocking))
         host = self.on_host if self.on_host.input_ids.device.type == "cpu" else None
         return replace(moved, **nested, host=None if moved.input_ids.device.type == "cpu" else host)
@@ -205,15 +207,17 @@ class PairBatch:
         return map_tensors(self, lambda part: part.pin_memory())
 
     def rows(self, which: slice | Tensor) -> PairBatch:
-        """Select rows, without the columns that are padding in all of them."""
+        """Select rows, without the columns that are padding in all of them; places are best in CPU memory."""
+        if self.host is not None and isinstance(which, Tensor):  # no number is waited for
+            return self.host.rows(which.cpu()).to(self.input_ids.device, non_blocking=True)
         nested = {name: part.rows(which) for name, part in self._nested().items()}
-        alone = replace(self, prompted=None, mismatched=None, host=None)
+        alone = replace(self, prompted=None, mismatched=None, packing=None, host=None)
         rows = replace(map_tensors(alone, lambda part: part[which]), **nested)
         if self.host is None:
             used = rows.attention_mask.flatten(0, 1).any(0).nonzero()
             end = int(used[-1]) + 1 if len(used) else rows.input_ids.shape[-1]
         else:
-            host = self.host.rows(which.cpu() if isinstance(which, Tensor) else which)
+            host = self.host.rows(which)
             rows, end = replace(rows, host=host), host.input_ids.shape[-1]
         if end == rows.input_ids.shape[-1]:
             return rows
@@ -224,7 +228,8 @@ class PairBatch:
         """Return the batch without its rejected side, for objectives that never look at it."""
         sides = {name: getattr(self, name)[:, :1] for name in ("input_ids", "attention_mask", "mask", "truncated")}
         nested = {name: part.chosen_side() for name, part in self._nested().items()}
-        return replace(self, **sides, **nested, host=None if self.host is None else self.host.chosen_side())
+        host = None if self.host is None else self.host.chosen_side()
+        return replace(self, **sides, **nested, packing=None, host=host)
 
     @property
     def lengths(self) -> Int[Tensor, "pair side"]:

@@ -39,6 +39,11 @@ class OnDevice(Tensor):
         made.inner = inner
         return made
 
+    def tolist(self) -> Any:
+        """Give the values to the host, which waits for them."""
+        wait("tolist")
+        return self.inner.tolist()
+
     def __repr__(self) -> str:  # type: ignore[override]
         return f"OnDevice({self.inner})"
 

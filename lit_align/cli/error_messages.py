@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import traceback
+from collections.abc import Mapping
 from textwrap import dedent
 from typing import Any
 
@@ -79,16 +80,18 @@ _PHASES = (
     ("the layout check", {"choose_layout"}),
 )
 """What a run does, and the functions that do it; the first that is under way counts."""
-_OUT_OF_MEMORY = """\
-out of memory in {phase}: {reason}
-These help, the first ones most cheaply; `python -m lit_align plan`, with the options of this run, says to how much:
-  model.forward_pass.tokens_at_once: 4096 (on-policy: model.micro_batch: 1)  fewer activations, the same numbers
-  model.loading.gradient_checkpointing: true                                 far fewer activations, a third more time
-  model.lora: LoRA, with model.loading.dtype: bfloat16                       no optimizer state of whole weights"""
+KNOBS = (
+    ("model.forward_pass.tokens_at_once: 4096", "fewer activations, the same numbers"),
+    ("model.micro_batch: 1", "fewer activations, the same numbers"),
+    ("model.loading.gradient_checkpointing: true", "far fewer activations, a third more time"),
+    ("model.lora: LoRA, with model.loading.dtype: bfloat16", "no optimizer state of whole weights"),
+)
+"""Settings that need less memory, the cheapest first, and what they do; the second is that of on-policy runs."""
+_GIB = 2**30
 
 
 def out_of_memory(error: BaseException) -> str:
-    """Word that a device is out of memory: what was going on, what the allocator says, and what helps.
+    """Word in one line that a device is out of memory: what was going on, and what the allocator says.
 
     Args:
         error: ``torch.OutOfMemoryError``, with its traceback.
@@ -96,7 +99,36 @@ def out_of_memory(error: BaseException) -> str:
     running = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
     phase = next((phase for phase, names in _PHASES if names & running), "the run")
     reason = " ".join(str(error).split()).partition(" If reserved but")[0].partition(" See documentation")[0]
-    return _OUT_OF_MEMORY.format(phase=phase, reason=printable(reason.removeprefix("CUDA out of memory. ")))
+    return f"out of memory in {phase}: {printable(reason.removeprefix('CUDA out of memory. '))}"
+
+
+def what_helps(task: str, figures: Mapping[str, int]) -> str:
+    """Word what needs less memory, and how much by the plan.
+
+    Args:
+        task: of the run.
+        figures: bytes of each process, as the run is under an empty name, and with each of ``KNOBS`` that would have
+            an effect; empty where the plan knows nothing of the run.
+
+    >>> print(what_helps("online", {"": 3 * 2**30, "model.micro_batch: 1": 2**30}))
+    These help; by `python -m lit_align plan` the run needs 3.0 GiB in each process as it is:
+      model.micro_batch: 1  1.0 GiB: fewer activations, the same numbers
+    """
+    other = "model.forward_pass.tokens_at_once" if task == "online" else "model.micro_batch"
+    knobs = [(setting, effect) for setting, effect in KNOBS if not setting.startswith(other)]
+    first = (
+        "These help, the first ones most cheaply; `python -m lit_align plan`, with the run's options, says how much:"
+    )
+    if figures:
+        needs = f"{figures[''] / _GIB:.1f} GiB in each process as it is"
+        first = f"These help; by `python -m lit_align plan` the run needs {needs}:"
+        knobs = [
+            (setting, f"{figures[setting] / _GIB:.1f} GiB: {effect}")
+            for setting, effect in knobs
+            if setting in figures
+        ]
+    width = max((len(setting) for setting, _ in knobs), default=0)
+    return "\n".join([first, *(f"  {setting:<{width}}  {effect}" for setting, effect in knobs)])
 
 
 def print_warning(message: Warning | str, *_: Any, **__: Any) -> None:

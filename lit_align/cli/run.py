@@ -8,9 +8,10 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ from lit_align import callbacks
 from lit_align.callbacks.checkpointing.checkpoints import checkpoint_folder
 from lit_align.callbacks.tensorboard import hparams_of
 from lit_align.cli.configuration import check_numbers, read_extensions, read_task
-from lit_align.cli.error_messages import out_of_memory, print_warning, without_foreign_advice
+from lit_align.cli.error_messages import out_of_memory, print_warning, what_helps, without_foreign_advice
 from lit_align.cli.keys import RUN_KEYS, TRAINER_DEFAULTS
 from lit_align.cli.parsing import USER_ERRORS, Parser, prepare_parsing
 from lit_align.cli.run_setup import (
@@ -248,7 +249,7 @@ def main(arguments: Sequence[str]) -> None:
     Args:
         arguments: of the command line, the command first: ``["fit", "--config", "configs/quickstart.yaml"]``.
     """
-    with exit_codes():
+    with exit_codes(arguments):
         run(arguments)
 
 
@@ -278,8 +279,12 @@ def run(arguments: Sequence[str], command_line: Callable[..., Cli] = Cli) -> Non
 
 
 @contextmanager
-def exit_codes() -> Iterator[None]:
-    """Turn exceptions into a message and an exit code; with LIT_ALIGN_DEBUG set, let them pass."""
+def exit_codes(arguments: Sequence[str] = ()) -> Iterator[None]:
+    """Turn exceptions into a message and an exit code; with LIT_ALIGN_DEBUG set, let them pass.
+
+    Args:
+        arguments: of the command line, for the advice where memory was short.
+    """
     handle_signals()
     try:
         yield
@@ -294,8 +299,22 @@ def exit_codes() -> Iterator[None]:
         words = None if DEBUG in os.environ else _of_runtime(error)
         if words is None:
             raise
-        print(f"error: {words}", file=sys.stderr)
+        print(f"error: {words}", file=sys.stderr, flush=True)
+        if isinstance(error, torch.OutOfMemoryError):
+            print(what_helps(read_task(arguments), _planned_memory(arguments)), file=sys.stderr)
         sys.exit(1)
+
+
+def _planned_memory(arguments: Sequence[str]) -> Mapping[str, int]:
+    """Return what ``plan`` says of the memory of a fit with each of ``KNOBS``; nothing where it cannot tell."""
+    if arguments[:1] != ["fit"] or os.environ.get("LOCAL_RANK", "0") != "0":
+        return {}
+    plan: Any = import_module("lit_align.plan.command")
+    try:
+        memory: dict[str, int] = plan.memory_with_knobs(arguments[1:])
+    except (Exception, SystemExit):  # noqa: BLE001 (the run's own error has been told)
+        return {}
+    return memory
 
 
 def _of_runtime(error: RuntimeError) -> str | None:

@@ -76,14 +76,17 @@ class RolloutMetrics(Metric):
     def _rewards(self, rollout: Rollout, experience: Experience) -> None:
         """Add rewards and advantages, and how far the values were from the returns."""
         self._mean("reward", experience.rewards.double().sum(-1), rollout.weight)
-        tokens = (rollout.weight.double()[:, None] * rollout.mask)[rollout.mask]
-        self._mean("advantage", experience.advantage[rollout.mask], tokens)
-        self._mean("advantage/squared", experience.advantage[rollout.mask].double() ** 2, tokens)
+        tokens = rollout.weight.double()[:, None] * rollout.mask  # no selection, whose size a host would wait for
+
+        def scored(values: Tensor) -> Tensor:
+            return torch.where(rollout.mask, values, 0.0).double()
+
+        self._mean("advantage", scored(experience.advantage), tokens)
+        self._mean("advantage/squared", scored(experience.advantage) ** 2, tokens)
         if experience.returns is not None and rollout.values is not None:
-            missed = (experience.returns - rollout.values)[rollout.mask]
-            self._mean("values/error", missed.double() ** 2, tokens)
-            self._mean("return", experience.returns[rollout.mask], tokens)
-            self._mean("return/squared", experience.returns[rollout.mask].double() ** 2, tokens)
+            self._mean("values/error", scored(experience.returns - rollout.values) ** 2, tokens)
+            self._mean("return", scored(experience.returns), tokens)
+            self._mean("return/squared", scored(experience.returns) ** 2, tokens)
 
     def _groups(self, rollout: Rollout, texts: Sequence[str]) -> None:
         """Compare the responses to each prompt with each other."""
@@ -93,7 +96,8 @@ class RolloutMetrics(Metric):
         self._mean("tie_rate", rollout.score[first] == rollout.score[second], rollout.weight[first])
         keys = list(zip(rollout.group.tolist(), texts, strict=True))
         new = [key not in keys[:place] for place, key in enumerate(keys)]
-        self._mean("distinct", torch.tensor(new, device=rollout.weight.device), rollout.weight)
+        distinct = torch.tensor(new).to(rollout.weight.device, non_blocking=True)
+        self._mean("distinct", distinct, rollout.weight)
 
     def add(self, values: Mapping[str, RolloutScores], weight: Tensor) -> None:
         """Add numbers of an update, one per response."""

@@ -117,9 +117,13 @@ class CachedGenerator(Generator):
 
     Args:
         batch_size: responses that are generated at once.
+        static_cache: keep keys and values in memory of a fixed size, so that transformers compiles the pass over one
+            token on a CUDA device: the first responses take a minute or more, the later ones less. Batches are then
+            filled up to ``batch_size``, and a prompt is read for each response. No GPU has shown yet where it pays.
     """
 
     batch_size: int = 64
+    static_cache: bool = False
 
     def __post_init__(self) -> None:
         check_range("CachedGenerator: batch_size", self.batch_size, 1)
@@ -133,14 +137,17 @@ class CachedGenerator(Generator):
         pad_token: int,
         sampling: Sampling,
     ) -> list[GeneratedResponse]:
-        config = _config(sampling, pad_token, eos_token_id=sorted(set(stop_tokens)))
+        options = {"cache_implementation": "static"} if self.static_cache else {}
+        config = _config(sampling, pad_token, eos_token_id=sorted(set(stop_tokens)), **options)
         responses: dict[int, GeneratedResponse] = {}
         with unsharded(model):
             for places in prompt_batches(model, [r.prompt for r in requests], self.batch_size, pad_token, sampling):
-                prompts = [requests[place].prompt for place in places]
-                numbers = uniform_numbers([requests[place].seed for place in places], sampling.max_new_tokens)
+                missing = self.batch_size - len(places) if self.static_cache else 0
+                rows = [requests[place] for place in (*places, *places[-1:] * missing)]
+                numbers = uniform_numbers([request.seed for request in rows], sampling.max_new_tokens)
                 processors = [RowSampling(numbers, sampling)] if sampling.temperature > 0 else []
-                responses |= zip(places, _generate(model, prompts, config, processors), strict=True)
+                generated = _generate(model, [request.prompt for request in rows], config, processors)
+                responses |= zip(places, generated[: len(places)], strict=True)
         return [responses[place] for place in range(len(requests))]
 
 
@@ -161,7 +168,9 @@ class RowSampling(LogitsProcessor):
         """Return logits of which one in each row is finite."""
         probabilities = (scores.double() / self.sampling.temperature).softmax(-1)
         cumulative = cumulative_sum(nucleus(probabilities, self.sampling.top_p))
-        numbers = self.numbers[:, self._step, None].to(cumulative.device)
+        if self.numbers.device != cumulative.device:  # once, not a column for each token
+            self.numbers = self.numbers.to(cumulative.device, non_blocking=True)
+        numbers = self.numbers[:, self._step, None]
         token = torch.searchsorted(cumulative, numbers * cumulative[:, -1:], right=True)
         self._step += 1
         return torch.full_like(scores, -torch.inf).scatter(-1, token.clamp_max(scores.shape[-1] - 1), 0.0)
@@ -321,10 +330,11 @@ def _call_generate(
     model: Any, prompts: Sequence[Sequence[int]], config: Any, processors: Sequence[LogitsProcessor]
 ) -> Any:
     inputs = _left_padded(prompts, config.pad_token_id, next(model.parameters()).device)
+    is_static = config.cache_implementation == "static"  # then each response reads its prompt
     with unsharded(model), _without_generation_config(model):
         return model.generate(
             **inputs,
-            past_key_values=_prompt_cache(model, prompts, config.pad_token_id),
+            past_key_values=None if is_static else _prompt_cache(model, prompts, config.pad_token_id),
             generation_config=config,
             logits_processor=LogitsProcessorList(processors),
             synced_gpus=False,

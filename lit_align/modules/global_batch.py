@@ -198,4 +198,4 @@ def moved(record: RecordT, device: torch.device | str) -> RecordT:
 def _without_ids(batch: PairBatch) -> PairBatch:
     """Return the parts of a batch that metrics and the order of pairs depend on."""
     empty = {name: getattr(batch, name)[..., :0].clone() for name in ("input_ids", "attention_mask", "mask")}
-    return replace(batch, **empty, prompted=None, mismatched=None, host=None)
+    return replace(batch, **empty, prompted=None, mismatched=None, packing=None, host=None)

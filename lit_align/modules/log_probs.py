@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lit_align.models import ForwardPass, LogProbReader, ScoreReader, choose_layout
@@ -15,8 +15,9 @@ from lit_align.models.lm_head.projection import Workspace
 from lit_align.models.loading import compile_layers
 from lit_align.models.logps.attention import original_attention
 from lit_align.models.logps.packing import LayoutName
+from lit_align.models.logps.paths import Path
 from lit_align.models.logps.plain import packed_mask
-from lit_align.models.logps.reader import ModelReader
+from lit_align.models.logps.reader import ModelReader, tile_of_card
 from lit_align.models.narrow import evaluating
 from lit_align.models.reference.base import Reference
 from lit_align.models.router import RouterBalance
@@ -38,10 +39,19 @@ class LogProbReaders:
     def __init__(self, how: ForwardPass = ForwardPass()) -> None:
         self.how = how
         self._readers: dict[nn.Module, ModelReader] = {}
-        self._chosen: dict[tuple[object, ...], tuple[LayoutName, int | None]] = {}
-        self._warned: set[str] = set()
+        self._chosen: dict[tuple[object, ...], tuple[LayoutName, int | None, frozenset[Path]]] = {}
+        self._told: set[str] = set()
         self._workspace: Workspace | None = None
         self.routers: dict[nn.Module, RouterBalance] = {}
+        self._rehearsed_memory: int | None = None
+
+    def rehearse(self, memory: int) -> None:
+        """Read models from now on as on a CUDA device that is not there: its inputs and tiles, on the CPU.
+
+        Args:
+            memory: bytes of the device.
+        """
+        self._rehearsed_memory = memory
 
     def of(self, model: nn.Module, batch: PairBatch) -> LogProbReader:
         """Return the reader of a language model. All processes must request a model's reader together the first time.
@@ -71,13 +81,19 @@ class LogProbReaders:
         return self._readers[model]
 
     def _new_reader(self, model: nn.Module) -> ModelReader:
+        rehearsed = self._rehearsed_memory is not None
         if isinstance(model, ScoreModel):
-            return ScoreReader(model, self.how)
+            return ScoreReader(model, self.how, rehearsed)
         if self._workspace is None:
-            self._workspace = Workspace(self.how.tile_megabytes(next(model.parameters()).device))
-        reader = LogProbReader(model, self.how, self._workspace)
+            self._workspace = Workspace(self._tile_megabytes(next(model.parameters()).device))
+        reader = LogProbReader(model, self.how, self._workspace, rehearsed)
         reader.router = self.routers.get(model)
         return reader
+
+    def _tile_megabytes(self, device: torch.device) -> float:
+        if self._rehearsed_memory is None or self.how.tile_mb is not None:
+            return self.how.tile_megabytes(device)
+        return tile_of_card(self._rehearsed_memory)
 
     def _choose(self, reader: ModelReader, batch: PairBatch) -> None:
         architecture = _architecture(reader.model)
@@ -87,12 +103,23 @@ class LogProbReaders:
             with torch.inference_mode(False):
                 choice = choose_layout(reader, map_tensors(batch, torch.clone))
             for line in choice.warnings:
-                if line not in self._warned:
+                if line not in self._told:
                     rank_zero_warn(f"model.forward_pass: {line}")
-                    self._warned.add(line)
-            self._chosen[architecture] = reader.layout, reader.reach
+                    self._told.add(line)
+            self._tell_path(reader, batch.input_ids.device)
+            self._chosen[architecture] = reader.layout, reader.reach, reader.refused
         if self.how.compile:
             compile_layers(reader.model)
+
+    def _tell_path(self, reader: ModelReader, device: torch.device) -> None:
+        """Say once how packed tokens attend on a device, and why."""
+        if device.type == "cpu" or reader.layout not in ("shared", "packed"):
+            return
+        path, reason = reader.path(device)
+        line = f"model.forward_pass: layout {reader.layout}, attention by {path}: {reason}"
+        if line not in self._told:
+            rank_zero_info(line)
+            self._told.add(line)
 
     def assume(self, model: nn.Module, layout: LayoutName) -> None:
         """Use a layout for a model without checking it, where there are no weights to check it with."""

@@ -20,6 +20,7 @@ from lit_align.metrics import PairMetrics
 from lit_align.metrics.margins import MarginsByLength
 from lit_align.metrics.pairs import CORRELATION
 from lit_align.models import ForwardPass, HeadGradientAccumulator, Loading, LoRA, Reference, adapter_of
+from lit_align.models.logps.inputs import pack_ahead
 from lit_align.models.router import RouterBalance
 from lit_align.modules.base import LitPolicy
 from lit_align.modules.global_batch import Evaluation
@@ -224,10 +225,22 @@ class LitPreference(LitPolicy):
             check_models(data, self.policy_name, self.loading, self.reference)
         check_needs(self.objective, data)
         self._seed = data.seed
+        self.pack_in_workers(data)
         if stage == "fit":
             self.train_metrics.reset()
             self.train_metrics.quarters = length_quarters(data.splits["train"])
             self.betas = read_scales(self.objective, data.splits["train"])
+
+    def pack_in_workers(self, data: Any) -> None:
+        """Let the workers that collate batches pack them too, for a device that reads them whole.
+
+        Args:
+            data: the data module.
+        """
+        how, device = self.readers.how, self.trainer.strategy.root_device.type
+        is_whole = how.layout in ("auto", "shared") and self.needs.rejected
+        if device != "cpu" and is_whole and not how.chunk_tokens(device, self.needs.batch_level):
+            data.pack = pack_ahead
 
     @property
     @override

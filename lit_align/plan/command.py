@@ -8,6 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +27,7 @@ from lit_align.files import tokenizer_source
 from lit_align.models.loading import read_config
 from lit_align.plan.estimate import Estimate, estimate
 from lit_align.plan.memory import Parallelism
-from lit_align.plan.suggestions import Case, suggestions
+from lit_align.plan.suggestions import Case, knobs, suggestions
 from lit_align.plan.workload import count_steps, mean_share, plan_batch
 from lit_align.types import PairBatch
 
@@ -53,6 +54,20 @@ def main(arguments: Sequence[str]) -> None:
         cli.run(["fit", *keys], partial(Planner, options=options, stand_in=stand_in))
 
 
+def memory_with_knobs(keys: Sequence[str]) -> dict[str, int]:
+    """Return the bytes of each process of a run as it is, under an empty name, and with each knob; see `knobs`.
+
+    Args:
+        keys: of ``fit``, as on its command line.
+    """
+    memory: dict[str, int] = {}
+    options = option_parser().parse_args([])
+    if torch.cuda.is_available():
+        options.memory = torch.cuda.get_device_properties(0).total_memory / GIB
+    cli.run(["fit", *keys], partial(Planner, options=options, stand_in=None, fills=memory))
+    return memory
+
+
 def _stand_in(architecture: Path, folder: Path) -> str:
     """Return a folder with nothing but the configuration, which is all that a plan reads of a model."""
     if not architecture.is_file():
@@ -72,13 +87,19 @@ class Planner(cli.Cli):
         arguments: of ``fit``.
         options: of ``plan``.
         stand_in: folder that every model of the configuration is taken from; None for their own.
+        fills: gets the memory with each of ``KNOBS``, in place of the tables; None for the tables.
         settings: of the base class.
     """
 
     def __init__(
-        self, arguments: Sequence[str], options: argparse.Namespace, stand_in: str | None, **settings: Any
+        self,
+        arguments: Sequence[str],
+        options: argparse.Namespace,
+        stand_in: str | None,
+        fills: dict[str, int] | None = None,
+        **settings: Any,
     ) -> None:
-        self.options, self.stand_in = options, stand_in
+        self.options, self.stand_in, self.fills = options, stand_in, fills
         super().__init__(arguments, **settings)
 
     @override
@@ -104,8 +125,14 @@ class Planner(cli.Cli):
         config, options = self.config[self.subcommand], self.options
         module: Any = self.model
         data: Any = self.datamodule
+        memory, *peaks = HARDWARE.get(options.hardware, (0, 0.0, 0.0))
+        memory = int(options.memory * GIB) if options.memory else memory
         parallelism = parallelism_of(config.trainer)
+        parallelism = replace(parallelism, device_memory=memory or parallelism.device_memory)
         batch, source = plan_batch(module, data, options.lengths, config.data.max_length)
+        if self.fills is not None:
+            self.fills.update(knobs(Case(module, batch, parallelism)))
+            return
         try:
             plan = estimate(copy.deepcopy(module), batch, parallelism)
         except FileNotFoundError as error:
@@ -113,8 +140,6 @@ class Planner(cli.Cli):
                 raise
             instead = "a plan needs no more than a config.json of the same shape: name it with --architecture"
             raise FileNotFoundError(f"{error}; {instead}") from error
-        memory, *peaks = HARDWARE.get(options.hardware, (0, 0.0, 0.0))
-        memory = int(options.memory * GIB) if options.memory else memory
         narrow = parallelism.precision == "bf16-mixed" or module.loading.dtype in ("bfloat16", "float16")
         peak, utilization = options.flops or peaks[0 if narrow else 1], options.utilization or UTILIZATION
         if not peak and parallelism.device == "cpu":

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +21,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from lit_align.models.logps.check import LADDER
 from lit_align.models.sharding import layers
 from lit_align.modules import Module
+from lit_align.modules.optimizer import build_optimizer
 from lit_align.plan.memory import Memory, Parallelism, Phase
 
 Measured = TypeVar("Measured")
@@ -125,11 +127,14 @@ class DryRun:
         self, module: Module, frozen: Sequence[nn.Module], released: Sequence[nn.Module], parallelism: Parallelism
     ) -> None:
         self.module, self.released, self.parallelism = module, released, parallelism
+        if parallelism.device == "cuda":
+            module.readers.rehearse(parallelism.device_memory)
         self._models = [module, *frozen, *released]
         self._trained = [model for model in module.children() if any(True for _ in model.parameters())]
         shards, several = parallelism.shards, parallelism.processes > 1
         weights = [p for p in module.parameters() if p.requires_grad]
-        states, working = optimizer_memory(module.optimizer, weights, parallelism.device)
+        build = partial(build_optimizer, module.optimizer, module=module, decay_norms_and_biases=True)
+        states, working = optimizer_memory(build, weights, parallelism.device)
         self._gradients, self._optimizer_working = sum_bytes(weights) // shards, working // shards
         self.resident = Memory(
             parameters=sum_bytes(module.parameters()) // shards,

@@ -19,6 +19,7 @@ class Parallelism:
         accumulate: micro-batches of an optimizer step.
         precision: ``32-true`` or ``bf16-mixed``.
         device: ``cuda``, where an optimizer updates all weights at once, or ``cpu``.
+        device_memory: bytes of memory of the device, which the size of a tile of logits follows.
     """
 
     processes: int = 1
@@ -26,6 +27,7 @@ class Parallelism:
     accumulate: int = 1
     precision: str = "32-true"
     device: str = "cuda"
+    device_memory: int = 80 * 2**30
 
     @property
     def shards(self) -> int:

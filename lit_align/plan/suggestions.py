@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
 from typing import Any, TypeAlias
 
+from lit_align.cli.error_messages import KNOBS
+from lit_align.models import AdapterOff, LoRA, SecondModel
 from lit_align.models.generation import CachedGenerator
 from lit_align.modules import Module
 from lit_align.plan.estimate import estimate
@@ -17,6 +19,8 @@ from lit_align.types import PairBatch
 
 _WRITTEN = 8
 """Responses that are written at once where there is little memory."""
+_CHUNK = 4096
+"""Tokens of a chunk where there is little memory, on a device."""
 
 
 @dataclass
@@ -48,10 +52,45 @@ def suggestions(case: Case) -> Iterator[tuple[str, int]]:
     if len(changes) > 1:
         changes["all of these"] = [change for (change,) in changes.values()]
     for setting, together in changes.items():
-        changed = copy.deepcopy(case)
-        for change in together:
-            change(changed)
-        yield setting, estimate(changed.module, changed.batch, changed.parallelism).memory.total
+        yield setting, _total(case, together)
+
+
+def knobs(case: Case) -> Iterator[tuple[str, int]]:
+    """Iterate over the settings of ``KNOBS`` that would have an effect, and the bytes of each process with them.
+
+    Args:
+        case: what is planned; it is not changed.
+    """
+    module, changes = case.module, dict[str, Change]()
+    if module.task == "online" and module.settings.micro_batch > 1:
+        changes["model.micro_batch"] = partial(_set, path="module.settings", micro_batch=1)
+    elif module.task != "online" and len(case.batch.index) > 1:
+        changes["model.forward_pass.tokens_at_once"] = partial(_set, path="module.readers.how", tokens_at_once=_CHUNK)
+    if not module.loading.gradient_checkpointing:
+        recompute = partial(_set, path="module.loading", gradient_checkpointing=True)
+        changes["model.loading.gradient_checkpointing"] = recompute
+    if module.lora is None:
+        changes["model.lora"] = _with_adapter
+    yield "", _total(case, [])
+    for setting, _ in KNOBS:
+        change = changes.get(setting.partition(":")[0])
+        if change is not None:
+            yield setting, _total(case, [change])
+
+
+def _total(case: Case, changes: Sequence[Change]) -> int:
+    changed = copy.deepcopy(case)
+    for change in changes:
+        change(changed)
+    return estimate(changed.module, changed.batch, changed.parallelism).memory.total
+
+
+def _with_adapter(case: Case) -> None:
+    """Train an adapter on weights in bfloat16; the reference is then the policy without it."""
+    module: Any = case.module
+    module.lora, module.loading = LoRA(), replace(module.loading, dtype="bfloat16")
+    if isinstance(module.reference, SecondModel):
+        module.reference = AdapterOff()
 
 
 def _changes(case: Case) -> Iterator[tuple[str, Change]]:

@@ -17,11 +17,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_align import testbed
 from lit_align.callbacks import Export
+from lit_align.callbacks.export import _on_cpu
 from lit_align.cli.consolidate import main as consolidate
 from lit_align.models import Loading, LoRA, load_causal_lm
 from lit_align.modules import LitPreference
 from lit_align.objectives import dpo
+from tests.conftest import tiny_llama
 from tests.runner import BASE, QUIET, Ended, distance, distributed, first_loss, forked, lit_align, ok, weights
+from tests.standin import OnDevice, on_device, standin
 
 KINDS: tuple[Literal["bfloat16", "float32"], ...] = ("bfloat16", "float32")
 IDS = torch.arange(2, 42).view(2, 20)
@@ -234,3 +237,20 @@ def test_an_export_that_is_another_model_is_not_put_in_place(
 
 def consolidated(command: tuple[object, ...]) -> Ended:
     return forked([lambda: consolidate([str(word) for word in command[1:]])])[0]
+
+
+def test_a_merged_export_copies_the_model_to_cpu_memory_and_nothing_on_its_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with standin(monkeypatch):
+        model = on_device(LoRA(rank=2).wrap(tiny_llama(vocabulary=61)))
+        made: list[torch.Size] = []
+        monkeypatch.setattr(torch.nn.Parameter, "__deepcopy__", lambda weight, memo: made.append(weight.shape))
+        copied = _on_cpu(model)
+        assert not made
+        tensors = [*copied.parameters(), *copied.buffers()]
+        assert tensors
+        assert not any(isinstance(tensor.data, OnDevice) for tensor in tensors)
+        merged: torch.nn.Module = copied.merge_and_unload()  # type: ignore[operator, assignment]
+        assert isinstance(next(model.parameters()).data, OnDevice)
+    assert logits(merged).isfinite().all()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lit_align.cli import parsing
-from lit_align.cli.error_messages import out_of_memory, shorten
+from lit_align.cli.error_messages import out_of_memory, shorten, what_helps
 from lit_align.models import LoRA
 from lit_align.objectives.base import Objective
 
@@ -147,13 +147,11 @@ def test_out_of_memory_says_where_and_what_helps() -> None:
 
     with pytest.raises(torch.OutOfMemoryError) as caught:
         training_step()
-    first, *knobs = out_of_memory(caught.value).splitlines()
-    assert first == (
+    assert out_of_memory(caught.value) == (
         "out of memory in the backward pass: Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.1 GiB of "
         "which 1.2 GiB is free."
     )
-    assert [line.split(":")[0].strip() for line in knobs[1:]] == [
-        "model.forward_pass.tokens_at_once",
-        "model.loading.gradient_checkpointing",
-        "model.lora",
-    ]
+    others = ["model.loading.gradient_checkpointing", "model.lora"]
+    for task, first in (("preference", "model.forward_pass.tokens_at_once"), ("online", "model.micro_batch")):
+        _, *knobs = what_helps(task, {}).splitlines()
+        assert [line.split(":")[0].strip() for line in knobs] == [first, *others]

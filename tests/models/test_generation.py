@@ -12,13 +12,16 @@ from transformers import MistralConfig, MistralForCausalLM, RwkvConfig, RwkvForC
 from lit_align.models.generation import (
     CachedGenerator,
     GenerationRequest,
+    RowSampling,
     Sampling,
     mix_seed,
     nucleus,
     prompt_batches,
     sample_responses,
+    uniform_numbers,
 )
 from tests.conftest import tiny_llama
+from tests.standin import OnDevice, standin
 
 PROMPTS = [[1, 5, 6, 7], [1, 8], [1, 9, 10, 11, 12, 13], [1, 3]]
 STOPS = {2}
@@ -260,3 +263,31 @@ def test_a_prompt_is_read_once_for_all_its_responses(build: Callable[[], torch.n
     else:
         assert [tuple(shape) for shape in shapes[:2]] == [(4, 5), (12, 1)]
         assert {tuple(shape) for shape in shapes[1:]} == {(12, 1)}
+
+
+def test_keys_and_values_of_a_fixed_size_change_no_response() -> None:
+    """Batches are filled up to one size, for which a device compiles the pass over a token."""
+    seen: list[int] = []
+    model = tiny_llama()
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    generator = CachedGenerator(8, static_cache=True)
+    responses = generator(model, requests(), STOPS, 0, Sampling(max_new_tokens=8))
+    assert [response.ids for response in responses] == write(8, requests())
+    assert set(seen[-10:]) == {8}
+
+
+def test_random_numbers_are_moved_to_a_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a column for each token; sampling itself waits for nothing."""
+    seeds = [1, 2, 3]
+    logits = torch.randn(3, 11, generator=torch.Generator().manual_seed(0))
+    here = RowSampling(uniform_numbers(seeds, 4), Sampling(top_p=0.9))
+    expected = [here(None, logits) for _ in range(4)]
+    with standin(monkeypatch) as waits:
+        away, moved = RowSampling(uniform_numbers(seeds, 4), Sampling(top_p=0.9)), OnDevice(logits)
+        chosen = [away(None, moved) for _ in range(4)]
+        assert not waits
+        assert isinstance(away.numbers, OnDevice)
+    for one, other in zip(chosen, expected, strict=True):
+        assert torch.equal(one.inner, other)

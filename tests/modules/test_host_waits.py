@@ -65,6 +65,25 @@ def test_a_step_waits_twice(monkeypatch: pytest.MonkeyPatch) -> None:
             torch.testing.assert_close(weight.grad.inner, gradient, rtol=1e-4, atol=1e-6)
 
 
+def test_predict_on_a_device_gives_the_records_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And waits equally often for few pairs and for many."""
+    batch, counts = telling_batch(), []
+    with torch.no_grad():
+        expected = module(moves=False).predict_step(batch, 0)
+        with standin(monkeypatch) as waits:
+            away = module(moves=True)
+            for count in (2, 5):
+                moved = batch.rows(slice(count)).to(DEVICE, non_blocking=True)
+                waits.clear()
+                records = away.predict_step(moved, 0)
+                counts.append(len(waits))
+    assert counts[0] == counts[1], waits
+    for record, other in zip(records, expected, strict=True):
+        assert record.keys() == other.keys()
+        assert record["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert record["rewards"] == pytest.approx(other["rewards"], rel=1e-4, abs=1e-6)
+
+
 def test_the_stand_in_sees_what_it_is_there_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits of every kind, and two devices in one operation."""
     with standin(monkeypatch) as waits:

@@ -100,9 +100,11 @@ def exact(record: Record) -> None:
                 output = reader.fused_loss(batch, dpo_like)
                 output.loss.backward()
                 one_pass = output.logps.policy
+            path = reader.path(torch.device(DEVICE))[0] if layout in ("shared", "packed") else ""
         pairs = zip(model.parameters(), grads, strict=True)
         apart = math.sqrt(sum(float((weight.grad.double() - grad).norm()) ** 2 for weight, grad in pairs))
-        return {"log_probs": error(two_pass), "one_pass": error(one_pass), "gradient": apart / norm}
+        numbers = {"log_probs": error(two_pass), "one_pass": error(one_pass), "gradient": apart / norm}
+        return numbers | {"path": path}
 
     for precision in ("fp32", "bf16-mixed", "bf16"):
         for attention, layout in _ways(precision):

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from beside_trl import MISSING, has_trl, steps_on
 from common import DEVICE, EIGHT_B, ONE_B, TINY, Record, batch_of, llama, peak_gib, sync
 from lightning.pytorch import Callback, Trainer
 from torch import nn
@@ -79,7 +80,10 @@ def ours(batches: Sequence[PairBatch], how: ForwardPass, **options: Any) -> dict
     trainer.fit(module, DataLoader(batches, batch_size=None, pin_memory=DEVICE == "cuda"))
     loss = trainer.callback_metrics.get("train/loss", math.nan)
     numbers = _numbers(clock.marks, batches, module.policy, lora is not None)
-    return numbers | {"layout": module.readers.layout(module.policy), "loss": float(loss)}
+    reader = module.readers.of(module.policy, batches[0])
+    with torch.autocast(DEVICE, torch.bfloat16):
+        path = reader.path(torch.device(DEVICE))[0] if reader.layout in ("shared", "packed") else ""
+    return numbers | {"layout": reader.layout, "path": path, "loss": float(loss)}
 
 
 def _adamw(params: Any) -> torch.optim.AdamW:
@@ -127,6 +131,12 @@ def by_hand(batches: Sequence[PairBatch], checkpointing: bool = False) -> dict[s
     return _numbers(marks, batches, model, False) | {"loss": float(loss.detach())}
 
 
+def by_trl(batches: Sequence[PairBatch]) -> dict[str, Any]:
+    """Let TRL itself do it."""
+    marks, model, loss = steps_on(batches, ONE_B)
+    return _numbers(marks, batches, model, False) | {"loss": loss}
+
+
 def _padded_sums(model: nn.Module, ids: torch.Tensor, attention: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     logits = model(input_ids=ids, attention_mask=attention.long(), use_cache=False).logits[:, :-1]
     targets = zip(logits, ids[:, 1:], strict=True)
@@ -148,12 +158,16 @@ def speed(record: Record) -> None:
     batches = _batches()
     record.attempt("1b ours, as it comes", lambda: ours(batches, _how()))
     record.attempt("1b by hand, padded", lambda: by_hand(batches))
+    record.attempt("1b TRL", lambda: by_trl(batches) if has_trl() else dict(MISSING))
     if TINY:
         return
     for tile in (64.0, 256.0, 1024.0, 2048.0):
         record.attempt(f"1b ours, tile_mb {tile:g}", lambda tile=tile: ours(batches, _how(tile_mb=tile)))
     lora: dict[str, Any] = {"shape": EIGHT_B, "dtype": torch.bfloat16, "lora": LoRA(rank=16)}
     record.attempt("8b lora bf16, ours", lambda: ours(batches[:6], _how(), **lora))
+    long = [batch_of(1, 2730, 2730, ONE_B["vocab_size"], seed) for seed in range(4)]
+    record.attempt("8b lora bf16, pairs of up to 2 x 8,190 tokens", lambda: ours(long, _how(), **lora))
+    record.attempt("1b flex_attention", lambda: ours(batches, _how(), attention="flex_attention"))
     for layout in ("packed", "padded"):
         record.attempt(f"1b {layout}", lambda layout=layout: ours(batches, _how(layout=layout)))
     record.attempt("1b fsdp on one GPU", lambda: ours(batches, _how(), strategy=strategy_of("fsdp")))
@@ -188,8 +202,10 @@ def rollout(record: Record) -> None:
         ids = torch.randint(3, ONE_B["vocab_size"], (max(size, 2),), generator=generator)
         requests.append(GenerationRequest(ids.tolist(), number))
 
-    def case(model: nn.Module, at_once: int, autocast: bool, narrow: bool = False) -> dict[str, Any]:
-        generate = CachedGenerator(batch_size=at_once)
+    def case(
+        model: nn.Module, at_once: int, autocast: bool, narrow: bool = False, static: bool = False
+    ) -> dict[str, Any]:
+        generate = CachedGenerator(batch_size=at_once, static_cache=static)
         with torch.no_grad(), torch.autocast(DEVICE, torch.bfloat16, enabled=autocast, cache_enabled=False):
             generate(model, requests[:at_once], {2}, 0, Sampling(max_new_tokens=4))
             sync()
@@ -209,5 +225,8 @@ def rollout(record: Record) -> None:
     record.attempt("fp32 weights under autocast, 64 at once", lambda: case(model, 64, True))
     record.attempt("with one bf16 copy (as a run does it), 64 at once", lambda: case(model, 64, True, narrow=True))
     record.attempt("with one bf16 copy, 256 at once", lambda: case(model, 256, True, narrow=True))
+    record.attempt(
+        "keys and values of a fixed size, 64 at once", lambda: case(model, 64, True, narrow=True, static=True)
+    )
     model.bfloat16()
     record.attempt("bf16 weights, 256 at once", lambda: case(model, 256, False))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from beside_trl import MISSING, has_trl, run_on_texts
 from common import DEVICE, TINY, WORK, Record, command
 
 TRAINER = [
@@ -64,16 +65,17 @@ def _digest(run: Path) -> str:
 
 
 def smol(record: Record) -> None:
-    """SmolLM2-135M-Instruct on HH, as a user runs it."""
+    """SmolLM2-135M-Instruct on HH, as a user runs it, and with TRL."""
     model = os.environ.get("GPU_CHECK_MODEL", ".gpu/smollm2")
     data = os.environ.get("GPU_CHECK_DATA", ".gpu/a/hh_harmless_base_test.jsonl.gz")
     if not Path(model, "config.json").is_file():
         record.add(case="smollm2", error=f"no model in {model}")
         return
+    steps = 120 if not TINY else 2
     settings = [
         *("--data.train", data, "--data.format", "hh", "--data.holdout", "0.1", "--data.batch_size", "16"),
         *("--data.max_length", "1024", "--model.optimizer.lr", "5e-6", "--trainer.val_check_interval", "60"),
-        *("--trainer.max_steps", str(120 if not TINY else 1)),
+        *("--trainer.max_steps", str(steps)),
     ]
 
     def run(name: str, words: list[str]) -> dict[str, Any]:
@@ -87,3 +89,5 @@ def smol(record: Record) -> None:
     for name, more in (("averaged_dpo", []), ("sr_dpo", ["--model.reference", "Precomputed"])):
         words = ["--model.objective", name, *more]
         record.attempt(name, lambda name=name, words=words: run(name, words))
+    trl = "TRL, sigmoid_norm"
+    record.attempt(trl, lambda: run_on_texts(model, data, steps, 16) if has_trl() else dict(MISSING))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -39,6 +39,7 @@ class BatchedData(LightningDataModule):
         self.seed = seed
         self.splits: dict[str, Split] = {}
         self._datasets: dict[str, PairDataset] = {}
+        self.pack: Callable[[PairBatch], PairBatch] | None = None
         self._loader: ResumableLoader | None = None
         self._position: dict[str, Any] | None = None
         self._saved_ends: frozenset[int] = frozenset()
@@ -124,7 +125,7 @@ class BatchedData(LightningDataModule):
 
     @property
     def _collate(self) -> Collate:
-        return Collate(self.pad_token)
+        return Collate(self.pad_token, self.pack)
 
     @property
     def padding(self) -> Padding:

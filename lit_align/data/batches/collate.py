@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ class Collate:
 
     Args:
         pad: padding id; no result depends on it.
+        pack: computes ahead what a model reads of a batch; None leaves that to the model's process.
 
     >>> from lit_align.types import TokenizedResponse
     >>> pair = TokenizedPair([1, 2], TokenizedResponse([3], [True]), TokenizedResponse([4, 5], [True, True]))
@@ -30,6 +31,7 @@ class Collate:
     """
 
     pad: int
+    pack: Callable[[PairBatch], PairBatch] | None = None
 
     def __call__(self, items: Sequence[tuple[TokenizedPair, float]]) -> PairBatch:
         """Build a batch, with ``prompted`` and ``mismatched`` parts if the pairs have them."""
@@ -40,12 +42,13 @@ class Collate:
         mismatched = [
             replace(pair, chosen=pair.mismatched[0], rejected=pair.mismatched[1]) for pair in pairs if pair.mismatched
         ]
-        return replace(
+        whole = replace(
             batch,
             **_numbers(pairs),
             prompted=self._batch(pairs, prompted, weight) if prompted else None,
             mismatched=self._batch(mismatched, [pair.prompt for pair in pairs], weight) if mismatched else None,
         )
+        return whole if self.pack is None else self.pack(whole)
 
     def _batch(self, pairs: Sequence[TokenizedPair], prompts: Sequence[Sequence[int]], weight: Tensor) -> PairBatch:
         width = max(

@@ -18,6 +18,9 @@ PerToken: TypeAlias = Float[Tensor, " token"]
 
 LEAST_ROWS = 16
 """Minimum rows of a tile. With fewer, reading the weights dominates."""
+ROW_STEP = {"cuda": 64}
+"""Type of device → rows of logits begin at multiples of so many numbers: its matrix products read and write blocks of
+memory, and are slow where rows of a vocabulary of odd size begin between two of them. 1 elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +81,14 @@ class Workspace:
         return max(LEAST_ROWS, int(self.megabytes * 2**20 / wide.itemsize / vocabulary))
 
     def tile(self, rows: int, weight: Tensor) -> Tensor:
-        """Return uninitialised memory for ``rows`` rows of logits."""
-        size, memory = rows * weight.shape[0], self._memory.get(weight.dtype)
+        """Return uninitialised memory for ``rows`` rows of logits; see ``ROW_STEP`` for the distance between them."""
+        step = ROW_STEP.get(weight.device.type, 1)
+        width = -(-weight.shape[0] // step) * step
+        size, memory = rows * width, self._memory.get(weight.dtype)
         if memory is None or memory.device != weight.device or memory.numel() < size:
             with torch.inference_mode(False):  # inference tensors could not be written to in training
                 memory = self._memory[weight.dtype] = torch.empty(size, dtype=weight.dtype, device=weight.device)
-        return memory[:size].view(rows, weight.shape[0])
+        return memory[:size].view(rows, width)[:, : weight.shape[0]]
 
 
 @dataclass(frozen=True)
@@ -195,7 +200,9 @@ class Projection:
             gradient.mul_(self.rule.scale)
         if into.bias is not None:
             into.bias.add_(gradient.sum(0))
-        narrow = gradient.to(hidden.dtype)
+        narrow = gradient
+        if gradient.dtype != self.weight.dtype:  # the memory of the logits is free again
+            narrow = self.workspace.tile(len(gradient), self.weight).copy_(gradient)
         if into.weight is not None and into.weight.dtype == narrow.dtype:
             into.weight.addmm_(narrow.t(), hidden)
         elif into.weight is not None and narrow.is_cuda:  # without rounding each tile's sum to 16 bits

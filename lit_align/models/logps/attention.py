@@ -9,18 +9,23 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from lit_align.compat.transformers import attention_name
 from lit_align.models.lm_head.patch import base_of
 from lit_align.models.logps.packing import Packing, Rows
+from lit_align.models.logps.varlen import varlen_attention
 
 NAME = "lit_align_segments"
 """Its name in transformers: like ``sdpa``, but it reads a plan where others read a mask."""
 FLEX_BLOCK = 128
 """Tokens of a block of FlexAttention, whose rows are whole blocks."""
+_WIDTHS = 8
+"""Widths of rows of FlexAttention between a power of two and the next one."""
 
 
 def plan_of(packing: Packing) -> Int[Tensor, "1 1 segment 3"]:
@@ -48,23 +53,43 @@ def visible(packing: Packing, rows: Rows) -> Bool[Tensor, "row 1 query key"]:
 
 
 def additive(mask: Bool[Tensor, "*axes"], dtype: torch.dtype) -> Tensor:
-    """Convert a dense mask to numbers to add to the scores, for ``eager`` attention."""
+    """Convert a dense mask to numbers to add to the scores.
+
+    ``eager`` attention expects these. On devices they save each layer a copy: scaled dot-product attention converts a
+    mask of truth values at every call, and keeps the result for the backward pass.
+
+    Args:
+        mask: true where a query sees a key.
+        dtype: that scores are computed in.
+    """
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
-def block_mask(packing: Packing, width: int) -> Any:
-    """Build the mask of FlexAttention: one row of ``width`` tokens, the last of them padding."""
-    from torch.nn.attention.flex_attention import create_block_mask
+def flex_width(tokens: int) -> int:
+    """Return the width of a row of FlexAttention: whole blocks, and few different numbers, which are compiled each.
 
+    >>> [flex_width(tokens) for tokens in (1, 129, 1500, 2049)]
+    [128, 256, 1536, 2304]
+    """
+    step = max(FLEX_BLOCK, (1 << (tokens - 1).bit_length()) // (2 * _WIDTHS))
+    return -(-tokens // step) * step
+
+
+def block_mask(packing: Packing, width: int) -> BlockMask:
+    """Build the mask of FlexAttention: one row of ``width`` tokens, the last of them padding.
+
+    The rule reads nothing but tensors of that width: numbers in it would be compiled anew for every batch.
+    """
     room = width - len(packing.ids)
     pair = F.pad(packing.pair, (0, room), value=-1)
     second = F.pad(packing.second, (0, room), value=False)
     position = F.pad(packing.positions, (0, room))
     shared = F.pad(packing.segments[packing.pair, 2] + packing.prefix, (0, room))
-    prefix, device = packing.prefix, packing.ids.device
+    device = packing.ids.device
+    in_prefix = torch.arange(width, device=device) < packing.prefix
     return create_block_mask(
         lambda row, head, query, key: (
-            ((pair[query] == pair[key]) | ((pair[query] > 0) & (key < prefix)))
+            ((pair[query] == pair[key]) | ((pair[query] > 0) & in_prefix[key]))
             & (key <= query)
             & ((second[query] == second[key]) | (second[query] & (position[key] < shared[query])))
         ),
@@ -78,7 +103,7 @@ def block_mask(packing: Packing, width: int) -> Any:
 
 
 def segment_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
 ) -> tuple[Tensor, None]:
     """Compute attention of one packed row, segment by segment; with an ordinary mask, scaled dot-product attention.
 
@@ -87,10 +112,10 @@ def segment_attention(
         query: ``[row, head, token, channel]``.
         key: likewise; may have fewer heads.
         value: likewise.
-        attention_mask: a plan (``plan_of``), a mask, or None.
+        attention_mask: a plan (``plan_of``, or ``varlen_plan`` on devices), a mask, also one of blocks, or None.
         options: what models pass to their attention; windows and soft caps are applied, additions are refused.
     """
-    if attention_mask is None or attention_mask.dtype != torch.int64:
+    if not isinstance(attention_mask, Tensor) or attention_mask.dtype != torch.int64:
         return _masked(module, query, key, value, attention_mask, **options)
     for name in ("position_bias", "s_aux"):
         if options.get(name) is not None:
@@ -117,9 +142,13 @@ def _joined(*parts: Tensor) -> Tensor:
 
 
 def _masked(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any
 ) -> tuple[Tensor, None]:
-    """Compute attention with an ordinary mask."""
+    """Compute attention with a mask of blocks, a plan for kernels of variable length, or an ordinary mask."""
+    if isinstance(mask, BlockMask):
+        return flex_attention_forward(module, query, key, value, mask, **options)[0], None
+    if mask is not None and mask.dtype == torch.int32:
+        return varlen_attention(query, key, value, mask, **options), None
     cap = options.get("softcap")
     if cap is None:
         return sdpa_attention_forward(module, query, key, value, mask, **options)
@@ -133,15 +162,16 @@ def original_attention(model: nn.Module) -> str:
     """Return the implementation that a model was loaded with."""
     base: Any = base_of(model)
     name = attention_name(base)
-    return ("eager" if _cap(model) else "sdpa") if name == NAME else name
+    return ("eager" if soft_cap(model) else "sdpa") if name == NAME else name
 
 
 def stands_in_for(model: nn.Module, name: str) -> bool:
     """Whether segments may replace an implementation: ``sdpa``, or ``eager`` where a soft cap asks for it."""
-    return name == "sdpa" or (name == "eager" and _cap(model) is not None)
+    return name == "sdpa" or (name == "eager" and soft_cap(model) is not None)
 
 
-def _cap(model: nn.Module) -> float | None:
+def soft_cap(model: nn.Module) -> float | None:
+    """Return the soft cap of a model's attention scores; None where there is none."""
     base: Any = base_of(model)
     cap: float | None = getattr(base.config.get_text_config(), "attn_logit_softcapping", None)
     return cap

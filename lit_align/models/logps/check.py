@@ -12,8 +12,9 @@ import torch.distributed as dist
 
 from lit_align.compat.transformers import attention_name
 from lit_align.models.lm_head.patch import base_of
-from lit_align.models.logps.inputs import PACKED_ATTENTION, VARLEN, neighbours_as_sides
+from lit_align.models.logps.inputs import PACKED_ATTENTION, neighbours_as_sides
 from lit_align.models.logps.packing import LayoutName, needed, shared_tokens
+from lit_align.models.logps.paths import VARLEN
 from lit_align.models.logps.probe import Distance, Probe, distance, in_float32, probe, rounding_noise, short_pairs
 from lit_align.models.logps.reader import ModelReader
 from lit_align.models.narrow import evaluating
@@ -44,6 +45,9 @@ class Choice:
 def choose_layout(reader: ModelReader, batch: PairBatch) -> Choice:
     """Try layouts on a few short pairs, fastest first, and take the first one whose numbers are the model's own.
 
+    On devices, a layout can be read by several paths of attention; the first one that is exact is used, see
+    `choose_path`.
+
     Log-probabilities and a gradient are compared with those of padded rows and whole logits in evaluation mode; in
     float32 on a CPU, and in the run's own precision, autocast included, where kernels depend on it: on other devices,
     and with attention that exists in 16 bits only. A layout may differ from these by what rounding explains, see
@@ -59,22 +63,22 @@ def choose_layout(reader: ModelReader, batch: PairBatch) -> Choice:
     pairs = short_pairs(batch, window, getattr(config, "max_position_embeddings", None))
     reach = None if window is None or int(needed(pairs.on_host).max()) > window else window
     requested, reasons = reader.how.layout, dict[LayoutName, str]()
+    refused: tuple[str, ...] = ()
     with evaluating(reader.model), _precision(reader, batch.input_ids.device.type):
         truth, allowed = _truth(reader, pairs)
         if isinstance(allowed, str):
             reader.use("plain" if requested == "auto" else requested, reach)
             return Choice(reader.layout, (f"layout {reader.layout} is used unchecked: {allowed}",))
         for layout in LADDER if requested == "auto" else (requested,):
-            reason = _why_not(reader, layout, pairs, truth, allowed)
+            reason, refused = _by_any_path(reader, layout, pairs, truth, allowed)
             if reason is None:
                 reader.use(layout, reach if layout != "padded" else None)
                 break
-            reasons[layout] = reason
+            reasons[layout], refused = reason, ()
         else:
             reader.use("plain" if requested == "auto" else requested, reach)
-    return Choice(
-        reader.layout, tuple(_warning(layout, reason, reader.layout, batch) for layout, reason in reasons.items())
-    )
+    warnings = (_warning(layout, reason, reader.layout, batch) for layout, reason in reasons.items())
+    return Choice(reader.layout, (*refused, *warnings))
 
 
 def _truth(reader: ModelReader, pairs: PairBatch) -> tuple[Probe, Distance | str]:
@@ -124,6 +128,27 @@ def _tokens_read(layout: LayoutName, batch: PairBatch) -> int:
         batch = neighbours_as_sides(batch)
         return int(needed(batch).sum() - shared_tokens(batch).sum())
     return int(needed(batch).sum()) if layout == "packed" else batch.attention_mask.numel()
+
+
+def _by_any_path(
+    reader: ModelReader, layout: LayoutName, pairs: PairBatch, truth: Probe, allowed: Distance
+) -> tuple[str | None, tuple[str, ...]]:
+    """Try a layout by one path of attention after the other.
+
+    Returns:
+        Why the layout cannot be used, on any process, None if it can; and a line for each path that it was tried by
+        before.
+    """
+    reader.refused, refused = frozenset(), list[str]()
+    device = pairs.input_ids.device
+    while True:
+        reason = _why_not(reader, layout, pairs, truth, allowed)
+        if reason is None or layout == "padded":
+            return reason, tuple(refused)
+        path, _ = reader.path(device)
+        if not reader.refuse_path(device):
+            return reason, tuple(refused)
+        refused.append(f"attention by {path} is not used: {reason}")
 
 
 def _why_not(reader: ModelReader, layout: LayoutName, pairs: PairBatch, truth: Probe, allowed: Distance) -> str | None:

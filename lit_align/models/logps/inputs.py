@@ -13,16 +13,20 @@ from torch import Tensor
 
 from lit_align.models.lm_head.fused_loss import ScoredTokens
 from lit_align.models.lm_head.projection import Hidden
-from lit_align.models.logps.attention import FLEX_BLOCK, NAME, additive, block_mask, plan_of, visible
+from lit_align.models.logps.attention import NAME, additive, block_mask, flex_width, plan_of, visible
 from lit_align.models.logps.packing import Packing, common_prefix, needed, pack, rows_of, scored, shared_tokens
+from lit_align.models.logps.paths import VARLEN, Attention, Path, choose_path
 from lit_align.models.logps.plain import packed_mask
+from lit_align.models.logps.varlen import VarlenPlan, varlen_plan
 from lit_align.models.router import ReadTokens
 from lit_align.types import PairBatch, map_tensors
 
-VARLEN = "flash_attention_2"
-"""The implementation that takes the boundaries of sequences in a row instead of a mask."""
 PACKED_ATTENTION = (NAME, "sdpa", "eager", "flex_attention", VARLEN)
 """Attention implementations that can restrict which packed tokens attend to which."""
+_ONE_ROW: tuple[Path, ...] = ("segments", "varlen", "flex")
+"""Paths whose tokens stand in one row, so that all sequences can share a prefix."""
+_MASK_STEP = 16
+"""Rows under a dense mask on a device are as wide as a multiple of it: of others each layer would pad its own copy."""
 
 
 @dataclass(frozen=True)
@@ -52,23 +56,6 @@ class ModelInputs:
             hidden: all hidden states, ``[row, token, hidden]``.
         """
         return hidden.flatten(0, 1).index_select(0, self.positions)
-
-
-@dataclass(frozen=True)
-class Attention:
-    """The attention of a model, as far as the form of its mask depends on it.
-
-    Args:
-        name: implementation in transformers.
-        dtype: of the model's weights.
-        device: where it is computed.
-        row_tokens: tokens of a row where the mask is dense; 0 for as many as the longest pair has.
-    """
-
-    name: str
-    dtype: torch.dtype
-    device: torch.device
-    row_tokens: int = 0
 
 
 def padded(batch: PairBatch, counts: bool = False) -> ModelInputs:
@@ -104,20 +91,34 @@ def packed(batch: PairBatch, attention: Attention, share: bool, counts: bool = F
     """
     tokens = _tokens(batch)
     batch = neighbours_as_sides(batch) if share and not counts else batch
-    segments = attention.name == NAME and attention.device.type == "cpu"
-    one_row = segments or attention.name == "flex_attention"
-    shared = shared_tokens(batch) if share else batch.index.new_zeros(len(batch.index))
-    packing = pack(batch, shared, common_prefix(batch) if share and one_row and not counts else 0)
-    if segments:
-        row = {"input_ids": packing.ids.unsqueeze(0), "position_ids": packing.positions.unsqueeze(0)}
-        inputs = ModelInputs(row | {"attention_mask": plan_of(packing)}, packing.places, tokens)
-    elif attention.name == "flex_attention":
+    path, _ = choose_path(attention, share)
+    one_row = path in _ONE_ROW
+    ahead: PackedAhead | None = batch.packing if share and one_row and not counts else None
+    if ahead is None:
+        shared = shared_tokens(batch) if share else batch.index.new_zeros(len(batch.index))
+        packing = pack(batch, shared, common_prefix(batch) if share and one_row and not counts else 0)
+    else:
+        packing, tokens = ahead.packing, ahead.tokens
+    if attention.rehearsed and path == "flex":  # not without its device; segments keep as much
+        path = "segments"
+    if path == "dense":
+        inputs = _dense(packing, tokens, attention)
+    elif path == "flex":
         inputs = _blocks(packing, tokens, attention.device)
-    elif attention.name == VARLEN and not share:
+    elif path == "ends":
         inputs = _ends(packing, tokens).to(attention.device)
     else:
-        inputs = _dense(packing, tokens, attention)
+        plan = None if path == "segments" else varlen_plan(packing) if ahead is None else ahead.plan
+        inputs = _row(packing, tokens, plan, attention.device)
     return replace(inputs, reads=_reads(packing, attention, inputs)) if counts else inputs
+
+
+def _row(packing: Packing, tokens: ScoredTokens, plan: VarlenPlan | None, device: torch.device) -> ModelInputs:
+    """Build one row with a plan for kernels of variable length, or with its segments, in place of a mask."""
+    move = partial(_moved, device=device)
+    row = {"input_ids": move(packing.ids).unsqueeze(0), "position_ids": move(packing.positions).unsqueeze(0)}
+    row["attention_mask"] = move(plan_of(packing)) if plan is None else map_tensors(plan, move).as_mask()
+    return ModelInputs(row, move(packing.places), map_tensors(tokens, move))
 
 
 def _reads(packing: Packing, attention: Attention, inputs: ModelInputs) -> ReadTokens:
@@ -128,7 +129,7 @@ def _reads(packing: Packing, attention: Attention, inputs: ModelInputs) -> ReadT
     if ids.shape[0] == 1 and attention.name in (NAME, "flex_attention", VARLEN):
         pair, count = (F.pad(value, (0, ids.shape[1] - len(value))).unsqueeze(0) for value in values)
     else:
-        rows = rows_of(packing, attention.row_tokens)
+        rows = replace(rows_of(packing, attention.row_tokens), width=ids.shape[1])
         pair, count = (rows.spread(value, 0) for value in values)
     return ReadTokens(pair.to(ids.device), count.to(ids.device))
 
@@ -159,12 +160,43 @@ def neighbours_as_sides(batch: PairBatch) -> PairBatch:
     )
 
 
+@dataclass(frozen=True)
+class PackedAhead:
+    """What is computed of a batch before it is known which model reads it: the tokens of one row that share prompts.
+
+    Args:
+        packing: the row.
+        tokens: the scored tokens.
+        plan: for kernels of variable length.
+    """
+
+    packing: Packing
+    tokens: ScoredTokens
+    plan: VarlenPlan
+
+
+def pack_ahead(batch: PairBatch) -> PairBatch:
+    """Pack a batch in the worker that collates it, as one row that shares prompts; the reader takes it from there.
+
+    Args:
+        batch: in CPU memory, with its ``prompted`` and ``mismatched`` parts.
+    """
+    nested = {name: getattr(batch, name) for name in ("prompted", "mismatched")}
+    packed_parts: dict[str, Any] = {name: None if part is None else pack_ahead(part) for name, part in nested.items()}
+    if not bool(scored(batch).any()):
+        return replace(batch, **packed_parts)
+    packing = pack(batch, shared_tokens(batch), common_prefix(batch))
+    return replace(batch, **packed_parts, packing=PackedAhead(packing, _tokens(batch), varlen_plan(packing)))
+
+
 def _dense(packing: Packing, tokens: ScoredTokens, attention: Attention) -> ModelInputs:
     move = partial(_moved, device=attention.device)
+    on_cpu = attention.device.type == "cpu" and not attention.rehearsed
     rows = map_tensors(rows_of(packing, attention.row_tokens), move)
+    rows = rows if on_cpu else replace(rows, width=-(-rows.width // _MASK_STEP) * _MASK_STEP)
     packing, tokens = map_tensors(packing, move), map_tensors(tokens, move)
     mask: Tensor = visible(packing, rows)
-    if attention.name == "eager":
+    if attention.name == "eager" or not on_cpu:
         mask = additive(mask, attention.dtype)
     inputs = {
         "input_ids": rows.spread(packing.ids, 0),
@@ -192,7 +224,7 @@ def _ends(packing: Packing, tokens: ScoredTokens) -> ModelInputs:
 def _blocks(packing: Packing, tokens: ScoredTokens, device: torch.device) -> ModelInputs:
     move = partial(_moved, device=device)
     packing, tokens = map_tensors(packing, move), map_tensors(tokens, move)
-    width = -(-len(packing.ids) // FLEX_BLOCK) * FLEX_BLOCK
+    width = flex_width(len(packing.ids))
     room = (0, width - len(packing.ids))
     inputs = {
         "input_ids": F.pad(packing.ids, room).unsqueeze(0),

@@ -38,10 +38,17 @@ class LogProbReader(ModelReader):
         model: a causal language model of transformers, with or without an adapter.
         how: layout and sizes.
         workspace: the memory of a tile; None allocates one.
+        rehearsed: see ``ModelReader``.
     """
 
-    def __init__(self, model: nn.Module, how: ForwardPass = ForwardPass(), workspace: Workspace | None = None) -> None:
-        super().__init__(model, how)
+    def __init__(
+        self,
+        model: nn.Module,
+        how: ForwardPass = ForwardPass(),
+        workspace: Workspace | None = None,
+        rehearsed: bool = False,
+    ) -> None:
+        super().__init__(model, how, rehearsed)
         device = next(model.parameters()).device
         self._workspace = Workspace(how.tile_megabytes(device)) if workspace is None else workspace
         self._router_losses: Margin | None = None

@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_map
 
 from lit_align.compat.transformers import attention_name
 from lit_align.models.lm_head.patch import base_of
-from lit_align.models.logps.inputs import VARLEN
 from lit_align.models.logps.packing import scored
+from lit_align.models.logps.paths import VARLEN
 from lit_align.models.logps.reader import ModelReader
 from lit_align.types import PairBatch, PairTokens
 

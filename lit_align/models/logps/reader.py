@@ -12,9 +12,10 @@ from torch import nn
 from lit_align.compat.transformers import attention_name
 from lit_align.errors import check_range
 from lit_align.models.lm_head.patch import base_of
-from lit_align.models.logps.attention import NAME, original_attention, stands_in_for
-from lit_align.models.logps.inputs import PACKED_ATTENTION, Attention, ModelInputs, packed, padded
+from lit_align.models.logps.attention import NAME, original_attention, soft_cap, stands_in_for
+from lit_align.models.logps.inputs import PACKED_ATTENTION, ModelInputs, packed, padded
 from lit_align.models.logps.packing import LayoutName, needed
+from lit_align.models.logps.paths import Attention, Path, choose_path
 from lit_align.models.router import RouterBalance
 from lit_align.types import PairBatch, PairTokens
 
@@ -104,11 +105,14 @@ class ModelReader(ABC):
     Args:
         model: a transformers model, with or without an adapter or a score head.
         how: layout and sizes. With ``auto``, rows are padded until ``choose_layout`` finds a faster layout.
+        rehearsed: whether inputs are built as for a CUDA device, although they stay on the CPU.
     """
 
-    def __init__(self, model: nn.Module, how: ForwardPass = ForwardPass()) -> None:
+    def __init__(self, model: nn.Module, how: ForwardPass = ForwardPass(), rehearsed: bool = False) -> None:
         self.model = model
         self.how = how
+        self.rehearsed = rehearsed
+        self.refused: frozenset[Path] = frozenset()
         self.layout: LayoutName = "padded"
         self.reach: int | None = None
         self.router: RouterBalance | None = None
@@ -125,13 +129,15 @@ class ModelReader(ABC):
     def probe(self, batch: PairBatch) -> PairTokens:
         """Return a differentiable number for each scored token, by which layouts are compared."""
 
-    def use(self, layout: LayoutName, reach: int | None = None) -> None:
+    def use(self, layout: LayoutName, reach: int | None = None, refused: frozenset[Path] | None = None) -> None:
         """Use a layout from now on.
 
         Args:
             layout: the layout.
             reach: batches with longer sequences are padded; None sets no limit.
+            refused: paths of attention that do not work; None for those known so far.
         """
+        self.refused = self.refused if refused is None else refused
         if layout in ("shared", "packed") and stands_in_for(self.model, self._attention):
             base_of(self.model).set_attn_implementation(NAME)
         elif layout in ("padded", "plain") and attention_name(base_of(self.model)) == NAME:
@@ -150,6 +156,39 @@ class ModelReader(ABC):
         name = attention_name(base_of(self.model))
         if not packs or name not in PACKED_ATTENTION or (self.reach is not None and longest > self.reach):
             return padded(batch, self.router is not None).to(device)
-        dtype = next(self.model.parameters()).dtype
-        attention = Attention(name, dtype, device, self.how.row_tokens)
-        return packed(batch, attention, self.layout == "shared", self.router is not None)
+        return packed(batch, self._attention_on(device), self.layout == "shared", self.router is not None)
+
+    def path(self, device: torch.device) -> tuple[Path, str]:
+        """Return how packed tokens attend on a device in the layout in use, and why; see `choose_path`."""
+        return choose_path(self._attention_on(device), self.layout == "shared")
+
+    def refuse_path(self, device: torch.device) -> bool:
+        """Leave out the path in use from now on; return False where it is the last one.
+
+        Args:
+            device: of the batches.
+        """
+        path, _ = self.path(device)
+        can_change = attention_name(base_of(self.model)) == NAME and path in ("varlen", "flex")
+        self.refused |= {path} if can_change else set()
+        return can_change
+
+    def _attention_on(self, device: torch.device) -> Attention:
+        base = base_of(self.model)
+        config = base.config.get_text_config()
+        size, heads = (getattr(config, name, None) for name in ("head_dim", "num_attention_heads"))
+        if size is None and heads:
+            size = config.hidden_size // heads
+        dtype, kind = next(self.model.parameters()).dtype, device.type
+        if torch.is_autocast_enabled(kind) and dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(kind)
+        return Attention(
+            name=attention_name(base),
+            dtype=dtype,
+            device=device,
+            head_size=size or 1,
+            soft_cap=soft_cap(self.model) is not None,
+            row_tokens=self.how.row_tokens,
+            refused=self.refused,
+            rehearsed=self.rehearsed,
+        )

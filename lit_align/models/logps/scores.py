@@ -69,7 +69,7 @@ def _left_aligned(batch: PairBatch) -> PairBatch:
     place = torch.arange(attention.shape[-1], device=attention.device)
     order = (place + attention.int().argmax(-1, keepdim=True)) % len(place)
     ids, attention, mask = (part.gather(-1, order) for part in (batch.input_ids, attention, batch.mask))
-    return replace(batch, input_ids=ids, attention_mask=attention, mask=mask)
+    return replace(batch, input_ids=ids, attention_mask=attention, mask=mask, packing=None)
 
 
 def _append_position(batch: PairBatch) -> PairBatch:
@@ -84,4 +84,4 @@ def _append_position(batch: PairBatch) -> PairBatch:
     place = torch.arange(mask.shape[-1], device=mask.device)
     last = (place * mask).amax(-1, keepdim=True)
     appended = (place == last + 1) & mask.any(-1, keepdim=True)
-    return replace(batch, input_ids=ids, attention_mask=attention | appended, mask=appended)
+    return replace(batch, input_ids=ids, attention_mask=attention | appended, mask=appended, packing=None)

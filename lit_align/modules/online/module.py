@@ -24,6 +24,7 @@ from lit_align.models.score_model import ScoreModel, Value
 from lit_align.models.scorer import Scorer
 from lit_align.modules.base import LitPolicy
 from lit_align.modules.build import Builder, freeze_unused
+from lit_align.modules.grad_cache import reduce_number
 from lit_align.modules.online.checks import OnlineSettings, check_arguments, check_run
 from lit_align.modules.online.learner import Accumulator, Learner
 from lit_align.modules.online.pairs import PairLearner
@@ -32,7 +33,7 @@ from lit_align.modules.online.update import Minibatches, ResponseLearner
 from lit_align.modules.reports import prefixed, report, warn_of_rounding
 from lit_align.modules.schedule import Cosine, Schedule
 from lit_align.modules.setup_checks import reference_of
-from lit_align.modules.step_totals import planned_steps, run_data, total_over_ranks
+from lit_align.modules.step_totals import planned_steps, run_data
 from lit_align.objectives.base import Needs, Objective
 from lit_align.online.objective import OnlineObjective
 from lit_align.online.pairing import BestAgainstWorst, PairLabels, ResponsePairing
@@ -243,7 +244,7 @@ class LitOnline(LitPolicy):
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
         start, run_seed = self.global_step, run_data(self.trainer).seed
-        prompts = int(total_over_ranks((batch.weight > 0).sum(), self.trainer.strategy))
+        prompts = reduce_number(int((batch.on_host.weight > 0).sum()), "sum", self.trainer)
         minibatches = Minibatches(prompts, self.settings.minibatches, self.global_rank, self.trainer.world_size)
         for number in range(self.settings.epochs):
             seed = mix_seed(run_seed, self.current_epoch, batch_idx, number)

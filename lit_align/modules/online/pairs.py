@@ -191,13 +191,14 @@ class RolloutPairs:
         pairs = [(pair, 1.0) for prompt in prompts for pair in self.by_prompt[prompt]]
         count = reduce_number(-(-len(pairs) // self.size), "max", self.trainer)
         parts = [pairs[start : start + self.size] for start in range(0, count * self.size, self.size)]
-        batches = [self.collate(part or [(self.filler, 0.0)]).to(self.device) for part in parts]
+        batches = [self.collate(part or [(self.filler, 0.0)]).to(self.device, non_blocking=True) for part in parts]
         return batches if self.has_rejected else [batch.chosen_side() for batch in batches]
 
     @property
     def paired(self) -> Tensor:
         """1 for each prompt of this process that has a pair, 0 for the others."""
-        return torch.tensor([float(bool(pairs)) for pairs in self.by_prompt], device=self.device)
+        paired = torch.tensor([float(bool(pairs)) for pairs in self.by_prompt])
+        return paired.to(self.device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -229,7 +230,7 @@ class PairMaker:
             split: of these.
             salt: part of the seed of random pairings.
         """
-        rows, weights = batch.index.tolist(), batch.weight.tolist()
+        rows, weights = batch.on_host.index.tolist(), batch.on_host.weight.tolist()
         count = len(responses.texts.responses) // len(rows)
         own = [self._responses(responses, range(place * count, (place + 1) * count)) for place in range(len(rows))]
         others = self._mismatched(own, weights) if self.needs.mismatched else own
@@ -273,7 +274,7 @@ class PairMaker:
         )
 
     def _responses(self, responses: RolloutBatch, places: range) -> list[TokenizedResponse]:
-        batch = responses.batch
+        batch = responses.batch.on_host
         ids = [batch.input_ids[place, 0][batch.mask[place, 0]].tolist() for place in places]
         cut = batch.truncated[places.start : places.stop, 0].tolist()
         return [TokenizedResponse(part, [True] * len(part), was_cut) for part, was_cut in zip(ids, cut, strict=True)]
@@ -324,7 +325,7 @@ class PairAccumulator(Accumulator):
         batches = self.pairs.batches(prompts)
         objective = self.loss.state.objective
         if not batches:
-            filler = self.pairs.collate([(self.pairs.filler, 0.0)]).to(self.pairs.device)
+            filler = self.pairs.collate([(self.pairs.filler, 0.0)]).to(self.pairs.device, non_blocking=True)
             backward(0.0 * self.loss.reader.policy_alone(filler).sum())
         elif objective.needs.batch_level:
             trainer = self.pairs.trainer

@@ -106,7 +106,7 @@ class RolloutSampler:
                 sampled,
                 index=batch.on_host.index.repeat_interleave(count),
                 weight=(batch.on_host.weight > 0).float().repeat_interleave(count),
-            ).to(device)
+            ).to(device, non_blocking=True)
             log_probs = self._in_micro_batches(lambda part: self.readers.read(self.policy, part)[:, 0], responses)
         pairs = [self.data.rows[split][row] for row in rows for _ in range(count)]
         all_texts = Texts([text for text in prompt_texts for _ in range(count)], texts, pairs)
@@ -114,7 +114,9 @@ class RolloutSampler:
             score, wins = self._scores_and_wins(responses, all_texts, count)
             greedy_texts = None if greedy is None else Texts(prompt_texts, greedy[1], pairs[::count])
             greedy_score = (
-                None if greedy is None or greedy_texts is None else self._scores(greedy[0].to(device), greedy_texts)
+                None
+                if greedy is None or greedy_texts is None
+                else self._scores(greedy[0].to(device, non_blocking=True), greedy_texts)
             )
         rollout = Rollout(
             policy=log_probs,
@@ -202,13 +204,13 @@ class RolloutSampler:
         with waiting.for_code_of_others("the judgements"):
             wins = self.score.wins(texts, count)
         rates = [(sum(row) - row[own]) / (count - 1) for group in wins for own, row in enumerate(group)]
-        return check_scores(rates, texts, self.score).to(batch.input_ids.device), wins
+        return check_scores(rates, texts, self.score).to(batch.input_ids.device, non_blocking=True), wins
 
     def _scores(self, batch: PairBatch, texts: Texts) -> Tensor:
         """Return one finite number for each response; called inside ``score.ready()``."""
         with waiting.for_code_of_others("the scores"):
             scores = self.score(batch, texts)
-        return check_scores(scores, texts, self.score).to(batch.input_ids.device)
+        return check_scores(scores, texts, self.score).to(batch.input_ids.device, non_blocking=True)
 
     def _reference_log_probs(self, batch: PairBatch) -> RolloutTokens | None:
         if self.reference is None:

@@ -121,9 +121,10 @@ class GradientAccumulator(Accumulator):
 
     def _loss(self, rows: list[int], is_filler: bool) -> Tensor:
         """Compute the summed loss of some responses, and add them to metrics and totals."""
-        which = torch.tensor(rows, device=self.responses.batch.index.device)
+        which = torch.tensor(rows)
         batch = self.responses.batch.rows(which)
-        experience = _narrowed(self.experience.rows(which), int(batch.on_host.lengths.max()))
+        on_device = which.to(batch.index.device, non_blocking=True)
+        experience = _narrowed(self.experience.rows(on_device), int(batch.on_host.lengths.max()))
         weight = torch.zeros_like(experience.rollout.weight) if is_filler else experience.rollout.weight
         loss, log_probs = self._policy_loss(batch, experience, weight)
         values = None if self.value_model is None else self.module.readers.values(self.value_model, batch)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lit_align.models.lm_head import projection
 from lit_align.models.lm_head.projection import LogitRule, Workspace
 from lit_align.models.lm_head.recompute import LinearHead
 
@@ -168,3 +169,22 @@ def test_bfloat16_weights_give_float32_values_and_bfloat16_gradients() -> None:
     assert weight.grad is not None
     assert hidden.grad is not None
     assert (weight.grad.dtype, hidden.grad.dtype) == (torch.bfloat16, torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_rows_of_an_odd_vocabulary_begin_at_even_places_on_devices(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits and their gradient, which no result depends on: each row is followed by memory that is not read."""
+    results = []
+    for step in (1, 8):
+        monkeypatch.setitem(projection.ROW_STEP, "cpu", step)
+        hidden, weight, bias, targets = sizes(40, 13, dtype=dtype)
+        workspace = Workspace(TINY)
+        workspace.tile(16, weight).fill_(float("nan"))
+        values = LinearHead(weight, bias, LogitRule(), workspace).values(hidden, targets)
+        values.log_probs.square().sum().backward()
+        assert workspace.tile(16, weight).stride() == (16 if step == 8 else 13, 1)
+        results.append([values.log_probs, *(part.grad for part in (hidden, weight, bias))])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
