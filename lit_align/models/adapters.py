@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from lit_align.errors import check_range
 from lit_align.files import adapter_base, at_home, refuse_second_adapter
-from lit_align.models.sharding import weights_wanted
+from lit_align.models.sharding import all_finite, weights_wanted
 
 WEIGHTS = "adapter_model.safetensors"
 SAVED = "lit_align_saved_adapter"
@@ -149,7 +149,7 @@ class SavedAdapter:
         if named:
             raise ValueError(f"weights of adapter_config.json's layers are {'; '.join(named)}")
         for name, weight in model.named_parameters():
-            if ".default" in name and not bool(weight.isfinite().all()):
+            if ".default" in name and not all_finite(weight):
                 raise ValueError(f"weight {name} has values that are not finite")
 
 

@@ -22,7 +22,7 @@ from lit_align import testbed
 from lit_align.compat.transformers import unchanged_modeling
 from lit_align.files import adapter_base, at_home
 from lit_align.models.adapters import LoRA, SavedAdapter, saved_adapter
-from lit_align.models.sharding import layers, weights_wanted
+from lit_align.models.sharding import all_finite, layers, weights_wanted
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -230,7 +230,7 @@ def finish_model(model: PreTrainedModel, place: str, loading: Loading) -> PreTra
         ValueError: a weight is not finite, or the kernels cannot be used.
     """
     for name, parameter in model.named_parameters():
-        if weights_wanted() and not bool(parameter.isfinite().all()):
+        if weights_wanted() and not all_finite(parameter):
             raise ValueError(f"{place}: weight {name} has values that are not finite")
     for layer in model.modules():
         if isinstance(layer, _DropoutNd):

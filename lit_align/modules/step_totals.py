@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lit_align.compat.lightning import callbacks_of, is_inside_batch
+from lit_align.models.sharding import all_finite
 from lit_align.types import Outcome, PairBatch
 
 
@@ -175,8 +176,7 @@ def check_weights(trainer: Trainer) -> None:
     """
     bad: list[str] = []
     for name, parameter in trainer.lightning_module.named_parameters():
-        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-        if parameter.requires_grad and not bool(local.isfinite().all()):
+        if parameter.requires_grad and not all_finite(parameter):
             bad.append(name)
             break
     device = trainer.strategy.root_device
