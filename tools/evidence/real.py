@@ -29,8 +29,8 @@ from lit_align.types import PreferencePair, TokenizedPair
 
 SETS = {
     "PandaLM": "pandalm_pairs.jsonl",
-    "HH harmless": "hh_harmless_base_test.jsonl.gz",
     "LLMBar": "llmbar_pairs.jsonl",
+    "HH harmless": "hh_harmless_base_test.jsonl.gz",
 }
 AFTER = ("PandaLM", "LLMBar")
 """Sets that trained policies are tested on."""
@@ -40,7 +40,7 @@ MOST_TOKENS = 128
 """Of the prompt, read once, and both responses, with the chat template."""
 MOST_CHARACTERS = 8 * MOST_TOKENS
 """Longer pairs are not tokenized to be counted."""
-COUNT = 100
+COUNT = 64
 """Most pairs of a set, evenly spaced."""
 HELD_OUT = 3
 """One prompt of so many is held out of training."""
@@ -239,13 +239,17 @@ def _read(loaded: LoadedModel, pairs: Mapping[str, PreferencePair]) -> Iterator[
 
 
 def read_start(
-    model: str, pairs: RealPairs, runs: Path, prompts: Sequence[str], report: bool = False
+    model: str, pairs: RealPairs, runs: Path, report: bool = False, names: Sequence[str] = tuple(SETS)
 ) -> dict[tuple[str, str], Readings]:
-    """Return prompt and set → readings of the model before training, those that exist if nothing may be read."""
+    """Return prompt and set → readings of the model before training, those that exist if nothing may be read.
+
+    Of some sets alone the control, a neutral prompt, is left for later.
+    """
     readings = {
-        (prompt, name): read_policy(model, own, runs / "start", PROMPTS[prompt], report)
-        for prompt in prompts
-        for name, own in pairs.tests.items()
+        (prompt, name): read_policy(model, pairs.tests[name], runs / "start", PROMPTS[prompt], report)
+        for prompt in PROMPTS
+        for name in names
+        if names == tuple(SETS) or prompt != NEUTRAL
     }
     return {key: own for key, own in readings.items() if own is not None}
 
