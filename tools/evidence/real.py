@@ -42,6 +42,8 @@ MOST_CHARACTERS = 8 * MOST_TOKENS
 """Longer pairs are not tokenized to be counted."""
 COUNT = 64
 """Most pairs of a set, evenly spaced."""
+TRAINED = 96
+"""Pairs that are trained on, evenly spaced."""
 HELD_OUT = 3
 """One prompt of so many is held out of training."""
 SCALES = ("sum", "mean")
@@ -133,7 +135,7 @@ def choose_pairs(model: str, data: Path) -> RealPairs:
         ]
         available[name] = len(short)
         if name == "PandaLM":
-            train = [pair for pair in short if not held_out(pair)]
+            train = evenly_spaced([pair for pair in short if not held_out(pair)], TRAINED)
             short = [pair for pair in short if held_out(pair)]
         tests[name] = evenly_spaced(short, COUNT)
     return RealPairs(train, tests, available, unusable)
