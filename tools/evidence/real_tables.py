@@ -40,6 +40,8 @@ METHODS = {
     "all": "dpo, β 0.1, all weights",
 }
 KINDS = ("right", "longer")
+LEAST_PROMPTS = 10
+"""From which an interval is given: with fewer, those of Student's t mislead."""
 COLOURS = {"sum": CHOSEN, "mean": REJECTED}
 
 
@@ -53,23 +55,25 @@ def method(run: RunNumbers) -> str:
 
 
 def percent(estimate: MetricEstimate) -> str:
-    """Return a share in percent with its interval.
+    """Return a share in percent with its interval, or with its number of pairs where they are too few for one.
 
-    >>> percent(MetricEstimate(0.5, 0.4, 0.6, 10)), percent(MetricEstimate(0.5))
-    ('50 % (40–60)', '50 %')
+    >>> percent(MetricEstimate(0.5, 0.4, 0.6, 10)), percent(MetricEstimate(0.5, n=4))
+    ('50 % (40–60)', '50 % of 4')
     """
-    ends = (
-        ""
-        if estimate.low is None or estimate.high is None
-        else f" ({100 * estimate.low:.0f}–{100 * estimate.high:.0f})"
-    )
-    return f"{100 * estimate.value:.0f} %{ends}"
+    value = f"{100 * estimate.value:.0f} %"
+    if estimate.low is None or estimate.high is None:
+        return f"{value} of {estimate.n}"
+    return f"{value} ({100 * max(0.0, estimate.low):.0f}–{100 * min(1.0, estimate.high):.0f})"
 
 
 def share(values: Numbers, readings: Readings, where: Any = None) -> MetricEstimate | None:
-    """Return the mean of values over pairs with its interval over prompts; None without pairs."""
+    """Return the mean of values over pairs with its interval over prompts, if these are enough; None without pairs."""
     kept = np.ones(len(values), dtype=bool) if where is None else where
-    return clustered(values[kept], readings.prompts[kept])[0] if kept.any() else None
+    if not kept.any():
+        return None
+    estimate = clustered(values[kept], readings.prompts[kept])[0]
+    enough = len(set(readings.prompts[kept].tolist())) >= LEAST_PROMPTS and estimate.low != estimate.high
+    return estimate if enough else MetricEstimate(estimate.value, n=estimate.n)
 
 
 def shown(estimate: MetricEstimate | None) -> str:
@@ -253,7 +257,7 @@ def _draw_after(axis: Any, own: Mapping[tuple[str, str], Sequence[Readings]], ki
 def _point(axis: Any, place: float, estimate: MetricEstimate | None, colour: str, label: str | None) -> None:
     if estimate is None:
         return
-    half = 0.0 if estimate.high is None else 100 * (estimate.high - estimate.value)
+    half = 100 * (estimate.high - estimate.value) if estimate.high is not None else 0.0
     axis.errorbar([place], [100 * estimate.value], [half], marker="o", color=colour, label=label, linestyle="none")
 
 
