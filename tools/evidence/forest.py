@@ -41,6 +41,11 @@ def draw_forest(axis: Any, rows: Mapping[str, Sequence[Comparison]], kinds: Sequ
                 elinewidth=1,
             )
     axis.set_yticks(range(len(rows)), list(rows), fontsize=8)
-    axis.invert_yaxis()
+    axis.set_ylim(len(rows) - 0.5, -0.5)
     if rows:
-        axis.legend(title="95 % intervals; filled: holds after Holm", fontsize=8, title_fontsize=8)
+        axis.legend(
+            title="95 % intervals (seeds: from three on); filled: holds after Holm",
+            fontsize=8,
+            title_fontsize=8,
+            loc="lower right",
+        )
