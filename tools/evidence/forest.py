@@ -43,9 +43,5 @@ def draw_forest(axis: Any, rows: Mapping[str, Sequence[Comparison]], kinds: Sequ
     axis.set_yticks(range(len(rows)), list(rows), fontsize=8)
     axis.set_ylim(len(rows) - 0.5, -0.5)
     if rows:
-        axis.legend(
-            title="95 % intervals (seeds: from three on); filled: holds after Holm",
-            fontsize=8,
-            title_fontsize=8,
-            loc="lower right",
-        )
+        title = "95 % intervals (seeds: from three on); filled: holds after Holm"
+        axis.legend(title=title, fontsize=8, title_fontsize=8, loc="lower right")
