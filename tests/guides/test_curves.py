@@ -20,6 +20,7 @@ from lit_align.comparison.runs import read_run
 from lit_align.metrics import pair_values
 from lit_align.metrics.pairs import CORRELATION
 from lit_align.objectives.examples import worked_pair
+from lit_align.sweep.grid import read_grid
 from tests.runner import QUIET
 from tests.runner import lit_align as command
 
@@ -121,9 +122,11 @@ def test_the_figures_are_there_and_small() -> None:
     assert {file.name for file in (GUIDES / "figures").iterdir()} == {file.name for file in files}
 
 
-def test_the_commands_name_the_figures() -> None:
+def test_the_commands_make_the_figures(tool: ModuleType) -> None:
     words = " ".join(block.text for block in blocks(GUIDE) if block.language == "console").split()
-    assert {Path(name).stem for name in re.findall(r"\(figures/([^)]+)\)", GUIDE)} <= set(words)
+    (file,) = [ROOT / word for word in words if word.endswith(".yaml")]
+    drawn = {f"{tool.label(cell.folder)}.png" for cell in read_grid(file).cells}
+    assert {Path(name).name for name in re.findall(r"\(figures/([^)]+)\)", GUIDE)} == drawn
 
 
 def test_the_table_of_numbers_has_the_tool_s_columns(tool: ModuleType) -> None:
@@ -133,10 +136,10 @@ def test_the_table_of_numbers_has_the_tool_s_columns(tool: ModuleType) -> None:
 
 
 def test_the_tool_draws_a_run(tool: ModuleType, run: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("sys.argv", ["curves", str(run), "--out", str(tmp_path), "--label", "mine"])
+    monkeypatch.setattr("sys.argv", ["curves", str(run), "--out", str(tmp_path)])
     tool.main()
-    assert (tmp_path / "mine.png").read_bytes()[:4] == b"\x89PNG"
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| `mine`"))
+    assert (tmp_path / "run.png").read_bytes()[:4] == b"\x89PNG"
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| `run`"))
     loss = [
         json.loads(text)["val/loss"] for text in (run / "metrics.jsonl").read_text().splitlines() if "val/loss" in text
     ]
@@ -169,8 +172,9 @@ def test_what_is_drawn_is_what_was_reported(tmp_path: Path) -> None:
     assert (read.last("val/loss"), read.last("val/rewards/chosen")) == (1.5, None)
 
 
-def test_a_label_for_two_runs_is_refused(tool: ModuleType, monkeypatch) -> None:
-    monkeypatch.setattr("sys.argv", ["curves", "a", "b", "--label", "one"])
+def test_a_folder_without_a_run_is_refused(tool: ModuleType, monkeypatch, tmp_path: Path, capsys) -> None:
+    monkeypatch.setattr("sys.argv", ["curves", str(tmp_path)])
     with pytest.raises(SystemExit) as ended:
         tool.main()
     assert ended.value.code == 2
+    assert "holds no run" in capsys.readouterr().err
