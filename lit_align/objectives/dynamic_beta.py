@@ -31,6 +31,7 @@ class DynamicBeta(Part, Objective):
     are kept. Which pairs those are follows from their seeds, whatever batch or process they are in. At least one pair
     is kept, and the loss of those that are is scaled so that its mean over all pairs is the mean over the kept ones.
     M, S and β are carried as the objective's state. No gradient passes through β or the choice of pairs.
+    Where the order of pairs is uncertain, both orders count with the β and the pairs that the stated one gives.
 
     Paper: β-DPO, Wu et al. 2024, arXiv:2407.08639; the formulas are those of the authors' code, where moving averages
     advance in evaluation, too; here they do not.
@@ -74,6 +75,11 @@ class DynamicBeta(Part, Objective):
     @override
     def scales(self) -> tuple[Scale, ...]:
         return self.objective.scales
+
+    @property
+    @override
+    def prompted_length_power(self) -> float | None:
+        return self.objective.prompted_length_power
 
     @override
     def __call__(self, logps: PairLogProbs) -> Outcome:

@@ -10,6 +10,7 @@ from typing import ClassVar, final
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.nn import functional as F
 from typing_extensions import override
 
 from lit_align.objectives.base import Part
@@ -179,27 +180,29 @@ def _from_group_mean(rewards: RolloutTokens, rollout: Rollout) -> RolloutScores:
     In float64, and relative to the largest: float32 rounds the mean of large returns, and what is left of equal ones
     would be normalised to 1.
     """
-    returns, first = rewards.double().sum(-1), _first_of_group(rollout)
-    largest = torch.full_like(returns, -torch.inf).scatter_reduce(0, first, returns, "amax")
-    below = returns - largest[first]
+    returns, number = rewards.double().sum(-1), _numbered_groups(rollout)
+    largest = torch.full_like(returns, -torch.inf).scatter_reduce(0, number, returns, "amax")
+    below = returns - largest[number]
     return (below - _group_sum(below, rollout) / _group_sum(torch.ones_like(below), rollout)).to(rewards.dtype)
 
 
 def _group_sum(values: RolloutScores, rollout: Rollout) -> RolloutScores:
     """Sum over the responses to the same prompt, for each of them; in float64, so that their order does not matter."""
-    first = _first_of_group(rollout)
-    sums = torch.zeros_like(values, dtype=torch.float64).index_add(0, first, values.double())
-    return sums[first].to(values.dtype)
+    number = _numbered_groups(rollout)
+    sums = torch.zeros_like(values, dtype=torch.float64).index_add(0, number, values.double())
+    return sums[number].to(values.dtype)
 
 
-def _first_of_group(rollout: Rollout) -> Int[Tensor, " rollout"]:
-    """Return the place of the first response to the same prompt, for each response; no host waits for it.
+def _numbered_groups(rollout: Rollout) -> Int[Tensor, " rollout"]:
+    """Number the prompts from 0, and return the number of each response's own; no host waits for it.
 
     >>> one, mask = torch.ones(4), torch.ones(4, 1, dtype=torch.bool)
-    >>> _first_of_group(Rollout(one[:, None], mask, one, torch.tensor([7, 5, 7, 5]), one)).tolist()
-    [0, 1, 0, 1]
+    >>> _numbered_groups(Rollout(one[:, None], mask, one, torch.tensor([7, 5, 7, 5]), one)).tolist()
+    [1, 0, 1, 0]
     """
-    return (rollout.group[:, None] == rollout.group[None]).int().argmax(-1)
+    groups, order = rollout.group.sort(stable=True)
+    number = F.pad((groups[1:] != groups[:-1]).long(), (1, 0)).cumsum(0)
+    return torch.zeros_like(order).scatter(0, order, number)
 
 
 def _on_tokens(advantage: RolloutScores, rollout: Rollout) -> RolloutTokens:

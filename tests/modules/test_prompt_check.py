@@ -18,7 +18,7 @@ from lit_align.models.loading import Loading
 from lit_align.modules import prompt_check
 from lit_align.modules.log_probs import LogProbReaders
 from lit_align.modules.prompt_check import PromptKnowledge, measure_prompt
-from lit_align.objectives import SFT, LengthPower, Mean, Objective, Term, WeightedSum, dpo, sr_dpo
+from lit_align.objectives import SFT, DynamicBeta, LengthPower, Mean, Objective, Term, WeightedSum, dpo, sr_dpo
 from lit_align.testbed.preferences import read_rows
 from lit_align.testbed.world import COMPLETE
 
@@ -103,6 +103,7 @@ def test_shifts_are_those_of_the_log_probabilities(policy: nn.Module, tmp_path: 
         (replace(sr_dpo(), averaging=Mean()), 1.0),
         (replace(sr_dpo(), averaging=LengthPower(0.5)), 0.5),
         (WeightedSum((Term("likelihood", SFT()), Term("own", replace(sr_dpo(), averaging=Mean())))), 1.0),
+        (DynamicBeta(replace(sr_dpo(), averaging=Mean())), 1.0),
         (dpo(), None),
     ],
 )

@@ -175,7 +175,7 @@ def test_running_numbers_of_a_sum_in_a_sum() -> None:
 
 
 close = torch.testing.assert_close
-FORWARDED = ("initial_state", "scales", "term_names")
+FORWARDED = ("initial_state", "prompted_length_power", "scales", "term_names")
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,7 @@ def test_the_optimizer_is_fused_as_in_a_run(folder: Path) -> None:
     assert planned.working < planned.gradients / 4
 
 
+@pytest.mark.long
 def test_each_knob_of_an_error_of_memory_has_a_figure(folder: Path) -> None:
     """Of the run as it is, and with one setting changed, which saves memory; the case stays as it was."""
     loading = Loading(weights="random")

@@ -126,7 +126,7 @@ def roll(made: Any, batch: PairBatch, waits: list[str]) -> tuple[torch.Tensor, l
 
 @pytest.mark.parametrize(
     "objective",
-    [kl_rlhf(0.1, LeaveOneOut()), averaged_dpo()],
+    [kl_rlhf(0.1, LeaveOneOut()), pytest.param(averaged_dpo(), marks=pytest.mark.long)],
     ids=["leave one out", "own pairs"],
 )
 def test_waits_do_not_grow(objective: Any, monkeypatch: pytest.MonkeyPatch) -> None:
