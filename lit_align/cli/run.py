@@ -94,8 +94,10 @@ class SaveConfig(SaveConfigCallback):
         path.parent.mkdir(parents=True, exist_ok=True)
         config = self.config.clone()
         config.ckpt_path = None  # which checkpoint this process resumed from does not describe the run
-        self.parser.save(config, path, skip_none=False, skip_validation=True, overwrite=True)
-        settings = yaml.safe_load(path.read_text("utf-8"))
+        # not `save`, which changes the working folder for a moment, in which the thread of a logger may write
+        text = self.parser.dump(config, skip_none=False, skip_validation=True)
+        path.write_text(text, "utf-8")
+        settings = yaml.safe_load(text)
         for logger in trainer.loggers:
             logger.log_hyperparams(hparams_of(settings))
 

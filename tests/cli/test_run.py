@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import jsonargparse
 import pytest
 import yaml
 
 from lit_align.cli.configuration import read_extensions
+from lit_align.cli.run import SaveConfig
 from tests.runner import BASE, SHORT, Ended, lit_align, losses, metrics, ok
 
 
@@ -399,3 +404,18 @@ def test_a_fresh_fit_keeps_the_old_one_and_a_resumed_one_goes_on(rows: Path, tmp
     assert metrics(run / "previous" / "1") == second
     ok(fit(run, rows))
     assert metrics(run / "previous" / "2") == metrics(run)
+
+
+def test_the_configuration_is_written_without_leaving_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread of a logger that writes meanwhile would not find a folder whose path is relative."""
+    parser = jsonargparse.ArgumentParser()
+    parser.add_argument("--ckpt_path")
+    parser.add_argument("--number", type=int, default=3)
+    parser.add_argument("--nothing")
+    trainer: Any = SimpleNamespace(default_root_dir=str(tmp_path / "run"), loggers=[])
+    monkeypatch.setattr(os, "chdir", None)
+    SaveConfig(parser, parser.parse_args(["--ckpt_path", "last"])).save_config(trainer, None, "fit")
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text("utf-8"))
+    assert saved == {"ckpt_path": None, "number": 3, "nothing": None}
