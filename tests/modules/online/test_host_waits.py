@@ -11,13 +11,15 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torchmetrics import Metric
+from transformers import LlamaForSequenceClassification
 
 from lit_align.data import PreferenceData
 from lit_align.models.generation import GeneratedResponse, GenerationRequest, Generator, Sampling
+from lit_align.models.score_model import ScoreModel
 from lit_align.models.scorer import FunctionScore
 from lit_align.modules import LitOnline
 from lit_align.objectives import averaged_dpo
-from lit_align.online import LeaveOneOut
+from lit_align.online import GAE, LeaveOneOut
 from lit_align.online.presets import kl_rlhf
 from lit_align.types import PairBatch, PreferencePair, TokenizedPair, TokenizedResponse
 from tests.conftest import tiny_llama
@@ -86,6 +88,13 @@ def module(objective: Any, tokens: int, micro_batch: int, batch: PairBatch, move
     made.reference.attach(made.policy)
     made.reference.read_with(made.readers.read)
     made.value_model, models = None, [made.policy, made.reference._model]
+    if made.settings.needs.values:
+        config = tiny_llama(vocabulary=VOCABULARY).config
+        config.num_labels = 1
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            made.value_model = ScoreModel(LlamaForSequenceClassification(config)).eval()
+        models.append(made.value_model)
     metrics: list[Any] = [part for part in made.modules() if isinstance(part, Metric)]
     for model in models:
         if moves:
@@ -126,8 +135,12 @@ def roll(made: Any, batch: PairBatch, waits: list[str]) -> tuple[torch.Tensor, l
 
 @pytest.mark.parametrize(
     "objective",
-    [kl_rlhf(0.1, LeaveOneOut()), pytest.param(averaged_dpo(), marks=pytest.mark.long)],
-    ids=["leave one out", "own pairs"],
+    [
+        pytest.param(kl_rlhf(0.1, GAE()), marks=pytest.mark.long),
+        kl_rlhf(0.1, LeaveOneOut()),
+        pytest.param(averaged_dpo(), marks=pytest.mark.long),
+    ],
+    ids=["gae", "leave one out", "own pairs"],
 )
 def test_waits_do_not_grow(objective: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two for a step, as of pairs; a few for a rollout. The loss is that of a CPU."""
