@@ -107,8 +107,8 @@ def what_helps(task: str, figures: Mapping[str, int]) -> str:
 
     Args:
         task: of the run.
-        figures: bytes of each process, as the run is under an empty name, and with each of ``KNOBS`` that would have
-            an effect; empty where the plan knows nothing of the run.
+        figures: bytes of each process, as the run is under an empty name, and with each of ``KNOBS``, of which those
+            that save nothing are left out; empty where the plan knows nothing of the run.
 
     >>> print(what_helps("online", {"": 3 * 2**30, "model.micro_batch: 1": 2**30}))
     These help; by `python -m lit_align plan` the run needs 3.0 GiB in each process as it is:
@@ -119,13 +119,14 @@ def what_helps(task: str, figures: Mapping[str, int]) -> str:
     first = (
         "These help, the first ones most cheaply; `python -m lit_align plan`, with the run's options, says how much:"
     )
-    if figures:
+    smaller = {setting: size for setting, size in figures.items() if size < figures[""]}
+    if smaller:
         needs = f"{figures[''] / _GIB:.1f} GiB in each process as it is"
         first = f"These help; by `python -m lit_align plan` the run needs {needs}:"
         knobs = [
-            (setting, f"{figures[setting] / _GIB:.1f} GiB: {effect}")
+            (setting, f"{smaller[setting] / _GIB:.1f} GiB: {effect}")
             for setting, effect in knobs
-            if setting in figures
+            if setting in smaller
         ]
     width = max((len(setting) for setting, _ in knobs), default=0)
     return "\n".join([first, *(f"  {setting:<{width}}  {effect}" for setting, effect in knobs)])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from datetime import date
 from importlib import import_module
 from pathlib import Path
@@ -312,10 +313,15 @@ def _planned_memory(arguments: Sequence[str]) -> Mapping[str, int]:
     if arguments[:1] != ["fit"] or os.environ.get("LOCAL_RANK", "0") != "0":
         return {}
     plan: Any = import_module("lit_align.plan.command")
+    logging.disable()  # what Lightning and transformers say of the planned run would stand among the words
     try:
-        memory: dict[str, int] = plan.memory_with_knobs(arguments[1:])
+        with redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            memory: dict[str, int] = plan.memory_with_knobs(arguments[1:])
     except (Exception, SystemExit):  # noqa: BLE001 (the run's own error has been told)
         return {}
+    finally:
+        logging.disable(logging.NOTSET)
     return memory
 
 

@@ -155,3 +155,12 @@ def test_out_of_memory_says_where_and_what_helps() -> None:
     for task, first in (("preference", "model.forward_pass.tokens_at_once"), ("online", "model.micro_batch")):
         _, *knobs = what_helps(task, {}).splitlines()
         assert [line.split(":")[0].strip() for line in knobs] == [first, *others]
+
+
+def test_what_saves_no_memory_is_not_advised() -> None:
+    """4096 tokens at once are more than a CPU reads by default."""
+    more, fewer = "model.forward_pass.tokens_at_once: 4096", "model.loading.gradient_checkpointing: true"
+    words = what_helps("preference", {"": 2 * 2**30, more: 3 * 2**30, fewer: 2**30})
+    assert more not in words
+    assert f"{fewer}  1.0 GiB" in words
+    assert what_helps("preference", {"": 1, more: 2}) == what_helps("preference", {})
