@@ -24,7 +24,7 @@ from lit_align.modules import Constant, LitOnline
 from lit_align.modules.online.pairs import PairLearner, PairMaker
 from lit_align.modules.online.rollout import RolloutBatch
 from lit_align.objectives import SFT, Logistic, Objective, aot, dpo, ipo, kto, sr_dpo
-from lit_align.objectives.presets.margins import odpo
+from lit_align.objectives.presets.contrast import odpo
 from lit_align.online import EveryPair, PairLabels, RandomPairs
 from lit_align.online.presets import kl_rlhf
 from lit_align.testbed.truth import TestbedScore

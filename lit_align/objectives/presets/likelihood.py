@@ -13,10 +13,11 @@ from lit_align.objectives.likelihood import SFT
 from lit_align.objectives.odds import OddsRatio
 from lit_align.objectives.papers import CPO, CPO_SIMPO, MPO, RPO, cite
 from lit_align.objectives.preference import PreferenceObjective
-from lit_align.objectives.presets.lengths import simpo
-from lit_align.objectives.presets.margins import direct_preference_matching, dpo
+from lit_align.objectives.presets.contrast import dpo
+from lit_align.objectives.presets.length import simpo
+from lit_align.objectives.presets.matching import direct_preference_matching
 from lit_align.objectives.presets.registry import Group, preset
-from lit_align.objectives.presets.responses import bco
+from lit_align.objectives.presets.response import bco
 from lit_align.objectives.regularizer import Entropy
 
 

@@ -13,7 +13,7 @@ from lit_align.objectives.pointwise import (
 )
 from lit_align.objectives.presets.registry import Group, preset
 from lit_align.objectives.regularizer import Entropy
-from lit_align.objectives.response import ResponseObjective, RunningMean
+from lit_align.objectives.response import MismatchedMean, ResponseObjective, RunningMean
 
 
 @preset(Group.RESPONSE, "chosen responses lose likelihood under DPO and should gain it")
@@ -138,3 +138,29 @@ def simper() -> ResponseObjective:
     tensor([1.0878])
     """
     return ResponseObjective(InversePerplexity(), averaging=Mean(), regularizer=Entropy())
+
+
+@preset(Group.RESPONSE, "good and bad responses without pairs, or many more of one kind")
+def kto(beta: float = 0.1, chosen_weight: float = 1.0, rejected_weight: float = 1.0) -> ResponseObjective:
+    """``λ_w (1 - σ(β (r_w - z))) + λ_l (1 - σ(β (z - r_l)))``: each response against what is usual, paired or not.
+
+    z is the mean log-ratio of responses to other prompts, 0 or more and without gradient (`MismatchedMean`). A pair's
+    loss is the sum of its sides', an unpaired row's that of its one side: the mean over n pairs is twice what the
+    paper's loss is on the same 2 n responses as single rows. With far more rows of one kind, raise the weight of the
+    other; the authors advise a ratio of 1 to 4 / 3 between weight times count of the two kinds.
+
+    Parts: AnchoredApart, MismatchedMean. Paper: Ethayarajh et al. 2024, arXiv:2402.01306, Eq. 7; β = 0.1 and weights
+    of 1 are those of the authors' configuration.
+
+    Args:
+        beta: inverse temperature, 1 / nats.
+        chosen_weight: the paper's λ_D.
+        rejected_weight: the paper's λ_U.
+
+    >>> from dataclasses import replace
+    >>> from lit_align.objectives.examples import worked_pair
+    >>> pair = replace(worked_pair(), mismatched=worked_pair())  # z = (5 - 2) / 2
+    >>> kto(beta=0.1)(pair).loss  # σ(-0.35) + σ(-0.35)
+    tensor([0.8268])
+    """
+    return ResponseObjective(AnchoredApart(beta, chosen_weight, rejected_weight), anchor=MismatchedMean())

@@ -1,19 +1,18 @@
-"""Presets that compare the two responses of a pair by their margin.
+"""Presets that compare the sums of the two responses' log-ratios: DPO and other contrasts.
 
-Every example computes the loss of the worked pair (`lit_align.objectives.examples`): margin 7 nats with sums over 10
-and 40 tokens, 0.55 with means; 3 and 0.3 under the quality prompt.
+Every example computes the loss of the worked pair (`lit_align.objectives.examples`): log-ratios of 5 and -2, so that
+the margin is 7 nats.
 """
 
 from __future__ import annotations
 
-from lit_align.objectives.averaging import Mean
 from lit_align.objectives.base import MARGIN
 from lit_align.objectives.contrast import Hinge, Logistic, LogisticExponential, ReverseLogistic, Robust, Square
 from lit_align.objectives.papers import CDPO, ODPO, RSO, cite
 from lit_align.objectives.preference import PreferenceObjective
 from lit_align.objectives.presets.registry import Group, preset
-from lit_align.objectives.refinement import LostLikelihood, RejectedShare, SelfRefine
-from lit_align.objectives.regularizer import ClampedKL, ConditionalMatching, Entropy
+from lit_align.objectives.refinement import LostLikelihood, RejectedShare
+from lit_align.objectives.regularizer import ClampedKL
 
 
 @preset(Group.CONTRAST, "the place to start, and what everything else is compared with")
@@ -103,47 +102,6 @@ def discopop(beta: float = 0.05, tau: float = 0.05) -> PreferenceObjective:
     return PreferenceObjective(LogisticExponential(beta, tau))
 
 
-@preset(Group.LENGTH, "lengths differ much and responses should count alike; margins are per token, so β is larger")
-def averaged_dpo(beta: float = 5.0) -> PreferenceObjective:
-    """``-log σ(β m̄)``: DPO on log-ratios averaged over the tokens of each response.
-
-    Elsewhere ``dpo_norm``, ``sigmoid_norm`` or length-normalised DPO.
-
-    Averaging shrinks margins by about the length, and β grows in return: at equal lengths L it is ``dpo(beta / L)``.
-    Published runs use 2 to 10; the default is the value of open-instruct and Tülu 3.
-
-    Parts: Logistic, Mean. Paper: Grinsztajn et al. 2024, arXiv:2406.19188.
-
-    Args:
-        beta: inverse temperature, tokens / nats.
-
-    >>> from lit_align.objectives.examples import worked_pair
-    >>> averaged_dpo(beta=2.0)(worked_pair()).loss  # -log σ(2 · 0.55)
-    tensor([0.2873])
-    """
-    return PreferenceObjective(Logistic(beta), averaging=Mean())
-
-
-@preset(Group.LENGTH, "IPO in the form that its authors recommend")
-def ipo(beta: float = 5.0) -> PreferenceObjective:
-    """``(m̄ - 1 / (2 β))²`` with averaged log-ratios: IPO as its authors ran it.
-
-    The paper prints summed log-ratios (`ipo_sum`); its authors report that averaging them is what works. β has the
-    scale of means: the default asks for a tenth of a nat per token. TRL's 0.1 asks for 5 nats per token, far beyond
-    what a policy reaches, so that every pair is pushed on as hard as at the start.
-
-    Parts: Square, Mean. Paper: Azar et al. 2023, arXiv:2310.12036, Eq. 17, where β is called τ.
-
-    Args:
-        beta: inverse temperature, tokens / nats; the target is 1 / (2 beta) nats per token.
-
-    >>> from lit_align.objectives.examples import worked_pair
-    >>> ipo(beta=0.5)(worked_pair()).loss  # (0.55 - 1)²
-    tensor([0.2025])
-    """
-    return PreferenceObjective(Square(beta), averaging=Mean())
-
-
 @preset(Group.CONTRAST, "labels are nearly sure, so that DPO would push margins to infinity")
 def ipo_sum(beta: float = 0.1) -> PreferenceObjective:
     """``(m - 1 / (2 β))²`` with summed log-ratios: IPO as printed.
@@ -158,23 +116,6 @@ def ipo_sum(beta: float = 0.1) -> PreferenceObjective:
     tensor([4.0000])
     """
     return PreferenceObjective(Square(beta))
-
-
-@preset(Group.LENGTH, "`ipo`, by the name of the averaging paper")
-def averaged_ipo(beta: float = 5.0) -> PreferenceObjective:
-    """``(m̄ - 1 / (2 β))²``: IPO under the averaging operator, the same function as `ipo`.
-
-    At equal lengths L it is ``ipo_sum(beta / L) / L²``; β has the scale of means, as in `averaged_dpo`.
-
-    Parts: Square, Mean. Paper: Grinsztajn et al. 2024, arXiv:2406.19188.
-
-    Args:
-        beta: inverse temperature, tokens / nats; the target is 1 / (2 beta) nats per token.
-
-    >>> averaged_ipo(beta=0.5) == ipo(beta=0.5)
-    True
-    """
-    return ipo(beta)
 
 
 @preset(Group.CONTRAST, "pairs that are clearly won should be left alone")
@@ -294,87 +235,3 @@ def humanline_dpo(beta: float = 0.1, low: float = -1.5, high: float = 1.5) -> Pr
     tensor([0.4894])
     """
     return PreferenceObjective(Logistic(beta), regularizer=ClampedKL(low, high))
-
-
-@preset(Group.SELF_REFINEMENT, "the policy, asked for quality, tells good from bad; costs one more forward pass")
-def sr_dpo(beta: float = 0.1, strength: float = 0.5) -> PreferenceObjective:
-    """``-log σ(β m - λ sg[β m_p])``: DPO that asks more of pairs which the prompted model tells apart.
-
-    With an empty quality prompt m_p is m, which is the paper's naive baseline.
-
-    Parts: Logistic, SelfRefine(λ). Paper: Yu et al. 2024, arXiv:2405.21040, which uses β = 0.1 and λ from
-    {0.1, 0.3, 0.5, 1}.
-
-    Args:
-        beta: inverse temperature, 1 / nats.
-        strength: λ, the share of the prompted margin that is asked for.
-
-    >>> from lit_align.objectives.examples import worked_pair
-    >>> sr_dpo(beta=0.1, strength=0.5)(worked_pair()).loss  # -log σ(0.7 - 0.5 · 0.3)
-    tensor([0.4555])
-    """
-    return PreferenceObjective(Logistic(beta), refinement=SelfRefine(strength))
-
-
-@preset(Group.SELF_REFINEMENT, "the same with the target of IPO; as printed λ is small, see its docstring")
-def sr_ipo(beta: float = 0.1, strength: float = 0.5, derived: bool = False) -> PreferenceObjective:
-    """``(m - λ sg[β m_p] - 1 / (2 β))²`` with summed log-ratios: self-refined IPO as printed.
-
-    The paper's refinement ``Δ = β m_p`` keeps its β here, although m has none. Deriving the loss from its own
-    optimality condition gives ``λ m_p``, which at β = 0.1 is ten times as much.
-
-    Parts: Square, SelfRefine(λ β), or SelfRefine(λ) if derived. Paper: Yu et al. 2024, arXiv:2405.21040.
-
-    Args:
-        beta: inverse temperature, 1 / nats; the target is 1 / (2 beta) nats.
-        strength: λ as printed.
-        derived: refine by ``λ m_p``, as derived, and not by ``λ β m_p``, as printed.
-
-    >>> from lit_align.objectives.examples import worked_pair
-    >>> sr_ipo(beta=0.1, strength=0.5)(worked_pair()).loss  # (7 - 0.5 · 0.3 - 5)²
-    tensor([3.4225])
-    >>> sr_ipo(beta=0.1, strength=0.5, derived=True)(worked_pair()).loss  # (7 - 0.5 · 3 - 5)²
-    tensor([0.2500])
-    """
-    return PreferenceObjective(Square(beta), refinement=SelfRefine(strength if derived else strength * beta))
-
-
-@preset(Group.MATCHING, "answers should be as diverse as preferences are; best with short responses")
-def direct_preference_matching(beta: float = 1.0) -> PreferenceObjective:
-    """``-log σ(β m)`` on summed log-probabilities, without a reference.
-
-    Its optimum is ``π ∝ exp(r / β)``; at the default β = 1 the policy answers in the proportions in which responses
-    are preferred. This is the offline counterpart of the paper's method, which is online; it follows by solving the
-    same regularised problem for the reward.
-
-    Parts: Logistic, Entropy. Paper: Xiao et al. 2024, arXiv:2405.16455.
-
-    Args:
-        beta: inverse temperature, 1 / nats; 1 matches preferences exactly.
-
-    >>> from lit_align.objectives.examples import worked_pair
-    >>> direct_preference_matching(beta=0.01)(worked_pair()).loss  # -log σ(0.01 · (-20 + 60))
-    tensor([0.5130])
-    """
-    return PreferenceObjective(Logistic(beta), regularizer=Entropy())
-
-
-@preset(Group.MATCHING, "the same, where the reference should still rule out unlikely tokens")
-def direct_conditional_preference_matching(beta: float = 1.0, alpha: float = 0.1) -> PreferenceObjective:
-    """``-log σ(β m)``, the reference speaking only on tokens that it finds no likelier than α.
-
-    The offline counterpart of conditional preference matching, derived as `direct_preference_matching` is. The
-    paper's runs use α from {0.1, 0.3, 0.5} and β from {0.1, 0.5, 1}.
-
-    Parts: Logistic, ConditionalMatching. Paper: Xiao et al. 2024, arXiv:2405.16455.
-
-    Args:
-        beta: inverse temperature, 1 / nats; 1 matches preferences on tokens that the reference supports.
-        alpha: probability above which the reference is ignored, 0 < alpha < 1.
-
-    >>> from lit_align.objectives.examples import worked_pair
-    >>> objective = direct_conditional_preference_matching(beta=0.01, alpha=0.1)
-    >>> objective(worked_pair()).loss  # log 0.1 = -2.30: ignored at -1.45, not at -2.5; m = 5 + 60
-    tensor([0.4201])
-    """
-    return PreferenceObjective(Logistic(beta), regularizer=ConditionalMatching(alpha))
