@@ -363,7 +363,7 @@ def test_every_preset_has_a_formula_and_is_exported() -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(c=tokens, r=tokens)
 def test_agrees_with_its_formula(name: str, c: Tokens, r: Tokens) -> None:
     found = PUBLISHED[name]()(as_batch((c, r))).loss.item()

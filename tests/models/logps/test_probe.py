@@ -139,17 +139,23 @@ FAULTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+OFTEN = {"rejected sees chosen", "shifted predictions"}
+"""Faults that are tried on every model; the gate tries the others on a shallow one and on a deep, trained one."""
+FAULTY = [(kind, fault, torch.float32) for kind in MODELS if kind != "deep and wide" for fault in FAULTS]
+FAULTY += [("trained deep", fault, torch.bfloat16) for fault in FAULTS]
+
+
+def marks(kind: str, fault: str, dtype: torch.dtype) -> list[pytest.MarkDecorator]:
+    if kind == "deep" or (
+        fault not in OFTEN and (kind, dtype) not in {("shallow", torch.float32), ("trained deep", torch.float32)}
+    ):
+        return [pytest.mark.long]
+    return [pytest.mark.slow] if kind == "trained deep" else []
+
+
 @pytest.mark.parametrize(
-    ("kind", "dtype"),
-    [
-        *(
-            pytest.param(kind, torch.float32, marks=pytest.mark.long if kind == "deep" else ())
-            for kind in MODELS
-            if kind != "deep and wide"
-        ),
-        ("trained deep", torch.bfloat16),
-    ],
+    ("kind", "fault", "dtype"),
+    [pytest.param(*each, marks=marks(*each)) for each in FAULTY],
     ids=lambda given: str(given).removeprefix("torch."),
 )
 def test_faults_are_refused(kind: str, fault: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +168,8 @@ def test_faults_are_refused(kind: str, fault: str, dtype: torch.dtype, monkeypat
     assert next(reader.model.parameters()).dtype == dtype
 
 
-@pytest.mark.parametrize("fault", ["leaking mask", "rejected sees chosen", "shifted predictions"])
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", sorted(OFTEN))
 def test_faults_are_refused_where_only_16_bits_fit(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probing, "_fits_in_float32", lambda model, weights: False)
     FAULTS[fault](monkeypatch)
