@@ -8,6 +8,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -15,13 +16,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_align.callbacks import training_figures
-from lit_align.cli import main
+from lit_align.cli import main, run
+from lit_align.cli.configuration import read_extensions, read_task
 from lit_align.cli.early_checks import check_command_line
 from lit_align.models import Loading, load_causal_lm
 
-for late in ("lit_align.cli.run", "pyarrow.compute", "torch.utils.tensorboard"):
+for late in ("pyarrow.compute", "torch.utils.tensorboard"):
     import_module(late)  # a run imports them late: do it before forking
 load_causal_lm("testbed:policy", Loading())  # transformers builds its table of weight names at the first model
 
@@ -31,6 +34,56 @@ BASE = ("--model.policy", "testbed:policy", "--model.optimizer.lr", "1e-3", "--t
 TRAINED = ("--data.train", "rows", "--data.validation", "rows", "--data.batch_size", "2", "--checkpoints.keep", "-1")
 for task in ("preference", "reward", "online"):
     check_command_line(["fit", "--task", task, *BASE, *SHORT, *TRAINED])  # which reads sources once per process
+
+
+Parts = dict[str, Any]
+BUILT: dict[tuple[str, str], Parts] = {}
+"""Command and task → what LightningCLI's `setup_parser` has set; forked children use it, a quarter of a short run."""
+
+
+class ParserBuiltError(Exception):
+    """Raised in place of parsing."""
+
+
+class ParserOnly(run.Cli):
+    """A command line that builds its parser but parses nothing."""
+
+    def setup_parser(self, *given: Any) -> None:
+        before = set(self.__dict__)
+        super().setup_parser(*given)
+        key = (self.arguments[0], read_task(self.arguments))
+        BUILT[key] = {name: value for name, value in self.__dict__.items() if name not in before}
+        raise ParserBuiltError
+
+
+def build_parser(command: str, task: str) -> LightningArgumentParser:
+    """Build the parser of a command, once per process."""
+    if (command, task) not in BUILT:
+        with suppress(ParserBuiltError):
+            run.run([command, "--task", task], ParserOnly)
+    parsers: dict[str, LightningArgumentParser] = BUILT[command, task]["_subcommand_parsers"]
+    return parsers[command]
+
+
+def prepare(words: Sequence[str]) -> None:
+    """Build the parser of a command before forking, if its line can be read that far."""
+    with suppress(ValueError, OSError, SystemExit):
+        if words[:1] in (["fit"], ["validate"], ["test"], ["predict"]):
+            build_parser(words[0], read_task(words))
+
+
+def use_built_parser(self: run.Cli, *given: Any) -> None:
+    built = (
+        BUILT.get((self.arguments[0], read_task(self.arguments))) if type(self) is run.Cli and self.arguments else None
+    )
+    if built is None or read_extensions(self.arguments):
+        setup_parser(self, *given)
+    else:
+        self.__dict__.update(built)
+
+
+setup_parser = run.Cli.setup_parser
+run.Cli.setup_parser = use_built_parser  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True)
@@ -43,6 +96,8 @@ class Ended:
 
 def lit_align(*words: object, folder: Path | None = None, figures: bool = False, **environment: str) -> Ended:
     """Run ``python -m lit_align *words`` in a forked child, without the figures of training, which take seconds."""
+    arguments = [str(word) for word in words]
+    prepare(arguments)
 
     def work() -> None:
         os.environ.update(environment)
@@ -50,7 +105,7 @@ def lit_align(*words: object, folder: Path | None = None, figures: bool = False,
             os.chdir(folder)
         if not figures:
             training_figures.LEAST_VALIDATIONS = sys.maxsize
-        main([str(word) for word in words])
+        main(arguments)
 
     return forked([work])[0]
 
@@ -62,12 +117,14 @@ def distributed(processes: int, *words: object) -> list[Ended]:
 
 def ranks(processes: int, *words: object) -> list[Callable[[], None]]:
     """Return a function for each of several processes that runs a command."""
+    arguments = [*map(str, words), "--trainer.devices", str(processes)]
+    prepare(arguments)
 
-    def run(rank: int) -> None:
+    def fit(rank: int) -> None:
         training_figures.LEAST_VALIDATIONS = sys.maxsize
-        main([*map(str, words), "--trainer.devices", str(processes)])
+        main(arguments)
 
-    return in_processes(processes, run)
+    return in_processes(processes, fit)
 
 
 def in_processes(processes: int, run: Callable[[int], None]) -> list[Callable[[], None]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,7 +24,7 @@ from lit_align.compat.jsonargparse import options
 from lit_align.modules import LitModule
 from lit_align.objectives.base import Objective
 from lit_align.online.objective import OnlineObjective
-from tests.runner import BASE, forked, lit_align
+from tests.runner import BASE, build_parser, forked, lit_align
 
 DPO = ("--model.policy", "testbed:policy", "--model.objective", "dpo", "--data.train", "testbed:train")
 ONLINE = (*DPO[:2], "--task", "online", "--model.objective", "kl_rlhf")
@@ -35,28 +34,10 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 # ── it agrees with the parser ───────────────────────────────────────────────────────────────────────────────────
 
 
-class Stopped(Exception):
-    """Raised in place of parsing."""
-
-
-class OnlyParser(cli.Cli):
-    """A command line that builds its parsers but parses nothing."""
-
-    def parse_arguments(self, parser: Any, args: Any) -> None:
-        raise Stopped(parser._subcommands_action._name_parser_map)
-
-
-@cache
-def parser_of(command: str, task: str) -> Any:
-    with pytest.raises(Stopped) as stopped:
-        cli.run([command, "--task", task], OnlyParser)
-    return stopped.value.args[0][command]
-
-
 @pytest.mark.parametrize("task", MODULES)
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
 def test_keys_are_those_of_the_parser(command: str, task: str) -> None:
-    keys, live = keys_of(command, task), options(parser_of(command, task))
+    keys, live = keys_of(command, task), options(build_parser(command, task))
     no_keys = {"help", "config", "print_config", "data.prompted", "data.mismatched"}
     assert set(keys.leaves) | keys.groups == {key for key in live if not key.endswith(".help")} - no_keys
     required = {key for key, option in live.items() if option.required}
@@ -65,7 +46,7 @@ def test_keys_are_those_of_the_parser(command: str, task: str) -> None:
 
 @pytest.mark.parametrize("task", MODULES)
 def test_defaults_and_help_are_those_of_the_parser(task: str) -> None:
-    keys, live = keys_of("fit", task), options(parser_of("fit", task))
+    keys, live = keys_of("fit", task), options(build_parser("fit", task))
     compared = 0
     for key, parameter in keys.leaves.items():
         try:
