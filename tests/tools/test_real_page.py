@@ -15,7 +15,7 @@ from lit_align.models.loading import Loading
 from lit_align.testbed.preferences import read_rows
 from lit_align.types import PreferencePair
 from tests.conftest import pair_batch
-from tools.evidence import real, real_tables
+from tools.evidence import real, real_judge, real_tables
 from tools.evidence.intervals import clustered
 from tools.evidence.real import AFTER, PAPER, PLAIN, Readings
 from tools.evidence.sweeps import RunNumbers
@@ -52,10 +52,27 @@ def test_votes_become_probabilities_and_nothing_else_changes(tmp_path: Path) -> 
         ({"role": "assistant", "content": "5."},),
         extra=votes,
     )
-    real.write_train([pair], tmp_path)
+    other = replace(pair, chosen=({"role": "assistant", "content": "Four."},))
+    tests = {"PandaLM": [other], "LLMBar": [other, pair]}
+    real.write_data(real.RealPairs([pair], [other], tests, {}, {}), tmp_path)
+    judged = json.loads((tmp_path / "judge.jsonl").read_text("utf-8"))
+    assert judged["chosen"][0]["content"] == "Four."
+    assert (tmp_path / "prompts.jsonl").read_text("utf-8").count("2 + 2?") == 1
     plain, soft = (json.loads((tmp_path / f"{name}.jsonl").read_text("utf-8")) for name in ("train", "votes"))
     assert soft.pop("preference_probability") == pytest.approx(5 / 6)
     assert soft == plain == {"prompt": [*pair.prompt], "chosen": [*pair.chosen], "rejected": [*pair.rejected]}  # type: ignore[misc]
+
+
+def test_what_a_reward_model_says_stands_beside_the_policy_before_training() -> None:
+    metrics = {
+        "score": {"value": 0.5, "low": 0.25, "high": 0.75},
+        "win_rate": {"value": 0.5, "low": None, "high": None},
+    }
+    models = [{"name": "seed=1-dpo", "metrics": metrics}, {"name": real_judge.START, "metrics": {}}]
+    lines = real_judge.judge_table(real_judge.Judge(0.625, models)).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:4]] == [real_judge.START, "seed=1-dpo"]
+    assert "| 0.50 (0.25–0.75) |" in lines[3]
+    assert lines[-1] == "The reward model is right in 62 % of PandaLM's test pairs."
 
 
 def run(objective: str, sums: list[list[float]], **values: object) -> RunNumbers:

@@ -38,12 +38,16 @@ PLAIN, PAPER, NEUTRAL = "plain", "the paper's", "a neutral one"
 PROMPTS = {PLAIN: "", PAPER: QUALITY_PROMPT, NEUTRAL: "Please answer the following query. Query:"}
 MOST_TOKENS = 128
 """Of the prompt, read once, and both responses, with the chat template."""
-MOST_CHARACTERS = 8 * MOST_TOKENS
+JUDGED_TOKENS = 160
+"""Of the pairs that the reward model is trained on."""
+MOST_CHARACTERS = 8 * JUDGED_TOKENS
 """Longer pairs are not tokenized to be counted."""
 COUNT = 64
 """Most pairs of a set, evenly spaced."""
 TRAINED = 96
 """Pairs that are trained on, evenly spaced."""
+WRITTEN_TOKENS = 96
+"""Most tokens of a generated response."""
 HELD_OUT = 3
 """One prompt of so many is held out of training."""
 SCALES = ("sum", "mean")
@@ -100,12 +104,14 @@ class RealPairs:
 
     Args:
         train: that are trained on.
+        judge: that the reward model is trained on, none of ``train`` and of no prompt that is tested on.
         tests: name of a set → its pairs.
         available: name of a set → how many of its pairs are short enough.
         unusable: name of a set → how many of its rows are no pairs, such as those with a blank response.
     """
 
     train: Sequence[PreferencePair]
+    judge: Sequence[PreferencePair]
     tests: Mapping[str, Sequence[PreferencePair]]
     available: Mapping[str, int]
     unusable: Mapping[str, int]
@@ -122,23 +128,23 @@ def choose_pairs(model: str, data: Path) -> RealPairs:
     encoder = Encoder(load_tokenizer(model))
     tests: dict[str, Sequence[PreferencePair]] = {}
     train: list[PreferencePair] = []
+    judge: list[PreferencePair] = []
     available, unusable = {}, {}
     for name, file in SETS.items():
         rows = list(SplitReader.of(str(data / file), "hh" if name.startswith("HH") else "auto"))
         pairs = [_messages(pair) for row in rows if not isinstance(row, DataError) for pair in row.pairs]
         unusable[name] = len(rows) - len(pairs)  # a row is one pair
         pairs = [pair for pair in pairs if _characters(pair) <= MOST_CHARACTERS]
-        short = [
-            pair
-            for pair, tokens in zip(pairs, tokenize_whole(encoder, pairs, RenderOptions()), strict=True)
-            if _width(tokens) <= MOST_TOKENS
-        ]
+        widths = [_width(tokens) for tokens in tokenize_whole(encoder, pairs, RenderOptions())]
+        short = [pair for pair, width in zip(pairs, widths, strict=True) if width <= MOST_TOKENS]
         available[name] = len(short)
         if name == "PandaLM":
             train = evenly_spaced([pair for pair in short if not held_out(pair)], TRAINED)
+            wider = [pair for pair, width in zip(pairs, widths, strict=True) if width <= JUDGED_TOKENS]
+            judge = [pair for pair in wider if not held_out(pair) and pair not in train]
             short = [pair for pair in short if held_out(pair)]
         tests[name] = evenly_spaced(short, COUNT)
-    return RealPairs(train, tests, available, unusable)
+    return RealPairs(train, judge, tests, available, unusable)
 
 
 def held_out(pair: PreferencePair) -> bool:
@@ -170,17 +176,29 @@ def vote_share(pair: PreferencePair) -> float:
     return float(chosen + tie / 2) / (chosen + rejected + tie)
 
 
-def write_train(pairs: Sequence[PreferencePair], folder: Path) -> None:
-    """Write the training pairs, and the same with their votes as probabilities of the label."""
-    for name in ("train", "votes"):
-        rows: list[dict[str, Any]] = []
-        for pair in pairs:
-            votes = {"preference_probability": vote_share(pair)} if name == "votes" else {}
-            rows.append({"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected, **votes})
+def write_data(pairs: RealPairs, folder: Path) -> None:
+    """Write the pairs of each run, the training pairs also with votes as label probabilities, and the test prompts."""
+    tested = [pair for name in AFTER for pair in pairs.tests[name]]
+    votes = [
+        row | {"preference_probability": vote_share(pair)}
+        for row, pair in zip(_rows(pairs.train), pairs.train, strict=True)
+    ]
+    prompts = {content_digest(pair.prompt): {"prompt": pair.prompt} for pair in tested}
+    files = {
+        "train": _rows(pairs.train),
+        "votes": votes,
+        "judge": _rows(pairs.judge),
+        "test": _rows(pairs.tests["PandaLM"]),
+    }
+    for name, rows in (files | {"prompts": list(prompts.values())}).items():
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         file = folder / f"{name}.jsonl"
         if not file.is_file() or file.read_text("utf-8") != text:
             write_whole(file, text)
+
+
+def _rows(pairs: Sequence[PreferencePair]) -> list[dict[str, Any]]:
+    return [{"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected} for pair in pairs]
 
 
 # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -95,6 +95,8 @@ def pairs_table(pairs: RealPairs) -> str:
     lost = ", ".join(f"{count} of {name}" for name, count in pairs.unusable.items() if count) or "none"
     lines += ["", f"Rows that are no pairs, such as those with a blank response: {lost}."]
     lines += [f"Of the pairs that are trained on, {split} have a vote that is not for the chosen response."]
+    prompts = len({str(pair.prompt) for pair in pairs.judge})
+    lines += [f"The reward model is trained on {len(pairs.judge)} other pairs of {prompts} prompts."]
     return "\n".join(lines)
 
 
