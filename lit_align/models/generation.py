@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, Literal, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
@@ -108,7 +108,6 @@ class Generator(ABC):
         """
 
 
-@final
 @dataclass(frozen=True)
 class CachedGenerator(Generator):
     """Generates with the model's own ``generate`` and its key-value cache, in batches of prompts of similar length.
@@ -144,11 +143,14 @@ class CachedGenerator(Generator):
             for places in prompt_batches(model, [r.prompt for r in requests], self.batch_size, pad_token, sampling):
                 missing = self.batch_size - len(places) if self.static_cache else 0
                 rows = [requests[place] for place in (*places, *places[-1:] * missing)]
-                numbers = uniform_numbers([request.seed for request in rows], sampling.max_new_tokens)
-                processors = [RowSampling(numbers, sampling)] if sampling.temperature > 0 else []
-                generated = _generate(model, [request.prompt for request in rows], config, processors)
+                generated = _generate(model, [r.prompt for r in rows], config, self.processors(rows, sampling))
                 responses |= zip(places, generated[: len(places)], strict=True)
         return [responses[place] for place in range(len(requests))]
+
+    def processors(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[LogitsProcessor]:
+        """Return what chooses the tokens of a batch by the logits."""
+        numbers = uniform_numbers([request.seed for request in requests], sampling.max_new_tokens)
+        return [RowSampling(numbers, sampling)] if sampling.temperature > 0 else []
 
 
 class RowSampling(LogitsProcessor):
@@ -189,9 +191,6 @@ def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     return torch.zeros_like(probabilities).scatter(-1, places, torch.where(before < top_p, ordered, 0.0))
 
 
-_FIXED_POINT = 2**52
-
-
 def cumulative_sum(probabilities: Tensor) -> Tensor:
     """Return cumulative sums of the last axis; in fixed point where PyTorch must use deterministic algorithms.
 
@@ -204,8 +203,9 @@ def cumulative_sum(probabilities: Tensor) -> Tensor:
     """
     if not torch.are_deterministic_algorithms_enabled():
         return probabilities.cumsum(-1)
-    fixed = (probabilities.double() * _FIXED_POINT).round().long()
-    return (fixed.cumsum(-1).double() / _FIXED_POINT).to(probabilities.dtype)
+    scale = 2.0**52
+    fixed = (probabilities.double() * scale).round().long()
+    return (fixed.cumsum(-1).double() / scale).to(probabilities.dtype)
 
 
 def uniform_numbers(seeds: Sequence[int], steps: int) -> Tensor:

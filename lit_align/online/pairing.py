@@ -79,6 +79,16 @@ class RandomPairs(ResponsePairing):
         return _ordered(scores, [pairs[place] for place in chosen])
 
 
+def against_opponent(scores: Sequence[float]) -> list[tuple[int, int]]:
+    """Pair each of the policy's responses, which come first, with one of the opponent's, which are as many.
+
+    >>> against_opponent([0.5, 2.0, 1.0, 1.0])
+    [(2, 0), (1, 3)]
+    """
+    half = len(scores) // 2
+    return _ordered(scores, [(place, half + place) for place in range(half)])
+
+
 def _ordered(scores: Sequence[float], pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Put the better response of each pair first, and leave out those of equal scores."""
     ordered = [(first, second) if scores[first] > scores[second] else (second, first) for first, second in pairs]

@@ -35,9 +35,10 @@ class OnlineSettings:
     minibatches: int
     micro_batch: int
     eval_responses: int
+    has_opponent: bool = False
 
     def __post_init__(self) -> None:
-        for field in fields(self)[2:]:
+        for field in fields(self)[2:-1]:
             check_range(f"model.{field.name}", getattr(self, field.name), 1)
         for name in ("responses", "eval_responses"):
             if getattr(self, name) < self.needs.responses:
@@ -110,6 +111,6 @@ def _check_score(settings: OnlineSettings, score: Scorer) -> None:
         return
     if settings.needs.greedy:
         raise ValueError("model.score only compares, and GreedyBaseline needs the score of a single response")
-    for key in ("responses", "eval_responses"):
+    for key in () if settings.has_opponent else ("responses", "eval_responses"):
         if getattr(settings, key) < 2:
             raise ValueError(f"model.{key} is {getattr(settings, key)}; model.score compares responses: expected 2")

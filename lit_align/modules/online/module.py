@@ -27,6 +27,7 @@ from lit_align.modules.build import Builder, freeze_unused
 from lit_align.modules.grad_cache import reduce_number
 from lit_align.modules.online.checks import OnlineSettings, check_arguments, check_run
 from lit_align.modules.online.learner import Accumulator, Learner
+from lit_align.modules.online.opponent import Opponent
 from lit_align.modules.online.pairs import PairLearner
 from lit_align.modules.online.rollout import RolloutBatch, RolloutSampler, rollout_records
 from lit_align.modules.online.update import Minibatches, ResponseLearner
@@ -71,6 +72,9 @@ class LitOnline(LitPolicy):
         eval_responses: to each prompt of an evaluation; two or more give the matching divergence.
         gradient_clip: largest norm of a step's gradient; None for no limit. (The trainer's own clipping does not
             support several steps per batch.)
+        opponent: what responses are compared with, instead of with each other: the reference's share in a mixture with
+            the policy, 1 for the reference itself (XPO) and 0 for the policy. Each response meets one of the
+            opponent's. Pairs are made of these two; RLHF takes the probability to win as the score (Nash-MD).
         loading: how the weights are loaded.
         lora: train a low-rank adapter instead of all weights; leave it out for a policy that is the folder of an
             adapter, which is trained further.
@@ -102,6 +106,7 @@ class LitOnline(LitPolicy):
         micro_batch: int = 16,
         eval_responses: int = 2,
         gradient_clip: float | None = 1.0,
+        opponent: float | None = None,
         loading: Loading = Loading(),
         lora: LoRA | None = None,
         optimizer: OptimizerCallable = lambda params: AdamW(params, lr=1e-6, weight_decay=0.0),
@@ -114,13 +119,15 @@ class LitOnline(LitPolicy):
         self.automatic_optimization = False
         self.reference = reference_of(objective, reference, adapter)
         from_start = self.reference is not None and self.reference.is_start
+        self.opponent = None if opponent is None else Opponent(opponent, self.reference)
+        has_opponent = self.opponent is not None
         self.learner: Learner = (
-            PairLearner(objective, pairing, labels, micro_batch, from_start)
+            PairLearner(objective, pairing, labels, micro_batch, from_start, has_opponent)
             if isinstance(objective, Objective)
-            else ResponseLearner(objective, pairing, labels, micro_batch)
+            else ResponseLearner(objective, pairing, labels, micro_batch, has_opponent)
         )
         self.settings = OnlineSettings(
-            self.learner.needs, sampling, responses, epochs, minibatches, micro_batch, eval_responses
+            self.learner.needs, sampling, responses, epochs, minibatches, micro_batch, eval_responses, has_opponent
         )
         check_arguments(self.settings, value, gradient_clip, forward_pass)
         self.policy_name = policy
@@ -214,6 +221,8 @@ class LitOnline(LitPolicy):
             score=self.score,
             micro_batch=self.settings.micro_batch,
             needs_greedy=self.settings.needs.greedy,
+            opponent=self.opponent,
+            scores_wins=isinstance(self.learner, ResponseLearner),
         )
 
     def sample_rollout(self, batch: PairBatch, split: str, count: int, salt: int) -> RolloutBatch:
@@ -230,7 +239,7 @@ class LitOnline(LitPolicy):
 
     def _accumulator(self, responses: RolloutBatch, batch: PairBatch) -> Accumulator:
         """Add a rollout to metrics and totals, and return what accumulates the gradient of its prompts."""
-        if not self.score.compares:
+        if responses.is_rated:
             self.train_matching.update(*pairs_of(responses.rollout))
         self.step_totals.add_tokens(responses.batch)
         return self.learner.accumulator(self, self.value_model, responses, batch)
@@ -300,7 +309,7 @@ class LitOnline(LitPolicy):
         split = "test" if self.trainer.testing else "validation"
         responses = self.sample_rollout(batch, split, self.settings.eval_responses, 0)
         self.learner.evaluate(self, self.eval_metrics, responses, batch, split)
-        if not self.score.compares:
+        if responses.is_rated:
             self.eval_matching.update(*pairs_of(responses.rollout))
         dataset_pairs = self.sampler.dataset_pairs(batch, split)
         if dataset_pairs is not None:

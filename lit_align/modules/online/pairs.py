@@ -28,7 +28,7 @@ from lit_align.modules.step_totals import run_data
 from lit_align.objectives.base import MARGIN, PROBABILITY, Needs, Objective
 from lit_align.objectives.pair_seed import evaluation_pair_seed, training_pair_seed
 from lit_align.online.objective import OnlineNeeds
-from lit_align.online.pairing import PairLabels, ResponsePairing, SampledPair
+from lit_align.online.pairing import BestAgainstWorst, PairLabels, ResponsePairing, SampledPair, against_opponent
 from lit_align.types import LossOutput, PairBatch, PairSeed, TokenizedPair, TokenizedResponse
 
 
@@ -41,21 +41,34 @@ class PairLearner(Learner):
         labels: what the scores of a pair say.
         micro_batch: responses per forward pass.
         from_start: whether the reference is the policy before its first step.
+        has_opponent: whether each response is compared with an opponent's, and with no other.
 
     Raises:
-        ValueError: pairs lack a column that the objective requires, or get one that it would ignore; names the key.
+        ValueError: pairs lack a column that the objective requires, or get one that it would ignore, or ``pairing``
+            has no effect; names the key.
     """
 
     def __init__(
-        self, objective: Objective, pairing: ResponsePairing, labels: PairLabels, micro_batch: int, from_start: bool
+        self,
+        objective: Objective,
+        pairing: ResponsePairing,
+        labels: PairLabels,
+        micro_batch: int,
+        from_start: bool,
+        has_opponent: bool,
     ) -> None:
         super().__init__()
         _check_columns(objective, labels)
+        if has_opponent and pairing != BestAgainstWorst():
+            raise ValueError(
+                f"model.pairing is {pairing}, and model.opponent compares each response with one of the opponent's: "
+                "leave one of the two out"
+            )
         self.objective = objective
         self.pairing = pairing
         self.labels = labels
         self.micro_batch = max(1, micro_batch // 2)
-        self.needs = OnlineNeeds(reference=objective.needs.reference, responses=2)
+        self.needs = OnlineNeeds(reference=objective.needs.reference, responses=1 if has_opponent else 2)
         self.data_needs = Needs(prompted=objective.needs.prompted)
         self.train_metrics = PairMetrics(objective, from_start)
         self.eval_metrics = PairMetrics(objective, from_start)
@@ -232,14 +245,16 @@ class PairMaker:
         """
         rows, weights = batch.on_host.index.tolist(), batch.on_host.weight.tolist()
         count = len(responses.texts.responses) // len(rows)
-        own = [self._responses(responses, range(place * count, (place + 1) * count)) for place in range(len(rows))]
+        groups = [range(place * count, (place + 1) * count) for place in range(len(rows))]
+        own = [self._responses(responses.batch, places) for places in groups]
+        if responses.opponent is not None:
+            answers = [self._responses(responses.opponent.batch, places) for places in groups]
+            own = [[*mine, *others] for mine, others in zip(own, answers, strict=True)]
         others = self._mismatched(own, weights) if self.needs.mismatched else own
-        scores = responses.rollout.score.double().view(-1, count).tolist()
         by_prompt = []
         for place, (row, weight) in enumerate(zip(rows, weights, strict=True)):
-            seed = mix_seed(self.data.seed, salt, row)
-            wins = None if responses.wins is None else responses.wins[place]
-            pairs = self.labels.pairs(self.pairing(scores[place], seed), scores[place], wins) if weight > 0 else []
+            pairs = self._sampled_pairs(responses, groups[place], mix_seed(self.data.seed, salt, row))
+            pairs = pairs if weight > 0 else []
             by_prompt.append([self._pair(split, row, own[place], others[place], pair) for pair in pairs])
         columns = dict.fromkeys(self.labels.columns, 0.0)
         filler = self._pair(split, rows[0], own[0], others[0], SampledPair(0, 1, **columns))
@@ -252,6 +267,21 @@ class PairMaker:
             trainer=self.trainer,
             has_rejected=self.needs.rejected,
         )
+
+    def _sampled_pairs(self, responses: RolloutBatch, places: range, seed: int) -> list[SampledPair]:
+        """Return the pairs of one prompt, whose own responses come before those of an opponent."""
+        group, count = places.start // len(places), len(places)
+        scores: list[float] = responses.rollout.score[places.start : places.stop].double().tolist()
+        if (opponent := responses.opponent) is None:
+            wins = None if responses.wins is None else responses.wins[group]
+            return self.labels.pairs(self.pairing(scores, seed), scores, wins)
+        scores += opponent.score[places.start : places.stop].double().tolist()
+        rates = None
+        if opponent.wins is not None:
+            rates = [[0.5] * 2 * count for _ in range(2 * count)]
+            for place, rate in enumerate(opponent.wins[places.start : places.stop]):
+                rates[place][count + place], rates[count + place][place] = rate, 1 - rate
+        return self.labels.pairs(against_opponent(scores), scores, rates)
 
     def _pair(
         self,
@@ -273,8 +303,8 @@ class PairMaker:
             mismatched=(others[pair.chosen], others[pair.rejected]) if self.needs.mismatched else None,
         )
 
-    def _responses(self, responses: RolloutBatch, places: range) -> list[TokenizedResponse]:
-        batch = responses.batch.on_host
+    def _responses(self, batch: PairBatch, places: range) -> list[TokenizedResponse]:
+        batch = batch.on_host
         ids = [batch.input_ids[place, 0][batch.mask[place, 0]].tolist() for place in places]
         cut = batch.truncated[places.start : places.stop, 0].tolist()
         return [TokenizedResponse(part, [True] * len(part), was_cut) for part, was_cut in zip(ids, cut, strict=True)]

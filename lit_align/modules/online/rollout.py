@@ -21,6 +21,7 @@ from lit_align.models.narrow import narrowed
 from lit_align.models.scorer import Scorer, Texts, check_scores
 from lit_align.models.sharding import unsharded
 from lit_align.modules.log_probs import LogProbReaders
+from lit_align.modules.online.opponent import Opponent, OpponentResponses
 from lit_align.online.matching import PairedPreferences
 from lit_align.types import PairBatch, Rollout, RolloutTokens, TokenizedPair, TokenizedResponse
 
@@ -35,13 +36,18 @@ class RolloutBatch:
         batch: prompts and responses as ids, with a side axis of 1.
         rollout: log-probabilities and scores.
         texts: prompts and responses as text.
-        wins: of a score that compares, how sure it is: ``[prompt][response][other response]``; None of others.
+        wins: of a score that compares, how sure it is: ``[prompt][response][other response]``; None of others, and
+            where responses are compared with an opponent's.
+        opponent: what the opponent answered; None without one.
+        is_rated: whether the scores are those of single responses, and not rates of wins.
     """
 
     batch: PairBatch
     rollout: Rollout
     texts: Texts
     wins: list[list[list[float]]] | None = None
+    opponent: OpponentResponses | None = None
+    is_rated: bool = True
 
     @property
     def ended(self) -> Tensor:
@@ -64,6 +70,8 @@ class RolloutSampler:
         score: rates the responses.
         micro_batch: responses per forward pass.
         needs_greedy: whether the most likely response to each prompt is scored as well.
+        opponent: answers the same prompts; None where the policy's responses are compared with each other.
+        scores_wins: whether the score of a response is the probability that it wins against the opponent's.
     """
 
     data: PreferenceData
@@ -76,6 +84,8 @@ class RolloutSampler:
     score: Scorer
     micro_batch: int
     needs_greedy: bool
+    opponent: Opponent | None = None
+    scores_wins: bool = False
 
     @torch.no_grad()
     def __call__(self, batch: PairBatch, split: str, count: int, salt: int) -> RolloutBatch:
@@ -93,14 +103,18 @@ class RolloutSampler:
         rows, device = batch.on_host.index.tolist(), batch.input_ids.device
         prompts = [list(self.data.splits[split].store[row].prompt) for row in rows]
         prompt_texts = [self._prompt_text(split, row, ids) for row, ids in zip(rows, prompts, strict=True)]
-        requests = [
-            GenerationRequest(prompt, mix_seed(self.sampling.seed, self.data.seed, salt, row, number))
-            for prompt, row in zip(prompts, rows, strict=True)
-            for number in range(count)
-        ]
+        requests, for_opponent = (
+            [
+                GenerationRequest(prompt, mix_seed(self.sampling.seed, self.data.seed, salt, row, number))
+                for prompt, row in zip(prompts, rows, strict=True)
+                for number in numbers
+            ]
+            for numbers in (range(count), range(count, 2 * count))
+        )
         with unsharded(self.policy):
             with narrowed(self.policy):
                 sampled, texts = self._generate(requests, self.sampling)
+                answers = None if self.opponent is None else self._generate(for_opponent, self.sampling, self.opponent)
                 greedy = self._generate_greedily(prompts) if self.needs_greedy else None
             responses = replace(
                 sampled,
@@ -111,7 +125,13 @@ class RolloutSampler:
         pairs = [self.data.rows[split][row] for row in rows for _ in range(count)]
         all_texts = Texts([text for text in prompt_texts for _ in range(count)], texts, pairs)
         with self.score.ready():
-            score, wins = self._scores_and_wins(responses, all_texts, count)
+            if answers is None:
+                opponent = None
+                score, wins = self._scores_and_wins(responses, all_texts, count)
+            else:
+                other_texts = replace(all_texts, responses=answers[1])
+                score, opponent = self._scores_against(responses, all_texts, answers[0].to(device), other_texts)
+                wins = None
             greedy_texts = None if greedy is None else Texts(prompt_texts, greedy[1], pairs[::count])
             greedy_score = (
                 None
@@ -128,7 +148,8 @@ class RolloutSampler:
             values=self._values(responses),
             greedy=None if greedy_score is None else greedy_score.repeat_interleave(count),
         )
-        return RolloutBatch(responses, rollout, all_texts, wins)
+        is_rated = not (self.score.compares or (opponent is not None and self.scores_wins))
+        return RolloutBatch(responses, rollout, all_texts, wins, opponent, is_rated)
 
     @torch.no_grad()
     def dataset_pairs(self, batch: PairBatch, split: str) -> WeightedPreferences | None:
@@ -173,10 +194,16 @@ class RolloutSampler:
                 responses.append(self.data.decode_response(store[row].prompt, content))
         return Texts(prompts, responses, rows)
 
-    def _generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> tuple[PairBatch, list[str]]:
+    def _generate(
+        self, requests: Sequence[GenerationRequest], sampling: Sampling, opponent: Opponent | None = None
+    ) -> tuple[PairBatch, list[str]]:
         """Generate responses, and return them as a batch of one side and as texts."""
-        stops = self.data.stop_tokens | model_stop_tokens(self.policy)
-        responses = self.generator(self.policy, requests, stops, self.data.pad_token, sampling)
+        how = (requests, self.data.stop_tokens | model_stop_tokens(self.policy), self.data.pad_token, sampling)
+        responses = (
+            self.generator(self.policy, *how)
+            if opponent is None
+            else opponent.generate(self.policy, self.generator, *how)
+        )
         pairs = [
             TokenizedPair(
                 request.prompt,
@@ -205,6 +232,23 @@ class RolloutSampler:
             wins = self.score.wins(texts, count)
         rates = [(sum(row) - row[own]) / (count - 1) for group in wins for own, row in enumerate(group)]
         return check_scores(rates, texts, self.score).to(batch.input_ids.device, non_blocking=True), wins
+
+    def _scores_against(
+        self, batch: PairBatch, texts: Texts, other_batch: PairBatch, other_texts: Texts
+    ) -> tuple[Tensor, OpponentResponses]:
+        """Return the scores of responses that are each compared with the opponent's, and what that answered."""
+        if self.score.compares:
+            both = zip(texts.responses, other_texts.responses, strict=True)
+            prompts = [prompt for prompt in texts.prompts for _ in range(2)]
+            pairs = [pair for pair in texts.pairs for _ in range(2)]
+            with waiting.for_code_of_others("the judgements"):
+                judged = self.score.wins(Texts(prompts, [text for two in both for text in two], pairs), 2)
+            wins = [group[0][1] for group in judged]
+            rate = check_scores(wins, texts, self.score).to(batch.input_ids.device, non_blocking=True)
+            return rate, OpponentResponses(other_batch, 1 - rate, wins)
+        score, other = self._scores(batch, texts), self._scores(other_batch, other_texts)
+        rate = torch.sigmoid(score - other)
+        return rate if self.scores_wins else score, OpponentResponses(other_batch, other, None)
 
     def _scores(self, batch: PairBatch, texts: Texts) -> Tensor:
         """Return one finite number for each response; called inside ``score.ready()``."""

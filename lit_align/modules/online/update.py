@@ -30,18 +30,28 @@ class ResponseLearner(Learner):
         pairing: ``model.pairing``, which has no effect.
         labels: ``model.labels``, which has no effect.
         micro_batch: responses per forward pass.
+        has_opponent: whether the score of a response is its probability to win against an opponent's.
 
     Raises:
-        ValueError: ``pairing`` or ``labels`` is set.
+        ValueError: ``pairing`` or ``labels`` is set, or a response alone needs a score and has none.
     """
 
     def __init__(
-        self, objective: OnlineObjective, pairing: ResponsePairing, labels: PairLabels, micro_batch: int
+        self,
+        objective: OnlineObjective,
+        pairing: ResponsePairing,
+        labels: PairLabels,
+        micro_batch: int,
+        has_opponent: bool,
     ) -> None:
         super().__init__()
         if (pairing, labels) != (BestAgainstWorst(), PairLabels()):
             name = type(objective).__name__
             raise ValueError(f"model.pairing and model.labels have no effect on {name}, which takes no pairs")
+        if has_opponent and objective.needs.greedy:
+            raise ValueError(
+                "model.opponent: scores are of two responses, and GreedyBaseline needs that of a single one"
+            )
         self.objective = objective
         self.micro_batch = micro_batch
         self.needs = objective.needs

@@ -25,7 +25,7 @@ from lit_align.modules.online.pairs import PairLearner, PairMaker
 from lit_align.modules.online.rollout import RolloutBatch
 from lit_align.objectives import SFT, Logistic, Objective, aot, dpo, ipo, kto, sr_dpo
 from lit_align.objectives.presets.contrast import odpo
-from lit_align.online import EveryPair, PairLabels, RandomPairs
+from lit_align.online import EveryPair, LeaveOneOut, PairLabels, RandomPairs
 from lit_align.online.presets import kl_rlhf
 from lit_align.testbed.truth import TestbedScore
 from lit_align.types import PairBatch, PreferencePair
@@ -223,12 +223,21 @@ def test_what_cannot_work_is_refused(objective: Any, settings: dict[str, Any], m
 # ── partitions ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 OBJECTIVES: dict[str, Callable[[], Objective]] = {"sr_dpo": sr_dpo, "ipo": ipo, "kto": kto, "aot": aot, "sft": SFT}
+OPPONENTS: dict[str, tuple[Callable[[], Any], float]] = {
+    "xpo": (dpo, 1.0),
+    "nash_md": (lambda: kl_rlhf(advantage=LeaveOneOut()), 0.5),
+}
+"""Objectives whose responses are compared with an opponent's, and the share of the reference in it."""
 
 
 def trained(name: str, rows: Path, processes: int, batch_size: int, micro_batch: int) -> dict[str, torch.Tensor]:
     """Train for two rollouts of four prompts, with two steps on each."""
-    settings: dict[str, Any] = {"minibatches": 2, "pairing": EveryPair(), "micro_batch": micro_batch}
-    module = lit(OBJECTIVES[name](), gradient_clip=0.05, **settings)
+    settings: dict[str, Any] = {"minibatches": 2, "micro_batch": micro_batch, "gradient_clip": 0.05}
+    if name in OPPONENTS:
+        objective, share = OPPONENTS[name]
+        module = lit(objective(), opponent=share, **settings)
+    else:
+        module = lit(OBJECTIVES[name](), pairing=EveryPair(), **settings)
     data = PreferenceData(
         train=str(rows), tokenizer=POLICY, batch_size=batch_size, prompted=module.data_needs.prompted
     )
@@ -244,7 +253,7 @@ def trained(name: str, rows: Path, processes: int, batch_size: int, micro_batch:
 
 @pytest.mark.long
 @pytest.mark.partition("online pairs: weights for 1 and 2 processes, and any micro-batch")
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", [*OBJECTIVES, *OPPONENTS])
 def test_partitions_change_nothing(rows: Path, tmp_path: Path, name: str) -> None:
     whole = trained(name, rows, 1, 4, 64)
     assert apart(whole, trained(name, rows, 1, 4, 3)) < 2e-6
@@ -262,7 +271,10 @@ def test_partitions_change_nothing(rows: Path, tmp_path: Path, name: str) -> Non
 
 @pytest.mark.long
 @pytest.mark.resume("online pairs, in the middle of an epoch, with objective state")
-def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(rows: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "how", [("--model.pairing", "RandomPairs"), ("--model.opponent", 0.5)], ids=["pairs", "mixture"]
+)
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(rows: Path, tmp_path: Path, how: tuple[Any, ...]) -> None:
     """BCO carries a shift from step to step; the third rollout fails once, behind four steps on two rollouts."""
     parts = tmp_path / "parts"
     parts.mkdir()
@@ -271,7 +283,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(rows: Path, tmp_path:
         *("fit", "--task", "online", *BASE, *SHORT, "--model.objective", "bco", "--model.objective.beta", 0.1),
         *("--model.score", "FunctionScore", "--model.score.function", "scoring.score", "--extend", parts),
         *("--model.sampling.max_new_tokens", 8, "--data.train", rows, "--data.batch_size", 4, "--model.responses", 3),
-        *("--model.minibatches", 2, "--model.pairing", "RandomPairs", "--trainer.max_steps", 8),
+        *("--model.minibatches", 2, *how, "--trainer.max_steps", 8),
         *("--checkpoints.every_n_steps", 2),
     )
     run, whole = tmp_path / "run", tmp_path / "whole"
