@@ -14,7 +14,7 @@ from lit_align.models.reference.base import Reference
 
 POLICY, STOP, PAD = "testbed:policy", 2, 0
 REQUESTS = [GenerationRequest(prompt, seed) for seed, prompt in enumerate([[5, 6, 7], [9, 8, 7, 6, 5], [5, 6, 7]])]
-SAMPLING = Sampling(max_new_tokens=6, temperature=0.8)
+SAMPLING = Sampling(max_new_tokens=4, temperature=0.8)
 
 
 def shaken(model: nn.Module) -> nn.Module:
@@ -41,7 +41,7 @@ def anew(policy: nn.Module, reference: Reference, share: float, request: Generat
     return ids[len(request.prompt) :]
 
 
-@pytest.mark.parametrize("adapter", [False, True], ids=["copy", "adapter off"])
+@pytest.mark.parametrize("adapter", [pytest.param(False, marks=pytest.mark.long), True], ids=["copy", "adapter off"])
 def test_a_mixture_is_that_of_the_logits(adapter: bool) -> None:
     """Prompts of unequal lengths, one of them twice, so that padding and both caches matter."""
     policy = load_policy(POLICY, Loading(), LoRA(rank=2)) if adapter else load_causal_lm(POLICY, Loading())

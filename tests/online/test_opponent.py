@@ -31,7 +31,7 @@ def mixture(policy: Tensor, share: float) -> Tensor:
 def fixed_point(share: float) -> Tensor:
     """Log-probabilities that are best against the mixture of themselves with the reference, by damped iteration."""
     rows = logits(7)
-    for _ in range(2000):
+    for _ in range(100):
         best = against(mixture(rows.log_softmax(-1), share)).optimum()
         rows = 0.7 * rows.log_softmax(-1) + 0.3 * _as_rows(best)
     return rows.log_softmax(-1)
