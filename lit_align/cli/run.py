@@ -78,7 +78,21 @@ _IRRELEVANT_WARNINGS = (
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes ``config.yaml``, complete with every default, into the run's folder when a fit starts."""
+    """Writes ``config.yaml``, complete with every default, into the run's folder when a fit starts.
+
+    Args:
+        parser: of the command.
+        config: what it has parsed.
+        settings: the same as plain values.
+        options: of Lightning's callback.
+    """
+
+    def __init__(
+        self, parser: LightningArgumentParser, config: Namespace, settings: Mapping[str, Any], **options: Any
+    ) -> None:
+        super().__init__(parser, config, **options)
+        # which checkpoint this process resumed from does not describe the run
+        self.settings = {**settings, "ckpt_path": None}
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -93,14 +107,9 @@ class SaveConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         path = Path(trainer.default_root_dir) / "config.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        config = self.config.clone()
-        config.ckpt_path = None  # which checkpoint this process resumed from does not describe the run
-        # not `save`, which changes the working folder for a moment, in which the thread of a logger may write
-        text = self.parser.dump(config, skip_none=False, skip_validation=True)
-        path.write_text(text, "utf-8")
-        settings = yaml.safe_load(text)
+        path.write_text(yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True), "utf-8")
         for logger in trainer.loggers:
-            logger.log_hyperparams(hparams_of(settings))
+            logger.log_hyperparams(hparams_of(self.settings))
 
 
 class Cli(LightningCLI):
@@ -191,6 +200,7 @@ class Cli(LightningCLI):
         config, instances = self.config[self.subcommand], self.config_init[self.subcommand]
         folder = Path(config.run)
         settings = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False, skip_validation=True))
+        self.save_config_kwargs["settings"] = settings
         resumes = self.subcommand == "fit"
         resume_check = callbacks.ResumeCheck(settings, config.on_changed_settings, resumes=resumes)
         starts_anew = self._starts_anew(folder, config)

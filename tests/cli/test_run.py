@@ -9,9 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import jsonargparse
 import pytest
 import yaml
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_align.cli.configuration import read_extensions
 from lit_align.cli.run import SaveConfig
@@ -410,12 +411,9 @@ def test_the_configuration_is_written_without_leaving_the_working_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The thread of a logger that writes meanwhile would not find a folder whose path is relative."""
-    parser = jsonargparse.ArgumentParser()
-    parser.add_argument("--ckpt_path")
-    parser.add_argument("--number", type=int, default=3)
-    parser.add_argument("--nothing")
+    settings = {"ckpt_path": "last", "number": 3, "nothing": None}
     trainer: Any = SimpleNamespace(default_root_dir=str(tmp_path / "run"), loggers=[])
     monkeypatch.setattr(os, "chdir", None)
-    SaveConfig(parser, parser.parse_args(["--ckpt_path", "last"])).save_config(trainer, None, "fit")
+    SaveConfig(LightningArgumentParser(), Namespace(), settings).save_config(trainer, None, "fit")
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text("utf-8"))
     assert saved == {"ckpt_path": None, "number": 3, "nothing": None}
