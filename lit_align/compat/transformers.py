@@ -18,6 +18,12 @@ def attention_name(model: Any) -> str:
     return name
 
 
+def recompute_activations(model: Any) -> None:
+    """Let a model recompute its activations in the backward pass; the method has another name from 5.23 on."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
 @contextmanager
 def unchanged_modeling() -> Iterator[None]:
     """Undo what is set in the modules of models meanwhile: Liger replaces classes and functions for models to come."""

@@ -19,7 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from lit_align import testbed
-from lit_align.compat.transformers import unchanged_modeling
+from lit_align.compat.transformers import recompute_activations, unchanged_modeling
 from lit_align.files import adapter_base, at_home
 from lit_align.models.adapters import LoRA, SavedAdapter, saved_adapter
 from lit_align.models.sharding import all_finite, layers, weights_wanted
@@ -243,7 +243,7 @@ def finish_model(model: PreTrainedModel, place: str, loading: Loading) -> PreTra
     if loading.kernels == "liger":
         use_liger(model)
     if loading.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute_activations(model)
     evaluating: PreTrainedModel = model.eval()
     return evaluating
 

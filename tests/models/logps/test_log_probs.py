@@ -21,13 +21,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from lit_align.compat.transformers import recompute_activations
 from lit_align.models import response_log_probs
-from lit_align.models.generation import Sampling, sample_responses
+from lit_align.models.generation import sample_responses
 from lit_align.models.logps.attention import NAME
 from lit_align.models.logps.check import choose_layout
 from lit_align.models.logps.log_probs import ForwardPass, LogProbReader
 from lit_align.models.logps.packing import LayoutName
 from lit_align.models.logps.plain import packed_mask
+from lit_align.models.sampling import Sampling
 from lit_align.types import PairBatch, PairLogProbs
 from tests.conftest import pair_batch
 from tests.models.architectures import (
@@ -233,7 +235,7 @@ def test_gradient_checkpointing(layout: LayoutName) -> None:
     """A layer runs again in the backward pass, after other batches have been read."""
     model, batch = named("llama"), telling_batch()
     truth = gradients(model, one_by_one(model, batch).policy.sum())
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    recompute_activations(model)
     model.train()
     source = LogProbReader(model)
     source.use(layout)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
+from lit_align.compat.transformers import recompute_activations
 from lit_align.models.logps import varlen
 from lit_align.models.logps.attention import NAME, causal_mask
 from lit_align.models.logps.log_probs import LogProbReader
@@ -54,7 +55,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_log_probs_and_gradients_are_those_of_padded_rows(name: str, layout: LayoutName, batch: PairBatch) -> None:
     """Grouped queries, windows, common prefixes, absent sides and identical pairs; also checkpointed layers."""
     model: Any = named(name)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    recompute_activations(model)
     model.train()
     reader = LogProbReader(model, rehearsed=True)
     reader.use(layout)
