@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable
@@ -53,7 +54,7 @@ class Record:
     def add(self, **row: Any) -> None:
         """Write a case."""
         self.rows.append(row)
-        self.path.write_text(json.dumps(self.rows, indent=1))
+        write_json(self.path, self.rows)
         print(json.dumps(row)[:400], flush=True)
 
     def attempt(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
@@ -64,9 +65,16 @@ class Record:
             told = f"{type(error).__name__}: {str(error)[:300]}"
             self.add(case=name, error=told, where=traceback.format_exc()[-600:])
         gc.collect()
-        if DEVICE == "cuda":
+        if torch.cuda.is_initialized():  # a stage that only starts commands must not open the device: they are forked
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a file at once, so that whoever ends this process leaves a whole one."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(value, indent=1))
+    part.replace(path)
 
 
 def sync() -> None:
@@ -121,14 +129,21 @@ def batch_of(pairs: int, prompt: int, response: int, vocabulary: int, seed: int 
 
 
 def command(*words: str) -> str:
-    """Run ``python -m lit_align *words`` in a forked child, which has nothing left to import."""
+    """Run ``python -m lit_align *words`` in a forked child, which has nothing left to import.
+
+    Where this process has opened the device, a forked child could not use it: the command is a process of its own.
+    """
     out = PARTS / f"command-{os.getpid()}.txt"
-    child = os.fork()
-    if not child:
-        _run_and_exit(words, out)
-    _, status = os.waitpid(child, 0)
+    if torch.cuda.is_initialized():
+        with out.open("w") as file:
+            code = subprocess.call([sys.executable, "-m", "lit_align", *words], stdout=file, stderr=file)
+    else:
+        child = os.fork()
+        if not child:
+            _run_and_exit(words, out)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     text = out.read_text(errors="replace")
-    if os.waitstatus_to_exitcode(status):
+    if code:
         raise RuntimeError(text[-400:])
     return text
 

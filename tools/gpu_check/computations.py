@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -32,6 +33,8 @@ def environment(record: Record) -> None:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
     record.add(case="versions", python=sys.version.split()[0], **versions)
+    told = {key: os.environ.get(f"GPU_CHECK_{key.upper()}") for key in ("commit", "tests", "driver")}
+    record.add(case="told by run.sh", **told)
     if DEVICE != "cuda":
         return
     record.add(case="device", name=torch.cuda.get_device_name(), gib=torch.cuda.mem_get_info()[1] / 2**30)
@@ -209,7 +212,7 @@ def attention(record: Record) -> None:
                 part.grad = None
             out = call()
             out.backward(torch.ones_like(out))
-            return out
+            return out.detach()
 
         seconds, out = _seconds(once, 1 if TINY else 10), once()
         numbers = {"ms": round(1000 * seconds, 3), "peak_gib": round(peak_gib(), 3)}

@@ -17,8 +17,9 @@ if [ ! -f .gpu/b/part.01 ]; then # SmolLM2-135M-Instruct: 92.9 MB of 4-bit weigh
 fi
 # tokenizer and configuration as transformers 5.23 makes them of the file: 5.17 gets the end token wrong
 folder=${SMOLLM2:?the folder of SmolLM2 as a Hugging Face model}
-cp "$folder"/{config,generation_config,tokenizer,tokenizer_config}.json "$folder"/chat_template.jinja .gpu/b/
-cp "${HH:?the file hh_harmless_base_test.jsonl.gz}" .gpu/a/
+cp -f "$folder"/{config,generation_config,tokenizer,tokenizer_config}.json "$folder"/chat_template.jinja .gpu/b/
+git describe --always --dirty > .gpu/a/commit
+cp -f "${HH:?the file hh_harmless_base_test.jsonl.gz}" .gpu/a/
 tree=$(git ls-files -co --exclude-standard -z | xargs -0 du -cb | tail -1 | cut -f1)
 for part in a b; do
   size=$((tree + $(du -sb .gpu/$part | cut -f1)))

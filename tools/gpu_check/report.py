@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 LEFT_OUT = ("case", "where", "steps")
+ENDS = {0: "", "not ended": "; the check ended before this stage did"}
 
 
 def report(result: dict[str, Any]) -> str:
     """Return a section for each stage: a table with a row per case; stages that did not end say so."""
     sections = []
     for stage, ended in result["stages"].items():
-        lines = [f"## {stage}", f"{ended['seconds']:g} s" + ("" if ended["ended"] == 0 else f"; {ended['ended']}")]
+        how = ENDS.get(ended["ended"], f"; {ended['ended']}")
+        lines = [f"## {stage}", f"{ended['seconds']:g} s{how}"]
         cases = result.get(stage, [])
         columns = list(dict.fromkeys(key for case in cases for key in case if key not in LEFT_OUT))
         if cases:

