@@ -35,10 +35,11 @@ from lit_align.evaluation.prompts import EvaluationPrompt, read_prompts
 from lit_align.evaluation.record import MetricEstimate, append_jsonl, drop_cut_line, read_jsonl
 from lit_align.evaluation.respond import EvaluationResponse, generate_responses
 from lit_align.evaluation.win_rates import length_controlled
-from lit_align.models.generation import CachedGenerator, Sampling
+from lit_align.models.generation import CachedGenerator
 from lit_align.models.loading import Loading
 from lit_align.models.narrow import evaluating
 from lit_align.models.reference.base import ModelReference
+from lit_align.models.sampling import Sampling
 from lit_align.modules import LitModule
 from lit_align.modules.step_totals import run_data
 from lit_align.types import PreferencePair

@@ -21,8 +21,9 @@ from lit_align.compat.lightning import writes_files
 from lit_align.data import PreferenceData, SamplePrompt
 from lit_align.interrupts import waiting
 from lit_align.models import Reference
-from lit_align.models.generation import Sampling, model_stop_tokens, sample_responses
+from lit_align.models.generation import model_stop_tokens, sample_responses
 from lit_align.models.narrow import evaluating
+from lit_align.models.sampling import Sampling
 from lit_align.modules import LitModule
 from lit_align.modules.step_totals import run_data
 from lit_align.types import ResponseScore

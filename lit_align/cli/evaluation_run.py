@@ -43,8 +43,8 @@ from lit_align.evaluation.record import (
     read_evaluation,
 )
 from lit_align.files import at_home
-from lit_align.models.generation import Sampling
 from lit_align.models.loading import Loading
+from lit_align.models.sampling import Sampling
 from lit_align.modules import LitModule
 
 

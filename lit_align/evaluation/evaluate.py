@@ -36,7 +36,7 @@ from lit_align.evaluation.record import (
 )
 from lit_align.evaluation.respond import EvaluationResponse, collect_responses, progress
 from lit_align.evaluation.text_measures import text_metrics
-from lit_align.models.generation import Sampling
+from lit_align.models.sampling import Sampling
 
 START = "start"
 """Stands for the model that each policy was trained from."""

@@ -16,7 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lit_align.evaluation.models import LoadedModel
 from lit_align.evaluation.prompts import EvaluationPrompt
 from lit_align.evaluation.record import RESPONSES, RowFile
-from lit_align.models.generation import CachedGenerator, GenerationRequest, Generator, Sampling, mix_seed
+from lit_align.models.generation import CachedGenerator, GenerationRequest, Generator
+from lit_align.models.sampling import Sampling, mix_seed
 
 SETTINGS = "settings.json"
 Advance: TypeAlias = Callable[[int], None]

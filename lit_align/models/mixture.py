@@ -11,9 +11,10 @@ import torch
 from transformers import LogitsProcessor
 from typing_extensions import override
 
-from lit_align.models.generation import CachedGenerator, GenerationRequest, Sampling
+from lit_align.models.generation import CachedGenerator, GenerationRequest
 from lit_align.models.lm_head.patch import base_of
 from lit_align.models.reference.base import Reference
+from lit_align.models.sampling import Sampling
 
 
 @final

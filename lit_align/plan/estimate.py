@@ -16,9 +16,9 @@ from transformers import DynamicCache
 from typing_extensions import override
 
 from lit_align.models import Precomputed
-from lit_align.models.generation import RowSampling
 from lit_align.models.lm_head.patch import base_of, is_linear, output_head
 from lit_align.models.logps.plain import packed_mask
+from lit_align.models.sampling import RowSampling
 from lit_align.models.sharding import without_weights
 from lit_align.modules import LitOnline, LitPreference, LitReward, Module
 from lit_align.modules.grad_cache import even_ends

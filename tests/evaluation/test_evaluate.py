@@ -20,7 +20,7 @@ from lit_align.evaluation.judges import FunctionJudge, Judge, PairwiseFunction, 
 from lit_align.evaluation.models import LoadedModel, model_names
 from lit_align.evaluation.prompts import EvaluationPrompt
 from lit_align.evaluation.record import EvaluationRecord, read_evaluation, read_jsonl, write_evaluation
-from lit_align.models.generation import Sampling
+from lit_align.models.sampling import Sampling
 from lit_align.testbed.truth import true_score
 from tests.evaluation import by_hand
 

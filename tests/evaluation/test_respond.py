@@ -11,7 +11,8 @@ from lit_align.evaluation import respond as module
 from lit_align.evaluation.models import LoadedModel
 from lit_align.evaluation.prompts import EvaluationPrompt, read_prompts
 from lit_align.evaluation.respond import EvaluationResponse, collect_responses
-from lit_align.models.generation import Sampling, mix_seed, sample_responses
+from lit_align.models.generation import sample_responses
+from lit_align.models.sampling import Sampling, mix_seed
 
 SHORT = Sampling(max_new_tokens=8)
 Prompts = list[EvaluationPrompt]

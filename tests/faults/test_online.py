@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 from lit_align import testbed
 from lit_align.callbacks import AtomicCheckpointIO
-from lit_align.models.generation import Sampling
+from lit_align.models.sampling import Sampling
 from lit_align.models.scorer import FunctionScore, ScoreError
 from lit_align.modules import LitOnline
 from lit_align.online import LeaveOneOut, Reinforce, ResponseSum

@@ -9,19 +9,9 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM, RwkvConfig, RwkvForCausalLM
 
-from lit_align.models.generation import (
-    CachedGenerator,
-    GenerationRequest,
-    RowSampling,
-    Sampling,
-    mix_seed,
-    nucleus,
-    prompt_batches,
-    sample_responses,
-    uniform_numbers,
-)
+from lit_align.models.generation import CachedGenerator, GenerationRequest, prompt_batches, sample_responses
+from lit_align.models.sampling import Sampling, mix_seed, nucleus
 from tests.conftest import tiny_llama
-from tests.standin import OnDevice, standin
 
 PROMPTS = [[1, 5, 6, 7], [1, 8], [1, 9, 10, 11, 12, 13], [1, 3]]
 STOPS = {2}
@@ -131,11 +121,6 @@ def test_deterministic_algorithms_sample_the_same_without_float_sums(monkeypatch
         torch.use_deterministic_algorithms(False)
 
 
-def test_seeds_of_neighbouring_numbers_differ() -> None:
-    numbers = [mix_seed(seed, row, number) for seed in range(10) for row in range(20) for number in range(5)]
-    assert len(set(numbers)) == 1000
-
-
 PADDED = [[1, 5, 6], [1, 7, 8, 9, 10, 11]]
 
 
@@ -170,15 +155,6 @@ def test_sample_responses_follows_the_model_s_distribution() -> None:
     expected = model(torch.tensor([PADDED[0]])).logits[0, -1].softmax(-1)
     spread = (expected * (1 - expected) / 20_000).sqrt()
     assert ((counts / 20_000 - expected).abs() / spread).max() < 4.5
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [({"max_new_tokens": 0}, "max_new_tokens"), ({"temperature": -1.0}, "temperature"), ({"top_p": 0.0}, "top_p")],
-)
-def test_ranges(wrong: dict[str, float], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Sampling(**wrong)  # type: ignore[arg-type]
 
 
 # ── models that read padding, or their neighbours ───────────────────────────────────────────────────────────────────
@@ -276,18 +252,3 @@ def test_keys_and_values_of_a_fixed_size_change_no_response() -> None:
     responses = generator(model, requests(), STOPS, 0, Sampling(max_new_tokens=8))
     assert [response.ids for response in responses] == write(8, requests())
     assert set(seen[-10:]) == {8}
-
-
-def test_random_numbers_are_moved_to_a_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not a column for each token; sampling itself waits for nothing."""
-    seeds = [1, 2, 3]
-    logits = torch.randn(3, 11, generator=torch.Generator().manual_seed(0))
-    here = RowSampling(uniform_numbers(seeds, 4), Sampling(top_p=0.9))
-    expected = [here(None, logits) for _ in range(4)]
-    with standin(monkeypatch) as waits:
-        away, moved = RowSampling(uniform_numbers(seeds, 4), Sampling(top_p=0.9)), OnDevice(logits)
-        chosen = [away(None, moved) for _ in range(4)]
-        assert not waits
-        assert isinstance(away.numbers, OnDevice)
-    for one, other in zip(chosen, expected, strict=True):
-        assert torch.equal(one.inner, other)

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from lit_align.models import AdapterOff, LoRA, SecondModel, load_causal_lm, load_policy
-from lit_align.models.generation import CachedGenerator, GenerationRequest, Sampling, uniform_numbers
+from lit_align.models.generation import CachedGenerator, GenerationRequest
 from lit_align.models.loading import Loading
 from lit_align.models.mixture import MixtureGenerator
 from lit_align.models.reference.base import Reference
+from lit_align.models.sampling import Sampling, uniform_numbers
 
 POLICY, STOP, PAD = "testbed:policy", 2, 0
 REQUESTS = [GenerationRequest(prompt, seed) for seed, prompt in enumerate([[5, 6, 7], [9, 8, 7, 6, 5], [5, 6, 7]])]

@@ -12,7 +12,8 @@ from torch.distributed.tensor import DTensor
 from transformers import LlamaForCausalLM
 
 from lit_align.models.adapters import LoRA
-from lit_align.models.generation import Sampling, sample_responses
+from lit_align.models.generation import sample_responses
+from lit_align.models.sampling import Sampling
 from lit_align.models.sharding import is_sharded, shard, unsharded
 from tests.conftest import tiny_llama
 from tests.runner import forked, in_processes, ok

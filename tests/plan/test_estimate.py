@@ -15,7 +15,7 @@ from torch.optim import SGD
 
 from lit_align.data import PreferenceData
 from lit_align.models import ForwardPass, Loading, LoRA, Precomputed
-from lit_align.models.generation import Sampling
+from lit_align.models.sampling import Sampling
 from lit_align.models.score_model import Value
 from lit_align.models.scorer import KnownScore
 from lit_align.modules import LitOnline, LitPreference, LitReward, Module

@@ -10,7 +10,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lit_align.models import ForwardPass, Loading, LoRA
-from lit_align.models.generation import CachedGenerator, GenerationRequest, Sampling
+from lit_align.models.generation import CachedGenerator, GenerationRequest
+from lit_align.models.sampling import Sampling
 from lit_align.models.score_model import Value
 from lit_align.models.scorer import KnownScore, RewardModel, Scorer
 from lit_align.modules import LitOnline

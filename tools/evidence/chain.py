@@ -18,7 +18,8 @@ from lit_align.comparison.numbers import t_interval
 from lit_align.evaluation.policy_measures import policy_rows
 from lit_align.metrics.calibration import MatchingDivergence
 from lit_align.metrics.figures import draw_matching
-from lit_align.models.generation import CachedGenerator, GenerationRequest, Sampling, mix_seed
+from lit_align.models.generation import CachedGenerator, GenerationRequest
+from lit_align.models.sampling import Sampling, mix_seed
 from lit_align.online import PairedPreferences, matching_kl
 from lit_align.sweep.table import last_values
 from lit_align.testbed import preferences, tastes

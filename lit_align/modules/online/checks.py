@@ -10,8 +10,8 @@ from lightning.pytorch import Trainer
 from lit_align.data import PreferenceData
 from lit_align.errors import check_range
 from lit_align.models import ForwardPass, Loading
-from lit_align.models.generation import Sampling
 from lit_align.models.loading import read_config
+from lit_align.models.sampling import Sampling
 from lit_align.models.score_model import Value
 from lit_align.models.scorer import RewardModel, Scorer
 from lit_align.modules.setup_checks import check_fit, check_frequencies, check_reference, longest_pair, refuse_columns

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lit_align.metrics.rollouts import RolloutMetrics
-from lit_align.models.generation import Sampling
+from lit_align.models.sampling import Sampling
 from lit_align.modules.base import LitPolicy
 from lit_align.modules.online.rollout import RolloutBatch
 from lit_align.objectives.base import Needs

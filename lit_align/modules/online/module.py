@@ -18,8 +18,9 @@ from lit_align.metrics.calibration import MatchingDivergence
 from lit_align.metrics.figures import draw_matching
 from lit_align.metrics.rollouts import REPORTED_METRICS, RolloutMetrics, pairs_of
 from lit_align.models import ForwardPass, Loading, LoRA, Reference, adapter_of
-from lit_align.models.generation import CachedGenerator, Generator, Sampling, mix_seed
+from lit_align.models.generation import CachedGenerator, Generator
 from lit_align.models.narrow import evaluating
+from lit_align.models.sampling import Sampling, mix_seed
 from lit_align.models.score_model import ScoreModel, Value
 from lit_align.models.scorer import Scorer
 from lit_align.modules.base import LitPolicy

@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from lit_align.models import Reference
-from lit_align.models.generation import CachedGenerator, GeneratedResponse, GenerationRequest, Generator, Sampling
+from lit_align.models.generation import CachedGenerator, GeneratedResponse, GenerationRequest, Generator
 from lit_align.models.mixture import MixtureGenerator
+from lit_align.models.sampling import Sampling
 from lit_align.models.sharding import unsharded
 from lit_align.types import PairBatch
 

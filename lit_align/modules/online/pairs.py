@@ -16,7 +16,7 @@ from lit_align.data.batches.collate import Collate
 from lit_align.metrics import PairMetrics
 from lit_align.metrics.margins import MarginsByLength
 from lit_align.metrics.rollouts import RolloutMetrics
-from lit_align.models.generation import mix_seed
+from lit_align.models.sampling import mix_seed
 from lit_align.modules.base import LitPolicy
 from lit_align.modules.global_batch import Evaluation
 from lit_align.modules.grad_cache import GradCache, reduce_number

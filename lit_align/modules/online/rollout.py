@@ -15,9 +15,10 @@ from lit_align.data.batches.collate import Collate
 from lit_align.interrupts import waiting
 from lit_align.metrics.rollouts import WeightedPreferences
 from lit_align.models import Reference
-from lit_align.models.generation import GenerationRequest, Generator, Sampling, mix_seed, model_stop_tokens
+from lit_align.models.generation import GenerationRequest, Generator, model_stop_tokens
 from lit_align.models.logps.plain import packed_mask
 from lit_align.models.narrow import narrowed
+from lit_align.models.sampling import Sampling, mix_seed
 from lit_align.models.scorer import Scorer, Texts, check_scores
 from lit_align.models.sharding import unsharded
 from lit_align.modules.log_probs import LogProbReaders

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from lit_align.metrics.rollouts import RolloutMetrics
-from lit_align.models.generation import Sampling
 from lit_align.models.lm_head.patch import sparse_embedding_grad
+from lit_align.models.sampling import Sampling
 from lit_align.modules.base import LitPolicy
 from lit_align.modules.online.learner import Accumulator, Learner
 from lit_align.modules.online.rollout import RolloutBatch

@@ -14,7 +14,8 @@ from torchmetrics import Metric
 from transformers import LlamaForSequenceClassification
 
 from lit_align.data import PreferenceData
-from lit_align.models.generation import GeneratedResponse, GenerationRequest, Generator, Sampling
+from lit_align.models.generation import GeneratedResponse, GenerationRequest, Generator
+from lit_align.models.sampling import Sampling
 from lit_align.models.score_model import ScoreModel
 from lit_align.models.scorer import FunctionScore
 from lit_align.modules import LitOnline

@@ -15,8 +15,8 @@ from lit_align import testbed
 from lit_align.data import PreferenceData
 from lit_align.models import ForwardPass, LoRA, MovingReference, ScoreReader, load_causal_lm, response_log_probs
 from lit_align.models.export import token_log_probs
-from lit_align.models.generation import Sampling
 from lit_align.models.loading import Loading
+from lit_align.models.sampling import Sampling
 from lit_align.models.score_model import Value
 from lit_align.models.scorer import KnownScore, ScoreError
 from lit_align.modules import Constant, LitOnline

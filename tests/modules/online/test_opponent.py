@@ -15,7 +15,8 @@ from lit_align.data import PreferenceData
 from lit_align.evaluation.judge_score import JudgeScore
 from lit_align.extensions import trust
 from lit_align.models import SecondModel
-from lit_align.models.generation import GeneratedResponse, GenerationRequest, Generator, Sampling
+from lit_align.models.generation import GeneratedResponse, GenerationRequest, Generator
+from lit_align.models.sampling import Sampling
 from lit_align.models.scorer import FunctionScore
 from lit_align.modules import LitOnline
 from lit_align.modules.online.rollout import RolloutBatch

@@ -17,8 +17,8 @@ from lit_align.data import PreferenceData
 from lit_align.evaluation.judge_score import JudgeScore
 from lit_align.extensions import trust
 from lit_align.models import load_causal_lm, response_log_probs
-from lit_align.models.generation import Sampling
 from lit_align.models.loading import Loading
+from lit_align.models.sampling import Sampling
 from lit_align.models.scorer import FunctionScore, KnownScore, Texts
 from lit_align.modules import Constant, LitOnline
 from lit_align.modules.online.pairs import PairLearner, PairMaker
