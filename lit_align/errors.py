@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from importlib.util import find_spec
 
 _SHOWN = 200
 _ACCESS_TOKEN = re.compile(r"hf_\w{16,}")
@@ -101,3 +102,35 @@ def check_range(key: str, value: float | None, low: float, high: float = math.in
     if value is not None and not (math.isfinite(value) and low <= value <= high):
         expected = f"{low} or more" if math.isinf(high) else f"{low} to {high}"
         raise ValueError(f"{key} is {value}; expected {expected}")
+
+
+def check_bitsandbytes(key: str, quantization: str) -> None:
+    """Raise if weights are to be quantized and bitsandbytes is missing.
+
+    Args:
+        key: of the setting, for the message.
+        quantization: its value.
+
+    Raises:
+        ValueError: with the command that installs it.
+    """
+    if find_spec("bitsandbytes") is None:
+        raise ValueError(f"{key} is {quantization}, which needs bitsandbytes: pip install 'lit-align[quantization]'")
+
+
+def check_trainable(key: str, quantization: str | None, adapter: object) -> None:
+    """Raise if weights that would be trained are to be quantized.
+
+    Args:
+        key: of the model's ``loading``, for the message.
+        quantization: of its weights.
+        adapter: that is trained in their place; None for none.
+
+    Raises:
+        ValueError: there is no adapter.
+    """
+    if quantization is not None and adapter is None:
+        raise ValueError(
+            f"{key}.quantization is {quantization}, and quantized weights cannot be trained: train an adapter on them "
+            "(model.lora, of policies and reward models), or leave it out"
+        )

@@ -18,7 +18,9 @@ from lit_align.callbacks.model_card import model_card
 from lit_align.callbacks.monitors import check_best, load_best
 from lit_align.compat.lightning import writes_files
 from lit_align.data import PreferenceData
+from lit_align.models import Loading
 from lit_align.models.export import Form, add_stop_tokens, check_values, pooling_pad, read_back
+from lit_align.models.quantization import is_quantized
 from lit_align.models.sharding import is_sharded
 from lit_align.modules import LitModule
 from lit_align.modules.probes import probe_sequences
@@ -82,7 +84,8 @@ class Export(Callback):
             model = _unsharded_copy(pl_module, weights) if merges else pl_module.trained_model
             pad = write_model(partial, pl_module, model, data, weights, form)
             note = _adapter_note(pl_module, pad) if form == "adapter" else ""
-            note = "\n- ".join(filter(None, (what and f"weights: {what}", note)))
+            notes = (what and f"weights: {what}", quantization_note(pl_module.loading, form), note)
+            note = "\n- ".join(filter(None, notes))
             (partial / "README.md").write_text(model_card(pl_module, trainer, note), encoding="utf-8")
             del model, weights
             if trained is not None:
@@ -147,11 +150,36 @@ def _adapter_note(module: LitModule, pad: int) -> str:
     )
 
 
+def quantization_note(loading: Loading, form: Form) -> str:
+    """Return what the card says of a base model in few bits; empty for one in full precision.
+
+    >>> quantization_note(Loading(), "merged")
+    ''
+    >>> print(quantization_note(Loading(dtype="bfloat16", quantization="nf4"), "merged"))
+    the linear layers of the base model were nf4 in training; here they are dequantized, with the adapter, in bfloat16
+    """
+    if loading.quantization is None:
+        return ""
+    trained = f"the linear layers of the base model were {loading.quantization} in training"
+    if form == "merged":
+        return f"{trained}; here they are dequantized, with the adapter, in {loading.dtype}"
+    if loading.quantization == "int8":
+        return f"{trained}, and activations {loading.dtype}; `load_in_8bit` of transformers rounds activations as well"
+    config = (
+        'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, '
+        f"bnb_4bit_compute_dtype=torch.{loading.dtype}"
+    )
+    return f"{trained}; load it with `quantization_config=BitsAndBytesConfig({config})`"
+
+
 def _on_cpu(model: nn.Module) -> nn.Module:
     """Copy a model to CPU memory, without a second copy on its device."""
     copies: dict[int, Any] = {}
     for weight in model.parameters():
-        copies[id(weight)] = nn.Parameter(weight.detach().to("cpu", copy=True), weight.requires_grad)
+        if is_quantized(weight):
+            copies[id(weight)] = copy.deepcopy(weight).to("cpu")
+        else:
+            copies[id(weight)] = nn.Parameter(weight.detach().to("cpu", copy=True), weight.requires_grad)
     for buffer in model.buffers():
         copies[id(buffer)] = buffer.detach().to("cpu", copy=True)
     return copy.deepcopy(model, copies)

@@ -29,6 +29,7 @@ from lit_align.data import PreferenceData
 from lit_align.files import adapter_base
 from lit_align.models import AdapterOff, MovingReference, Precomputed, SavedAdapter, SecondModel
 from lit_align.models.logps.packing import LayoutName
+from lit_align.models.quantization import count_weights
 from lit_align.modules import LitModule
 from lit_align.modules.optimizer import describe_groups
 from lit_align.modules.step_totals import run_data
@@ -225,11 +226,11 @@ def _callbacks_of_type(trainer: Trainer, callback_type: type[CallbackType]) -> l
 
 def _policy(module: LitModule) -> str:
     model = module.trained_model
-    total = sum(p.numel() for p in model.parameters())
+    total = sum(map(count_weights, model.parameters()))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     base = adapter_base(module.policy_name)
     name = module.policy_name if base is None else f"the adapter {module.policy_name} of {base}"
-    return f"{name}: {total:,} parameters, {trained:,} trained, {module.loading.dtype}"
+    return f"{name}: {total:,} parameters, {trained:,} trained, {module.loading.storage}"
 
 
 def _beta(reading: BetaReading) -> str:

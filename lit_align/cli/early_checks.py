@@ -231,7 +231,9 @@ class Checker:
         config = Namespace()
         for key, parameter in self.keys.leaves.items():
             try:
-                config[key] = self.values.get(key, None if parameter.default is None else constant(parameter))
+                value = self.values.get(key, None if parameter.default is None else constant(parameter))
+                has_options = any(name.startswith(f"{key}.") for name in self.values)
+                config[key] = Namespace() if value is None and has_options else value  # such as `--model.lora.rank 8`
             except (ValueError, TypeError):
                 config[key] = None
         return config

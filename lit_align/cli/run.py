@@ -42,7 +42,7 @@ from lit_align.cli.run_setup import (
     stored_date,
     warn_of_unused_checkpoints,
 )
-from lit_align.cli.settings import DEBUG, LOGGERS, check_settings
+from lit_align.cli.settings import DEBUG, LOGGERS, check_packages, check_settings
 from lit_align.compat.jsonargparse import accept_words, options, subparsers, takes_text
 from lit_align.compat.lightning import writes_files
 from lit_align.data import DataError, PreferenceData
@@ -198,6 +198,7 @@ class Cli(LightningCLI):
         if self.action is not None:
             return idle_trainer()
         config, instances = self.config[self.subcommand], self.config_init[self.subcommand]
+        check_packages(config.model)
         folder = Path(config.run)
         settings = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False, skip_validation=True))
         self.save_config_kwargs["settings"] = settings

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import Namespace
 
+from lit_align.errors import check_bitsandbytes, check_trainable
 from lit_align.files import adapter_base, refuse_second_adapter
 
 ALLOWED_IMPORTS = ("lit_align", "lightning.pytorch", "torch.optim")
@@ -28,6 +30,9 @@ def check_settings(config: Namespace, command: str) -> None:
     trainer = config.trainer
     policy = str(config.model.policy)
     refuse_second_adapter(policy, config.model.lora)
+    adapter = adapter_base(policy) or config.model.lora
+    check_trainable("model.loading", config.get("model.loading.quantization"), adapter)
+    check_trainable("model.value.loading", config.get("model.value.loading.quantization"), None)
     if str(trainer.precision) in ("16", "16-mixed", "16-true"):  # overflows, and without a GPU becomes bfloat16
         raise ValueError(f"trainer.precision {trainer.precision}: expected bf16-mixed, or 32-true")
     if config.task == "online" and trainer.gradient_clip_val:
@@ -38,6 +43,22 @@ def check_settings(config: Namespace, command: str) -> None:
         _check_logger(name)
     if command == "fit":
         _check_fit_settings(config)
+
+
+def check_packages(settings: Any, key: str = "model") -> None:
+    """Raise if a model, wherever it stands in the configuration, is to be quantized and the package is missing.
+
+    Args:
+        settings: what stands at a key.
+        key: dotted.
+
+    Raises:
+        ValueError: names the key, and the command that installs the package.
+    """
+    for name, value in vars(settings).items() if isinstance(settings, Namespace) else ():
+        if name == "quantization" and value is not None:
+            check_bitsandbytes(f"{key}.{name}", value)
+        check_packages(value, f"{key}.{name}")
 
 
 def _check_logger(name: object) -> None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from lit_align.errors import check_range
 from lit_align.files import adapter_base, at_home, refuse_second_adapter
+from lit_align.models.quantization import merge_quantized
 from lit_align.models.sharding import all_finite, weights_wanted
 
 WEIGHTS = "adapter_model.safetensors"
@@ -183,9 +184,12 @@ def merge(model: PeftModel) -> PreTrainedModel:
     A weight that another layer shares, as embedding and output head do where they are tied, is copied first: the
     change belongs to one of the two. The merged model is then no longer tied.
 
+    Quantized weights become whole ones, in the dtype of the others.
+
     Args:
         model: with an adapter; its weights are changed.
     """
+    merge_quantized(model)
     base: Any = model.get_base_model()
     for layer in [module for module in base.modules() if isinstance(module, BaseTunerLayer)]:
         adapted: Any = layer.get_base_layer()

@@ -22,6 +22,7 @@ from transformers import (
 from lit_align.models.adapters import merge
 from lit_align.models.generation import model_stop_tokens
 from lit_align.models.loading import Loading, locate
+from lit_align.models.quantization import prepare, reading_options
 from lit_align.models.score_model import ScoreModel, only_errors_logged
 
 Form: TypeAlias = Literal["merged", "adapter"]
@@ -164,6 +165,8 @@ def read_back(
 ) -> list[Tensor]:
     """Read what a written folder gives in plain transformers, on the CPU.
 
+    A base model of 8-bit weights is read as in training, see `prepare`.
+
     Args:
         folder: what was written.
         sequences: token ids.
@@ -180,8 +183,11 @@ def read_back(
     else:
         name, loading = base
         options |= {"dtype": getattr(torch, loading.dtype), "revision": loading.revision}
+        if loading.quantization is not None:
+            options |= reading_options(loading.quantization, options["dtype"]) | {"device_map": {"": "cpu"}}
         with only_errors_logged():  # a reward model's head is in the adapter's folder
             model = auto.from_pretrained(locate(name), trust_remote_code=False, use_safetensors=True, **options)
+        prepare(model)
         _set_pad(model, pad)
         model = PeftModel.from_pretrained(model, str(folder))
     model.eval()

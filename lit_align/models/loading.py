@@ -20,8 +20,18 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from lit_align import testbed
 from lit_align.compat.transformers import recompute_activations, unchanged_modeling
+from lit_align.errors import check_bitsandbytes, check_trainable
 from lit_align.files import adapter_base, at_home
 from lit_align.models.adapters import LoRA, SavedAdapter, saved_adapter
+from lit_align.models.quantization import (
+    Quantization,
+    check_unquantized,
+    is_quantized,
+    mark,
+    prepare,
+    reading_options,
+    scales,
+)
 from lit_align.models.sharding import all_finite, layers, weights_wanted
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -41,6 +51,12 @@ class Loading:
         seed: of random weights; every process and every later command builds the same ones.
         kernels: ``liger`` takes Liger's for norms and gated layers; it needs a CUDA device and the
             package ``liger-kernel``. They round differently, so a resumed run must keep them.
+        quantization: keep the weights of linear layers in 4 bits (``nf4``) or 8 (``int8``), for frozen models and
+            below an adapter; it needs the package ``bitsandbytes``. Embeddings, norms and the output head keep
+            ``dtype``, in which all is computed: bfloat16 is usual.
+
+    Raises:
+        ValueError: weights that are quantized are random, or in float64.
     """
 
     revision: str | None = None
@@ -50,6 +66,24 @@ class Loading:
     gradient_checkpointing: bool = False
     seed: int = 0
     kernels: Literal["own", "liger"] = "own"
+    quantization: Quantization | None = None
+
+    def __post_init__(self) -> None:
+        if self.quantization is not None and (self.weights == "random" or self.dtype == "float64"):
+            setting = "weights are random" if self.weights == "random" else "dtype is float64"
+            raise ValueError(
+                f"loading.quantization is {self.quantization}, and loading.{setting}; expected pretrained weights in "
+                "bfloat16 or float32"
+            )
+
+    @property
+    def storage(self) -> str:
+        """How the weights are kept, in words.
+
+        >>> Loading().storage, Loading(dtype="bfloat16", quantization="nf4").storage
+        ('float32', 'nf4, other weights bfloat16')
+        """
+        return self.dtype if self.quantization is None else f"{self.quantization}, other weights {self.dtype}"
 
 
 PROBLEMS = ("missing_keys", "mismatched_keys", "unexpected_keys")
@@ -126,7 +160,12 @@ def load_causal_lm(name: str, loading: Loading) -> PreTrainedModel | PeftModel:
 
 
 def load_policy(name: str, loading: Loading, adapter: LoRA | SavedAdapter | None) -> PreTrainedModel | PeftModel:
-    """Load a causal language model that is trained: all of it, or an adapter."""
+    """Load a causal language model that is trained: all of it, or an adapter.
+
+    Raises:
+        ValueError: all of its weights would be trained, and are to be quantized.
+    """
+    check_trainable("model.loading", loading.quantization, adapter)
     model = load_base(name, loading)
     return model if adapter is None else adapter.wrap(model)
 
@@ -157,13 +196,20 @@ def build_model(auto: Any, place: str, config: PretrainedConfig, loading: Loadin
         The model, and the names of its ``missing_keys``, ``mismatched_keys`` and ``unexpected_keys``, if it has any.
 
     Raises:
-        ValueError: the weights are damaged.
+        ValueError: the weights are damaged, or were quantized before; or bitsandbytes is missing.
     """
+    check_unquantized(place, config)
     options = {"dtype": getattr(torch, loading.dtype), "attn_implementation": attention_for(config, loading.attention)}
     if loading.weights == "random" or not weights_wanted():
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(loading.seed)
-            return auto.from_config(config, **options), {}
+            model = auto.from_config(config, **options)
+        if loading.quantization is not None:
+            mark(model, loading.quantization)
+        return model, {}
+    if loading.quantization is not None:
+        check_bitsandbytes("loading.quantization", loading.quantization)
+        options |= reading_options(loading.quantization, options["dtype"])
     try:
         model, report = auto.from_pretrained(
             place,
@@ -178,6 +224,7 @@ def build_model(auto: Any, place: str, config: PretrainedConfig, loading: Loadin
     except SafetensorError as error:
         files = ", ".join(f"{f.name} ({f.stat().st_size} bytes)" for f in sorted(Path(place).glob("*.safetensors")))
         raise ValueError(f"{place}: the weights are damaged or cut short: {files}: {error}") from error
+    prepare(model)
     return model, {key: sorted(map(str, report[key])) for key in PROBLEMS if report[key]}
 
 
@@ -230,7 +277,8 @@ def finish_model(model: PreTrainedModel, place: str, loading: Loading) -> PreTra
         ValueError: a weight is not finite, or the kernels cannot be used.
     """
     for name, parameter in model.named_parameters():
-        if weights_wanted() and not all_finite(parameter):
+        values = scales(parameter) if is_quantized(parameter) else [parameter]
+        if weights_wanted() and not all(map(all_finite, values)):
             raise ValueError(f"{place}: weight {name} has values that are not finite")
     for layer in model.modules():
         if isinstance(layer, _DropoutNd):

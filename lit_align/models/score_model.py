@@ -15,6 +15,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from lit_align.errors import check_trainable
 from lit_align.models.adapters import LoRA, SavedAdapter, merge, saved_adapter
 from lit_align.models.loading import (
     Loading,
@@ -87,7 +88,11 @@ def load_trained_score_model(
         adapter: see ``adapter_of``; None trains all weights.
         head: ``saved`` refuses a folder without a head; ``fresh`` samples one from N(0, 1 / (d + 1)), and ``zero``
             sets it to 0, unless a head is saved.
+
+    Raises:
+        ValueError: all weights would be trained, and are to be quantized.
     """
+    check_trainable("model.loading", loading.quantization, adapter)
     model = _load_base(name, loading, head)
     return ScoreModel(model if adapter is None else adapter.wrap(model, _LAYER))
 
@@ -170,6 +175,7 @@ class Value:
     def __post_init__(self) -> None:
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise ValueError(f"Value: learning_rate is {self.learning_rate}; expected a number above 0")
+        check_trainable("model.value.loading", self.loading.quantization, None)
 
     def load(self, policy: str, loading: Loading) -> ScoreModel:
         """Load the model, in training mode.

@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from lit_align.compat.torch import initialize_fsdp_root, parameters_on_meta
+from lit_align.models.quantization import is_marked
 
 _READ_WEIGHTS: ContextVar[bool] = ContextVar("whether weights are read", default=True)
 _UNSHARDED: ContextVar[tuple[nn.Module, ...]] = ContextVar("models that are unsharded", default=())
@@ -64,7 +65,15 @@ def shard(model: nn.Module, mesh: DeviceMesh, half: bool = False) -> None:
         half: gather layers in bfloat16; the shards themselves, and sums of gradients, keep their dtype. (Under
             autocast alone every layer would be gathered in full precision and then copied, and the copies stay to the
             end.)
+
+    Raises:
+        ValueError: its weights are to be quantized.
     """
+    if is_marked(model):
+        raise ValueError(
+            "loading.quantization with trainer.strategy fsdp: quantized weights are not sharded; take ddp, where each "
+            "process holds all of them"
+        )
     precision = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if half else MixedPrecisionPolicy()
     for layer in layers(model):
         fully_shard(layer, mesh=mesh, mp_policy=precision)

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from lit_align.models.logps.check import LADDER
+from lit_align.models.quantization import stored_bytes, whole_layer_bytes
 from lit_align.models.sharding import layers
 from lit_align.modules import Module
 from lit_align.modules.optimizer import build_optimizer
@@ -137,11 +138,12 @@ class DryRun:
         states, working = optimizer_memory(build, weights, parallelism.device)
         self._gradients, self._optimizer_working = sum_bytes(weights) // shards, working // shards
         self.resident = Memory(
-            parameters=sum_bytes(module.parameters()) // shards,
+            parameters=stored_bytes(module) // shards,
             optimizer=states // shards,
-            frozen=sum(sum_bytes(model.parameters()) for model in frozen) // shards,
+            frozen=sum(stored_bytes(model) for model in frozen) // shards,
             communication=self._gradients if several and not parallelism.sharded else 0,  # DDP's buckets
         )
+        self._whole_layer = max(map(whole_layer_bytes, self._models))
         self.gathered_layers = self._gathered_model = 0
         if several and parallelism.sharded:
             self.gathered_layers = _gathered_layers(self._trained, frozen, parallelism)
@@ -194,7 +196,7 @@ class DryRun:
             self.resident,
             gradients=gradients,
             activations=activations,
-            working=max(0, working),
+            working=max(0, working) + self._whole_layer,
             communication=communication,
         )
 
@@ -206,6 +208,7 @@ class DryRun:
             cache: bytes of keys and values.
         """
         communication = self.resident.communication + self._gathered_model
+        working += self._whole_layer
         return replace(self.resident, working=working, cache=cache, communication=communication)
 
     def read(self, read: Callable[[], object], counted: Iterable[Tensor] = ()) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from typing_extensions import override
 from lit_align.models import Precomputed
 from lit_align.models.lm_head.patch import base_of, is_linear, output_head
 from lit_align.models.logps.plain import packed_mask
+from lit_align.models.quantization import stored_bytes
 from lit_align.models.sampling import RowSampling
 from lit_align.models.sharding import without_weights
 from lit_align.modules import LitOnline, LitPreference, LitReward, Module
@@ -110,7 +111,7 @@ def _precompute(module: LitPreference, reference: Precomputed, chunk: PairBatch,
     with reference.active() as model:
         peak, _ = dry_run.in_first_layout(lambda: dry_run.read(partial(module.readers.read, model, chunk)))
     module.reference = _Stored()
-    weights = sum(sum_bytes(model.parameters()) for model in dry_run.released)
+    weights = sum(stored_bytes(model) for model in dry_run.released)
     return Memory(dry_run.resident.parameters, frozen=weights, working=peak, communication=dry_run.gathered_layers)
 
 

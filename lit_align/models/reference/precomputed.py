@@ -22,6 +22,7 @@ from lit_align.errors import check_range
 from lit_align.files import at_home, code_digest, user_cache
 from lit_align.models.adapters import has_saved_adapter
 from lit_align.models.loading import Loading
+from lit_align.models.quantization import is_quantized
 from lit_align.models.reference.base import AdapterOff, Read, Reference, SecondModel, check_loading
 from lit_align.models.reference.cache import ReferenceCache, sequence_keys
 from lit_align.models.sharding import weights_wanted
@@ -253,10 +254,11 @@ def model_identity(model: nn.Module) -> Mapping[str, Any]:
     """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     saved = has_saved_adapter(model)
+    quantizers = ["bitsandbytes"] if any(map(is_quantized, base.parameters())) else []
     config = {key: value for key, value in base.config.to_dict().items() if key not in _NOT_IN_VALUES}
     return {
         "code": code_digest(Path(__file__).parents[1]),
-        "libraries": {name: version(name) for name in ("torch", "transformers", "peft")},
+        "libraries": {name: version(name) for name in ("torch", "transformers", "peft", *quantizers)},
         "class": type(base).__name__,
         "config": config,
         "attention": attention_name(base),
