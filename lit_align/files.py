@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 VARIABLE = "LIT_ALIGN_CACHE"
@@ -80,6 +81,27 @@ def adapter_base(name: str | Path) -> str | None:
         raise ValueError(f"{file} names no base model; expected a folder or a hub name as base_model_name_or_path")
     beside = folder / base
     return str(beside) if beside.is_dir() and not at_home(base).is_dir() else base
+
+
+def gguf_source(place: str) -> tuple[str, dict[str, str]]:
+    """Return what ``from_pretrained`` is called with: a name as it is, or the folder and the name of a GGUF file.
+
+    Raises:
+        ValueError: it is a GGUF file, and the package ``gguf`` is missing.
+
+    >>> gguf_source("owner/name")
+    ('owner/name', {})
+    """
+    if not is_gguf(place):
+        return place, {}
+    if find_spec("gguf") is None:
+        raise ValueError(f"{place} needs the package gguf: pip install 'lit-align[gguf]'")
+    return str(at_home(place).parent), {"gguf_file": Path(place).name}
+
+
+def is_gguf(name: str) -> bool:
+    """Return whether a model's name is that of a GGUF file."""
+    return Path(name).suffix.lower() == ".gguf"
 
 
 def tokenizer_source(model: str) -> str:

@@ -18,6 +18,7 @@ from lit_align.callbacks.model_card import model_card
 from lit_align.callbacks.monitors import check_best, load_best
 from lit_align.compat.lightning import writes_files
 from lit_align.data import PreferenceData
+from lit_align.files import is_gguf
 from lit_align.models import Loading
 from lit_align.models.export import Form, add_stop_tokens, check_values, pooling_pad, read_back
 from lit_align.models.quantization import is_quantized
@@ -72,8 +73,7 @@ class Export(Callback):
         data = run_data(trainer)
         sequences = probe_sequences(data)
         trained = pl_module.read_sequences(sequences) if sequences else None
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        weights = get_model_state_dict(pl_module.trained_model, options=options)
+        weights = _gathered_weights(pl_module.trained_model)
         if trainer.is_global_zero:
             name = pl_module.export_name
             self.folder = Path(trainer.default_root_dir) / name
@@ -84,7 +84,8 @@ class Export(Callback):
             model = _unsharded_copy(pl_module, weights) if merges else pl_module.trained_model
             pad = write_model(partial, pl_module, model, data, weights, form)
             note = _adapter_note(pl_module, pad) if form == "adapter" else ""
-            notes = (what and f"weights: {what}", quantization_note(pl_module.loading, form), note)
+            gguf = "the weights before training were dequantized from GGUF" if is_gguf(pl_module.policy_name) else ""
+            notes = (what and f"weights: {what}", gguf, quantization_note(pl_module.loading, form), note)
             note = "\n- ".join(filter(None, notes))
             (partial / "README.md").write_text(model_card(pl_module, trainer, note), encoding="utf-8")
             del model, weights
@@ -97,6 +98,13 @@ class Export(Callback):
             partial.rename(self.folder)
             shutil.rmtree(older, ignore_errors=True)
         trainer.strategy.barrier()
+
+
+def _gathered_weights(model: nn.Module) -> dict[str, Any]:
+    """Return the weights of a model by their names, gathered in CPU memory; every process must call it."""
+    if any(map(is_quantized, model.parameters())):  # never sharded; PyTorch cannot name the scales of 8-bit layers
+        return model.state_dict()
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
 def write_model(

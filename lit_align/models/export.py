@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lit_align.files import gguf_source
 from lit_align.models.adapters import merge
 from lit_align.models.generation import model_stop_tokens
 from lit_align.models.loading import Loading, locate
@@ -186,7 +187,9 @@ def read_back(
         if loading.quantization is not None:
             options |= reading_options(loading.quantization, options["dtype"]) | {"device_map": {"": "cpu"}}
         with only_errors_logged():  # a reward model's head is in the adapter's folder
-            model = auto.from_pretrained(locate(name), trust_remote_code=False, use_safetensors=True, **options)
+            place, gguf = gguf_source(locate(name))
+            options |= {"use_safetensors": None if gguf else True, **gguf}
+            model = auto.from_pretrained(place, trust_remote_code=False, **options)
         prepare(model)
         _set_pad(model, pad)
         model = PeftModel.from_pretrained(model, str(folder))

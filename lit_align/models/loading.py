@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from lit_align import testbed
 from lit_align.compat.transformers import recompute_activations, unchanged_modeling
 from lit_align.errors import check_bitsandbytes, check_trainable
-from lit_align.files import adapter_base, at_home
+from lit_align.files import adapter_base, at_home, gguf_source, is_gguf
 from lit_align.models.adapters import LoRA, SavedAdapter, saved_adapter
 from lit_align.models.quantization import (
     Quantization,
@@ -88,6 +90,8 @@ class Loading:
 
 PROBLEMS = ("missing_keys", "mismatched_keys", "unexpected_keys")
 MAX_NAMED = 8
+_REASON = 300
+"""Most characters of a library's reason."""
 NOISE = re.compile(r"dropout|pdrop$|layer_?drop|drop_?path|drop_(?:rate|connect)|jitter_(?:noise|eps)")
 """Names under which configurations keep what is random in training mode."""
 
@@ -118,12 +122,16 @@ _WRITE_BASE = "write the base model's folder or hub name into its adapter_config
 
 def _locate_whole(name: str) -> str:
     folder = testbed.resolve(name) or at_home(name)
+    if is_gguf(name) and folder.is_file():
+        return str(folder)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"config.json is missing in {folder}: that folder is not a Hugging Face model")
         return str(folder)
-    if HUB_NAME.fullmatch(name) and not Path(name.split("/")[0]).exists():
+    if not is_gguf(name) and HUB_NAME.fullmatch(name) and not Path(name.split("/")[0]).exists():
         return name
+    if is_gguf(name):
+        raise FileNotFoundError(f"model file not found: {name} (expected a GGUF file on this disk)")
     raise FileNotFoundError(f"model folder not found: {name} (expected a folder, or a hub name owner/model)")
 
 
@@ -132,8 +140,11 @@ def read_config(name: str, revision: str | None = None) -> PretrainedConfig:
 
     Raises:
         FileNotFoundError: the model does not exist, or the hub cannot be reached; see ``locate``.
+        ValueError: a GGUF file is damaged, or of an architecture that is not known.
     """
     place = locate(name)
+    if is_gguf(place):
+        return copy.deepcopy(_read_gguf_config(place, Path(place).stat().st_mtime_ns))
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
     except OSError as error:
@@ -144,11 +155,23 @@ def read_config(name: str, revision: str | None = None) -> PretrainedConfig:
     return config
 
 
+@cache
+def _read_gguf_config(place: str, _: int) -> PretrainedConfig:
+    """Read the configuration in a GGUF file, which takes seconds, once for each time at which it was written."""
+    folder, options = gguf_source(place)
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False, **options)
+    except Exception as error:  # noqa: BLE001 (what the reader of the format comes upon in a damaged file)
+        reason = " ".join(str(error).split())[:_REASON]
+        raise ValueError(f"{place} cannot be read: {reason}; expected the GGUF file of a language model") from error
+    return config
+
+
 def load_causal_lm(name: str, loading: Loading) -> PreTrainedModel | PeftModel:
     """Load a causal language model without dropout, in evaluation mode; with its adapter, frozen, if it has one.
 
     Args:
-        name: local folder, hub name, or ``testbed:policy``.
+        name: local folder, GGUF file, hub name, or ``testbed:policy``.
         loading: dtype, revision and so on; those of the base model where the folder holds an adapter.
 
     Raises:
@@ -177,7 +200,7 @@ def load_base(name: str, loading: Loading) -> PreTrainedModel:
     model, problems = build_model(AutoModelForCausalLM, place, config, loading)
     if problems:
         raise ValueError(f"{place}: {describe_problems(problems)}")
-    if not weights_wanted():
+    if not weights_wanted() and not is_gguf(place):
         with suppress(OSError):  # many models have no such file
             model.generation_config = GenerationConfig.from_pretrained(place, revision=loading.revision or "main")
     return finish_model(model, place, loading)
@@ -207,23 +230,33 @@ def build_model(auto: Any, place: str, config: PretrainedConfig, loading: Loadin
         if loading.quantization is not None:
             mark(model, loading.quantization)
         return model, {}
+    folder, gguf = gguf_source(place)
+    if gguf and loading.quantization is not None:
+        raise ValueError(
+            f"{place}: a GGUF file, whose weights are dequantized, with loading.quantization {loading.quantization}; "
+            "save it as a folder first, or leave quantization out"
+        )
     if loading.quantization is not None:
         check_bitsandbytes("loading.quantization", loading.quantization)
         options |= reading_options(loading.quantization, options["dtype"])
     try:
         model, report = auto.from_pretrained(
-            place,
+            folder,
             config=config,
             revision=loading.revision,
-            use_safetensors=True,
+            use_safetensors=None if gguf else True,
             trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported by the caller, as errors
             **options,
+            **gguf,
         )
     except SafetensorError as error:
         files = ", ".join(f"{f.name} ({f.stat().st_size} bytes)" for f in sorted(Path(place).glob("*.safetensors")))
         raise ValueError(f"{place}: the weights are damaged or cut short: {files}: {error}") from error
+    if gguf:
+        model.hf_quantizer.remove_quantization_config(model)  # the weights are whole
+        model.name_or_path = place
     prepare(model)
     return model, {key: sorted(map(str, report[key])) for key in PROBLEMS if report[key]}
 

@@ -113,9 +113,9 @@ def test_quantized_weights_are_not_sharded(base: str) -> None:
         shard(model, object.__new__(DeviceMesh))
 
 
-@pytest.mark.parametrize(("kind", "layer_bits"), [("nf4", 4 + 8 / 64 + 32 / 64 / 256), ("int8", 8 + 32 * 7 / 160)])
-def test_a_plan_counts_the_bits_of_the_layers_and_one_whole_layer(base: str, kind: Any, layer_bits: float) -> None:
-    """Four projections of 16 x 16 and three of 16 x 32 in each of two layers; 160 rows of scales for int8 in all."""
+@pytest.mark.parametrize("kind", ["nf4", pytest.param("int8", marks=pytest.mark.long)])
+def test_a_plan_counts_the_bits_of_the_layers_and_one_whole_layer(base: str, kind: Any) -> None:
+    """Four projections of 16 x 16 and three of 16 x 32 in each of two layers, and their scales."""
     plain, packed = (
         estimate(LitPreference(base, dpo(), loading=loading, lora=LoRA(2)), uniform_batch(2, 20, 12), CPU)
         for loading in (Loading(), Loading(quantization=kind))
@@ -316,7 +316,7 @@ def test_a_run_resumes_to_the_bit_and_is_exported(
     ok(lit_align("fit", "--run", parts, *settings, "--ckpt_path", whole / "checkpoints" / "step=2.ckpt"))
     expected, resumed = weights(whole), weights(parts)
     assert expected.keys() == resumed.keys()
-    assert all("lora" in name or "score" in name for name in expected)
+    assert all("lora" in name or "score" in name or name.startswith("value_model.") for name in expected)
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
     card = (whole / ("reward_model" if "reward" in more else "policy") / "README.md").read_text()
     assert f"the linear layers of the base model were {kind} in training; here they are dequantized" in card

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from lit_align import testbed
-from lit_align.files import at_home
+from lit_align.files import at_home, is_gguf
 from lit_align.modules.step_totals import BATCHES_IN_STEP
 
 NO_EFFECT_ON_RESULT = {
@@ -215,6 +215,8 @@ def model_fingerprint(name: str) -> str | None:
     True
     """
     folder = testbed.resolve(name) or at_home(name)
+    if folder.is_file() and is_gguf(name):
+        return _digest_sampled(folder).hex()
     if not (folder / "config.json").is_file():
         return None
     sha256 = hashlib.sha256()
