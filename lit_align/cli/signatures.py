@@ -15,6 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 _ENTRY = re.compile(r"(?P<indent> *)(?P<name>\w+)(?: *\([^)]*\))?: *(?P<text>.*)")
+_CLASS = re.compile(r"^class (\w+)\(([^)]*)", re.MULTILINE)
+_WORD = re.compile(r"\w+")
 ANY_NAME = "**"
 """Name of the parameter that takes any name."""
 
@@ -261,11 +263,21 @@ def subclasses(base: Definition, packages: tuple[str, ...]) -> dict[str, Definit
     pending = [base]
     while pending:
         parent = pending.pop()
-        mention = re.compile(rf"^class (\w+)\([^)]*\b{parent.name}\b", re.MULTILINE)
-        for module in (module for package in packages for module in modules_of(package)):
-            for name in mention.findall(source_text(module)):
-                child = find_definition(module, name)
-                if child is not None and name not in known and parent in bases(child):
-                    known[name] = child
-                    pending.append(child)
+        mentions = [mention for package in packages for mention in _mentions(package).get(parent.name, ())]
+        for module, name in mentions:
+            child = find_definition(module, name)
+            if child is not None and name not in known and parent in bases(child):
+                known[name] = child
+                pending.append(child)
     return {name: child for name, child in known.items() if not is_abstract(child) and not name.startswith("_")}
+
+
+@cache
+def _mentions(package: str) -> dict[str, list[tuple[str, str]]]:
+    """Return, for each word between the brackets of a class statement, the module and name of each such class."""
+    mentions: dict[str, list[tuple[str, str]]] = {}
+    for module in modules_of(package):
+        for name, listed in _CLASS.findall(source_text(module)):
+            for word in set(_WORD.findall(listed)):
+                mentions.setdefault(word, []).append((module, name))
+    return mentions

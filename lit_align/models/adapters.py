@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedModel
 
+from lit_align.compat.peft import BaseTunerLayer, PeftModel
 from lit_align.errors import check_range
 from lit_align.files import adapter_base, at_home, refuse_second_adapter
 from lit_align.models.quantization import merge_quantized
@@ -58,6 +57,8 @@ class LoRA:
             model: a causal language model, or one with a head for scores.
             head: name of a layer that is fully trained in addition to the adapter; None for none.
         """
+        from peft import LoraConfig, get_peft_model
+
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
@@ -94,6 +95,8 @@ class SavedAdapter:
             FileNotFoundError: its weights are missing.
             ValueError: it is not a LoRA adapter of such a model, or does not fit the base model.
         """
+        from peft import get_peft_model
+
         config = self._read_config(head)
         config.inference_mode = not trains
         try:
@@ -122,6 +125,8 @@ class SavedAdapter:
             return f"{_PREFIX}{layer}.weight" in set(weights.keys())
 
     def _read_config(self, head: str | None) -> Any:
+        from peft import PeftConfig
+
         config: Any = PeftConfig.from_pretrained(self.folder)
         kind, task = str(config.peft_type).rpartition(".")[-1], config.task_type
         if kind != "LORA" or task not in (None, "CAUSAL_LM", *(() if head is None else ("SEQ_CLS",))):
@@ -137,6 +142,8 @@ class SavedAdapter:
         return config
 
     def _load(self, model: PeftModel, head: str | None) -> None:
+        from peft import load_peft_weights, set_peft_model_state_dict
+
         weights, body = load_peft_weights(self.folder, device="cpu"), ""
         if head is not None:
             base: Any = model.get_base_model()

@@ -9,7 +9,6 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -19,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lit_align.compat.peft import PeftModel
 from lit_align.files import gguf_source
 from lit_align.models.adapters import merge
 from lit_align.models.generation import model_stop_tokens
@@ -192,7 +192,9 @@ def read_back(
             model = auto.from_pretrained(place, trust_remote_code=False, **options)
         prepare(model)
         _set_pad(model, pad)
-        model = PeftModel.from_pretrained(model, str(folder))
+        from peft import PeftModel as AdaptedModel
+
+        model = AdaptedModel.from_pretrained(model, str(folder))
     model.eval()
     if pad is None:
         return [token_log_probs(model, sequences)]

@@ -13,12 +13,12 @@ from typing import Any, Literal, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from typing_extensions import override
 
+from lit_align.compat.peft import PeftModel
 from lit_align.errors import check_range
 from lit_align.models.lm_head.patch import base_of
 from lit_align.models.sampling import RowSampling, Sampling, uniform_numbers

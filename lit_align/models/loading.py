@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from lit_align import testbed
+from lit_align.compat.peft import PeftModel
 from lit_align.compat.transformers import recompute_activations, unchanged_modeling
 from lit_align.errors import check_bitsandbytes, check_trainable
 from lit_align.files import adapter_base, at_home, gguf_source, is_gguf

@@ -9,12 +9,12 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from lit_align.compat.peft import BaseTunerLayer, PeftModel
 
 Quantization: TypeAlias = Literal["nf4", "int8"]
 """``nf4``: 4 bits with double quantization, as in QLoRA; ``int8``: 8 bits, one scale for each row."""

@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 import transformers
 from jaxtyping import Float
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from lit_align.compat.peft import PeftModel
 from lit_align.errors import check_trainable
 from lit_align.models.adapters import LoRA, SavedAdapter, merge, saved_adapter
 from lit_align.models.loading import (

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from lit_align.compat.peft import BaseTunerLayer
 from lit_align.models.lm_head.patch import base_of
 from lit_align.models.narrow import evaluating
 from lit_align.models.score_model import ScoreModel
@@ -21,47 +21,67 @@ from lit_align.models.sharding import is_sharded
 
 PASSES = 8
 """Passes in training mode of a model that draws random numbers; each with another seed."""
+AROUND = 4
+"""Most tokens of a row in front of its difference from the other one, and behind it: large models read slowly."""
 
 
 def _rows(sequences: Sequence[Sequence[int]]) -> Tensor:
-    """Return the first two sequences, which begin alike, as rows of one length."""
+    """Return the first two sequences, which begin alike, as rows of one length: the tokens around their difference."""
     length = min(map(len, sequences[:2]))
-    return torch.tensor([ids[:length] for ids in sequences[:2]])
+    rows = torch.tensor([ids[:length] for ids in sequences[:2]])
+    return rows[:, max(0, _shared(rows) - AROUND) : _shared(rows) + AROUND]
+
+
+def _shared(rows: Tensor) -> int:
+    """Return the number of tokens with which both rows begin."""
+    return int((rows[0] == rows[1]).long().cumprod(0).sum())
 
 
 @torch.no_grad()
-def check_causal(model: nn.Module, name: str, sequences: Sequence[Sequence[int]]) -> None:
+def check_causal(model: nn.Module, name: str, sequences: Sequence[Sequence[int]]) -> Tensor:
     """Raise if later tokens change what a model gives for earlier ones.
+
+    Returns:
+        What the model gives for the rows in evaluation mode.
 
     Raises:
         ValueError: the model is not causal.
     """
     rows = _rows(sequences)
-    same = int((rows[0] == rows[1]).long().cumprod(0).sum())
     with evaluating(model):
-        values = _read(model, rows)[:, :same]
-    difference, scale = _largest(values[0] - values[1]), _largest(values[0])
+        values = _read(model, rows)
+    first, second = values[:, : _shared(rows)]
+    difference, scale = _largest(first - second), _largest(first)
     if difference > _tolerance(model, 1e-4, 1e-2) * scale:
         raise ValueError(
             f"{name} ({base_of(model).config.model_type}) is not causal: tokens that come later change what it gives "
             f"for earlier ones, by up to {difference:.2g} of {scale:.2g}; the log-probability of a response would "
             "depend on its own future. Expected a model that predicts each token from those before it"
         )
+    return values
 
 
 @torch.no_grad()
-def check_training_mode(model: nn.Module, name: str, sequences: Sequence[Sequence[int]]) -> None:
+def check_training_mode(
+    model: nn.Module, name: str, sequences: Sequence[Sequence[int]], expected: Tensor | None = None
+) -> None:
     """Raise if a model gives other numbers in training mode than in evaluation mode.
 
     Dropout is switched off when a model is loaded. What is left are routers with noise, drawn experts, layers that are
     left out. The dropout of an adapter, which is a setting of its own, is not looked at.
+
+    Args:
+        model: that is trained.
+        name: of the model in messages.
+        sequences: token ids, of which the first two begin alike.
+        expected: what it gives for them in evaluation mode, as ``check_causal`` returns it; None to compute it here.
 
     Raises:
         ValueError: it does; a reference, or a sampled response, would have other log-probabilities at the first step.
     """
     rows = _rows(sequences)
     with evaluating(model), _restored_generators(model):
-        expected = _read(model, rows)
+        expected = _read(model, rows) if expected is None else expected
         scale = _largest(expected)
         model.train()
         for layer in [part for part in model.modules() if isinstance(part, BaseTunerLayer)]:

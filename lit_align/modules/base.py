@@ -11,13 +11,13 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 from transformers import PreTrainedModel
 from typing_extensions import override
 
+from lit_align.compat.peft import PeftModel
 from lit_align.models import ForwardPass, LoRA, SavedAdapter, load_policy
 from lit_align.models.export import Form, save_causal_lm
 from lit_align.models.start_checks import check_causal, check_training_mode
@@ -117,9 +117,9 @@ class LitBase(LitModule):
         sequences = [] if self._models_checked else probe_sequences(run_data(self.trainer))
         self._models_checked = True
         for name, model in self.trained_models().items() if sequences else ():
-            check_causal(model, name, sequences)
+            values = check_causal(model, name, sequences)
             if self.trainer.state.fn == "fit":
-                check_training_mode(model, name, sequences)
+                check_training_mode(model, name, sequences, values)
 
     def trained_models(self) -> dict[str, nn.Module]:
         """Return all models that are trained, by what messages call them."""

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
-from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from lit_align.compat.peft import PeftModel
 from lit_align.models import LoRA, Precomputed, Reference, SavedAdapter, SecondModel, load_causal_lm
 from lit_align.models.lm_head.patch import base_of
 from lit_align.models.sharding import Built, fill, is_sharded, shard, without_weights

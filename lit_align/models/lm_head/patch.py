@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
+from lit_align.compat.peft import PeftModel
 from lit_align.models.lm_head.projection import Hidden, LogitRule, Targets, TokenValues, Workspace
 from lit_align.models.score_model import ScoreModel
 

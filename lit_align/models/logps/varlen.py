@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Int32
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 
 from lit_align.models.logps.packing import Packing
 
@@ -165,14 +164,16 @@ def kernel() -> Kernel:
 
 
 def _torch_kernel(query: Tensor, key: Tensor, value: Tensor, sequences: Sequences) -> Tensor:
+    attention: Any = import_module(
+        "torch.nn.attention.varlen"
+    ).varlen_attn  # imported here: it takes a fifth of a second
     options: dict[str, Any] = {"scale": sequences.scale, "window_size": sequences.left_right}
     if query.shape[1] != key.shape[1]:
-        if "enable_gqa" in inspect.signature(varlen_attn).parameters:
+        if "enable_gqa" in inspect.signature(attention).parameters:
             options["enable_gqa"] = True
         else:  # in PyTorch 2.11
             key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (key, value))
-    call: Any = varlen_attn
-    output: Tensor = call(query, key, value, *sequences.arguments, **options)
+    output: Tensor = attention(query, key, value, *sequences.arguments, **options)
     return output
 
 

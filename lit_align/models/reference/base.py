@@ -9,11 +9,11 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeAlias, final
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from typing_extensions import override
 
+from lit_align.compat.peft import PeftModel
 from lit_align.errors import check_range
 from lit_align.models.loading import Loading, load_causal_lm
 from lit_align.models.logps.plain import response_log_probs

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from typing_extensions import override
 
+from lit_align.compat.peft import PeftModel
 from lit_align.compat.transformers import attention_name
 from lit_align.errors import check_range
 from lit_align.files import at_home, code_digest, user_cache

@@ -134,7 +134,7 @@ def test_the_kernel_of_pytorch_is_called_as_its_signature_says(monkeypatch: pyte
         calls.append({"heads": key.shape[1], "window": window_size, "longest": given[-2:]})
         return varlen_attn(query, key, *given, scale=scale, window_size=window_size)  # type: ignore[return-value]
 
-    monkeypatch.setattr(varlen, "varlen_attn", oldest)
+    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", oldest)
     assert varlen._torch_kernel(query, key, key, Sequences(*ends, 6, 0.5, 6)).shape == query.shape
     assert calls == [{"heads": 4, "window": (5, 0), "longest": (6, 6)}]
 
