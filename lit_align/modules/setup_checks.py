@@ -14,8 +14,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from lit_align import testbed
 from lit_align.data import PreferenceData, Split
-from lit_align.files import adapter_base
+from lit_align.files import adapter_base, at_home
 from lit_align.models import AdapterOff, Loading, LoRA, Precomputed, Reference, SavedAdapter, SecondModel
 from lit_align.models.loading import locate, read_config
 from lit_align.objectives.base import Objective
@@ -172,7 +173,8 @@ def check_fit(
     longest = data.longest if longest is None else longest
     _check_positions(longest, model, config, what)
     check_frequencies(longest, model, config)
-    moved = _moved_tokens(vocabulary, _saved_vocabulary(place))
+    own = str(testbed.resolve(data.tokenizer_name) or at_home(data.tokenizer_name)) == place
+    moved = "" if own else _moved_tokens(vocabulary, _saved_vocabulary(place))
     if moved:
         rank_zero_warn(
             f"the tokenizer {data.tokenizer_name} is not the one of {model}: {moved}. The model reads other words "

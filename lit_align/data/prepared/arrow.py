@@ -138,9 +138,15 @@ def numbers(table: Arrow, name: str) -> NDArray[Any]:
     """Read a column of numbers, or of a fixed number of them per pair, as an array."""
     kind = table.schema.field(name).type
     is_list = pa.types.is_fixed_size_list(kind)
-    chunks = [as_array(chunk.flatten() if is_list else chunk) for chunk in table.column(name).chunks]
+    chunks = [as_array(_flat(chunk) if is_list else chunk) for chunk in table.column(name).chunks]
     values = np.concatenate([np.empty(0, (kind.value_type if is_list else kind).to_pandas_dtype()), *chunks])
     return values.reshape(-1, kind.list_size) if is_list else values
+
+
+def _flat(lists: Arrow) -> Arrow:
+    """Return the values of lists of one size without nulls; ``flatten`` would import ``pyarrow.compute``."""
+    size = lists.type.list_size
+    return lists.values[lists.offset * size : (lists.offset + len(lists)) * size]
 
 
 def list_lengths(table: Arrow, name: str) -> NDArray[np.int64]:

@@ -164,9 +164,7 @@ def kernel() -> Kernel:
 
 
 def _torch_kernel(query: Tensor, key: Tensor, value: Tensor, sequences: Sequences) -> Tensor:
-    attention: Any = import_module(
-        "torch.nn.attention.varlen"
-    ).varlen_attn  # imported here: it takes a fifth of a second
+    attention: Any = import_module("torch.nn.attention.varlen").varlen_attn  # slow to import
     options: dict[str, Any] = {"scale": sequences.scale, "window_size": sequences.left_right}
     if query.shape[1] != key.shape[1]:
         if "enable_gqa" in inspect.signature(attention).parameters:
