@@ -62,16 +62,17 @@ class Samples(Callback):
         count: number of prompts, taken evenly from the validation pairs (the training pairs if there are none);
             0 switches sampling off.
         show: number of prompts in the loggers' table.
-        sampling: how responses are sampled.
+        sampling: how responses are sampled. A processor takes a tenth of a second or more for each of their tokens,
+            before the first step and after each validation; devices afford more and longer ones.
         score: scores responses, such as ``TestbedScore``.
         batch_size: prompts per batch of generation.
     """
 
     def __init__(
         self,
-        count: int = 8,
+        count: int = 4,
         show: int = 4,
-        sampling: Sampling = Sampling(max_new_tokens=64),
+        sampling: Sampling = Sampling(max_new_tokens=32),
         score: ResponseScore | None = None,
         batch_size: int = 64,
     ) -> None:

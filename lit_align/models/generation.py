@@ -165,6 +165,8 @@ def _config(sampling: Sampling, pad_token: int, **options: Any) -> GenerationCon
 
 PROBED_STEPS = 3
 """Tokens after a prompt that are compared: the later ones come out of the cache."""
+PROBED_TOKENS = 12
+"""Tokens of the shorter prompt that are compared; of the longer one twice as many."""
 Together: TypeAlias = Literal["any lengths", "equal lengths", "one by one"]
 """Which prompts a model generates for at once without one changing the response to another."""
 _TOGETHER: WeakKeyDictionary[nn.Module, Together] = WeakKeyDictionary()
@@ -194,6 +196,7 @@ def _together(model: Any, short: Sequence[int], long: Sequence[int], config: Gen
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     if base in _TOGETHER or len(short) == len(long):
         return _TOGETHER.get(base, "any lengths")
+    short, long = short[-PROBED_TOKENS:], long[-2 * PROBED_TOKENS :]  # padding shows on any lengths that differ
     alone = _next_logits(model, [short], config)
     allowed = (0.1 if next(model.parameters()).dtype == torch.bfloat16 else 1e-3) * float(alone.abs().max())
     together: Together = "one by one"
