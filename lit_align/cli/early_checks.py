@@ -194,7 +194,8 @@ class Checker:
             return
         if name not in options:
             close = ["lr"] if name == "learning_rate" and "lr" in options else near(name, options)
-            self._mistake(f"{key}.{name}: {choice.definition.name} has no such option{did_you_mean(close)}")
+            meant = did_you_mean(close) or f"; it has {', '.join(sorted(options)) or 'none'}"
+            self._mistake(f"{key}.{name}: {choice.definition.name} has no such option{meant}")
         elif deeper:
             self._read_option(f"{key}.{name}", options[name], deeper, value, text)
         else:

@@ -153,6 +153,7 @@ WRONG: dict[tuple[object, ...], str] = {
     (*DPO, "--model.objective", "srdpo"): "did you mean sr_dpo or ",
     (*DPO, "--model.objective", "kl_rlhf"): "an objective of task online, and the task is preference; add --task",
     (*DPO, "--model.objective.betta", 1): "model.objective.betta: dpo has no such option; did you mean beta?",
+    (*DPO, "--model.objective.tau", 1): "model.objective.tau: dpo has no such option; it has beta",
     (*DPO, "--model.objective.beta", "many"): "model.objective.beta is 'many'; expected a number",
     (*DPO, "--model.objective.beta", -1): "Logistic.beta is -1.0; expected a finite number in (0, 1e6]",
     (*DPO, "--model.optimizer.learning_rate", 1): "AdamW has no such option; did you mean lr?",

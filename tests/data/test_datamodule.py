@@ -136,9 +136,9 @@ class TestSetup:
             warnings.simplefilter("always")
             make(train=str(train), validation=str(train), on_bad_row="drop", max_dropped=0.5).setup("fit")
         text = "\n".join(str(warning.message) for warning in caught)
-        assert "1 rows were left out; 4 pairs are used" in text
+        assert "1 row was left out; 4 pairs are used" in text
         assert "2 pairs also occur with chosen and rejected swapped" in text
-        assert "1 pairs are copies of an earlier one" in text
+        assert "1 pair is a copy of an earlier one" in text
         assert "data.validation" in text
         assert "4 pairs are in the training data as well" in text
 

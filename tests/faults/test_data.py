@@ -181,7 +181,7 @@ def test_a17_a_prompt_that_is_cut_is_counted_and_leaves_the_responses_whole(tmp_
     path = file(tmp_path, [LONG_PROMPT, GOOD])
     data = prepared(path, max_length=64, truncation=truncation)
     assert data.splits["train"].notes[PROMPT_CUT] == 1
-    assert f"1 pairs: {PROMPT_CUT}" in said(path, max_length=64, truncation=truncation)
+    assert f"1 pair: {PROMPT_CUT}" in said(path, max_length=64, truncation=truncation)
     (cut, whole), (_, other) = ids(data)
     assert len(cut) + len(whole) <= 64
     assert whole == other

@@ -100,7 +100,7 @@ class RowCounts:
         out = bad + self.too_long
         count = f"{out} of {self.read} rows cannot be used" if out else ""
         if bad and bad_rows.on_bad_row == "error":
-            raise DataError(source, f"{count}{self._listed()}\nCorrect them, or set on_bad_row to drop.")
+            raise DataError(source, f"{count}{self._listed()}\nCorrect them, or set data.on_bad_row to drop.")
         if not self.kept:
             raise DataError(source, f"0 of {self.read} rows are left{self._listed()}")
         if out > bad_rows.max_dropped * self.read:

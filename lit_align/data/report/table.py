@@ -42,13 +42,16 @@ def show(reports: Mapping[str, LengthReport]) -> None:
 def warnings(report: LengthReport, step_size: int = 0) -> list[str]:
     """Return sentences about what should be looked at before training."""
     counts = {
-        "rows were left out": sum(report.dropped.values()),
-        "pairs also occur with chosen and rejected swapped": report.contradictions,
-        "pairs are copies of an earlier one": report.duplicates,
-        "pairs are in the training data as well": report.seen_pairs,
-        **{f"pairs: {note}": count for note, count in report.notes.items()},
+        ("row was left out", "rows were left out"): sum(report.dropped.values()),
+        ("pair also occurs with chosen and rejected swapped", "pairs also occur with chosen and rejected swapped"): (
+            report.contradictions
+        ),
+        ("pair is a copy of an earlier one", "pairs are copies of an earlier one"): report.duplicates,
+        ("pair is in the training data as well", "pairs are in the training data as well"): report.seen_pairs,
+        **{(f"pair: {note}", f"pairs: {note}"): count for note, count in report.notes.items()},
     }
-    sentences = [f"{count} {words}; {report.pairs} pairs are used" for words, count in counts.items() if count]
+    used = f"{report.pairs} pairs are used" if report.pairs != 1 else "1 pair is used"
+    sentences = [f"{count} {words[count > 1]}; {used}" for words, count in counts.items() if count]
     if report.pairs < step_size:
         sentences.append(f"all {report.pairs} pairs are fewer than one optimizer step's {step_size}")
     return sentences

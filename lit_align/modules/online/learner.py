@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -45,6 +47,8 @@ class Learner(nn.Module, ABC):
     """What the data must have beside prompts."""
     metric_names: tuple[str, ...] = ()
     """Names of the metrics of evaluation that other learners do not have."""
+    margins: Mapping[str, Any] = MappingProxyType({})
+    """Reward margins by length of the last evaluation, as ``MarginsByLength`` returns them; empty without pairs."""
 
     def cautions(self, sampling: Sampling, steps: int) -> tuple[str, ...]:
         """Return one sentence for each setting that moves the optimum in a way that a user may not expect."""

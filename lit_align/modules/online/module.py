@@ -326,7 +326,9 @@ class LitOnline(LitPolicy):
     @override
     def evaluation_values(self) -> dict[str, Tensor]:
         matching = prefixed("matching", self.eval_matching) | prefixed("matching/given", self.eval_dataset_matching)
-        return self.eval_metrics.compute() | matching | self.learner.evaluation_values(self.trainer, self.device)
+        values = self.eval_metrics.compute() | matching | self.learner.evaluation_values(self.trainer, self.device)
+        self.margins = self.learner.margins
+        return values
 
     @override
     def draw_figures(self, folder: Path) -> None:

@@ -157,7 +157,9 @@ class PairLearner(Learner):
 
     @override
     def evaluation_values(self, trainer: Trainer, device: torch.device) -> dict[str, Tensor]:
-        return self._evaluation.compute(trainer, device)
+        values = self._evaluation.compute(trainer, device)
+        self.margins = self._evaluation.last_margins
+        return values
 
 
 def _check_columns(objective: Objective, labels: PairLabels) -> None:

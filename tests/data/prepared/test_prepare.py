@@ -99,7 +99,7 @@ def test_a_bad_row_stops_with_the_first_ten_of_them_and_their_number(read: Any, 
     assert lines[1] == "  rows.jsonl:2: chosen: found only blanks (' '); expected text"
     assert lines[10].startswith("  rows.jsonl:11: ")
     assert lines[11] == "  … and 4 more"
-    assert "set on_bad_row to drop" in lines[12]
+    assert "set data.on_bad_row to drop" in lines[12]
 
 
 def test_lines_that_hold_no_row_count_like_rows_that_cannot_be_used(read: Any, write: Write) -> None:

@@ -96,6 +96,19 @@ def test_a_rollout_of_ties_teaches_nothing(rows: Path, tmp_path: Path) -> None:
     assert distance(module, lit_start()) == 0.0
 
 
+def test_an_evaluation_has_margins_by_length(rows: Path, tmp_path: Path) -> None:
+    module = lit(dpo())
+    data = PreferenceData(train=str(rows), validation=str(rows), tokenizer=POLICY, batch_size=4)
+    data.setup("fit")
+    module.configure_model()
+    module.trainer = trainer(tmp_path)
+    module.trainer.datamodule = data  # type: ignore[attr-defined]
+    module.validation_step(next(iter(data.val_dataloader())), 0)
+    paired = 4 * float(module.eval_metrics.compute()["paired"])
+    module.evaluation_values()
+    assert sum(bucket["pairs"] for bucket in module.margins["buckets"].values()) == paired > 0
+
+
 # ── pairs ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
