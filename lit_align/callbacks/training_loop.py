@@ -78,26 +78,39 @@ class ShownMetrics:
 
 
 class NotebookProgressBar(ShownMetrics, TQDMProgressBar):
-    """One line per epoch for notebooks, which tqdm redraws in place; a widget where ``ipywidgets`` is installed.
+    """One line for notebooks, which tqdm redraws in place.
 
-    Validations leave no line behind. For a ``Trainer`` of your own: ``Trainer(callbacks=[NotebookProgressBar()])``.
+    Validations have no bar of their own: it would be a second line, and notebooks cannot move the cursor back up.
+    For a ``Trainer`` of your own: ``Trainer(callbacks=[NotebookProgressBar()])``.
 
     Args:
         refresh_rate: steps between redraws.
     """
 
     def __init__(self, refresh_rate: int = 1) -> None:
-        super().__init__(refresh_rate=refresh_rate, leave=True)
+        super().__init__(refresh_rate=refresh_rate)
 
     @override
     def init_validation_tqdm(self) -> Tqdm:
-        bar = super().init_validation_tqdm()
-        bar.leave = False
-        return bar
+        return Tqdm(disable=True) if self.trainer.state.fn == "fit" else super().init_validation_tqdm()
+
+    @override
+    def init_sanity_tqdm(self) -> Tqdm:
+        return Tqdm(disable=True)
 
 
 class ProgressBar(ShownMetrics, RichProgressBar):
-    """Rich's progress bar for terminals."""
+    """Rich's progress bar for terminals, in one line of 100 columns; it ends before the results are printed."""
+
+    @override
+    def configure_columns(self, trainer: Trainer) -> list[Any]:
+        description, bar, batches, time, _ = super().configure_columns(trainer)  # without steps per second
+        bar.bar_width = 20
+        return [description, bar, batches, time]
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop_progress()  # Lightning would in `teardown`, and whatever is printed until then stands above it
 
     @override
     def _get_train_description(self, current_epoch: int) -> str:

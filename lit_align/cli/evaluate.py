@@ -93,7 +93,7 @@ def evaluate_parser() -> OptionParser:
     add("models", nargs="+", metavar="MODEL", help="run folder, checkpoint, or Hugging Face folder or name")
     add("--into", default="evaluation", metavar="FOLDER", help="folder of the results (default: %(default)s)")
     add("--names", type=_names, metavar="A,B", help="names of the models, baseline last (default: from the paths)")
-    add("--extend", metavar="FOLDERS", help="as for fit: folders or modules with your own parts")
+    add("--extend", metavar="FOLDERS", help="as for fit: folders, files or modules with your own parts")
     _add_response_options(parser)
     _add_judge_options(parser)
     _add_other_options(parser)

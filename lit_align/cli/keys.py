@@ -70,7 +70,7 @@ RUN_KEYS = {
     "extend": RunKey(
         "str",
         None,
-        "Folders or modules with your own parts, comma separated; their code is imported. Counts on the command line "
+        "Folders, files or modules with your own parts, comma separated; their code is imported. Counts on the command line "
         "only.",
     ),
     "on_changed_settings": RunKey(

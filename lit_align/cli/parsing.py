@@ -104,11 +104,11 @@ def prepare_parsing(extensions: Sequence[str]) -> None:
     """Set up jsonargparse, once per process, before any parser is built.
 
     Args:
-        extensions: folders, or importable modules and packages, whose classes a configuration may name. They are
-            imported here: naming them on the command line is what says that their code is trusted.
+        extensions: folders, Python files, or importable modules and packages, whose classes a configuration may name.
+            They are imported here: naming them on the command line is what says that their code is trusted.
 
     Raises:
-        ValueError: an extension is neither a folder nor importable.
+        ValueError: an extension is neither a folder, nor a file, nor importable.
     """
     own = [name for extension in extensions for name in _import_extension(extension)]
     trust(own)
@@ -137,7 +137,10 @@ def presets_of(module: str, base: str) -> dict[str, Any]:
 def _import_extension(extension: str) -> list[str]:
     """Import an extension and return the names of its modules."""
     folder = at_home(extension)
-    if folder.is_dir():
+    if folder.is_file() and folder.suffix == ".py":
+        sys.path.insert(0, str(folder.resolve().parent))
+        names = [folder.stem]
+    elif folder.is_dir():
         sys.path.insert(0, str(folder.resolve()))
         names = sorted(
             {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
@@ -148,8 +151,8 @@ def _import_extension(extension: str) -> list[str]:
         try:
             import_module(name)
         except (ModuleNotFoundError, TypeError) as error:  # a TypeError for "./x", which Python takes as relative
-            if name.startswith(".") or getattr(error, "name", None) == name:
-                message = f"--extend {extension}: neither a folder nor a module that can be imported"
+            if name.startswith(".") or getattr(error, "name", None) in (name, name.partition(".")[0]):
+                message = f"--extend {extension}: neither a folder, nor a file, nor a module that can be imported"
                 raise ValueError(message) from error
             raise
     return names

@@ -193,9 +193,12 @@ def test_a_configuration_imports_nothing_that_was_not_allowed(
     assert not (module_in_folder / "imported").exists()
 
 
-def test_extensions_are_named_by_the_user(module_in_folder: Path) -> None:
+@pytest.mark.parametrize("named", [".", "evil_parts.py"])
+def test_extensions_are_named_by_the_user(module_in_folder: Path, named: str) -> None:
+    """A folder, or a single file in it."""
+
     def work() -> None:
-        parsing.prepare_parsing([str(module_in_folder)])
+        parsing.prepare_parsing([str(module_in_folder / named)])
         parser = parsing.Parser()
         parser.add_argument("--objective", type=Objective)
         parsed = parser.parse_args(["--objective", "evil_parts.Mine"])
@@ -205,9 +208,10 @@ def test_extensions_are_named_by_the_user(module_in_folder: Path) -> None:
     assert (ended.code, ended.out.strip()) == (0, "Mine")
 
 
-def test_an_extension_that_is_not_there() -> None:
-    with pytest.raises(ValueError, match="neither a folder nor a module"):
-        parsing.prepare_parsing(["no_such_module_anywhere"])
+@pytest.mark.parametrize("named", ["no_such_module_anywhere", "no_such_file.py", "./no_such_folder"])
+def test_an_extension_that_is_not_there(named: str) -> None:
+    with pytest.raises(ValueError, match=f"--extend {named}: neither a folder, nor a file, nor a module"):
+        parsing.prepare_parsing([named])
 
 
 def test_settings_of_a_default_part_do_not_leak(capsys: pytest.CaptureFixture[str]) -> None:
