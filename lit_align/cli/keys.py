@@ -70,8 +70,8 @@ RUN_KEYS = {
     "extend": RunKey(
         "str",
         None,
-        "Folders, files or modules with your own parts, comma separated; their code is imported. Counts on the command line "
-        "only.",
+        "Folders, files or modules with your own parts, comma separated; their code is imported. Counts on the "
+        "command line only.",
     ),
     "on_changed_settings": RunKey(
         'Literal["error", "warn"]', "error", "When a run is resumed with other settings of model or data."
