@@ -176,9 +176,20 @@ class FunctionScore(Scorer):
     Args:
         function: import path of ``f(prompts, responses)``, which gives one finite number for each response. Code that
             is not the package's own must be named on the command line (``--extend``).
+
+    >>> FunctionScore(max)
+    FunctionScore(function=builtins.max)
     """
 
     function: Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+
+    def __repr__(self) -> str:
+        name = getattr(self.function, "__qualname__", None)
+        return (
+            f"FunctionScore(function={self.function.__module__}.{name})"
+            if name
+            else f"FunctionScore({self.function!r})"
+        )
 
     @override
     def __call__(self, batch: PairBatch, texts: Texts) -> Any:
