@@ -40,6 +40,8 @@ CallbackType = TypeVar("CallbackType", bound=Callback)
 
 FINAL_METRICS = {
     "training loss": "train/loss",
+    "prompts whose responses made a pair": "train/paired",
+    "score of own responses": "train/score",
     "validation loss": "val/loss",
     "validation reward accuracy": "val/rewards/accuracies",
     "validation reward margin": "val/rewards/margins",

@@ -73,6 +73,7 @@ _IRRELEVANT_WARNINGS = (
     "isinstance(treespec",
     "_checkpointing` is deprecated",
     "method of metric MatchingDivergence was called before",
+    "was called before the ``update`` method",
 )
 """Warnings of libraries about themselves, of which a user's run is no cause."""
 

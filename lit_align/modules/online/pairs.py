@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric
 from typing_extensions import override
@@ -148,6 +149,11 @@ class PairLearner(Learner):
     def training_values(self) -> dict[str, Tensor]:
         values: dict[str, Tensor] = self.train_metrics.compute()
         self.train_metrics.reset()
+        if not values:
+            rank_zero_warn(
+                "no two responses that were compared had different scores (model.labels.minimum_gap counts), so that "
+                "nothing was learned since the last report"
+            )
         return values | {f"running/{name}": value for name, value in self.state.items()}
 
     @override
