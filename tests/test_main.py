@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -24,6 +25,15 @@ def test_imports_nothing_heavy(words: tuple[str, ...]) -> None:
     imported = {line.rsplit("|", 1)[-1].strip() for line in door(*words).stderr.splitlines() if "|" in line}
     assert "lit_align" in imported
     assert not imported & {"torch", "lightning", "transformers", "jsonargparse", "yaml", "numpy"}
+
+
+@pytest.mark.parametrize("own", [{}, {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}])
+def test_memory_of_a_device_grows_in_segments_unless_the_user_says_otherwise(own: dict[str, str]) -> None:
+    """PyTorch reads it when it is imported, which no command has done yet."""
+    words = "import os; from lit_align.cli import main; main(['--version']); print(os.getenv('PYTORCH_ALLOC_CONF'))"
+    mine = {name: text for name, text in os.environ.items() if not name.startswith("PYTORCH_")} | own
+    printed = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, env=mine).stdout
+    assert printed.split()[-1] == ("None" if own else "expandable_segments:True")
 
 
 def test_help_lists_the_commands() -> None:

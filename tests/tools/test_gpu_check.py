@@ -124,6 +124,7 @@ def test_a_model_is_trained_as_users_do(tmp_path: Path) -> None:
     """A policy in a folder, on texts of HH-RLHF; TRL beside it where it is installed."""
     talk = "\n\nHuman: How many are {} and {}?\n\nAssistant: {}"
     rows = [{"chosen": talk.format(n, n, 2 * n), "rejected": talk.format(n, n, "many")} for n in range(80)]
+    rows[7]["chosen"] = "\n\nHuman: And now?\n\nAssistant: "  # as some are
     data = tmp_path / "pairs.jsonl.gz"
     data.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
     model = str(testbed.resolve("testbed:policy"))

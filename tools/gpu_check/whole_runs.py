@@ -82,23 +82,26 @@ def smol(record: Record) -> None:
     if not _appears(Path(model, "config.json")):
         record.add(case="smollm2", error=f"no model in {model}; see .gpu/smol.log")
         return
-    steps = 120 if not TINY else 2
+    steps, batch = (120, 16) if not TINY else (2, 2)
     settings = [
-        *("--data.train", data, "--data.format", "hh", "--data.holdout", "0.1", "--data.batch_size", "16"),
+        *("--data.train", data, "--data.format", "hh", "--data.holdout", "0.1", "--data.batch_size", str(batch)),
         *("--data.max_length", "1024", "--model.optimizer.lr", "5e-6", "--trainer.val_check_interval", "60"),
         *("--trainer.max_steps", str(steps)),
+        *("--data.on_bad_row", "drop", "--data.max_dropped", "0.05"),  # some responses are blank
     ]
 
     def run(name: str, words: list[str]) -> dict[str, Any]:
         folder, began = WORK / f"smol_{name}", time.perf_counter()
         printed = command("fit", "--model.policy", model, *words, *settings, *TRAINER, "--run", str(folder))
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        last = {key: line[key] for line in lines for key in REPORTED if key in line}
+        values = {key: [line[key] for line in lines if key in line] for key in REPORTED}
+        first = {key: row[0] for key, row in values.items() if len(row) > 1}
+        last = {key: row[-1] for key, row in values.items() if row}
         warned = [line for line in printed.splitlines() if "forward_pass" in line][:5]
-        return {"seconds": round(time.perf_counter() - began, 1), "last": last, "warned": warned}
+        return {"seconds": round(time.perf_counter() - began, 1), "first": first, "last": last, "warned": warned}
 
     for name, more in (("averaged_dpo", []), ("sr_dpo", ["--model.reference", "Precomputed"])):
         words = ["--model.objective", name, *more]
         record.attempt(name, lambda name=name, words=words: run(name, words))
     trl = "TRL, sigmoid_norm"
-    record.attempt(trl, lambda: run_on_texts(model, data, steps, 16) if has_trl() else dict(MISSING))
+    record.attempt(trl, lambda: run_on_texts(model, data, steps, batch) if has_trl() else dict(MISSING))
