@@ -18,7 +18,7 @@ if [ -f .gpu/b/part.01 ] && [ ! -f .gpu/smollm2/model.safetensors ]; then # on t
   (timeout "${SMOL_LIMIT:-120}" python3 tools/gpu_check/smol.py > .gpu/smol.log 2>&1 || rm -r .gpu/smollm2.part) &
 fi
 # the files alone that have such tests: all others would have to be imported too
-timeout -k 5 "${TESTS_LIMIT:-100}" python3 -m pytest -m gpu -q -p no:cacheprovider -n 4 $(grep -rl 'mark\.gpu' tests) > "$OUT/pytest.txt" 2>&1
+timeout -k 5 "${TESTS_LIMIT:-100}" python3 -m pytest -m gpu -v -p no:cacheprovider -n 4 $(grep -rl 'mark\.gpu' tests) > "$OUT/pytest.txt" 2>&1
 GPU_CHECK_TESTS=$(tail -1 "$OUT/pytest.txt")
 echo "pytest: $GPU_CHECK_TESTS"
 GPU_CHECK_SECONDS=$((${LIMIT:-540} - (SECONDS - began) - 15)) \
