@@ -82,10 +82,10 @@ def smol(record: Record) -> None:
     if not _appears(Path(model, "config.json")):
         record.add(case="smollm2", error=f"no model in {model}; see .gpu/smol.log")
         return
-    steps, batch = (120, 16) if not TINY else (2, 2)
+    steps, batch, interval = (120, 16, 60) if not TINY else (2, 2, 1)
     settings = [
         *("--data.train", data, "--data.format", "hh", "--data.holdout", "0.1", "--data.batch_size", str(batch)),
-        *("--data.max_length", "1024", "--model.optimizer.lr", "5e-6", "--trainer.val_check_interval", "60"),
+        *("--data.max_length", "1024", "--model.optimizer.lr", "5e-6", "--trainer.val_check_interval", str(interval)),
         *("--trainer.max_steps", str(steps)),
         *("--data.on_bad_row", "drop", "--data.max_dropped", "0.05"),  # some responses are blank
     ]
