@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from lit_align import testbed
+from lit_align import __version__, testbed
 from tests.runner import forked
 
 ROOT = Path(__file__).parents[2]
@@ -83,7 +83,7 @@ def test_stages_and_commands_are_processes_where_the_device_is_open(tmp_path: Pa
         torch.cuda.is_initialized = lambda: True
         torch.cuda.empty_cache = torch.cuda.reset_peak_memory_stats = lambda: None
         assert stages.main(tmp_path / "out.json", ["environment"]) == 0
-        assert "lit_align" in common.command("--version")
+        assert common.command("--version") == f"{__version__}\n"
 
     (ended,) = forked([work])
     assert ended.code == 0, ended.out

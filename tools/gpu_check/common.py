@@ -144,7 +144,7 @@ def command(*words: str) -> str:
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     text = out.read_text(errors="replace")
     if code:
-        raise RuntimeError(text[-400:])
+        raise RuntimeError(f"exit code {code}: {text[-400:]}")
     return text
 
 

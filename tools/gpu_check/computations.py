@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from common import DEVICE, SMALL, TINY, Record, batch_of, llama, peak_gib, sync
 from lit_align.models import ForwardPass, LogProbReader, choose_layout
 from lit_align.types import PairBatch, PairLogProbs
 
+COMPILED = "flex_attention"
+FLASH = ("flash_attention_2",) if find_spec("flash_attn") else ()
 PACKAGES = (
     *("torch", "transformers", "lightning", "peft", "datasets", "jsonargparse", "trl", "liger_kernel", "flash_attn"),
     "triton",
@@ -109,17 +112,22 @@ def exact(record: Record) -> None:
         numbers = {"log_probs": error(two_pass), "one_pass": error(one_pass), "gradient": apart / norm}
         return numbers | {"path": path}
 
-    for precision in ("fp32", "bf16-mixed", "bf16"):
-        for attention, layout in _ways(precision):
-            record.attempt(f"{precision} {attention} {layout}", lambda how=(attention, layout, precision): read(*how))
-    for attention in ("sdpa",) if TINY else ("sdpa", "flex_attention", "flash_attention_2"):
-        record.attempt(f"choice {attention}", lambda name=attention: _chosen(name, batch))
+    def choose(*names: str) -> None:
+        for name in names:
+            record.attempt(f"choice {name}", lambda name=name: _chosen(name, batch))
+
+    choose("sdpa")
+    ways = [(*way, precision) for precision in ("fp32", "bf16-mixed", "bf16") for way in _ways(precision)]
+    for way in sorted(ways, key=lambda way: way[0] == COMPILED):  # takes longest
+        record.attempt(f"{way[2]} {way[0]} {way[1]}", lambda way=way: read(*way))
+    if not TINY:
+        choose(*FLASH, COMPILED)
 
 
 def _ways(precision: str) -> list[tuple[str, str]]:
     ways = []
-    for attention in ("sdpa",) if TINY else ("sdpa", "eager", "flex_attention", "flash_attention_2"):
-        flash = attention == "flash_attention_2"
+    for attention in ("sdpa",) if TINY else ("sdpa", *FLASH, "eager", COMPILED):
+        flash = attention in FLASH
         if not (flash and precision == "fp32"):
             layouts = ("plain", "padded", "packed") if flash else ("plain", "padded", "packed", "shared")
             ways += [(attention, layout) for layout in layouts]
