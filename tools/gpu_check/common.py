@@ -9,6 +9,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -152,7 +153,6 @@ def _run_and_exit(words: tuple[str, ...], out: Path) -> None:
     descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
 
     def work() -> None:
         from lit_align.cli import main as run
@@ -160,7 +160,9 @@ def _run_and_exit(words: tuple[str, ...], out: Path) -> None:
         sys.argv = ["lit_align", *words]
         run()
 
-    exit_after(work)
+    streams = [os.fdopen(number, "w", buffering=1) for number in (1, 2)]
+    with redirect_stdout(streams[0]), redirect_stderr(streams[1]):  # the others are kept: dropped, they close these
+        exit_after(work)
 
 
 def exit_after(work: Callable[[], object]) -> NoReturn:
@@ -174,6 +176,8 @@ def exit_after(work: Callable[[], object]) -> NoReturn:
     except BaseException:  # noqa: BLE001
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
