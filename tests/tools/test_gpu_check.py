@@ -124,14 +124,14 @@ def test_a_model_is_trained_as_users_do(tmp_path: Path) -> None:
     """A policy in a folder, on texts of HH-RLHF; TRL beside it where it is installed."""
     talk = "\n\nHuman: How many are {} and {}?\n\nAssistant: {}"
     rows = [{"chosen": talk.format(n, n, 2 * n), "rejected": talk.format(n, n, "many")} for n in range(80)]
-    rows[7]["chosen"] = "\n\nHuman: And now?\n\nAssistant: "  # as some are
+    rows[7]["chosen"] = talk.format(7, 7, " ")  # as some are
     data = tmp_path / "pairs.jsonl.gz"
     data.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
-    model = str(testbed.resolve("testbed:policy"))
-    ours, refined, trl = check(tmp_path, "smol", GPU_CHECK_MODEL=model, GPU_CHECK_DATA=str(data))["smol"]
-    assert ours["last"]["train/loss"] == pytest.approx(0.6931, abs=1e-2)
+    places = {"GPU_CHECK_MODEL": str(testbed.resolve("testbed:policy")), "GPU_CHECK_DATA": str(data)}
+    ours, refined, trl = check(tmp_path, "smol", LIT_ALIGN_CACHE=str(tmp_path / "cache"), **places)["smol"]
+    assert ours["last"]["train/loss"] == pytest.approx(0.6931, abs=0.1)
     assert refined["last"]["train/throughput/tokens_per_second"] > 0
-    assert "skipped" in trl or trl["loss"] == pytest.approx(0.6931, abs=2e-2)
+    assert "skipped" in trl or trl["loss"] == pytest.approx(0.6931, abs=0.1)
 
 
 def test_a_model_that_nothing_prepares_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
