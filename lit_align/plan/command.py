@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ from lit_align.types import PairBatch
 
 RESERVED = 0.06
 """Share of a GPU's memory for its driver, the kernels and the allocator's gaps."""
+KIB = 2**10
 LABELS = {
     "parameters": "parameters",
     "optimizer": "optimizer states",
@@ -42,6 +44,7 @@ LABELS = {
     "cache": "keys and values",
     "working": "logits, arithmetic",
     "communication": "communication",
+    "process": "program, data",
 }
 """Field of ``Memory`` → row of the table."""
 
@@ -133,8 +136,9 @@ class Planner(cli.Cli):
         if self.fills is not None:
             self.fills.update(knobs(Case(module, batch, parallelism)))
             return
+        process = process_memory() if parallelism.device == "cpu" else 0
         try:
-            plan = estimate(copy.deepcopy(module), batch, parallelism)
+            plan = estimate(copy.deepcopy(module), batch, parallelism).beside(process)
         except FileNotFoundError as error:
             if self.stand_in is not None:
                 raise
@@ -218,15 +222,24 @@ def _print_time(console: Console, plan: Estimate, speed: tuple[float, float], st
         console.print(f"{steps:,} steps: {seconds * share * steps / 3600:.3g} hours, without validation and samples")
 
 
+def process_memory() -> int:
+    """Return the resident bytes of this process, whose imports and data are those of a run; 0 if not on Linux."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return next((int(line.split()[1]) * KIB for line in lines if line.startswith("VmRSS")), 0)
+
+
 def cpu_rate(hidden_size: int) -> float:
     """Measure for half a second how many operations per second this CPU does in float32 products like a model's.
+
+    The fastest of many products counts: others are slow because of what else the machine does.
 
     Args:
         hidden_size: of the model; its largest products are taken to be four times as wide.
     """
     rows, weight = torch.randn(512, hidden_size), torch.randn(hidden_size, 4 * hidden_size)
-    products, start = 0, time.perf_counter()
-    while (seconds := time.perf_counter() - start) < 0.5:
+    least, end = math.inf, time.perf_counter() + 0.5
+    while (start := time.perf_counter()) < end or least == math.inf:
         torch.mm(rows, weight)
-        products += 1
-    return products * 2 * rows.numel() * weight.shape[1] / seconds
+        least = min(least, time.perf_counter() - start)
+    return 2 * rows.numel() * weight.shape[1] / least

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -55,6 +55,15 @@ class Estimate:
     def memory(self) -> Memory:
         """Memory of each process in this phase."""
         return self.phases[self.fullest]
+
+    def beside(self, process: int) -> Estimate:
+        """Return the estimate with what the program itself takes of the same memory.
+
+        Args:
+            process: its bytes.
+        """
+        phases = {phase: replace(memory, process=process) for phase, memory in self.phases.items()}
+        return replace(self, phases=phases)
 
 
 def estimate(module: Module, batch: PairBatch, parallelism: Parallelism = Parallelism()) -> Estimate:

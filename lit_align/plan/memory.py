@@ -53,6 +53,7 @@ class Memory:
         cache: keys and values of the responses that are being written.
         working: temporaries, such as logits, their softmax, and the arithmetic of backward pass and optimizer.
         communication: gathered layers of sharded models, and DDP's copy of the gradients.
+        process: the program itself with its libraries and the prepared data, where they share the models' memory.
     """
 
     parameters: int
@@ -63,6 +64,7 @@ class Memory:
     cache: int = 0
     working: int = 0
     communication: int = 0
+    process: int = 0
 
     @property
     def total(self) -> int:

@@ -56,6 +56,16 @@ class TestReport:
         assert "| dpo | ours | 4 (3–6) | 8 (6–12) |" in lines[2]
         assert lines[3].endswith("| 1.00 | 2.00 | 1.00 |")
 
+    def test_each_case_has_a_line_on_all_sides(self, parts: tuple[ModuleType, ModuleType, ModuleType]) -> None:
+        measure, report, _ = parts
+        ours, theirs = ([measure.Result(9.0, user, 4.0, 0.0, peak)] for user, peak in ((2.0, 700.0), (3.0, 900.0)))
+        lines = report.summary({"smol": {"dpo": {"ours": ours, "TRL 4": theirs}, "sr_dpo": {"ours": ours}}})
+        assert lines == [
+            "- smol, dpo: TRL 4 takes 1.50 times our user CPU; our peak is 700 MiB, where the others have 900; "
+            "our startup is 4 s, where the others have 4.",
+            "- smol, sr_dpo: our peak is 700 MiB; our startup is 4 s.",
+        ]
+
     def test_a_constant_and_a_slope_are_fitted(self, parts: tuple[ModuleType, ModuleType, ModuleType]) -> None:
         assert parts[1].line([1, 2, 4, 8], [8, 13, 23, 43]) == pytest.approx((3.0, 5.0))
 

@@ -41,6 +41,30 @@ def table(results: Results, pairs: int, tokens: int) -> list[str]:
     return lines
 
 
+def summary(models: Mapping[str, Results]) -> list[str]:
+    """Return a line on each case: how many times our time the other sides take, and what they add to peak and startup.
+
+    Args:
+        models: name of a model → the measurements.
+    """
+    lines = []
+    for model, results in models.items():
+        for case, sides in results.items():
+            others = {side: runs for side, runs in sides.items() if side != "ours"}
+            times = {side: _ratio(runs, sides["ours"], "user") for side, runs in others.items()}
+            parts = [f"{side} takes {ratio} times our user CPU" for side, ratio in times.items()]
+            for name, unit in (("peak", "MiB"), ("startup", "s")):
+                values = [_median(runs, name) for runs in (sides["ours"], *others.values())]
+                beside = f", where the others have {', '.join(values[1:])}" if others else ""
+                parts.append(f"our {name} is {values[0]} {unit}{beside}")
+            lines.append(f"- {model}, {case}: {'; '.join(parts)}.")
+    return lines
+
+
+def _median(runs: Sequence[Result], name: str) -> str:
+    return f"{statistics.median(getattr(run, name) for run in runs):.4g}"
+
+
 def phases(results: Results, steps: int) -> list[str]:
     """Return a table of the median milliseconds of each part of a step, the first step included.
 

@@ -69,6 +69,8 @@ class Columns:
 _WON = re.compile(r"\b(win|won|chos|choos|choice|prefer|better|best|good|posit|pos\b|accept)")
 _LOST = re.compile(r"\b(los|loos|reject|disprefer|unprefer|worse|worst|bad|negat|neg\b|inferior)")
 """Beginnings of words in names of columns that say on which side the column is."""
+_PROMPTS = ("question", "query", "instruction", "input", "post", "context", "problem")
+"""Columns in which sources keep prompts."""
 
 
 def suggestion(name: str, known: Sequence[str]) -> str:
@@ -86,13 +88,14 @@ def likely_name(name: str, known: Sequence[str]) -> str | None:
 
     A name of the winning side is never taken for one of the losing side, or the other way round.
 
-    >>> likely_name("chosen", ["lose", "win"]), likely_name("chosen", ["lose"])
-    ('win', None)
+    >>> likely_name("chosen", ["lose", "win"]), likely_name("chosen", ["lose"]), likely_name("prompt", ["question"])
+    ('win', None, 'question')
     """
     side = _side(name)
     fitting = [each for each in known if not side or _side(each) in ("", side)]
     close = difflib.get_close_matches(name, fitting, n=1, cutoff=0.7 if side else 0.5)
-    return next(iter([*close, *(each for each in fitting if side and _side(each) == side)]), None)
+    asking = (each for each in fitting if name == "prompt" and each.lower() in _PROMPTS)
+    return next(iter([*close, *(each for each in fitting if side and _side(each) == side), *asking]), None)
 
 
 def _side(name: str) -> str:

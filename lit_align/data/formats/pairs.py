@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from lit_align.data.formats import fields
 from lit_align.data.formats.base import PairFormat, RawRow
-from lit_align.data.formats.columns import suggestion
+from lit_align.data.formats.columns import likely_name
 from lit_align.data.formats.conversations import Score, check_prompt, first_difference, split_response, split_shared
 from lit_align.errors import DataError, shown
 from lit_align.types import PreferencePair
@@ -61,10 +61,12 @@ class HumanAssistant(PairFormat):
     def _split(row: RawRow, column: str) -> tuple[str, str]:
         before, mark, response = fields.text(row, column).rpartition(ASSISTANT)
         if not mark or HUMAN not in before:
+            meant = likely_name("prompt", [name for name in row.columns if name not in ("chosen", "rejected")])
+            remedy = "" if meant is None else f"; if that is {meant!r} here, set data.columns: {{prompt: {meant}}}"
             raise DataError(
                 row.where,
                 f"found no '\\n\\nHuman: … \\n\\nAssistant: …' dialogue in {shown(row.columns[column], 60)}; "
-                f"text without turns needs a column 'prompt' (format: pairs){suggestion('prompt', list(row.columns))}",
+                f"text without turns needs a column 'prompt' (format: pairs){remedy}",
                 column,
             )
         return before + mark, response

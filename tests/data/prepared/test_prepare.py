@@ -170,6 +170,12 @@ def test_plain_texts_without_a_prompt_are_told_what_to_do(read: Any, write: Writ
         read(path)
 
 
+def test_a_prompt_under_another_name_is_told_how_to_say_so(read: Any, write: Write) -> None:
+    path = write([{"question": "Where is Jim?", "chosen": "In the skiff.", "rejected": "In the sea."}])
+    with pytest.raises(DataError, match=r"if that is 'question' here, set data.columns: {prompt: question}"):
+        read(path)
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80, deadline=None)
 @given(
     lines=st.lists(st.binary(max_size=30) | st.just(b'{"prompt": "p", "chosen": "c", "rejected": "r"}'), max_size=6)
