@@ -68,9 +68,9 @@ def test_what_a_reward_model_says_stands_beside_the_policy_before_training() -> 
         "score": {"value": 0.5, "low": 0.25, "high": 0.75},
         "win_rate": {"value": 0.5, "low": None, "high": None},
     }
-    models = [{"name": "seed=1-dpo", "metrics": metrics}, {"name": real_judge.START, "metrics": {}}]
+    models = [{"name": "dpo-1", "metrics": metrics}, {"name": real_judge.START, "metrics": {}}]
     lines = real_judge.judge_table(real_judge.Judge(0.625, models)).splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2:4]] == [real_judge.START, "seed=1-dpo"]
+    assert [line.split("|")[1].strip() for line in lines[2:4]] == [real_judge.START, "dpo-1"]
     assert "| 0.50 (0.25–0.75) |" in lines[3]
     assert lines[-1] == "The reward model is right in 62 % of PandaLM's test pairs."
 

@@ -13,7 +13,7 @@ from typing import Any
 from lit_align.sweep.table import last_values
 from tools.evidence.sweeps import ROOT, RunNumbers
 
-START = "before training"
+START = "before-training"
 COLUMNS = {
     "tokens": "length/tokens",
     "ended": "ended",
@@ -52,7 +52,7 @@ def evaluate(runs: Path, start: str, prompts: Path, most_tokens: int) -> None:
         prompts: file of the prompts.
         most_tokens: of a response.
     """
-    policies = {f"{run.parent.name}-{run.name}": run for run in sorted((runs / "real").glob("seed=*/*-seed=*"))}
+    policies = {policy_name(run): run for run in sorted((runs / "real").glob("seed=*/*-seed=*"))}
     (reward,) = (runs / "real_reward").glob("seed=*/*/reward_model")
     command: list[object] = [
         sys.executable,
@@ -66,11 +66,21 @@ def evaluate(runs: Path, start: str, prompts: Path, most_tokens: int) -> None:
     subprocess.run(list(map(str, command)), cwd=ROOT, check=True)
 
 
+def policy_name(run: Path) -> str:
+    """Return the name of a policy by the folder of its run: its objective and its seed.
+
+    >>> policy_name(Path("seed=2/averaged_dpo-beta=1.6-seed=2"))
+    'averaged-dpo-2'
+    """
+    objective, _, rest = run.name.partition("-")
+    return f"{objective.replace('_', '-')}-{rest.rpartition('=')[2]}"
+
+
 def read_judge(runs: Path, numbers: Sequence[RunNumbers]) -> Judge:
     """Return the reward model's accuracy and the evaluation, as far as they exist."""
     file = runs / "evaluation" / "evaluation.json"
     models = json.loads(file.read_text("utf-8"))["models"] if file.is_file() else []
-    accuracy = numbers[0].final["val/accuracy"] if numbers else None
+    accuracy = numbers[0].final["val/rewards/accuracies"] if numbers else None
     return Judge(accuracy, models)
 
 
