@@ -64,6 +64,7 @@ def test_votes_become_probabilities_and_nothing_else_changes(tmp_path: Path) -> 
 
 
 def test_what_a_reward_model_says_stands_beside_the_policy_before_training() -> None:
+    assert real_judge.policy_name(Path("seed=2/averaged_dpo-beta=1.6-seed=2")) == "averaged-dpo-2"
     metrics = {
         "score": {"value": 0.5, "low": 0.25, "high": 0.75},
         "win_rate": {"value": 0.5, "low": None, "high": None},
