@@ -90,7 +90,12 @@ def evaluate_parser() -> OptionParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("models", nargs="+", metavar="MODEL", help="run folder, checkpoint, or Hugging Face folder or name")
+    add(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="run, checkpoint, Hugging Face folder or name, or openai:MODEL",
+    )
     add("--into", default="evaluation", metavar="FOLDER", help="folder of the results (default: %(default)s)")
     add("--names", type=_names, metavar="A,B", help="names of the models, baseline last (default: from the paths)")
     add("--extend", metavar="FOLDERS", help="as for fit: folders, files or modules with your own parts")
@@ -135,6 +140,8 @@ def _add_judge_options(parser: argparse.ArgumentParser) -> None:
         "naming the option again",
     )
     add("--tie_margin", type=_number(0), default=0.0, metavar="X", help="scores this close tie (default: 0)")
+    add("--model_url", metavar="URL", help="endpoint of openai:MODEL (default: OPENAI_BASE_URL, or OpenAI's)")
+    add("--model_key", default="OPENAI_API_KEY", metavar="NAME", help="variable with its key (default: %(default)s)")
     add("--judge_url", metavar="URL", help="endpoint of llm (default: OPENAI_BASE_URL, or OpenAI's)")
     add("--judge_key", default="OPENAI_API_KEY", metavar="NAME", help="variable with its key (default: %(default)s)")
     add("--judge_template", metavar="FILE", help="question with {prompt}, {answer_1} and {answer_2}")

@@ -26,6 +26,7 @@ from lit_align.data.text.tokenizer import Encoder
 from lit_align.errors import printable
 from lit_align.evaluation.benchmarks import benchmark_metrics, benchmark_tasks, check_harness
 from lit_align.evaluation.card import card_of, write_into_card
+from lit_align.evaluation.client import Endpoint
 from lit_align.evaluation.evaluate import START, PromptEvaluation, ResponseSettings, versions
 from lit_align.evaluation.join import join_evaluation
 from lit_align.evaluation.judges import Judge, JudgeError, make_judge
@@ -42,6 +43,7 @@ from lit_align.evaluation.record import (
     model_folder,
     read_evaluation,
 )
+from lit_align.evaluation.remote import REMOTE
 from lit_align.files import at_home
 from lit_align.models.loading import Loading
 from lit_align.models.sampling import Sampling
@@ -169,6 +171,7 @@ def _on_prompts(
         reference=START if options.reference is None else _named(options.reference),
         judges=name_judges([(setting, _judge(options, setting, load)) for setting in options.judge], known),
         settings=ResponseSettings(options.seeds, sampling, options.batch_size, options.resamples),
+        endpoint=Endpoint(options.model_url, options.model_key, workers=options.batch_size),
         described={
             "prompts": {
                 "source": options.prompts,
@@ -201,8 +204,6 @@ def name_judges(judges: Sequence[tuple[str, Judge]], known: EvaluationRecord) ->
 def _judge(options: argparse.Namespace, setting: str, load: ModelLoader) -> Judge:
     endpoint = None
     if setting.startswith("llm:"):
-        from lit_align.evaluation.endpoint import Endpoint
-
         request = {"options": options.judge_options} if options.judge_options is not None else {}
         endpoint = Endpoint(
             base_url=options.judge_url,
@@ -249,6 +250,11 @@ class ModelLoader:
             FileNotFoundError: it does not exist.
             ValueError: a run has no checkpoint that is intact, and no exported policy.
         """
+        if path.startswith(REMOTE):
+            raise ValueError(
+                f"{path} stands behind an endpoint, which writes responses to --prompts; --pairs, --tasks and "
+                "--reference need its weights: expected a folder or a name on a hub"
+            )
         place = at_home(path)
         is_run = (place / "config.yaml").is_file() and not (place / "config.json").is_file()
         if testbed.resolve(path) is None and (is_run or place.suffix == ".ckpt"):

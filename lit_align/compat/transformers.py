@@ -6,10 +6,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, datetime, time
+from functools import partial
 from typing import Any
 
 from torch import nn
-from transformers.utils import chat_template_utils
+from transformers import modeling_gguf_pytorch_utils
+from transformers.utils import chat_template_utils, logging
 
 
 def attention_name(model: Any) -> str:
@@ -22,6 +24,19 @@ def recompute_activations(model: Any) -> None:
     """Let a model recompute its activations in the backward pass; the method has another name from 5.23 on."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
+
+
+@contextmanager
+def no_gguf_bar() -> Iterator[None]:
+    """Leave out the progress bar of the reader of GGUF files, which has no switch, where other bars are off."""
+    module: Any = modeling_gguf_pytorch_utils
+    own = module.tqdm
+    if not logging.is_progress_bar_enabled():
+        module.tqdm = partial(own, disable=True)
+    try:
+        yield
+    finally:
+        module.tqdm = own
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import transformers
 from torch import nn
 
 from lit_align import __version__
+from lit_align.evaluation.client import Endpoint
 from lit_align.evaluation.intervals import RESAMPLES, bootstrap, bootstrap_mean
 from lit_align.evaluation.join import control_lengths
 from lit_align.evaluation.judges import Judge
@@ -34,6 +35,7 @@ from lit_align.evaluation.record import (
     scores_file,
     write_jsonl,
 )
+from lit_align.evaluation.remote import REMOTE, remote_identity, responses_from_endpoint
 from lit_align.evaluation.respond import EvaluationResponse, collect_responses, progress
 from lit_align.evaluation.text_measures import text_metrics
 from lit_align.models.sampling import Sampling
@@ -185,6 +187,7 @@ class PromptEvaluation:
         judges: by name; the numbers of one without a name have plain names, those of others ``judges/NAME/...``.
         settings: seeds and sampling.
         described: further settings, as ``evaluation.json`` shows them.
+        endpoint: of the models whose path begins with ``openai:``.
     """
 
     paths: Mapping[str, str]
@@ -194,6 +197,7 @@ class PromptEvaluation:
     judges: Mapping[str, Judge] = field(default_factory=dict)
     settings: ResponseSettings = field(default_factory=ResponseSettings)
     described: Mapping[str, Any] = field(default_factory=dict)
+    endpoint: Endpoint = field(default_factory=Endpoint)
 
     def __call__(self, prompts: Sequence[EvaluationPrompt], folder: Path) -> EvaluationRecord:
         """Evaluate the models, and write their rows; ``join_evaluation`` writes the numbers."""
@@ -230,7 +234,14 @@ class PromptEvaluation:
         return metrics
 
     def _collect(self, name: str, prompts: Sequence[EvaluationPrompt], folder: Path) -> Collected:
-        evaluated = self.load(self.paths[name], name)
+        own = self.paths[name]
+        if own.startswith(REMOTE):
+            sampling, into = self.settings.sampling, model_folder(folder, name)
+            with locked(into):
+                responses = responses_from_endpoint(own, self.endpoint, prompts, self.settings.seeds, sampling, into)
+            weights = content_digest(remote_identity(own, self.endpoint))
+            return Collected(name, own, responses, weights=weights)
+        evaluated = self.load(own, name)
         path = evaluated.reference if self.reference == START else self.reference
         reference = None if path is None or path == evaluated.path else self.load(path, f"{name} (reference)")
         with locked(model_folder(folder, name)):

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from lit_align import testbed
 from lit_align.compat.peft import PeftModel
-from lit_align.compat.transformers import recompute_activations, unchanged_modeling
+from lit_align.compat.transformers import no_gguf_bar, recompute_activations, unchanged_modeling
 from lit_align.errors import check_bitsandbytes, check_trainable
 from lit_align.files import adapter_base, at_home, gguf_source, is_gguf
 from lit_align.models.adapters import LoRA, SavedAdapter, saved_adapter
@@ -240,17 +240,18 @@ def build_model(auto: Any, place: str, config: PretrainedConfig, loading: Loadin
         check_bitsandbytes("loading.quantization", loading.quantization)
         options |= reading_options(loading.quantization, options["dtype"])
     try:
-        model, report = auto.from_pretrained(
-            folder,
-            config=config,
-            revision=loading.revision,
-            use_safetensors=None if gguf else True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported by the caller, as errors
-            **options,
-            **gguf,
-        )
+        with no_gguf_bar():
+            model, report = auto.from_pretrained(
+                folder,
+                config=config,
+                revision=loading.revision,
+                use_safetensors=None if gguf else True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported by the caller, as errors
+                **options,
+                **gguf,
+            )
     except SafetensorError as error:
         files = ", ".join(f"{f.name} ({f.stat().st_size} bytes)" for f in sorted(Path(place).glob("*.safetensors")))
         raise ValueError(f"{place}: the weights are damaged or cut short: {files}: {error}") from error

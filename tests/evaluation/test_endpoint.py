@@ -9,14 +9,8 @@ from typing import Any
 
 import pytest
 
-from lit_align.evaluation.endpoint import (
-    TEMPLATE,
-    BudgetError,
-    Endpoint,
-    EndpointJudge,
-    read_judge_template,
-    read_verdict,
-)
+from lit_align.evaluation.client import BudgetError, Endpoint
+from lit_align.evaluation.endpoint import TEMPLATE, EndpointJudge, read_judge_template, read_verdict
 from lit_align.evaluation.judges import JudgeError
 from lit_align.evaluation.prompts import EvaluationPrompt
 from lit_align.types import PreferencePair
