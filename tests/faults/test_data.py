@@ -137,7 +137,7 @@ def test_a_prompt_is_never_guessed_from_what_two_texts_share(tmp_path: Path, fau
     """This holds also if the first row, which determines the format, is the one without a prompt."""
     message = raised(file(tmp_path, [NO_PROMPT[fault]]))
     assert re.search(r"pairs\.jsonl:1: .*needs a column 'prompt'", message), message
-    assert ("did you mean 'promt'?" in message) == (fault == "A24")
+    assert ("if that is 'promt' here, set data.columns: {prompt: promt}" in message) == (fault == "A24")
 
 
 @pytest.mark.fault("A07b")
