@@ -36,12 +36,13 @@ def draw_forest(axis: Any, rows: Mapping[str, Sequence[Comparison]], kinds: Sequ
                 markersize=6,
                 color=COLOURS[kind],
                 markerfacecolor=COLOURS[kind] if holds else "white",
-                label=None if place else kind,
                 linestyle="none",
                 elinewidth=1,
             )
     axis.set_yticks(range(len(rows)), list(rows), fontsize=8)
-    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.set_ylim(len(rows) + 0.12 * len(rows), -0.5)  # with room for the legend
+    for kind in kinds if rows else ():
+        axis.plot([], [], marker="o", color=COLOURS[kind], markerfacecolor="white", linestyle="none", label=kind)
     if rows:
         title = "95 % intervals (seeds: from three on); filled: holds after Holm"
-        axis.legend(title=title, fontsize=8, title_fontsize=8, loc="lower right")
+        axis.legend(title=title, fontsize=8, title_fontsize=8, ncols=2, frameon=False, loc="lower right")
