@@ -217,7 +217,6 @@ def test_a_resumed_run_is_resumed_again(rows: Path, tmp_path: Path, validated: b
 
 
 @pytest.mark.resume("a run that had ended, with more steps than before")
-@pytest.mark.representative
 def test_a_run_that_ended_inside_an_epoch_goes_on_in_it(rows: Path, tmp_path: Path) -> None:
     """Resuming with more steps equals a run that never ended."""
     more = ("--data.batch_size", 3, "--trainer.log_every_n_steps", 1, "--model.schedule", "Constant")
@@ -376,7 +375,6 @@ def test_a_short_run_reports_its_steps(rows: Path, tmp_path: Path) -> None:
         assert [line["step"] for line in metrics(run) if "train/loss" in line] == [2]
 
 
-@pytest.mark.representative
 def test_predict_writes_a_line_per_pair(rows: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     ok(lit_align(*words(run, rows, "--trainer.max_steps", 2)))

@@ -81,6 +81,7 @@ def test_the_lines_are_the_curves() -> None:
     assert [len(axes.lines) for axes in others] == [2, 1, 2, 2, 1]
 
 
+@pytest.mark.slow
 def test_without_samples_and_margins_there_are_curves_alone(tmp_path: Path) -> None:
     files = draw_training(tmp_path / "figures", "run", {"val/loss": {1: 1.0, 2: 2.0}}, MarginsByLength().compute())
     assert [path.name for path in files] == ["curves.png"]

@@ -15,6 +15,8 @@ from lit_align.evaluation.judges import JudgeError
 from lit_align.evaluation.prompts import EvaluationPrompt
 from lit_align.types import PreferencePair
 
+pytestmark = pytest.mark.slow
+
 KEY = "sk-secret-0123456789"
 Reply = Callable[[dict[str, Any], int], tuple[int, dict[str, str], Any]]
 

@@ -24,6 +24,8 @@ from lit_align.models.sampling import Sampling
 from lit_align.testbed.truth import true_score
 from tests.evaluation import by_hand
 
+pytestmark = pytest.mark.slow
+
 Rows = Sequence[dict[str, float]]
 Statistic = Callable[[Rows], float]
 SETTINGS = ResponseSettings((0, 1), Sampling(max_new_tokens=12), batch_size=12, resamples=100)

@@ -19,6 +19,8 @@ from lit_align.evaluation.preference_sets import PairMargin, kept_margins, pair_
 from lit_align.types import PreferencePair
 from tests.evaluation.by_hand import interval, log_prob
 
+pytestmark = pytest.mark.slow
+
 
 def margin(index: int, value: float, lengths: tuple[int, int] = (5, 5), **more: object) -> PairMargin:
     return PairMargin(index, index, value, value / 10, *lengths, **more)  # type: ignore[arg-type]

@@ -23,6 +23,8 @@ from lit_align.evaluation.win_rates import (
 )
 from tests.evaluation import by_hand
 
+pytestmark = pytest.mark.slow
+
 PUBLISHED = os.environ.get("LIT_ALIGN_LENGTH_CONTROLLED")
 """A file of public judgements with published length-controlled win rates; see the guide on evaluation."""
 

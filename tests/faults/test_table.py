@@ -9,6 +9,8 @@ import pytest
 from tests.faults.rows import ELSEWHERE, FAULTS, SECURITY
 from tests.tables import LISTED, marked
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 LISTS = [("fault", FAULTS), ("security", SECURITY)]
 

@@ -56,6 +56,7 @@ def test_a_policy_that_matches_lies_on_the_diagonal() -> None:
     assert torch.allclose(filled[:, 1], filled[:, 2])
 
 
+@pytest.mark.slow
 def test_figures_are_written(tmp_path: Path) -> None:
     file = draw_matching(
         {"reference": metric(), "KL": metric(), "empty": MatchingDivergence()}, tmp_path / "a" / "m.png"

@@ -30,6 +30,7 @@ def write(batch_size: int, requested: list[GenerationRequest], **settings: float
     return [response.ids for response in CachedGenerator(batch_size)(tiny_llama(), requested, STOPS, 0, sampling)]
 
 
+@pytest.mark.slow
 def test_the_split_into_batches_changes_nothing() -> None:
     whole = write(64, requests())
     for size in (1, 2, 5):
@@ -147,6 +148,7 @@ def test_greedy_equals_a_loop_without_padding() -> None:
         assert response.content == ids[len(prompt) :]
 
 
+@pytest.mark.slow
 def test_sample_responses_follows_the_model_s_distribution() -> None:
     """Frequencies of the first token over many samples: no top-k, no nucleus, no temperature slips in."""
     model = tiny_llama()
@@ -225,6 +227,7 @@ def test_a_response_does_not_depend_on_its_neighbours(build: Callable[[], torch.
     assert sample_responses(model, prompts, {2}, 0, greedy) == each
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [tiny_llama, mistral, rwkv])
 def test_a_prompt_is_read_once_for_all_its_responses(build: Callable[[], torch.nn.Module]) -> None:
     """Models that keep more than keys and values read it for each response; the responses are the same in any case."""

@@ -157,6 +157,7 @@ def test_sharded_models_are_gathered_while_responses_are_written(folder: Path) -
     assert found["forward"].communication == 4 * POLICY + 4 * layer  # its two layers, and one's gradients
 
 
+@pytest.mark.slow
 def test_the_operations_of_writing_are_those_of_generate() -> None:
     """Compare with the testbed's policy, which writes without a stop token."""
     module = LitOnline(

@@ -160,6 +160,7 @@ def test_a_base_may_be_a_configuration_that_ships(tmp_path: Path, monkeypatch: p
     assert grid_of(tmp_path, base="quickstart").cells[0].arguments[1] == "quickstart"
 
 
+@pytest.mark.slow
 def test_the_grids_of_the_results_pages_have_no_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
     root = Path(__file__).parents[2]
     monkeypatch.chdir(root)

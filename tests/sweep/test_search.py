@@ -16,6 +16,8 @@ from lit_align.sweep.grid import read_grid, searched_cells
 from lit_align.sweep.search import Search, Trials, read_search
 from lit_align.sweep.worker import Task
 
+pytestmark = pytest.mark.slow
+
 SPACE = {"model.optimizer.lr": {"low": 1e-5, "high": 1e-3, "log": True}, "data.batch_size": {"low": 2, "high": 8}}
 SECTION = {"metric": "val/loss", "direction": "minimize", "trials": 5, "space": SPACE}
 

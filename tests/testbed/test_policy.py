@@ -12,6 +12,8 @@ from lit_align.testbed import preferences
 from lit_align.testbed.policy import Skill, blank_policy, measure_skill, respond, train_tokenizer
 from lit_align.testbed.world import ASIDES, COMPLETE, FILLERS, KINDS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:

@@ -11,6 +11,8 @@ from lit_align.objectives.regularizer import KL, ConditionalMatching, Regularize
 from lit_align.online import KLAfter, LengthControl, MeanPenalty, NoLengthControl, TokenCost
 from tests.theory.lengths import END, Toy
 
+pytestmark = pytest.mark.slow
+
 MATCHING = ConditionalMatching(0.1)
 GOING_ON = 2.05
 """Weight of going on: two supported tokens, and one of π_ref 0.05."""

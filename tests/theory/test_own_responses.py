@@ -11,6 +11,8 @@ from lit_align.testbed.operators import total_variation
 
 from .tabular import Pairs, World, distribution, minimised, token_log_probs, trained, trained_on_probabilities
 
+pytestmark = pytest.mark.slow
+
 
 def own_responses(objective: Objective, world: World, rounds: int) -> Tensor:
     """Return π(y | x) after several pools: each is sampled from the minimum on the pool before it."""

@@ -38,6 +38,7 @@ def test_the_length_is_the_plans() -> None:
     assert len(loader()) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.resume("batches that workers had read ahead")
 def test_a_resumed_run_sees_what_the_first_one_would_have_seen(workers: int) -> None:

@@ -63,6 +63,7 @@ class TestNumbersOfAPair:
             pair(**{column: value})
         assert str(caught.value).startswith(f"{WHERE}: {column}: {expected}")
 
+    @pytest.mark.slow
     @given(value=st.floats() | st.integers() | st.text(max_size=9) | st.none() | st.booleans())
     def test_whatever_the_weight_it_is_positive_or_a_data_error(self, value: Any) -> None:
         found = outcome(lambda: pair(weight=value))

@@ -88,6 +88,7 @@ COLUMNS = ["prompt", "responses", "completion", "label", "scores", "choice", "ch
 GOOD = {"prompt": "p", "responses": ["a", "b"], "completion": "c", "label": True, "chosen": "a", "rejected": "b"}
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(row=st.dictionaries(st.sampled_from(COLUMNS), VALUES), name=st.sampled_from(sorted(FORMATS)))
 def test_whatever_the_row_there_are_pairs_or_a_data_error(row: dict[str, Any], name: str) -> None:

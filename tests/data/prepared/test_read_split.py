@@ -140,6 +140,7 @@ MAPS: Any = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
 @given(
     lines=st.lists(LINES, max_size=5),

@@ -12,6 +12,8 @@ from lit_align.data.report.figures import CHOSEN, REJECTED, draw, gap_figure, le
 from lit_align.data.report.lengths import LengthReport, Marks, length_report
 from tests.data.report.test_lengths import STORE, pair, response
 
+pytestmark = pytest.mark.slow
+
 
 def pixels(path: Path) -> NDArray[np.float64]:
     return np.asarray(imread(path))[..., :3].astype(np.float64)

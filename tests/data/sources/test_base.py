@@ -237,6 +237,7 @@ ANY_JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
 @given(content=st.binary(max_size=200) | ANY_JSON.map(lambda value: json.dumps(value).encode()))
 @pytest.mark.parametrize("name", ["f.jsonl", "f.json", "f.csv", "f.tsv", "f.jsonl.gz", "f.jsonl.zst", "f.parquet"])

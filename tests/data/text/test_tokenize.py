@@ -166,6 +166,7 @@ class TestText:
     def test_no_pairs(self, plain: PreTrainedTokenizerFast) -> None:
         assert Tokenize(Encoder(plain), Cut(100))([]).outcomes == []
 
+    @pytest.mark.slow
     def test_a_response_of_two_megabytes_is_cut_in_bounded_time(self, plain: PreTrainedTokenizerFast) -> None:
         (pair,) = Tokenize(Encoder(plain), Cut(64))([text_pair(chosen=" ship" * 400_000)]).outcomes
         assert isinstance(pair, TokenizedPair)
@@ -224,6 +225,7 @@ class TestChat:
         assert decode(chatml, spoilt.chosen.ids) == f"y{content}z<|im_end|>"
         assert f"{QUALITY} x{content}<|im_end|>" in decode(chatml, spoilt.prompted)
 
+    @pytest.mark.slow
     def test_control_tokens_without_number_are_hidden_too(self, chatml: PreTrainedTokenizerFast) -> None:
         said = "<|im_end|>x" * 70_000
         assert decode(chatml, one(chatml, chat_pair(chosen=said)).chosen.ids).startswith("<|im_end|>x<|im_end|>x")

@@ -117,6 +117,7 @@ def test_equals_a_loop(name: str, layout: LayoutName) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_prefix_of_all_pairs_is_read_once(name: str) -> None:
     assert_same(
@@ -392,6 +393,7 @@ def one_process(tmp_path: Path) -> Iterator[None]:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("head_apart", [True, False], ids=["head apart", "head in root"])
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -98,6 +99,7 @@ def test_a_prefix_is_common_to_all_and_long_enough() -> None:
     assert common_prefix(pair_batch([[3] * MIN_PREFIX], [([5, 6], [7, 8])])) == MIN_PREFIX  # both sides of one pair
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(PAIRS, st.lists(st.integers(3, 5), max_size=4), st.data())
 def test_a_prefix_is_stored_once(
