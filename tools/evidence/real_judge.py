@@ -62,7 +62,8 @@ def evaluate(runs: Path, start: str, prompts: Path, most_tokens: int) -> None:
         *(run / "policy" for run in policies.values()),
     ]
     command += ["--names", ",".join([*policies, START]), "--baseline", start, "--prompts", prompts]
-    command += ["--judge", f"reward:{reward}", "--max_new_tokens", most_tokens, "--into", runs / "evaluation"]
+    command += ["--judge", f"reward:{reward}", "--reference", "none"]
+    command += ["--max_new_tokens", most_tokens, "--into", runs / "evaluation"]
     subprocess.run(list(map(str, command)), cwd=ROOT, check=True)
 
 
