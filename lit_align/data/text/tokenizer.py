@@ -58,7 +58,10 @@ def _tokenizer_place(name: str) -> tuple[str, dict[str, str]]:
         if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json")):
             raise FileNotFoundError(f"tokenizer.json is missing in {folder}: no tokenizer there")
     elif not _HUB_NAME.fullmatch(name) or Path(name.split("/")[0]).exists():
-        raise FileNotFoundError(f"tokenizer folder not found: {name} (expected a folder, or a hub name owner/name)")
+        raise FileNotFoundError(
+            f"tokenizer folder not found: {name} (data.tokenizer, which is model.policy unless it is set; expected a "
+            "folder, or a hub name owner/name)"
+        )
     return gguf_source(str(folder) if folder.exists() else name)
 
 
