@@ -15,6 +15,7 @@ from lit_align.cli import run as cli
 from lit_align.cli.configuration import read_settings, read_task
 from lit_align.cli.early_checks import build_objective
 from lit_align.comparison.runs import flatten
+from lit_align.objectives.base import Needs
 
 _REFERENCE = ("--model.reference", "Precomputed")
 _VARIED_FREELY = ("model.objective", "model.optimizer", "model.schedule", "run")
@@ -67,7 +68,8 @@ def preparation_group(arguments: Sequence[str]) -> str:
     if "model.reference" not in settings:
         settings.pop("seed_everything", None)
     shared = {key: value for key, value in settings.items() if not key.startswith(_VARIED_FREELY)}
-    return json.dumps([shared, needs and [needs.prompted, needs.mismatched]], sort_keys=True, default=str)
+    pairs = [needs.prompted, needs.mismatched] if isinstance(needs, Needs) else None  # not those of responses
+    return json.dumps([shared, pairs], sort_keys=True, default=str)
 
 
 def fill_caches(arguments: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from lit_align.sweep import pool as module
 from lit_align.sweep import worker
 from lit_align.sweep.command import threads_each
 from lit_align.sweep.pool import ProcessPool, SweepRun, last_lines, prepare_caches
+from lit_align.sweep.prepare import preparation_group
 from lit_align.sweep.worker import LOG, Task
 
 
@@ -139,3 +140,15 @@ def test_last_lines_are_safe_to_print(tmp_path: Path) -> None:
     log.write_text("── 2026\none\n\ntwo\x1b[2J\n── 2026\nthree\nfour\n")
     assert last_lines(log) == ["two\\x1b[2J", "three", "four"]
     assert last_lines(tmp_path / "none.txt") == []
+
+
+def test_runs_of_every_task_are_grouped_by_what_they_prepare() -> None:
+    """Only the pairs of preference objectives need more than prompt and responses."""
+
+    def group(task: str, objective: str) -> str:
+        return preparation_group(["--task", task, "--model.policy", "testbed:policy", "--model.objective", objective])
+
+    assert group("preference", "dpo") == group("preference", "ipo") != group("preference", "sr_dpo")
+    assert group("online", "kl_rlhf") == group("online", "pm_rlhf") != group("preference", "dpo")
+    assert group("online", "dpo") == group("online", "ipo") != group("online", "sr_dpo")
+    preparation_group(["--task", "reward", "--model.policy", "testbed:policy"])
