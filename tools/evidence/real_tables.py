@@ -251,7 +251,7 @@ def _draw_after(axis: Any, own: Mapping[tuple[str, str], Sequence[Readings]], ki
         kept = first.gaps != 0 if kind == "longer" else None
         estimate = share(mean_of(kind, scale, own[name, each]), first, kept)
         _point(axis, spread, estimate, COLOURS[scale], f"by {scale}s" if place < len(SCALES) else None)
-        labels.append(f"{name}\n{each}" if scale == SCALES[0] else "")
+        labels.append(f"{name}\n{each}".replace(", ", "\n") if scale == SCALES[0] else "")
         places.append(spread)
     _finish(axis, labels, title, "pairs (%)", places)
 
