@@ -37,6 +37,11 @@ class DataError(ValueError):
         return DataError, (self.where, self.reason, self.column)
 
 
+def data_not_found(source: str) -> str:
+    """Return the message on a source of data that does not exist."""
+    return f"data file not found: {source} (expected a file, or a hub name owner/name)"
+
+
 def shown(value: object, limit: int = _SHOWN) -> str:
     r"""Format a value for a message: by ``repr``, so that it cannot control a terminal, without secrets, shortened.
 

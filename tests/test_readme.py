@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lit_align import __version__
-from lit_align.models.loading import HUB_NAME
+from lit_align.locate import HUB_NAME
 from tests.runner import lit_align
 
 ROOT = Path(__file__).parents[1]

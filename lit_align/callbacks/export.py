@@ -18,7 +18,7 @@ from lit_align.callbacks.model_card import model_card
 from lit_align.callbacks.monitors import check_best, load_best
 from lit_align.compat.lightning import writes_files
 from lit_align.data import PreferenceData
-from lit_align.files import is_gguf
+from lit_align.locate import is_gguf
 from lit_align.models import Loading
 from lit_align.models.export import Form, add_stop_tokens, check_values, pooling_pad, read_back
 from lit_align.models.quantization import is_quantized

@@ -15,7 +15,7 @@ from typing_extensions import override
 from lit_align.callbacks.export import Export
 from lit_align.compat.lightning import callbacks_of, writes_files
 from lit_align.errors import without_secrets
-from lit_align.models.loading import HUB_NAME
+from lit_align.locate import HUB_NAME
 
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 """Variables of the environment that may hold the token; the first that is set counts."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -16,6 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from scipy.special import stdtrit
 from typing_extensions import override
 
 from lit_align import __version__
@@ -26,7 +28,8 @@ from lit_align.callbacks.samples import Samples
 from lit_align.callbacks.tensorboard import EVENT_NAME
 from lit_align.compat.lightning import callbacks_of, unwrapped, writes_files
 from lit_align.data import PreferenceData
-from lit_align.files import adapter_base
+from lit_align.locate import adapter_base
+from lit_align.metrics.pair_values import SHARE
 from lit_align.models import AdapterOff, MovingReference, Precomputed, SavedAdapter, SecondModel
 from lit_align.models.logps.packing import LayoutName
 from lit_align.models.quantization import count_weights
@@ -177,14 +180,19 @@ def _evaluation(trainer: Trainer, module: LightningModule, stage: str) -> Table:
 def _interval(name: str, value: float, errors: Mapping[str, tuple[float, float]]) -> tuple[str, ...]:
     """Return interval and number for a row of the table; nothing where they are not known.
 
+    Shares have Wilson's interval, means Student's.
+
     >>> _interval("loss", 0.5, {"loss": (100.0, 0.01)}), _interval("rewards/accuracies", 1.0, {})
-    (('0.4804 to 0.5196', '100'), ())
+    (('0.4802 to 0.5198', '100'), ())
+    >>> _interval("lengths/chosen_is/longer", 0.0, {"lengths/chosen_is/longer": (10.0, 0.0)})
+    ('0.0000 to 0.2775', '10')
     """
     if name not in errors:
         return ()
     count, error = errors[name]
-    low, high = value - 1.96 * error, value + 1.96 * error
-    if "accuracies" in name:
+    half = float(stdtrit(count - 1, 0.975)) * error if count > 1 else math.inf
+    low, high = value - half, value + half
+    if SHARE.fullmatch(name):
         share = wilson(value * count, round(count))
         low, high = share.low, share.high
     return f"{low:.4f} to {high:.4f}", f"{count:g}"

@@ -1,4 +1,4 @@
-"""Checks of a command line before anything is imported: keys, names, simple values, settings, the objective's numbers.
+"""Checks of a command line before anything is imported: keys, names, values, settings, the objective's numbers, files.
 
 Nothing is refused here that the parser would accept: what cannot be told from the source alone is left to it.
 """
@@ -23,12 +23,18 @@ from lit_align.cli.keys import KeyTable, bases_of, choices_of, default_class, ke
 from lit_align.cli.settings import ALLOWED_IMPORTS, DEBUG, RENAMED_KEYS, check_settings
 from lit_align.cli.signatures import Definition, Parameter, modules_of, source_text
 from lit_align.cli.suggestions import did_you_mean, near, suggest_key, suggest_name
-from lit_align.errors import check_range, shown
+from lit_align.errors import check_range, data_not_found, shown
+from lit_align.files import at_home
+from lit_align.locate import locate_model, locate_tokenizer
 
 _RANGE = re.compile(r'check_range\("(data\.\w+)", \w+, (\d+)(?:, (\d+))?\)')
 _SCALARS = ("int", "float", "bool", "str", "None", "Literal")
 _WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "None": "null"}
 _CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
+_TABLE = re.compile(r"[^*?\[\]]+\.(jsonl?|[ct]sv|parquet)(\.(gz|bz2|xz|zst))?", re.IGNORECASE)
+"""Sources that can be nothing but a file: no part of the testbed, no pattern, no name on a hub."""
+SPLITS = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("predict",)}
+"""Command → the splits that it reads; see `lit_align.data.datamodule.STAGES`."""
 _MATHEMATICS = ("lit_align.objectives", "lit_align.online")
 """Packages whose parts are built here: they import nothing but torch."""
 
@@ -45,8 +51,13 @@ class UnjudgedError(Exception):
     """Raised for what cannot be built here."""
 
 
-def check_command_line(arguments: Sequence[str]) -> list[str]:
-    """Return the mistakes of a command line and of its files, one sentence each."""
+def check_command_line(arguments: Sequence[str], reads_files: bool = True) -> list[str]:
+    """Return the mistakes of a command line and of its files, one sentence each.
+
+    Args:
+        arguments: command, keys and values.
+        reads_files: whether the data and the policy must exist.
+    """
     if DEBUG in os.environ or any(word.partition("=")[0].endswith(".help") for word in arguments):
         return []
     try:
@@ -58,7 +69,8 @@ def check_command_line(arguments: Sequence[str]) -> list[str]:
             checker.read(setting)
     except ValueError as error:
         return [*checker.mistakes, str(error)]
-    return checker.mistakes or checker.missing() or checker.check_values(arguments[0])
+    mistakes = checker.mistakes or checker.missing() or checker.check_values(arguments[0])
+    return mistakes or (checker.check_files(arguments[0]) if reads_files else [])
 
 
 def _checker(arguments: Sequence[str]) -> Checker:
@@ -226,6 +238,23 @@ class Checker:
         except ValueError as error:
             return [str(error)]
         return []
+
+    def check_files(self, command: str) -> list[str]:
+        """Return what is missing of the policy, the tokenizer and the files of data, as a run would say it."""
+        mistakes = []
+        for split in SPLITS[command]:
+            sources = self.values.get(f"data.{split}")
+            for source in sources if isinstance(sources, list) else [sources]:
+                if isinstance(source, str) and _TABLE.fullmatch(source) and not at_home(source).exists():
+                    mistakes.append(f"data.{split}: {data_not_found(source)}")
+        for key, locate in (("model.policy", locate_model), ("data.tokenizer", locate_tokenizer)):
+            name = self.values.get(key)
+            try:
+                if isinstance(name, str):
+                    locate(name)
+            except (FileNotFoundError, ValueError) as error:
+                mistakes.append(f"{key}: {error}")
+        return mistakes
 
     def _namespace(self) -> Namespace:
         """Return the settings of the run with their defaults, as the parser would."""

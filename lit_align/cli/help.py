@@ -133,7 +133,7 @@ def answer_early(arguments: Sequence[str], text: str) -> None:
                 print(options.format_help().partition("options:")[2])
             print(help_text(command, text, task, section), end="")
             sys.exit(0)
-        mistakes = check_command_line(like_fit)
+        mistakes = check_command_line(like_fit, reads_files=command != "plan" and not _only_prints(words))
     except ValueError as error:
         mistakes = [str(error)]
     if mistakes:
@@ -146,6 +146,10 @@ def answer_early(arguments: Sequence[str], text: str) -> None:
 
 def _asks_for_help(words: Sequence[str]) -> bool:
     return "--help" in words or "-h" in words
+
+
+def _only_prints(words: Sequence[str]) -> bool:
+    return any(word.partition("=")[0] == "--print_config" for word in words)
 
 
 def _section_name(words: Sequence[str]) -> str:

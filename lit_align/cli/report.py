@@ -23,7 +23,7 @@ from lit_align.data.report.figures import draw
 from lit_align.data.report.lengths import score_gaps
 from lit_align.data.report.table import show
 from lit_align.errors import check_range, printable
-from lit_align.files import tokenizer_source
+from lit_align.locate import tokenizer_source
 from lit_align.objectives import Objective
 
 KEYS = ("data", "seed_everything", "extend", "out", "max_dropped", "max_truncated", "max_contradictory", "max_overlap")

@@ -47,8 +47,8 @@ from lit_align.compat.jsonargparse import accept_words, options, subparsers, tak
 from lit_align.compat.lightning import writes_files
 from lit_align.data import DataError, PreferenceData
 from lit_align.errors import printable
-from lit_align.files import tokenizer_source
 from lit_align.interrupts import handle_signals
+from lit_align.locate import tokenizer_source
 from lit_align.models.export import ExportError
 from lit_align.models.scorer import ScoreError
 from lit_align.modules import LitModule, LitOnline, LitPreference, LitReward

@@ -9,7 +9,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from lit_align.errors import check_bitsandbytes, check_trainable
-from lit_align.files import adapter_base, refuse_second_adapter
+from lit_align.locate import adapter_base, refuse_second_adapter
 
 ALLOWED_IMPORTS = ("lit_align", "lightning.pytorch", "torch.optim")
 """Packages whose classes a configuration may name."""

@@ -22,7 +22,8 @@ from lit_align.errors import shown
 from lit_align.evaluation.models import tokenize_whole, weight_files
 from lit_align.evaluation.prompts import EvaluationPrompt
 from lit_align.extensions import import_trusted
-from lit_align.files import at_home, digest, tokenizer_source
+from lit_align.files import at_home, digest
+from lit_align.locate import tokenizer_source
 from lit_align.models.loading import Loading
 from lit_align.models.logps.scores import ScoreReader
 from lit_align.models.score_model import ScoreModel, load_score_model

@@ -19,7 +19,8 @@ from lit_align.data.text.tokenizer import Encoder, load_tokenizer
 from lit_align.data.text.truncate import Cut
 from lit_align.errors import DataError
 from lit_align.evaluation.prompts import EvaluationPrompt
-from lit_align.files import adapter_base, at_home, tokenizer_source
+from lit_align.files import at_home
+from lit_align.locate import adapter_base, tokenizer_source
 from lit_align.models.generation import model_stop_tokens
 from lit_align.models.loading import Loading, load_causal_lm
 from lit_align.types import PreferencePair, TokenizedPair

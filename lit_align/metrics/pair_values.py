@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,6 +34,13 @@ PAIR_METRICS = (
     *(f"rewards/accuracies/chosen_{name}" for name in BUCKETS),
     *(f"gradient/{name}" for name in (*SIDES, *(f"{quarter}_quarter" for quarter in QUARTERS))),
 )
+
+
+SHARE = re.compile(
+    r"rewards/accuracies.*|margin/(prompted_accuracy|saturated|signs_differ)|displacement/\w+/fell"
+    r"|lengths/(truncated|longer_wins|chosen_is/\w+)"
+)
+"""Names of the metrics that are shares of pairs or responses."""
 
 
 @lru_cache(maxsize=256)

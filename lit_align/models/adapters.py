@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from lit_align.compat.peft import BaseTunerLayer, PeftModel
 from lit_align.errors import check_range
-from lit_align.files import adapter_base, at_home, refuse_second_adapter
+from lit_align.files import at_home
+from lit_align.locate import adapter_base, refuse_second_adapter
 from lit_align.models.quantization import merge_quantized
 from lit_align.models.sharding import all_finite, weights_wanted
 

@@ -19,10 +19,10 @@ from transformers import (
 )
 
 from lit_align.compat.peft import PeftModel
-from lit_align.files import gguf_source
+from lit_align.locate import gguf_source, locate_model
 from lit_align.models.adapters import merge
 from lit_align.models.generation import model_stop_tokens
-from lit_align.models.loading import Loading, locate
+from lit_align.models.loading import Loading
 from lit_align.models.quantization import prepare, reading_options
 from lit_align.models.score_model import ScoreModel, only_errors_logged
 
@@ -187,7 +187,7 @@ def read_back(
         if loading.quantization is not None:
             options |= reading_options(loading.quantization, options["dtype"]) | {"device_map": {"": "cpu"}}
         with only_errors_logged():  # a reward model's head is in the adapter's folder
-            place, gguf = gguf_source(locate(name))
+            place, gguf = gguf_source(locate_model(name))
             options |= {"use_safetensors": None if gguf else True, **gguf}
             model = auto.from_pretrained(place, trust_remote_code=False, **options)
         prepare(model)

@@ -19,11 +19,10 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
-from lit_align import testbed
 from lit_align.compat.peft import PeftModel
 from lit_align.compat.transformers import no_gguf_bar, recompute_activations, unchanged_modeling
 from lit_align.errors import check_bitsandbytes, check_trainable
-from lit_align.files import adapter_base, at_home, gguf_source, is_gguf
+from lit_align.locate import WRITE_BASE, adapter_base, gguf_source, is_gguf, locate_model
 from lit_align.models.adapters import LoRA, SavedAdapter, saved_adapter
 from lit_align.models.quantization import (
     Quantization,
@@ -35,8 +34,6 @@ from lit_align.models.quantization import (
     scales,
 )
 from lit_align.models.sharding import all_finite, layers, weights_wanted
-
-HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
@@ -96,60 +93,21 @@ NOISE = re.compile(r"dropout|pdrop$|layer_?drop|drop_?path|drop_(?:rate|connect)
 """Names under which configurations keep what is random in training mode."""
 
 
-def locate(name: str) -> str:
-    """Resolve a model's name to a local folder or a hub name; that of an adapter to its base model's.
-
-    A name that exists on disk, looks like a path, or whose first part is an existing folder is local and must exist:
-    a mistyped path is never looked up on a hub. ``testbed:policy`` is the tiny model that ships with the package.
-
-    Raises:
-        FileNotFoundError: the local folder, or its ``config.json``, is missing.
-        ValueError: the base model of an adapter is an adapter.
-    """
-    base = adapter_base(name)
-    if base is None:
-        return _locate_whole(name)
-    if adapter_base(base) is not None:
-        raise ValueError(f"{name} is an adapter of {base}, which holds an adapter itself; expected a whole model")
-    try:
-        return _locate_whole(base)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{name} is an adapter of {base}: {error}; {_WRITE_BASE}") from error
-
-
-_WRITE_BASE = "write the base model's folder or hub name into its adapter_config.json (base_model_name_or_path)"
-
-
-def _locate_whole(name: str) -> str:
-    folder = testbed.resolve(name) or at_home(name)
-    if is_gguf(name) and folder.is_file():
-        return str(folder)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"config.json is missing in {folder}: that folder is not a Hugging Face model")
-        return str(folder)
-    if not is_gguf(name) and HUB_NAME.fullmatch(name) and not Path(name.split("/")[0]).exists():
-        return name
-    if is_gguf(name):
-        raise FileNotFoundError(f"model file not found: {name} (expected a GGUF file on this disk)")
-    raise FileNotFoundError(f"model folder not found: {name} (expected a folder, or a hub name owner/model)")
-
-
 def read_config(name: str, revision: str | None = None) -> PretrainedConfig:
     """Read the configuration of a model, or of an adapter's base model.
 
     Raises:
-        FileNotFoundError: the model does not exist, or the hub cannot be reached; see ``locate``.
+        FileNotFoundError: the model does not exist, or the hub cannot be reached; see ``locate_model``.
         ValueError: a GGUF file is damaged, or of an architecture that is not known.
     """
-    place = locate(name)
+    place = locate_model(name)
     if is_gguf(place):
         return copy.deepcopy(_read_gguf_config(place, Path(place).stat().st_mtime_ns))
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
     except OSError as error:
         adapted = f", an adapter of {place}" if adapter_base(name) else ""
-        advice = f". If you have it on disk, {_WRITE_BASE}" if adapted else ""
+        advice = f". If you have it on disk, {WRITE_BASE}" if adapted else ""
         reason = " ".join(str(error).split()).rstrip(".")
         raise FileNotFoundError(f"model {name}{adapted}: its config.json cannot be read: {reason}{advice}") from error
     return config
@@ -175,7 +133,7 @@ def load_causal_lm(name: str, loading: Loading) -> PreTrainedModel | PeftModel:
         loading: dtype, revision and so on; those of the base model where the folder holds an adapter.
 
     Raises:
-        FileNotFoundError: the model does not exist; see ``locate``.
+        FileNotFoundError: the model does not exist; see ``locate_model``.
         ValueError: the weights are damaged, incomplete, or not finite.
     """
     adapter, model = saved_adapter(name), load_base(name, loading)
@@ -195,7 +153,7 @@ def load_policy(name: str, loading: Loading, adapter: LoRA | SavedAdapter | None
 
 def load_base(name: str, loading: Loading) -> PreTrainedModel:
     """Load a causal language model as ``load_causal_lm`` does, without the adapter that a folder may hold."""
-    place, config = locate(name), read_config(name, loading.revision)
+    place, config = locate_model(name), read_config(name, loading.revision)
     switch_dropout_off(config)
     model, problems = build_model(AutoModelForCausalLM, place, config, loading)
     if problems:

@@ -16,13 +16,13 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from lit_align.compat.peft import PeftModel
 from lit_align.errors import check_trainable
+from lit_align.locate import locate_model
 from lit_align.models.adapters import LoRA, SavedAdapter, merge, saved_adapter
 from lit_align.models.loading import (
     Loading,
     build_model,
     describe_problems,
     finish_model,
-    locate,
     read_config,
     switch_dropout_off,
 )
@@ -101,14 +101,14 @@ def _load_base(name: str, loading: Loading, head: Head) -> PreTrainedModel:
     """Load a score model without the adapter that a folder may hold.
 
     Raises:
-        FileNotFoundError: the model does not exist; see ``locate``.
+        FileNotFoundError: the model does not exist; see ``locate_model``.
         ValueError: the weights are damaged, incomplete or not finite, or the architecture has no linear head without
             bias.
     """
     adapter = saved_adapter(name)
     if adapter is not None and adapter.holds(_LAYER):
         head = "zero"  # is replaced
-    place, config = locate(name), read_config(name, loading.revision)
+    place, config = locate_model(name), read_config(name, loading.revision)
     switch_dropout_off(config)
     config.num_labels = 1
     config.problem_type = None

@@ -16,9 +16,10 @@ from transformers import PretrainedConfig
 
 from lit_align import testbed
 from lit_align.data import PreferenceData, Split
-from lit_align.files import adapter_base, at_home
+from lit_align.files import at_home
+from lit_align.locate import adapter_base, locate_model
 from lit_align.models import AdapterOff, Loading, LoRA, Precomputed, Reference, SavedAdapter, SecondModel
-from lit_align.models.loading import locate, read_config
+from lit_align.models.loading import read_config
 from lit_align.objectives.base import Objective
 from lit_align.objectives.beta_scale import BetaReading, read_betas
 from lit_align.online.objective import OnlineObjective
@@ -161,7 +162,7 @@ def check_fit(
         FileNotFoundError: the model does not exist.
         ValueError: there are more tokens than rows of the embedding, or longer sequences than positions.
     """
-    place, config = locate(model), read_config(model, revision).get_text_config()
+    place, config = locate_model(model), read_config(model, revision).get_text_config()
     vocabulary: Mapping[str, int] = data.vocabulary
     tokens = 1 + max(max(vocabulary.values(), default=0), data.pad_token)
     if tokens > config.vocab_size:
@@ -223,7 +224,7 @@ def check_reference(
             f"reference {reference}: vocabulary of {theirs.vocab_size}, but the policy's ({policy}) has "
             f"{ours.vocab_size}; expected two models of the same tokens"
         )
-    other, own = (_saved_vocabulary(locate(name)) for name in (reference, policy))
+    other, own = (_saved_vocabulary(locate_model(name)) for name in (reference, policy))
     moved = _moved_tokens(other, own) if other else ""
     if moved:
         rank_zero_warn(f"reference {reference}: {moved} as the policy's ({policy}); was it made with another one?")

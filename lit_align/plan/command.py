@@ -24,7 +24,7 @@ from typing_extensions import override
 from lit_align.cli import run as cli
 from lit_align.cli.plan_options import CPU_UTILIZATION, GIB, HARDWARE, UTILIZATION, option_parser
 from lit_align.cli.run_setup import idle_trainer
-from lit_align.files import tokenizer_source
+from lit_align.locate import tokenizer_source
 from lit_align.models.loading import read_config
 from lit_align.plan.estimate import Estimate, estimate
 from lit_align.plan.memory import Parallelism
@@ -45,6 +45,7 @@ LABELS = {
     "working": "logits, arithmetic",
     "communication": "communication",
     "process": "program, data",
+    "gaps": "allocator's gaps",
 }
 """Field of ``Memory`` → row of the table."""
 
@@ -136,14 +137,15 @@ class Planner(cli.Cli):
         if self.fills is not None:
             self.fills.update(knobs(Case(module, batch, parallelism)))
             return
-        process = process_memory() if parallelism.device == "cpu" else 0
+        program = process_memory()
         try:
-            plan = estimate(copy.deepcopy(module), batch, parallelism).beside(process)
+            plan = estimate(copy.deepcopy(module), batch, parallelism)
         except FileNotFoundError as error:
             if self.stand_in is not None:
                 raise
             instead = "a plan needs no more than a config.json of the same shape: name it with --architecture"
             raise FileNotFoundError(f"{error}; {instead}") from error
+        plan = plan.on_cpu(program) if parallelism.device == "cpu" else plan
         narrow = parallelism.precision == "bf16-mixed" or module.loading.dtype in ("bfloat16", "float16")
         peak, utilization = options.flops or peaks[0 if narrow else 1], options.utilization or UTILIZATION
         if not peak and parallelism.device == "cpu":

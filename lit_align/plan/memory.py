@@ -54,6 +54,7 @@ class Memory:
         working: temporaries, such as logits, their softmax, and the arithmetic of backward pass and optimizer.
         communication: gathered layers of sharded models, and DDP's copy of the gradients.
         process: the program itself with its libraries and the prepared data, where they share the models' memory.
+        gaps: freed blocks between others, which the allocator of a CPU does not give back.
     """
 
     parameters: int
@@ -65,6 +66,7 @@ class Memory:
     working: int = 0
     communication: int = 0
     process: int = 0
+    gaps: int = 0
 
     @property
     def total(self) -> int:

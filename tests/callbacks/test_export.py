@@ -140,8 +140,10 @@ def test_an_exported_adapter_is_trained_further(adapter: Path, rows: Path, tmp_p
 
 
 def test_adapter_without_lora_is_refused_before_the_model_is_read(rows: Path, tmp_path: Path) -> None:
-    nowhere = ("--model.policy", tmp_path / "nowhere", "--data.tokenizer", "testbed:policy")
-    ended = lit_align(*words(tmp_path / "run", rows, *nowhere, "--export.form", "adapter"))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "config.json").write_text("{}")
+    unread = ("--model.policy", tmp_path / "empty", "--data.tokenizer", "testbed:policy")
+    ended = lit_align(*words(tmp_path / "run", rows, *unread, "--export.form", "adapter"))
     assert ended.code == 2
     errors = [line for line in ended.out.splitlines() if "error:" in line]
     assert errors == [

@@ -16,11 +16,14 @@ from lit_align import objectives, online
 from lit_align.cli import run as cli
 from lit_align.cli.annotations import constant
 from lit_align.cli.configuration import read_configuration
-from lit_align.cli.early_checks import check_command_line, stated_ranges
+from lit_align.cli.early_checks import SPLITS, check_command_line, stated_ranges
 from lit_align.cli.help import help_text
 from lit_align.cli.keys import MODULES, bases_of, choices_of, keys_of, options_of
 from lit_align.cli.parsing import presets_of
 from lit_align.compat.jsonargparse import options
+from lit_align.data.datamodule import STAGES
+from lit_align.data.sources.base import READERS, locate_source
+from lit_align.data.sources.local import OPENERS
 from lit_align.modules import LitModule
 from lit_align.objectives.base import Objective
 from lit_align.online.objective import OnlineObjective
@@ -103,7 +106,7 @@ def test_ranges_are_found() -> None:
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_the_shipped_configurations_have_no_mistake(config: Path) -> None:
-    mistakes = check_command_line(["fit", "--config", str(config)])
+    mistakes = check_command_line(["fit", "--config", str(config)], reads_files=False)
     assert [mistake for mistake in mistakes if "are required" not in mistake] == []
 
 
@@ -111,7 +114,7 @@ RIGHT: tuple[tuple[object, ...], ...] = (
     (*DPO, "--model.optimizer", "SGD", "--model.optimizer.momentum", 0.9),
     (*DPO, "--model.optimizer", "torch.optim.RMSprop", "--model.optimizer.lr=1e-3"),
     (*DPO, "--model.lora", "LoRA", "--model.lora.rank", 8),
-    (*DPO, "--model.lora", "{rank: 8}", "--model.schedule.warmup", 0.2, "--data.train+", "b.jsonl"),
+    (*DPO, "--model.lora", "{rank: 8}", "--model.schedule.warmup", 0.2, "--data.train+", "owner/name"),
     (*DPO[:2], "--model.objective", "{class_path: PreferenceObjective, init_args: {contrast: Square}}"),
     (*DPO[:2], "--model.objective", "PreferenceObjective", "--model.objective.contrast", "Hinge"),
     (*DPO, "--model.objective.init_args.beta", 1, "--model.objective.help", "dpo"),
@@ -177,6 +180,10 @@ WRONG: dict[tuple[object, ...], str] = {
     (*ONLINE, "--model.score", "FunctionScore", "--model.score.function", "my.rate"): "--extend my",
     ("--task", "rewards"): "task is 'rewards'; expected one of preference, reward, online",
     DPO[:2]: "the following arguments are required: model.objective",
+    (*DPO, "--data.train", "no.jsonl"): "data.train: data file not found: no.jsonl (expected a file, or a hub",
+    (*DPO, "--data.train+", "no.csv.gz"): "data.train: data file not found: no.csv.gz",
+    (*DPO, "--model.policy", "./nowhere"): "model.policy: model folder not found: ./nowhere",
+    (*DPO, "--data.tokenizer", "testbed:train"): "data.tokenizer: ",
 }
 
 
@@ -185,6 +192,20 @@ def test_what_is_wrong_is_told(words: Sequence[object], message: str) -> None:
     mistakes = check_command_line(["fit", *map(str, words)])
     assert len(mistakes) == 1
     assert message in mistakes[0]
+
+
+def test_a_file_that_is_missing_is_told_as_a_run_would() -> None:
+    for suffix in (f"{kind}{packed}" for kind in READERS for packed in ("", *OPENERS)):
+        with pytest.raises(FileNotFoundError) as caught:
+            locate_source(f"no{suffix}")
+        command = ["fit", *DPO, "--data.validation", f"no{suffix}"]
+        assert check_command_line(command) == [f"data.validation: {caught.value}"]
+        assert check_command_line(["test", *command[1:]]) == []  # which does not read it
+        assert check_command_line(command, reads_files=False) == []
+
+
+def test_splits_are_those_of_the_stages() -> None:
+    assert dict(STAGES) == SPLITS
 
 
 def test_every_mistake_is_told_with_the_name_of_its_file(tmp_path: Path) -> None:

@@ -304,7 +304,7 @@ class Fails(Callback):
     "more",
     [
         ("--data.train", "bad.jsonl"),
-        pytest.param(("--model.policy", "./nowhere"), marks=pytest.mark.long),
+        pytest.param(("--model.policy", "owner/nowhere"), marks=pytest.mark.long),
         ("--trainer.callbacks+=failing.Fails",),
     ],
     ids=["data", "model", "the first step"],

@@ -319,4 +319,4 @@ def test_a32_fewer_rows_than_a_step_takes_are_trained_on(tmp_path: Path) -> None
     path = tmp_path / "pairs.jsonl"
     path.write_bytes(line(GOOD))
     assert prepared(path, batch_size=8).train_batches == 1
-    assert "all 1 pairs are fewer than one optimizer step's 8" in said(path, batch_size=8)
+    assert "1 pair is used, and an optimizer step takes 8" in said(path, batch_size=8)

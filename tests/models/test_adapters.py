@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from lit_align.files import tokenizer_source
+from lit_align.locate import locate_model, tokenizer_source
 from lit_align.models import AdapterOff, Loading, LoRA, Precomputed, SavedAdapter, SecondModel, load_causal_lm
 from lit_align.models.adapters import adapter_of
-from lit_align.models.loading import load_policy, locate
+from lit_align.models.loading import load_policy
 from lit_align.models.reference.precomputed import model_identity
 from lit_align.models.score_model import Value, load_score_model
 from lit_align.models.scorer import RewardModel
@@ -133,7 +133,7 @@ def test_values_on_disk_are_those_of_one_adapter(base: Path, folder: Path, tmp_p
 
 def test_a_base_beside_the_adapter_is_found(base: Path, folder: Path, tmp_path: Path) -> None:
     base.rename(folder / "base")
-    assert locate(change_config(folder, base_model_name_or_path="base")) == str(folder / "base")
+    assert locate_model(change_config(folder, base_model_name_or_path="base")) == str(folder / "base")
     assert tokenizer_source(str(folder)) == str(folder / "base")
     (folder / "tokenizer.json").touch()
     assert tokenizer_source(str(folder)) == str(folder)
@@ -183,7 +183,7 @@ def test_one_adapter_at_a_time(folder: Path, tmp_path: Path) -> None:
         LitPreference(str(folder), dpo(), lora=LoRA(rank=2))
     stacked = save_adapter(tmp_path / "stacked", tmp_path / "base", task_type="CAUSAL_LM")
     with pytest.raises(ValueError, match="holds an adapter itself"):
-        locate(change_config(stacked, base_model_name_or_path=str(folder)))
+        locate_model(change_config(stacked, base_model_name_or_path=str(folder)))
     with pytest.raises(ValueError, match=r"model.lora asks for a new one"):
         LitReward(str(folder), lora=LoRA(rank=2))
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from lit_align import testbed
 from lit_align.callbacks.checkpointing.resume_check import model_fingerprint
 from lit_align.data.text.tokenizer import load_tokenizer
-from lit_align.files import gguf_source
+from lit_align.locate import gguf_source
 from lit_align.models import Loading, LoRA, load_causal_lm, load_policy
 from lit_align.models.adapters import merge
 from lit_align.models.loading import read_config

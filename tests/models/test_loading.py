@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig
 
+from lit_align.locate import locate_model
 from lit_align.models import Loading, load_causal_lm
-from lit_align.models.loading import attention_for, locate
+from lit_align.models.loading import attention_for
 from lit_align.models.score_model import load_score_model
 from tests.conftest import tiny_llama
 from tests.models.architectures import CONFIGS
@@ -84,8 +85,8 @@ def test_a_path_under_a_folder_of_this_place_is_local(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     (tmp_path / "out").mkdir()
     with pytest.raises(FileNotFoundError, match="out/model"):
-        locate("out/model")
-    assert locate("EleutherAI/pythia-410m") == "EleutherAI/pythia-410m"
+        locate_model("out/model")
+    assert locate_model("EleutherAI/pythia-410m") == "EleutherAI/pythia-410m"
 
 
 @pytest.mark.fault("B18c")

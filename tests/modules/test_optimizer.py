@@ -135,9 +135,11 @@ def test_an_optimizer_that_evaluates_twice_is_refused() -> None:
 
 
 def test_lbfgs_is_refused_before_weights_are_read(rows: Path, tmp_path: Path) -> None:
-    nowhere = ("--model.policy", tmp_path / "nowhere", "--data.tokenizer", "testbed:policy", *SHORT)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "config.json").write_text("{}")
+    unread = ("--model.policy", tmp_path / "empty", "--data.tokenizer", "testbed:policy", *SHORT)
     words = ("--model.objective", "dpo", "--data.train", rows, "--run", tmp_path / "run")
-    ended = lit_align("fit", *nowhere, *words, "--model.optimizer", "torch.optim.LBFGS")
+    ended = lit_align("fit", *unread, *words, "--model.optimizer", "torch.optim.LBFGS")
     assert ended.code == 2
     assert "model.optimizer LBFGS evaluates the loss several times" in ended.out
 

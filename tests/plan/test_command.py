@@ -156,6 +156,7 @@ def test_the_quickstart_is_planned_from_its_data() -> None:
     assert "100 steps:" in ended.out
     (program,) = (line.split("│")[2:-1] for line in ended.out.splitlines() if "program, data" in line)
     assert all(0.2 < float(value) < 4 for value in program), "GiB of this process, in every phase"
+    assert "allocator's gaps" in ended.out
     assert "Warning" not in ended.out
 
 

@@ -12,7 +12,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from lit_align import testbed
-from lit_align.files import at_home, is_gguf
+from lit_align.files import at_home
+from lit_align.locate import is_gguf
 from lit_align.modules.step_totals import BATCHES_IN_STEP
 
 NO_EFFECT_ON_RESULT = {

@@ -53,7 +53,7 @@ def warnings(report: LengthReport, step_size: int = 0) -> list[str]:
     used = f"{report.pairs} pairs are used" if report.pairs != 1 else "1 pair is used"
     sentences = [f"{count} {words[count > 1]}; {used}" for words, count in counts.items() if count]
     if report.pairs < step_size:
-        sentences.append(f"all {report.pairs} pairs are fewer than one optimizer step's {step_size}")
+        sentences.append(f"{used}, and an optimizer step takes {step_size}")
     return sentences
 
 

@@ -16,7 +16,7 @@ from lit_align import testbed
 from lit_align.data.formats.base import RawRows
 from lit_align.data.sources.hub import STREAM, HubName, is_saved, read_hub, read_saved, read_stream
 from lit_align.data.sources.local import OPENERS, LocalFile, read_array, read_comma, read_lines, read_parquet, read_tab
-from lit_align.errors import DataError
+from lit_align.errors import DataError, data_not_found
 from lit_align.files import at_home
 
 READERS: Mapping[str, Callable[[LocalFile], RawRows]] = {
@@ -159,7 +159,7 @@ def _hub_name(source: str) -> HubName:
     hub = HubName.parse(source)
     suffix = LocalFile(Path(source), source).suffix
     if hub is None or suffix in READERS or Path(source.split("/")[0]).exists():
-        raise FileNotFoundError(f"data file not found: {source} (expected a file, or a hub name owner/name)")
+        raise FileNotFoundError(data_not_found(source))
     return hub
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, TemplateSyntaxError, nodes
@@ -17,13 +16,12 @@ from jinja2.parser import Parser
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
 from typing_extensions import override
 
-from lit_align import testbed
 from lit_align.errors import shown
-from lit_align.files import at_home, gguf_source, is_gguf
+from lit_align.files import at_home
+from lit_align.locate import locate_tokenizer
 
 CONTEXTS = ("\n", "a", "1", ".", "x")
 """Texts that others can continue; at least one of them merges with nothing that follows."""
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 def load_tokenizer(
@@ -36,7 +34,7 @@ def load_tokenizer(
             never looked up on the hub.
         ValueError: the tokenizer has no EOS, or the template is invalid.
     """
-    place, gguf = _tokenizer_place(name)
+    place, gguf = locate_tokenizer(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False, **gguf)
     except OSError as error:
@@ -46,23 +44,6 @@ def load_tokenizer(
     if chat_template is not None:
         tokenizer.chat_template = read_template(chat_template)
     return tokenizer
-
-
-def _tokenizer_place(name: str) -> tuple[str, dict[str, str]]:
-    """Return where a tokenizer is read from, and the options that a GGUF file needs."""
-    folder = testbed.resolve(name) or at_home(name)
-    if is_gguf(name):
-        if not folder.is_file():
-            raise FileNotFoundError(f"tokenizer file not found: {name} (expected a GGUF file on this disk)")
-    elif folder.is_dir():
-        if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json")):
-            raise FileNotFoundError(f"tokenizer.json is missing in {folder}: no tokenizer there")
-    elif not _HUB_NAME.fullmatch(name) or Path(name.split("/")[0]).exists():
-        raise FileNotFoundError(
-            f"tokenizer folder not found: {name} (data.tokenizer, which is model.policy unless it is set; expected a "
-            "folder, or a hub name owner/name)"
-        )
-    return gguf_source(str(folder) if folder.exists() else name)
 
 
 def read_template(path: str) -> str:

@@ -69,7 +69,7 @@ def test_prompts_alone_have_no_rows_of_responses() -> None:
 
 def test_warnings_are_for_what_is_there() -> None:
     assert warnings(length_report(STORE, train=None), step_size=4) == []
-    assert warnings(length_report(STORE), step_size=5) == ["all 4 pairs are fewer than one optimizer step's 5"]
+    assert warnings(length_report(STORE), step_size=5) == ["4 pairs are used, and an optimizer step takes 5"]
     assert warnings(length_report(STORE, train=STORE)) == [
         "4 pairs are in the training data as well; 4 pairs are used"
     ]
