@@ -117,7 +117,8 @@ def test_numbers_of_a_finished_run_stay_when_its_code_is_gone(tmp_path: Path) ->
     assert measured == [run]
     (kept,) = read_numbers(tmp_path)
     assert (kept.setting, kept.seed, kept.code, kept.steps) == ("beta=1", 3, "abc", {"1": {"score": 2.0}})
-    assert not read_numbers(tmp_path, excluded=[3])
+    assert read_numbers(tmp_path, range(1, 4)) == [kept]
+    assert not read_numbers(tmp_path, range(1, 3))
     (run / NUMBERS).unlink()
     (run / "cell.json").write_text(json.dumps(cell | {"finished": False}))
     keep_numbers(tmp_path / "seed=3", measure)

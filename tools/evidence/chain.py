@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -171,12 +171,12 @@ def sampled_numbers(model: Any, tokenizer: Any, asked: Sequence[str]) -> dict[st
 # ── page ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def by_policy(runs: Path) -> ByPolicy:
-    """Return the numbers of all policies, the reference first, then in the order of the grids."""
+def by_policy(runs: Path, seeds: Container[int]) -> ByPolicy:
+    """Return the numbers of all policies of these seeds, the reference first, then in the order of the grids."""
     numbers: ByPolicy = {REFERENCE: {}}
-    for run in read_numbers(runs / "sft"):
+    for run in read_numbers(runs / "sft", seeds):
         numbers[REFERENCE][run.seed] = {**run.final, **validated(runs / "reference" / f"seed={run.seed}")}
-    variants = [run for step in ("rlhf", "gae") for run in read_numbers(runs / step)]
+    variants = [run for step in ("rlhf", "gae") for run in read_numbers(runs / step, seeds)]
     for run in sorted(variants, key=_place):
         numbers.setdefault(title_of(run.values), {})[run.seed] = dict(run.final)
     return numbers

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from string import Template
@@ -90,13 +90,13 @@ def _code(cell: Mapping[str, Any]) -> str:
     return str(cell["identity"]["code"])
 
 
-def read_numbers(runs: Path, excluded: Iterable[int] = ()) -> list[RunNumbers]:
+def read_numbers(runs: Path, seeds: Container[int] | None = None) -> list[RunNumbers]:
     """Return the numbers of all runs of a page, by seed and setting.
 
     Args:
         runs: folder of the page's runs.
-        excluded: seeds that are left out, those of pilot runs.
+        seeds: whose runs count; None for all.
     """
     files = sorted(runs.glob(f"seed=*/*/{NUMBERS}"))
     numbers = [RunNumbers(**json.loads(file.read_text("utf-8"))) for file in files]
-    return [run for run in numbers if run.seed not in set(excluded)]
+    return [run for run in numbers if seeds is None or run.seed in seeds]
