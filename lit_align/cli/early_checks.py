@@ -1,6 +1,6 @@
 """Checks of a command line before anything is imported: keys, names, values, settings, the objective's numbers, files.
 
-Nothing is refused here that the parser would accept: what cannot be told from the source alone is left to it.
+Nothing is refused here that a run would accept: what cannot be told from source, arguments and names is left to it.
 """
 
 from __future__ import annotations
