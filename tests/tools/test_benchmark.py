@@ -27,8 +27,12 @@ def parts() -> tuple[ModuleType, ModuleType, ModuleType]:
 def test_one_command_measures_our_side(tmp_path: Path) -> None:
     tiny = ("--shape", "tiny", "--vocabulary", "300", "--steps", "3", "--batch", "2", "--repeats", "1")
     command = [sys.executable, str(ROOT / "tools" / "benchmark"), *tiny, "--cases", "dpo-cached", "--trl", "none"]
+    (tmp_path / "speed.md").write_text("# Mine\n\nWords.\n\n<!-- measured -->\n- of before\n")
     subprocess.run([*command, "--out", str(tmp_path), "--folder", str(tmp_path)], check=True, capture_output=True)
     lines = (tmp_path / "speed.md").read_text("utf-8").splitlines()
+    assert lines[:6] == ["# Mine", "", "Words.", "", "<!-- measured -->", ""]
+    assert "- of before" not in lines
+    assert sum(line.startswith("# ") for line in lines) == 1
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| dpo-cached")]
     speed, parts = ([float(cell) for cell in row[2:] if cell] for row in rows)
     pairs, tokens, user, wall, peak, startup, before = speed
