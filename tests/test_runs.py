@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -349,7 +350,11 @@ def test_an_evaluation_stands_at_the_checkpoint_s_step(rows: Path, tmp_path: Pat
     run = tmp_path / "run"
     ok(lit_align(*words(run, rows, "--trainer.max_steps", 3)))
     base = ("--run", run, *BASE, *QUIET, "--model.objective", "dpo", "--data.validation", rows)
-    ok(lit_align("validate", *base, "--ckpt_path", "last"))
+    table = ok(lit_align("validate", *base, "--ckpt_path", "last")).out
+    for name in ("lengths/longer_wins", "lengths/chosen_is/shorter", "margin/signs_differ", "rewards/accuracies"):
+        low, high = map(float, re.search(rf"{name} +│ \S+ +│ (\S+) to (\S+)", table).groups())  # type: ignore[union-attr]
+        assert 0 <= low < high <= 1, "a share's interval"
+    assert "…" not in table
     assert metrics(run)[-1]["step"] == 3
     assert "val/loss" in metrics(run)[-1]
     ended = lit_align("validate", *base, "--run", tmp_path / "other", "--ckpt_path", "last")

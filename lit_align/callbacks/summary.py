@@ -170,6 +170,7 @@ def _evaluation(trainer: Trainer, module: LightningModule, stage: str) -> Table:
     errors = module.standard_errors if isinstance(module, LitModule) else {}
     columns = ("", stage, *(("95 %", "n") if errors else ()))
     result = Table(*columns, title_justify="left")
+    result.columns[0].overflow = "fold"  # no name loses its end
     for name, value in sorted(trainer.callback_metrics.items()):
         if name.startswith(f"{stage}/"):
             short = name.removeprefix(f"{stage}/")
