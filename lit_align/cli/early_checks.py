@@ -31,7 +31,7 @@ _RANGE = re.compile(r'check_range\("(data\.\w+)", \w+, (\d+)(?:, (\d+))?\)')
 _SCALARS = ("int", "float", "bool", "str", "None", "Literal")
 _WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "None": "null"}
 _CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
-_TABLE = re.compile(r"[^*?\[\]]+\.(jsonl?|[ct]sv|parquet)(\.(gz|bz2|xz|zst))?", re.IGNORECASE)
+_TABLE = re.compile(r"[^*?\[\]:]+\.(jsonl?|[ct]sv|parquet)(\.(gz|bz2|xz|zst))?", re.IGNORECASE)
 """Sources that can be nothing but a file: no part of the testbed, no pattern, no name on a hub."""
 SPLITS = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("predict",)}
 """Command → the splits that it reads; see `lit_align.data.datamodule.STAGES`."""
@@ -241,19 +241,18 @@ class Checker:
 
     def check_files(self, command: str) -> list[str]:
         """Return what is missing of the policy, the tokenizer and the files of data, as a run would say it."""
+        checks = [(f"data.{split}", _check_source) for split in SPLITS[command]]
         mistakes = []
-        for split in SPLITS[command]:
-            sources = self.values.get(f"data.{split}")
-            for source in sources if isinstance(sources, list) else [sources]:
-                if isinstance(source, str) and _TABLE.fullmatch(source) and not at_home(source).exists():
-                    mistakes.append(f"data.{split}: {data_not_found(source)}")
-        for key, locate in (("model.policy", locate_model), ("data.tokenizer", locate_tokenizer)):
-            name = self.values.get(key)
-            try:
-                if isinstance(name, str):
-                    locate(name)
-            except (FileNotFoundError, ValueError) as error:
-                mistakes.append(f"{key}: {error}")
+        for key, check in (*checks, ("model.policy", locate_model), ("data.tokenizer", locate_tokenizer)):
+            names = self.values.get(key)
+            for name in names if isinstance(names, list) else [names]:
+                try:
+                    if isinstance(name, str):
+                        check(name)
+                except (FileNotFoundError, ValueError) as error:
+                    mistakes.append(f"{self._files[key]}{key}: {error}")
+                except OSError:
+                    continue  # the run will say why it cannot be looked at
         return mistakes
 
     def _namespace(self) -> Namespace:
@@ -296,6 +295,11 @@ class Checker:
             raise ValueError(f"{''.join(files)}{error}") from None
         except (TypeError, AttributeError):
             raise UnjudgedError from None
+
+
+def _check_source(source: str) -> None:
+    if _TABLE.fullmatch(source) and not at_home(source).exists():
+        raise FileNotFoundError(data_not_found(source))
 
 
 @cache

@@ -132,12 +132,15 @@ class Planner(cli.Cli):
         memory, *peaks = HARDWARE.get(options.hardware, (0, 0.0, 0.0))
         memory = int(options.memory * GIB) if options.memory else memory
         parallelism = parallelism_of(config.trainer)
-        parallelism = replace(parallelism, device_memory=memory or parallelism.device_memory)
+        parallelism = replace(
+            parallelism,
+            device_memory=memory or parallelism.device_memory,
+            program=process_memory() if parallelism.device == "cpu" else 0,
+        )
         batch, source = plan_batch(module, data, options.lengths, config.data.max_length)
         if self.fills is not None:
             self.fills.update(knobs(Case(module, batch, parallelism)))
             return
-        program = process_memory()
         try:
             plan = estimate(copy.deepcopy(module), batch, parallelism)
         except FileNotFoundError as error:
@@ -145,7 +148,6 @@ class Planner(cli.Cli):
                 raise
             instead = "a plan needs no more than a config.json of the same shape: name it with --architecture"
             raise FileNotFoundError(f"{error}; {instead}") from error
-        plan = plan.on_cpu(program) if parallelism.device == "cpu" else plan
         narrow = parallelism.precision == "bf16-mixed" or module.loading.dtype in ("bfloat16", "float16")
         peak, utilization = options.flops or peaks[0 if narrow else 1], options.utilization or UTILIZATION
         if not peak and parallelism.device == "cpu":

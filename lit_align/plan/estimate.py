@@ -59,18 +59,6 @@ class Estimate:
         """Memory of each process in this phase."""
         return self.phases[self.fullest]
 
-    def on_cpu(self, process: int) -> Estimate:
-        """Return the estimate for a CPU, where the program takes of the same memory, and the allocator leaves gaps.
-
-        Args:
-            process: resident bytes of the program.
-        """
-        phases = {
-            phase: replace(memory, process=process, gaps=int(GAPS * (memory.activations + memory.working)))
-            for phase, memory in self.phases.items()
-        }
-        return replace(self, phases=phases)
-
 
 def estimate(module: Module, batch: PairBatch, parallelism: Parallelism = Parallelism()) -> Estimate:
     """Estimate a training step by dry runs; no weights are read, and none are allocated.
@@ -90,6 +78,8 @@ def estimate(module: Module, batch: PairBatch, parallelism: Parallelism = Parall
         phases, operations, tokens = _online_step(module, batch.chosen_side(), dry_run)
     else:
         phases, operations, tokens = _pair_step(module, batch, dry_run)
+    if parallelism.program:
+        phases = {phase: _beside_program(memory, parallelism.program) for phase, memory in phases.items()}
     return Estimate(
         phases=phases,
         operations=operations,
@@ -97,6 +87,11 @@ def estimate(module: Module, batch: PairBatch, parallelism: Parallelism = Parall
         trained=sum(p.numel() for p in module.parameters() if p.requires_grad),
         parameters=sum(p.numel() for p in module.parameters()),
     )
+
+
+def _beside_program(memory: Memory, program: int) -> Memory:
+    """Return the memory on a CPU, where the program takes of the same, and the allocator leaves gaps."""
+    return replace(memory, process=program, gaps=int(GAPS * (memory.activations + memory.working)))
 
 
 # ── steps on pairs ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -20,6 +20,8 @@ class Parallelism:
         precision: ``32-true`` or ``bf16-mixed``.
         device: ``cuda``, where an optimizer updates all weights at once, or ``cpu``.
         device_memory: bytes of memory of the device, which the size of a tile of logits follows.
+        program: resident bytes of the program itself on a CPU, where it shares the models' memory; 0 leaves it out,
+            and the gaps of the allocator with it.
     """
 
     processes: int = 1
@@ -28,6 +30,7 @@ class Parallelism:
     precision: str = "32-true"
     device: str = "cuda"
     device_memory: int = 80 * 2**30
+    program: int = 0
 
     @property
     def shards(self) -> int:

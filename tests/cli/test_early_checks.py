@@ -204,6 +204,12 @@ def test_a_file_that_is_missing_is_told_as_a_run_would() -> None:
         assert check_command_line(command, reads_files=False) == []
 
 
+def test_a_missing_file_is_told_with_the_configuration_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("data: {train: [testbed:train, no.jsonl]}")
+    (mistake,) = check_command_line(["fit", *DPO[:-2], "--config", str(tmp_path / "mine.yaml")])
+    assert mistake.startswith(f"{tmp_path / 'mine.yaml'}: data.train: data file not found: no.jsonl")
+
+
 def test_splits_are_those_of_the_stages() -> None:
     assert dict(STAGES) == SPLITS
 
