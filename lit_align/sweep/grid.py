@@ -315,7 +315,7 @@ def check_cells(cells: Sequence[Cell]) -> list[str]:
     """Return the mistakes in the configurations of all cells, each with the cells that have it."""
     having: dict[str, list[str]] = {}
     for setting, cell in {cell.setting: cell for cell in reversed(cells)}.items():
-        for mistake in check_command_line(["fit", *cell.arguments]):
+        for mistake in check_command_line(["fit", *cell.arguments], reads_files=False):
             having.setdefault(mistake, []).append(setting)
     total = len({cell.setting for cell in cells})
     return [f"{_where(names, total)}{mistake}" for mistake, names in having.items()]

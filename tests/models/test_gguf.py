@@ -124,6 +124,6 @@ def test_a_file_that_is_missing_damaged_or_quantized_again(file: str, tmp_path: 
 
 
 def test_the_package_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lit_align.files.find_spec", lambda name: None)
+    monkeypatch.setattr("lit_align.locate.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"^x.gguf needs the package gguf: pip install 'lit-align\[gguf\]'$"):
         gguf_source("x.gguf")

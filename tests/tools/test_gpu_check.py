@@ -29,6 +29,8 @@ def check(folder: Path, *names: str, **more: str) -> dict[str, Any]:
     def work() -> None:
         os.environ |= {"GPU_CHECK_DEVICE": "cpu", "TMPDIR": str(folder)} | more
         sys.path.insert(0, str(STAGES.parent))
+        for module in STAGES.parent.glob("*.py"):  # another test may have imported it for another device
+            sys.modules.pop(module.stem, None)
         sys.exit(import_module("stages").main(out, [*names]))
 
     (ended,) = forked([work])
