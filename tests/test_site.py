@@ -16,16 +16,12 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("objectives", "online", "data", "models", "modules", "callbacks", "metrics")
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+def test_every_public_name_is_documented_and_pages_load_nothing_from_a_network(tmp_path: Path) -> None:
+    """In one test, so that the site is built once however tests are spread over processes."""
+    site = tmp_path / "site"
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(site)]
     build = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert build.returncode == 0, build.stdout + build.stderr
-    return folder
-
-
-def test_every_public_name_is_documented(site: Path) -> None:
     missing = []
     for package in PACKAGES:
         page = (site / "api" / package / "index.html").read_text("utf-8")
@@ -34,9 +30,6 @@ def test_every_public_name_is_documented(site: Path) -> None:
             f"{package}.{name}" for name in import_module(f"lit_align.{package}").__all__ if name not in headings
         ]
     assert missing == []
-
-
-def test_pages_load_nothing_from_a_network(site: Path) -> None:
     loaded = r'<(?:script|img|iframe|source)[^>]+src="(?:https?:)?//[^"]+|<link[^>]+href="(?:https?:)?//[^"]+'
     pages = [page.read_text("utf-8") for page in site.rglob("*.html")]
     assert len(pages) > 20
