@@ -131,13 +131,13 @@ class Planner(cli.Cli):
         data: Any = self.datamodule
         memory, *peaks = HARDWARE.get(options.hardware, (0, 0.0, 0.0))
         memory = int(options.memory * GIB) if options.memory else memory
+        batch, source = plan_batch(module, data, options.lengths, config.data.max_length)
         parallelism = parallelism_of(config.trainer)
         parallelism = replace(
             parallelism,
             device_memory=memory or parallelism.device_memory,
-            program=process_memory() if parallelism.device == "cpu" else 0,
+            program=process_memory() if parallelism.device == "cpu" else 0,  # with the data that were prepared above
         )
-        batch, source = plan_batch(module, data, options.lengths, config.data.max_length)
         if self.fills is not None:
             self.fills.update(knobs(Case(module, batch, parallelism)))
             return
