@@ -118,10 +118,13 @@ def test_judged_per_micro_batch_the_layout_would_matter(rows: Path, tmp_path: Pa
 
 
 @pytest.mark.resume("numbers that an objective carries, a reference that moves, draws, windows that end in the middle")
+@pytest.mark.resume("shuffled epochs read by workers, validations between and at the ends of epochs")
+@pytest.mark.fault("D01", "L02", "L02b")
 def test_resume_is_exact_with_all_that_is_carried(rows: Path, tmp_path: Path, crowd: Path) -> None:
-    """Objective state, a moving reference, sampling that depends on the step, incomplete accumulation windows."""
+    """Objective state, a moving reference, draws by the step, incomplete windows, workers, validations in an epoch."""
     more = (
-        *("--data.batch_size", 2, "--trainer.accumulate_grad_batches", 2, "--data.validation", rows),
+        *("--data.batch_size", 2, "--trainer.accumulate_grad_batches", 2, "--data.num_workers", 2),
+        *("--data.validation", rows, "--trainer.val_check_interval", 2),
         *("--model.reference", "MovingReference", "--model.reference.every", 2, "--model.reference.mixing", 0.3),
         *("--checkpoints.every_n_steps", 1, "--checkpoints.keep", -1, "--trainer.max_steps", 7, "--extend", crowd),
     )
@@ -172,10 +175,8 @@ def test_a_beta_is_reported_at_the_scale_of_sums(rows: Path, tmp_path: Path) -> 
     assert f"0.01: {line['train/beta/effective']:.3g} at the scale of sums" in ended.out
 
 
-@pytest.mark.parametrize(
-    ("workers", "steps"),
-    [pytest.param(0, range(1, 7), id="alone", marks=pytest.mark.long), pytest.param(2, (5,), id="workers")],
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("workers", "steps"), [(0, range(1, 7)), (2, (5,))], ids=["alone", "workers"])
 @pytest.mark.resume("from every step: shuffling, accumulation, workers, validations between and at the ends of epochs")
 @pytest.mark.fault("D01", "L02", "L02b")
 def test_resume_is_exact_from_every_step(rows: Path, tmp_path: Path, workers: int, steps: Sequence[int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +14,20 @@ import yaml
 
 from lit_align.testbed.preferences import rated_score
 from lit_align.testbed.world import SHIPPED, WorldSettings
-from tools.evidence import averaging, sweeps
+from tools.evidence import averaging, beyond, chain, refinement, sweeps
 from tools.evidence.closed_form import optimum
 from tools.evidence.intervals import compare, holm, t_test
 from tools.evidence.measure import draft_length, kept_pairs
-from tools.evidence.sweeps import NUMBERS, RunNumbers, keep_numbers, read_numbers
+from tools.evidence.sweeps import (
+    FINISHED,
+    NUMBERS,
+    RunNumbers,
+    keep_numbers,
+    publish,
+    read_numbers,
+    restore,
+    write_numbers,
+)
 
 
 def test_holm_corrects_in_the_order_of_the_p_values() -> None:
@@ -143,3 +153,64 @@ def test_only_seeds_that_have_not_finished_are_swept(tmp_path: Path, monkeypatch
     assert [each["seeds"] for each in grids] == [[1], [2], [2], [3]]
     assert grids[-1]["run"] == str(tmp_path / "runs" / "seed=3")
     assert grids[-1]["grid"] == {"x.y": [1]}
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    """A page's runs: one of a sweep of a sweep, and one that starts from it."""
+    runs = tmp_path / "runs"
+    for seed in (1, 2):
+        for step, values in {"first": {"x": 1}, "second": {"policy": f"{runs}/first/seed={seed}/policy"}}.items():
+            folder = runs / step / f"seed={seed}" / f"a-seed={seed}"
+            folder.mkdir(parents=True)
+            write_numbers(folder, RunNumbers("a", seed, values, {}, {"score": [1 / 3, 2e-9 / 3], "n": 12345678}, "c"))
+            (folder.parent / FINISHED).write_text("")
+    return runs
+
+
+def test_published_numbers_stand_for_runs_elsewhere(
+    kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same numbers in the same folders, paths among them, and nothing left to sweep; not of unfinished seeds."""
+    file, elsewhere = tmp_path / "numbers" / "page.jsonl.xz", tmp_path / "elsewhere"
+    (kept / "second" / "seed=2" / FINISHED).unlink()  # interrupted
+    publish(kept, range(1, 9), file)
+    restore(file, elsewhere)
+    (run,) = read_numbers(elsewhere / "second")  # of seed 1
+    assert run.values == {"policy": f"{elsewhere}/first/seed=1/policy"}
+    assert run.final == {"score": [0.333333, 6.66667e-10], "n": 12345678}
+    assert read_numbers(elsewhere / "first") == read_numbers(kept / "first")
+    monkeypatch.setattr(sweeps.subprocess, "run", lambda *_, **__: pytest.fail("swept again"))
+    grid = tmp_path / "grid.yaml"
+    grid.write_text("base: a.yaml\n")
+    sweeps.sweep_seeds(grid, elsewhere / "second", [1], dict)
+    before = file.read_bytes()
+    publish(elsewhere, range(1, 9), file)
+    assert file.read_bytes() == before
+
+
+def test_numbers_that_are_there_are_not_replaced(kept: Path, tmp_path: Path) -> None:
+    file = tmp_path / "numbers.xz"
+    publish(kept, {1, 2}, file)
+    run = kept / "first" / "seed=1" / "a-seed=1"
+    write_numbers(run, RunNumbers("a", 1, {"x": 1}, {}, {"score": [5.0]}, "newer"))
+    restore(file, kept)
+    assert read_numbers(kept / "first", {1})[0].code == "newer"
+
+
+PAGES: dict[str, tuple[str, Callable[[Path], dict[str, str]]]] = {
+    "averaging": ("averaging", lambda runs: averaging.tables([averaging.Aligned(run) for run in read_numbers(runs)])),
+    "beyond": ("beyond", lambda runs: beyond.tables(read_numbers(runs))),
+    "matching": ("preference_matching", lambda runs: chain.tables(chain.by_policy(runs, range(100)))),
+    "refinement": ("refinement", lambda runs: refinement.tables(read_numbers(runs))),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_have_the_tables_of_their_published_numbers(page: str, tmp_path: Path) -> None:
+    name, tables = PAGES[page]
+    text = (sweeps.ROOT / "docs" / "results" / f"{name}.md").read_text("utf-8")
+    restore(sweeps.ROOT / "docs" / "results" / "numbers" / f"{page}.jsonl.xz", tmp_path)
+    for mark, table in tables(tmp_path).items():
+        assert f"<!-- {mark} -->\n{table}\n<!-- /{mark} -->" in text

@@ -103,8 +103,7 @@ def test_the_tables_have_intervals_over_seeds(tmp_path: Path) -> None:
         numbers_file(tmp_path, "rlhf", seed, standard, exact_kl=base, d1=2.0, d2=4.0)
     gae = matching | {"model.objective.advantage": "GAE"}
     numbers_file(tmp_path, "gae", 2, gae, exact_kl=1.0, d1=2.0, d2=4.0)
-    (tmp_path / "reference" / "seed=1").mkdir(parents=True)
-    (tmp_path / "reference" / "seed=1" / "metrics.jsonl").write_text('{"step": 0, "val/entropy": 1.5}\n')
+    numbers_file(tmp_path, "reference", 1, {}, entropy=1.5)
     numbers = chain.by_policy(tmp_path, range(10))
     titles = [
         "reference (demonstrations)",

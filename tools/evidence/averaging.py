@@ -145,6 +145,17 @@ def controlled(runs: Sequence[Aligned]) -> dict[tuple[str, int], float]:
     return rates
 
 
+def tables(runs: Sequence[Aligned]) -> dict[str, str]:
+    """Return the tables of the page by the names of their marks."""
+    return {
+        "settings": settings_table(runs),
+        "pooled": pooled(runs).table("β of sums"),
+        "equal_beta": equal_beta(runs).table("β of sums"),
+        "equal_kl": equal_kl_table(runs),
+        "bonus": bonus_table(runs),
+    }
+
+
 def settings_table(runs: Sequence[Aligned]) -> str:
     """Return the table of all settings with the shipped bonus: means over seeds with 95 % intervals."""
     rates = controlled(runs)

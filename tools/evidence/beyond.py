@@ -75,6 +75,11 @@ def by_method(runs: Sequence[RunNumbers]) -> Methods:
     return {name: seeds for name, seeds in found.items() if seeds}
 
 
+def tables(runs: Sequence[RunNumbers]) -> dict[str, str]:
+    """Return the tables of the page by the names of their marks."""
+    return {"settings": table(runs)}
+
+
 def table(runs: Sequence[RunNumbers]) -> str:
     """Return length, score and KL of each method, and its paired differences to its parent, by seed and by prompt."""
     methods = by_method(runs)

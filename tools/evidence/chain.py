@@ -25,7 +25,7 @@ from lit_align.sweep.table import last_values
 from lit_align.testbed import preferences, tastes
 from lit_align.testbed.tastes import choices, taste_score
 from tools.evidence.intervals import with_interval
-from tools.evidence.sweeps import ROOT, RunNumbers, read_numbers, sweep_seeds
+from tools.evidence.sweeps import FINISHED, ROOT, RunNumbers, read_numbers, sweep_seeds, write_numbers
 
 DATA = ROOT / "runs" / "pm_testbed" / "data"
 """Where the configurations of the three steps look for their rows."""
@@ -85,8 +85,8 @@ def rows_of(name: str) -> list[preferences.Row]:
 
 def validate_reference(runs: Path, seed: int) -> None:
     """Let the reward model judge pairs of the policy before alignment, unless that was done."""
-    folder = runs / "reference" / f"seed={seed}"
-    if (folder / "metrics.jsonl").is_file():
+    folder = runs / "reference" / f"seed={seed}" / "run"
+    if (folder.parent / FINISHED).is_file():
         return
     models = {"model.policy": "sft", "model.score.path": "reward"}
     exports = {"sft": "policy", "reward": "reward_model"}
@@ -95,6 +95,8 @@ def validate_reference(runs: Path, seed: int) -> None:
     for key, step in models.items():
         command += [f"--{key}", runs / step / f"seed={seed}" / f"run-seed={seed}" / exports[step]]
     subprocess.run([*map(str, command), "--seed_everything", str(seed)], cwd=ROOT, check=True)
+    write_numbers(folder, RunNumbers(REFERENCE, seed, {}, steps={}, final=validated(folder), code=""))
+    (folder.parent / FINISHED).write_text("")
 
 
 def measure(run: Path) -> Numbers:
@@ -174,8 +176,9 @@ def sampled_numbers(model: Any, tokenizer: Any, asked: Sequence[str]) -> dict[st
 def by_policy(runs: Path, seeds: Container[int]) -> ByPolicy:
     """Return the numbers of all policies of these seeds, the reference first, then in the order of the grids."""
     numbers: ByPolicy = {REFERENCE: {}}
-    for run in read_numbers(runs / "sft", seeds):
-        numbers[REFERENCE][run.seed] = {**run.final, **validated(runs / "reference" / f"seed={run.seed}")}
+    for step in ("sft", "reference"):
+        for run in read_numbers(runs / step, seeds):
+            numbers[REFERENCE][run.seed] = numbers[REFERENCE].get(run.seed, {}) | run.final
     variants = [run for step in ("rlhf", "gae") for run in read_numbers(runs / step, seeds)]
     for run in sorted(variants, key=_place):
         numbers.setdefault(title_of(run.values), {})[run.seed] = dict(run.final)
@@ -202,6 +205,11 @@ def title_of(values: Mapping[str, Any]) -> str:
 
 def _is_by_gae(values: Mapping[str, Any]) -> bool:
     return bool(values.get("model.objective.advantage") == "GAE")
+
+
+def tables(numbers: ByPolicy) -> dict[str, str]:
+    """Return the tables of the page by the names of their marks."""
+    return {"chain": chain_table(numbers), "improvements": improvements(numbers)}
 
 
 def chain_table(numbers: ByPolicy) -> str:

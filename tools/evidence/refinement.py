@@ -225,6 +225,11 @@ def gains(runs: Sequence[RunNumbers]) -> dict[str, Comparison]:
     return compare(differences)
 
 
+def tables(runs: Sequence[RunNumbers]) -> dict[str, str]:
+    """Return the tables of the page by the names of their marks."""
+    return {"gains": gains_table(runs), "settings": table(runs)}
+
+
 def gains_table(runs: Sequence[RunNumbers]) -> str:
     """Return the gains of refinement over seeds, corrected for their number."""
     lines = ["| refined | control | seeds | score − control's | p (Holm) |", "|---" * 5 + "|"]

@@ -2,11 +2,14 @@
 
 Seeds are swept one after another, so that an interrupted page has whole seeds, and a later start adds some. The
 numbers of a finished run are kept in ``numbers.json`` beside it: they stay when the code that made them has changed.
+Those of a whole page are published with it, so that its tables and figures can be made, and seeds added, without
+training all of it again.
 """
 
 from __future__ import annotations
 
 import json
+import lzma
 import subprocess
 import sys
 from collections.abc import Callable, Container, Iterable, Mapping
@@ -18,7 +21,9 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-NUMBERS = "numbers.json"
+NUMBERS, FINISHED = "numbers.json", "finished"
+_DIGITS = 6
+"""Significant digits that are kept of a number."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ def sweep_seeds(grid: Path, runs: Path, seeds: Iterable[int], measure: Measure, 
     for seed in seeds:
         content = yaml.safe_load(template.safe_substitute(runs=runs.parent, seed=seed))
         folder = runs / f"seed={seed}"
-        if (folder / "finished").is_file():
+        if (folder / FINISHED).is_file():
             continue
         folder.mkdir(parents=True, exist_ok=True)
         own = folder / "grid.yaml"
@@ -71,7 +76,7 @@ def sweep_seeds(grid: Path, runs: Path, seeds: Iterable[int], measure: Measure, 
         keep_numbers(folder, measure)
         if code:
             sys.exit(f"the sweep of seed {seed} ended with code {code}; the same command goes on")
-        (folder / "finished").write_text("")
+        (folder / FINISHED).write_text("")
 
 
 def keep_numbers(folder: Path, measure: Measure) -> None:
@@ -82,8 +87,22 @@ def keep_numbers(folder: Path, measure: Measure) -> None:
             continue
         setting, _, seed = marker.parent.name.rpartition("-seed=")
         values = {key: value for key, value in cell["identity"]["settings"].items() if key != "run"}
-        numbers = RunNumbers(setting, int(seed), values, code=_code(cell), **measure(marker.parent))
-        file.write_text(json.dumps(asdict(numbers)), "utf-8")
+        write_numbers(
+            marker.parent, RunNumbers(setting, int(seed), values, code=_code(cell), **measure(marker.parent))
+        )
+
+
+def write_numbers(run: Path, numbers: RunNumbers) -> None:
+    """Keep the numbers of a run in its folder, with as many digits as a page can need."""
+    (run / NUMBERS).write_text(json.dumps(_rounded(asdict(numbers))), "utf-8")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_rounded(each) for each in value]
+    return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
 
 
 def _code(cell: Mapping[str, Any]) -> str:
@@ -100,3 +119,31 @@ def read_numbers(runs: Path, seeds: Container[int] | None = None) -> list[RunNum
     files = sorted(runs.glob(f"seed=*/*/{NUMBERS}"))
     numbers = [RunNumbers(**json.loads(file.read_text("utf-8"))) for file in files]
     return [run for run in numbers if seeds is None or run.seed in seeds]
+
+
+def publish(runs: Path, seeds: Container[int], file: Path) -> None:
+    """Write the numbers of a page's runs into one compressed file, a line of JSON for each run.
+
+    Args:
+        runs: folder of the page's runs; the name of a run is its folder in there. Paths into it begin with ``$runs``.
+        seeds: whose runs are published, where all of them have finished.
+        file: written anew, with the same bytes for the same numbers.
+    """
+    lines = []
+    for path in sorted(runs.rglob(NUMBERS)):
+        numbers = json.loads(path.read_text("utf-8").replace(str(runs), "$runs"))
+        if numbers["seed"] in seeds and (path.parents[1] / FINISHED).is_file():
+            lines.append(json.dumps({"run": path.parent.relative_to(runs).as_posix(), **_rounded(numbers)}) + "\n")
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(lzma.compress("".join(lines).encode(), preset=9))
+
+
+def restore(file: Path, runs: Path) -> None:
+    """Write published numbers into the folder of a page's runs, whose seeds then count as finished."""
+    for line in lzma.decompress(file.read_bytes()).decode().splitlines():
+        content = json.loads(line.replace("$runs", str(runs)))
+        run = runs / content.pop("run")
+        if not (run / NUMBERS).is_file():
+            run.mkdir(parents=True, exist_ok=True)
+            (run / NUMBERS).write_text(json.dumps(content), "utf-8")
+        (run.parent / FINISHED).write_text("")
