@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 
 @contextmanager
@@ -41,3 +42,12 @@ def initialize_fsdp_root(model: nn.Module) -> None:
 def event_file_writer(summary_writer: Any) -> Any:
     """Return the file writer of a TensorBoard SummaryWriter, which accepts any event."""
     return summary_writer._get_file_writer()
+
+
+def leave_unscaling(optimizer: Optimizer) -> None:
+    """Let the gradients of an optimizer be clipped although ``fused`` is an argument of its constructor.
+
+    PyTorch marks such an optimizer as one that takes the scale of float16 off the gradients itself, after they would be
+    clipped, and Lightning refuses to clip them in ``bf16-mixed`` too, where there is no scale.
+    """
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]

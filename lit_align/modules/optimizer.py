@@ -9,6 +9,8 @@ from typing import Any
 from torch import nn
 from torch.optim import LBFGS, Adam, Optimizer
 
+from lit_align.compat.torch import leave_unscaling
+
 UNDECAYED_NAMES = re.compile(r"bias|layernorm|rmsnorm|(?:^|[._])norm(?:$|[._])|_norm(?:$|\.)")
 """Names of norms and biases, as transformers' ``Trainer`` has them."""
 
@@ -41,11 +43,8 @@ def build_optimizer(
 
 
 def _fuse(optimizer: Optimizer) -> Optimizer:
-    """Set ``fused`` in all groups of Adam and AdamW, whose fused kernels also take sharded weights.
-
-    A gradient scaler still unscales before the step, which clipping needs: torch lets it skip that only where
-    ``fused`` is an argument of the constructor.
-    """
+    """Set ``fused`` in all groups of Adam and AdamW, whose fused kernels also take sharded weights."""
+    leave_unscaling(optimizer)
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     fits = all(weight.is_floating_point() and weight.device.type in ("cpu", "cuda") for weight in weights)
     chosen = any(optimizer.defaults.get(name) is not None for name in ("fused", "foreach"))

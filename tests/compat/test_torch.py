@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.plugins.precision.amp import _optimizer_handles_unscaling
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from lit_align.compat.torch import event_file_writer, parameters_on_meta
+from lit_align.compat.torch import event_file_writer, leave_unscaling, parameters_on_meta
 from tests.compat.private_parts import check_private_part
 
 PRIVATE = {
@@ -38,3 +39,10 @@ def test_parameters_have_no_data_and_buffers_do() -> None:
 
 def test_a_summary_writer_takes_any_event(tmp_path: Path) -> None:
     assert callable(event_file_writer(SummaryWriter(tmp_path)).add_event)
+
+
+def test_a_fused_optimizer_is_not_taken_to_unscale() -> None:
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], fused=True)
+    assert optimizer._step_supports_amp_scaling  # type: ignore[attr-defined]
+    leave_unscaling(optimizer)
+    assert not _optimizer_handles_unscaling(optimizer)

@@ -83,6 +83,17 @@ def test_another_choice_of_how_a_step_is_computed_stays(build: Callable[[Any], O
     assert not any(group["fused"] for group in optimizer.param_groups)
 
 
+@pytest.mark.representative
+def test_gradients_are_clipped_in_16_bits_though_a_step_is_fused_by_name(rows: Path, tmp_path: Path) -> None:
+    """TRL's default optimizer with its own clipping; the same as where the step is fused by default."""
+    words = ("fit", *BASE, *SHORT, "--model.objective", "dpo", "--data.train", rows, "--trainer.max_steps", 2)
+    words += ("--trainer.precision", "bf16-mixed", "--trainer.gradient_clip_val", 0.1)
+    words += ("--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", 1e-3)
+    for key in ("true", "null"):
+        ok(lit_align(*words, "--model.optimizer.fused", key, "--run", tmp_path / key))
+    assert metrics(tmp_path / "true") == metrics(tmp_path / "null")
+
+
 def test_all_modules_have_the_key() -> None:
     made = (LitPreference("x", dpo()), LitReward("x"))
     assert not any(module.decay_norms_and_biases for module in made)

@@ -84,10 +84,11 @@ class Side:
 
 @dataclass(frozen=True)
 class Device:
-    """The device of both sides: a CPU with a number of threads, or a GPU with bfloat16 autocast."""
+    """The device of both sides, the threads of a CPU, and whether products are in bfloat16, by autocast."""
 
     name: str = "cpu"
     threads: int = 1
+    bfloat16: bool = False
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def _ours(side: Side, case: Case, work: Work, model: str, device: Device, folder
         "trainer": {
             "accelerator": "gpu" if device.name == "cuda" else "cpu",
             "devices": 1,
-            "precision": "bf16-mixed" if device.name == "cuda" else "32-true",
+            "precision": "bf16-mixed" if device.bfloat16 else "32-true",
             "max_epochs": 1,
             "gradient_clip_val": 1.0,
             "log_every_n_steps": 1,
@@ -226,4 +227,5 @@ def _theirs(side: Side, case: Case, work: Work, model: str, device: Device, fold
     }
     options = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     script = str(Path(__file__).with_name("plain_side.py" if side.plain else "trl_side.py"))
-    return [side.python, script, *options, *(["--cached"] if case.cached else [])]
+    flags = {"--cached": case.cached, "--bfloat16": device.bfloat16}
+    return [side.python, script, *options, *(flag for flag, given in flags.items() if given)]

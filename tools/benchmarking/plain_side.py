@@ -54,7 +54,9 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=float, required=True)
     for name in ("batch", "accumulate", "max-length", "lora"):
         parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--bfloat16", action="store_true")
     arguments = parser.parse_args()
+    products = torch.autocast("cpu", torch.bfloat16, enabled=arguments.bfloat16)
     model, reference = (AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32) for _ in range(2))
     reference.eval()
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
@@ -63,9 +65,10 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.learning_rate, weight_decay=0.0, fused=True)
     steps, losses = [mark()], []
     for batch in data:
-        with torch.no_grad():
-            before = log_probs(reference, *batch)
-        chosen, rejected = (log_probs(model, *batch) - before).chunk(2)
+        with products:
+            with torch.no_grad():
+                before = log_probs(reference, *batch)
+            chosen, rejected = (log_probs(model, *batch) - before).chunk(2)
         loss = -F.logsigmoid(arguments.beta * (chosen - rejected)).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, required=True)
     parser.add_argument("--lora", type=int, default=0)
     parser.add_argument("--cached", action="store_true")
+    parser.add_argument("--bfloat16", action="store_true")
     arguments = parser.parse_args()
     cuda = arguments.device == "cuda"
     settings = DPOConfig(
@@ -104,7 +105,7 @@ def main() -> None:
         precompute_ref_log_probs=arguments.cached,
         train_sampling_strategy="sequential",
         gradient_checkpointing=False,
-        bf16=cuda,
+        bf16=arguments.bfloat16,
         use_cpu=not cuda,
         logging_steps=1,
         save_strategy="no",

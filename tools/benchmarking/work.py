@@ -23,10 +23,15 @@ SHAPES: dict[str, dict[str, int]] = {
     "tiny": dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2),
     "small": dict(hidden_size=256, intermediate_size=688, num_hidden_layers=6, num_attention_heads=8),
     "medium": dict(hidden_size=512, intermediate_size=1376, num_hidden_layers=8, num_attention_heads=8),
-    "1b": dict(
-        hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8
+    "360m": dict(  # as SmolLM2-360M, with a vocabulary of 49,152
+        hidden_size=960, intermediate_size=2560, num_hidden_layers=32, num_attention_heads=15, num_key_value_heads=5,
+        tie_word_embeddings=True,
     ),
-}
+    "1b": dict(  # as Llama-3.2-1B, with a vocabulary of 128,256
+        hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8,
+        tie_word_embeddings=True,
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -196,11 +201,10 @@ def _write_model(folder: Path, vocabulary: int, shape: str, tokenizer: Any) -> N
     config = LlamaConfig(
         vocab_size=vocabulary,
         max_position_embeddings=2 * MAX_LENGTH,
-        tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        **SHAPES[shape],
+        **{"tie_word_embeddings": False, **SHAPES[shape]},
     )
     torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(folder)

@@ -124,6 +124,7 @@ def run_on_texts(model: str, data: str, steps: int, batch: int) -> dict[str, Any
         **{"learning-rate": "5e-6", "device": DEVICE},
     }
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    words += ["--bfloat16"] if DEVICE == "cuda" else []
     script = TOOLS / "benchmarking" / "trl_side.py"
     ended = subprocess.run([sys.executable, script, *words], capture_output=True, text=True, env={**os.environ})
     if ended.returncode:
