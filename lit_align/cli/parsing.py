@@ -81,9 +81,9 @@ class Parser(LightningArgumentParser):
         }
 
     @property
-    def _task(self) -> str:
-        """The task of the command line, which is the default of its option (see ``read_task``)."""
-        return str(self._all_options["task"].default) if "task" in self._all_options else "preference"
+    def _task(self) -> str | None:
+        """The task of the command line, which is the default of its option (see ``read_task``); None without one."""
+        return str(self._all_options["task"].default) if "task" in self._all_options else None
 
     def _suggest_keys(self, message: str) -> str:
         unknown = _UNKNOWN_KEY.search(message)

@@ -86,8 +86,8 @@ def _others(option: str, leaves: Mapping[str, Parameter], chosen: Mapping[str, D
 def suggest_name(key: str, name: str, parameter: Parameter, task: str) -> str:
     """Return what to write instead of an unknown class or preset, as the end of a sentence."""
     known = [choice for base in bases_of(parameter) for choice in choices_of(base)]
-    if key == "model.objective" and (elsewhere := _of_other_task(name, task)):
-        return elsewhere
+    if key == "model.objective" and (other := _other_task(name, task)):
+        return f", an objective of task {other}{_add_task(other, task)}"
     if name in NAMES_ELSEWHERE and NAMES_ELSEWHERE[name] in known:
         return f"; it is called {NAMES_ELSEWHERE[name]} here"
     close = near(name, known)
@@ -96,15 +96,23 @@ def suggest_name(key: str, name: str, parameter: Parameter, task: str) -> str:
     return f"; expected {' or '.join(known)}" if len(known) <= 8 else "; expected the name of a class that is known"
 
 
-def suggest_objective(message: str, short: str, task: str) -> str:
-    """Add to a message of the parser what to write instead of an unknown objective, or part of one."""
+def suggest_objective(message: str, short: str, given_task: str | None) -> str:
+    """Add to a message of the parser what to write instead of an unknown objective, or part of one.
+
+    Args:
+        message: of the parser, whole.
+        short: what is shown of it.
+        given_task: of the command line; None if the command has no tasks, and takes objectives of preferences.
+    """
+    task = given_task or "preference"
     unknown, key = _UNKNOWN_NAME.search(message), short.split(" ")[0].strip("-:").removesuffix(".help")
     if unknown is None or "objective" not in key:
         return short
     name = unknown["name"].rpartition(".")[2]
     is_objective = key.endswith("objective")
-    if is_objective and (elsewhere := _of_other_task(name, task)):
-        return f"{key} is {name!r}{elsewhere}"
+    if is_objective and (other := _other_task(name, task)):
+        advice = _add_task(other, task) if given_task else "; leave the key out, as the data do not depend on it"
+        return f"{key} is {name!r}, an objective of task {other}{advice}"
     bases = OBJECTIVES.get(task, OBJECTIVES["preference"])
     parts = [part for module, _ in bases for part in import_module(module.rpartition(".")[0]).__all__]
     known = objectives_of(task) if is_objective and task in OBJECTIVES else dict.fromkeys(parts)
@@ -117,12 +125,13 @@ def objectives_of(task: str) -> dict[str, Definition]:
     return {name: choice for base in bases if base is not None for name, choice in choices_of(base).items()}
 
 
-def _of_other_task(name: str, task: str) -> str:
-    """Return the rest of a sentence about a name that is an objective of another task; empty if it is not."""
-    others = (other for other in OBJECTIVES if other != task and name in objectives_of(other))
-    return next(
-        (f", an objective of task {other}, and the task is {task}; add --task {other}" for other in others), ""
-    )
+def _other_task(name: str, task: str) -> str | None:
+    """Return which other task has an objective of this name; None if none has."""
+    return next((other for other in OBJECTIVES if other != task and name in objectives_of(other)), None)
+
+
+def _add_task(other: str, task: str) -> str:
+    return f", and the task is {task}; add --task {other}"
 
 
 def near(name: str, known: Iterable[str]) -> list[str]:

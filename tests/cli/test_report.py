@@ -171,6 +171,7 @@ REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
     "not a number": (("--data.train", "testbed:train", "--data.max_length", "many"), "data.max_length"),
     "out of range": (("--data.train", "testbed:train", "--data.max_length", 1), "data.max_length is 1; expected 4"),
     "a share above 1": (("--data.train", "testbed:train", "--max_dropped", 2), "max_dropped is 2.0; expected 0 to 1"),
+    "on-policy": (("--model.objective", "kl_rlhf"), "is 'kl_rlhf', an objective of task online; leave the key out"),
     "misspelt": (("--data.trian", "testbed:train"), "; did you mean data.train"),
     "no such configuration": (("--config", "nowhere.yaml"), "nowhere.yaml"),
 }
