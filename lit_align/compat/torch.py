@@ -47,7 +47,7 @@ def event_file_writer(summary_writer: Any) -> Any:
 def leave_unscaling(optimizer: Optimizer) -> None:
     """Let the gradients of an optimizer be clipped although ``fused`` is an argument of its constructor.
 
-    PyTorch marks such an optimizer as one that takes the scale of float16 off the gradients itself, after they would be
-    clipped, and Lightning refuses to clip them in ``bf16-mixed`` too, where there is no scale.
+    PyTorch marks such an optimizer as one that takes the scale of float16 off the gradients itself, after they would
+    be clipped, and Lightning refuses to clip them in ``bf16-mixed`` too, where there is no scale.
     """
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
