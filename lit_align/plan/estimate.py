@@ -196,7 +196,7 @@ def write_responses(module: LitOnline, batch: PairBatch, dry_run: DryRun) -> tup
 
     A pass over the prompts, each read once for all its responses, is followed by one for each token, of which the
     first and the last are run; operations in between grow evenly. A generator without a ``batch_size`` is taken to
-    write all responses at once.
+    write all responses at once. An opponent writes as many; a mixture has a cache and logits of both of its models.
 
     Args:
         module: with fake weights.
@@ -210,7 +210,8 @@ def write_responses(module: LitOnline, batch: PairBatch, dry_run: DryRun) -> tup
     cache = DynamicCache(config=config)
     responses = module.settings.responses if prompt > 1 else 1
     shared = int(responses > 1)  # then the last token of a prompt is read again for each response
-    peak, operations = dry_run.read(partial(_write_token, module, cache, math.ceil(rows / responses), prompt - shared))
+    prompts, written = math.ceil(rows / responses), 0
+    peak, prefilled = dry_run.read(partial(_write_token, module, cache, prompts, prompt - shared))
     passes = new_tokens - 1 + shared
     if passes:
         if shared:
@@ -220,10 +221,15 @@ def write_responses(module: LitOnline, batch: PairBatch, dry_run: DryRun) -> tup
         dry_run.read(partial(_write_token, module, cache, rows, prompt + new_tokens - 2))
         last_peak, last = dry_run.read(partial(_write_token, module, cache, rows, 1), _keys_and_values(cache))
         peak = max(peak, first_peak, last_peak)
-        operations += passes * (first + last) // 2
+        written = passes * (first + last) // 2
     cached = sum_bytes(_keys_and_values(cache))
-    groups = len(batch.index) * (1 + module.settings.needs.greedy / module.settings.responses) / rows
-    return cached, max(0, peak - cached), int(operations * groups)
+    mixes = module.opponent is not None and 0 < module.opponent.share < 1
+    writers = 1 + (module.opponent is not None) + mixes
+    operations = writers * (prefilled + written) * len(batch.index) / rows
+    if module.settings.needs.greedy:
+        operations += (prefilled / prompts + written / rows) * len(batch.index) / module.settings.responses
+    beside = max(0, peak - cached) + mixes * 4 * rows * config.vocab_size
+    return cached * (1 + mixes), beside, int(operations)
 
 
 def _keys_and_values(cache: Any) -> Iterator[Tensor]:
@@ -247,19 +253,20 @@ def _write_token(module: LitOnline, cache: Any, rows: int, tokens: int) -> None:
 def _score_responses(module: LitOnline, batch: PairBatch, dry_run: DryRun) -> tuple[int, int]:
     """Measure how every model reads a rollout: the peak in bytes, and the operations."""
     micro_batch, score_model = module.settings.micro_batch, module.score.model
-    readings: list[tuple[Callable[[PairBatch], object], int]] = [
-        (partial(module.readers.read, module.policy), micro_batch)
+    readings: list[tuple[Callable[[PairBatch], object], int, float]] = [
+        (partial(module.readers.read, module.policy), micro_batch, 1)
     ]
     if module.reference is not None:
-        readings.append((module.reference.log_probs, micro_batch))
+        readings.append((module.reference.log_probs, micro_batch, 1))
     if module.value_model is not None:
-        readings.append((partial(module.readers.values, module.value_model), micro_batch))
+        readings.append((partial(module.readers.values, module.value_model), micro_batch, 1))
     if score_model is not None:
         rows = getattr(module.score, "batch_size", micro_batch)
-        readings.append((partial(module.readers.scores, score_model), rows))
+        scored = 1 + (module.opponent is not None) + module.settings.needs.greedy / module.settings.responses
+        readings.append((partial(module.readers.scores, score_model), rows, scored))
     peak = operations = 0
-    for read, rows in readings:
+    for read, rows, times in readings:
         part_peak, part_operations = dry_run.read(partial(read, longest_responses(batch, rows)))
         peak = max(peak, part_peak)
-        operations += part_operations * math.ceil(len(batch.index) / rows)
+        operations += math.ceil(part_operations * times * len(batch.index) / rows)
     return peak, operations

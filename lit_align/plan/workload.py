@@ -122,7 +122,7 @@ def _batch(ids: Tensor, attention_mask: Tensor, mask: Tensor, truncated: bool = 
 
 
 def rollout_batch(batch: PairBatch, responses: int, tokens: int) -> PairBatch:
-    """Return a rollout in which all responses have full length.
+    """Return a rollout in which all responses have full length and no two begin alike.
 
     >>> rollout_batch(uniform_batch(2, prompt=3, response=4), responses=2, tokens=5).mask.sum((1, 2)).tolist()
     [5, 5, 5, 5]
@@ -130,7 +130,9 @@ def rollout_batch(batch: PairBatch, responses: int, tokens: int) -> PairBatch:
     prompts = (batch.attention_mask & ~batch.mask)[:, 0].sum(-1).repeat_interleave(responses)[:, None, None]
     position = torch.arange(int(prompts.max()) + tokens)
     ids = torch.zeros(len(prompts), 1, len(position), dtype=torch.int64)
-    ids[:, 0, 0] = torch.arange(len(prompts)) // responses  # one prompt for each group of responses
+    rows = torch.arange(len(prompts))
+    ids[:, 0, 0] = rows // responses  # one prompt for each group of responses
+    ids[rows, 0, prompts.flatten()] = 1 + rows % responses
     read = position < prompts + tokens
     return _batch(ids, read, read & (position >= prompts), truncated=True)
 

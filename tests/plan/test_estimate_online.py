@@ -99,12 +99,12 @@ def test_there_are_no_gradients_while_responses_are_written(folder: Path) -> Non
 def test_operations_of_a_rollout_by_hand(folder: Path) -> None:
     """Writing, a pass of policy and reference, and three passes per epoch, divided by the number of steps.
 
-    Of a prompt only the last token goes through the head, and then each token of the response but the last, which
-    nothing follows. A step forms its logits once, and two products of their size for the gradients. Attention adds a
-    little.
+    A prompt is read once for its responses. Of it only the last token goes through the head, and then each token of
+    the response but the last, which nothing follows. A step forms its logits once, and two products of their size for
+    the gradients. Attention adds a little.
     """
     rows, width = PROMPTS * EACH, PROMPT + NEW
-    layers, head = 2 * rows * LAYERS * LAYER * (width - 1), 2 * rows * 32000 * 384 * NEW
+    layers, head = 2 * LAYERS * LAYER * (PROMPTS * PROMPT + rows * (NEW - 1)), 2 * rows * 32000 * 384 * NEW
     for epochs, minibatches in ((1, 1), (2, 1), (1, 4), (3, 2)):
         by_hand = 3 * (1 + epochs) * (layers + head) / (epochs * minibatches)
         found = estimate(online(folder, epochs=epochs, minibatches=minibatches), ROLLOUT, CPU)
@@ -136,6 +136,20 @@ def test_a_greedy_baseline_writes_another_response(folder: Path) -> None:
         estimate(online(folder, greedy), ROLLOUT, CPU).operations - estimate(online(folder), ROLLOUT, CPU).operations
     )
     assert more == pytest.approx(writing / EACH, rel=0.1)
+
+
+@pytest.mark.slow
+def test_an_opponent_writes_and_is_scored_as_well(folder: Path) -> None:
+    """The reference as much as the policy; a mixture of both twice that, with twice the cache."""
+    alone, reference, mixture = (
+        estimate(online(folder, score=rewarding(folder), opponent=share), ROLLOUT, CPU) for share in (None, 1.0, 0.5)
+    )
+    writing = 2 * (LAYERS * LAYER * PROMPTS * (PROMPT + EACH * NEW) + 32000 * 384 * PROMPTS * EACH * NEW)
+    scoring = 2 * LAYERS * LAYER * PROMPTS * EACH * (PROMPT + NEW)
+    assert reference.operations - alone.operations == pytest.approx(writing + scoring, rel=0.15)
+    assert mixture.operations - reference.operations == pytest.approx(writing, rel=0.15)
+    caches = [each.phases["writing"].cache for each in (alone, reference, mixture)]
+    assert caches[0] == caches[1] == caches[2] / 2 > 0
 
 
 @pytest.mark.long
