@@ -266,7 +266,8 @@ def _score_responses(module: LitOnline, batch: PairBatch, dry_run: DryRun) -> tu
         readings.append((partial(module.readers.scores, score_model), rows, scored))
     peak = operations = 0
     for read, rows, times in readings:
-        part_peak, part_operations = dry_run.read(partial(read, longest_responses(batch, rows)))
+        part = longest_responses(batch, rows)
+        part_peak, part_operations = dry_run.read(partial(read, part))
         peak = max(peak, part_peak)
-        operations += math.ceil(part_operations * times * len(batch.index) / rows)
+        operations += math.ceil(part_operations * times * len(batch.index) / len(part.index))
     return peak, operations

@@ -95,7 +95,7 @@ def test_there_are_no_gradients_while_responses_are_written(folder: Path) -> Non
     assert estimate(online(folder, micro_batch=4), ROLLOUT, CPU).phases["forward"].gradients == 4 * POLICY
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_operations_of_a_rollout_by_hand(folder: Path) -> None:
     """Writing, a pass of policy and reference, and three passes per epoch, divided by the number of steps.
 
@@ -110,6 +110,9 @@ def test_operations_of_a_rollout_by_hand(folder: Path) -> None:
         found = estimate(online(folder, epochs=epochs, minibatches=minibatches), ROLLOUT, CPU)
         assert found.operations == pytest.approx(by_hand, rel=0.03)
         assert found.tokens == rows * width // minibatches
+    assert estimate(online(folder, micro_batch=64), ROLLOUT, CPU).operations == pytest.approx(
+        6 * (layers + head), rel=0.03
+    )
 
 
 @pytest.mark.long
