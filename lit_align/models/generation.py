@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, StaticCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from typing_extensions import override
 
@@ -113,14 +113,14 @@ class CachedGenerator(Generator):
         pad_token: int,
         sampling: Sampling,
     ) -> list[GeneratedResponse]:
-        options = {"cache_implementation": "static"} if self.static_cache else {}
-        config = _config(sampling, pad_token, eos_token_id=sorted(set(stop_tokens)), **options)
+        config = _config(sampling, pad_token, eos_token_id=sorted(set(stop_tokens)))
         responses: dict[int, GeneratedResponse] = {}
         with unsharded(model):
             for places in prompt_batches(model, [r.prompt for r in requests], self.batch_size, pad_token, sampling):
                 missing = self.batch_size - len(places) if self.static_cache else 0
                 rows = [requests[place] for place in (*places, *places[-1:] * missing)]
-                generated = _generate(model, [r.prompt for r in rows], config, self.processors(rows, sampling))
+                processors = self.processors(rows, sampling)
+                generated = _generate(model, [r.prompt for r in rows], config, processors, self.static_cache)
                 responses |= zip(places, generated[: len(places)], strict=True)
         return [responses[place] for place in range(len(requests))]
 
@@ -225,22 +225,31 @@ def _next_logits(model: Any, prompts: Sequence[Sequence[int]], config: Generatio
 
 @torch.no_grad()
 def _generate(
-    model: Any, prompts: Sequence[Sequence[int]], config: Any, processors: Sequence[LogitsProcessor] = ()
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    config: Any,
+    processors: Sequence[LogitsProcessor] = (),
+    static_cache: bool = False,
 ) -> list[GeneratedResponse]:
     """Generate in one batch with the given settings alone; a sharded model is gathered first."""
-    output: Tensor = _call_generate(model, prompts, config, processors)
+    output: Tensor = _call_generate(model, prompts, config, processors, static_cache)
     return [_until_stop(row, config.eos_token_id) for row in output[:, max(map(len, prompts)) :].tolist()]
 
 
 def _call_generate(
-    model: Any, prompts: Sequence[Sequence[int]], config: Any, processors: Sequence[LogitsProcessor]
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    config: Any,
+    processors: Sequence[LogitsProcessor],
+    static_cache: bool = False,
 ) -> Any:
     inputs = _left_padded(prompts, config.pad_token_id, next(model.parameters()).device)
-    is_static = config.cache_implementation == "static"  # then each response reads its prompt
     with unsharded(model), _without_generation_config(model):
         return model.generate(
             **inputs,
-            past_key_values=None if is_static else _prompt_cache(model, prompts, config.pad_token_id),
+            past_key_values=_static_cache(model, inputs["input_ids"].shape[1] + config.max_new_tokens)
+            if static_cache  # then each response reads its prompt
+            else _prompt_cache(model, prompts, config.pad_token_id),
             generation_config=config,
             logits_processor=LogitsProcessorList(processors),
             synced_gpus=False,
@@ -252,6 +261,32 @@ def _left_padded(prompts: Sequence[Sequence[int]], pad_token: int, device: torch
     ids = torch.tensor([[pad_token] * (width - len(prompt)) + list(prompt) for prompt in prompts])
     attention = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     return {"input_ids": ids.to(device), "attention_mask": attention.to(device)}
+
+
+class OneDtypeCache(StaticCache):
+    """Keys and values of a fixed size, under autocast in its dtype.
+
+    Layers then give keys in float32 and values in 16 bits, which memory of one dtype does not hold. Attention casts
+    both, so no result changes by a bit.
+    """
+
+    @override
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        kind = key_states.device.type
+        if torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
+            key_states, value_states = key_states.to(dtype), value_states.to(dtype)
+        return super().update(key_states, value_states, *args, **kwargs)
+
+
+_LONGEST: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+"""Tokens of a model's last fixed cache: a shorter one would have to be compiled for anew."""
+
+
+def _static_cache(model: Any, length: int) -> OneDtypeCache:
+    base = base_of(model)
+    _LONGEST[base] = max(length, _LONGEST.get(base, 0))
+    return OneDtypeCache(base.config.get_text_config(decoder=True), max_cache_len=_LONGEST[base])
 
 
 _HAS_PLAIN_CACHE: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM, RwkvConfig, RwkvForCausalLM
 
 from lit_align.models.generation import CachedGenerator, GenerationRequest, prompt_batches, sample_responses
+from lit_align.models.narrow import narrowed
 from lit_align.models.sampling import Sampling, mix_seed, nucleus
 from tests.conftest import tiny_llama
 
@@ -255,3 +257,15 @@ def test_keys_and_values_of_a_fixed_size_change_no_response() -> None:
     responses = generator(model, requests(), STOPS, 0, Sampling(max_new_tokens=8))
     assert [response.ids for response in responses] == write(8, requests())
     assert set(seen[-10:]) == {8}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_keys_and_values_of_a_fixed_size_take_autocast(attention: str) -> None:
+    """Keys come in float32 and values in 16 bits there, from wide weights and from one narrow copy of them."""
+    model, sampling = tiny_llama(), Sampling(max_new_tokens=8)
+    model.set_attn_implementation(attention)
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        expected = CachedGenerator(8)(model, requests(), STOPS, 0, sampling)
+        for context in (nullcontext(), narrowed(model)):
+            with context:
+                assert CachedGenerator(8, static_cache=True)(model, requests(), STOPS, 0, sampling) == expected
