@@ -35,6 +35,13 @@ PARENTS: dict[str, str | None] = {
     "votes, averaged dpo": "averaged dpo",
 }
 """Name of a method → what it is compared with; None for the parents themselves."""
+LABELS = {
+    **dict.fromkeys(("dpo", "simpo", "matching"), (-5, -11)),
+    "votes, dpo": (-5, 4),
+    "averaged dpo": (5, -4),
+    "ipo, β 0.1": (5, -11),
+}
+"""Name of a method → where its label is in the figure, in points from its mark; others are on the upper right."""
 
 
 def split_votes(folder: Path, target: Path) -> None:
@@ -153,7 +160,9 @@ def draw(runs: Sequence[RunNumbers], file: Path) -> None:
             drawn = score.n >= LEAST_SEEDS
             errors = [[(each.high or each.value) - each.value if drawn else 0.0] for each in (score, length)]
             ax.errorbar([length.value], [score.value], *errors, color=colour, marker="o", elinewidth=0.7)
-            ax.annotate(name, (length.value, score.value), (5, 4), textcoords="offset points", fontsize=9)
+            dx, dy = LABELS.get(name, (5, 4))
+            how = {"textcoords": "offset points", "fontsize": 9, "ha": "left" if dx > 0 else "right"}
+            ax.annotate(name, (length.value, score.value), (dx, dy), **how)
             if parent is not None:
                 arrow = {"arrowstyle": "->", "color": GUIDE}
                 ax.annotate("", (length.value, score.value), (parent[0].value, parent[1].value), arrowprops=arrow)
