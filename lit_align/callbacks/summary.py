@@ -142,10 +142,11 @@ def _environment(trainer: Trainer) -> dict[str, str]:
     """Return versions, device and processes of a run."""
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    packages = ("torch", "transformers", "lightning", "peft", "datasets", "tokenizers", "numpy")
+    packages = ("transformers", "lightning", "peft", "datasets", "tokenizers", "numpy")
     return {
         "lit_align": __version__,
         "python": platform.python_version(),
+        "torch": str(torch.__version__),  # with its build, such as +cu130, which the metadata of a wheel may lack
         **{package: version(package) for package in packages},
         "system": platform.platform(),
         "device": f"{device.type} ({name})",
