@@ -185,8 +185,9 @@ def test_published_numbers_stand_for_runs_elsewhere(
     grid.write_text("base: a.yaml\n")
     sweeps.sweep_seeds(grid, elsewhere / "second", [1], dict)
     before = file.read_bytes()
-    publish(elsewhere, range(1, 9), file)
-    assert file.read_bytes() == before
+    for runs in (elsewhere, tmp_path / "nothing"):
+        publish(runs, range(1, 9), file)
+        assert file.read_bytes() == before
 
 
 def test_numbers_that_are_there_are_not_replaced(kept: Path, tmp_path: Path) -> None:

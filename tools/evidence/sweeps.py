@@ -127,15 +127,16 @@ def publish(runs: Path, seeds: Container[int], file: Path) -> None:
     Args:
         runs: folder of the page's runs; the name of a run is its folder in there. Paths into it begin with ``$runs``.
         seeds: whose runs are published, where all of them have finished.
-        file: written anew, with the same bytes for the same numbers.
+        file: written anew, with the same bytes for the same numbers; left as it is if there are none.
     """
     lines = []
     for path in sorted(runs.rglob(NUMBERS)):
         numbers = json.loads(path.read_text("utf-8").replace(str(runs), "$runs"))
         if numbers["seed"] in seeds and (path.parents[1] / FINISHED).is_file():
             lines.append(json.dumps({"run": path.parent.relative_to(runs).as_posix(), **_rounded(numbers)}) + "\n")
-    file.parent.mkdir(exist_ok=True)
-    file.write_bytes(lzma.compress("".join(lines).encode(), preset=9))
+    if lines:
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(lzma.compress("".join(lines).encode(), preset=9))
 
 
 def restore(file: Path, runs: Path) -> None:
