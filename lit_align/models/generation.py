@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from itertools import groupby
 from typing import Any, Literal, TypeAlias
 from weakref import WeakKeyDictionary
@@ -114,13 +115,14 @@ class CachedGenerator(Generator):
         sampling: Sampling,
     ) -> list[GeneratedResponse]:
         config = _config(sampling, pad_token, eos_token_id=sorted(set(stop_tokens)))
+        static_cache = self.static_cache and _takes_cache(model)
         responses: dict[int, GeneratedResponse] = {}
         with unsharded(model):
             for places in prompt_batches(model, [r.prompt for r in requests], self.batch_size, pad_token, sampling):
-                missing = self.batch_size - len(places) if self.static_cache else 0
+                missing = self.batch_size - len(places) if static_cache else 0
                 rows = [requests[place] for place in (*places, *places[-1:] * missing)]
                 processors = self.processors(rows, sampling)
-                generated = _generate(model, [r.prompt for r in rows], config, processors, self.static_cache)
+                generated = _generate(model, [r.prompt for r in rows], config, processors, static_cache)
                 responses |= zip(places, generated[: len(places)], strict=True)
         return [responses[place] for place in range(len(requests))]
 
@@ -281,6 +283,18 @@ class OneDtypeCache(StaticCache):
 
 _LONGEST: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 """Tokens of a model's last fixed cache: a shorter one would have to be compiled for anew."""
+
+
+def _takes_cache(model: Any) -> bool:
+    """Return whether a model can keep its keys and values in a cache that it is given, and warn if it cannot."""
+    base = base_of(model)
+    takes = "past_key_values" in signature(base.forward).parameters
+    if not takes:
+        warnings.warn(
+            f"{base.config.model_type}: it takes no cache of keys and values, so static_cache has no effect",
+            stacklevel=3,
+        )
+    return takes
 
 
 def _static_cache(model: Any, length: int) -> OneDtypeCache:

@@ -259,6 +259,20 @@ def test_keys_and_values_of_a_fixed_size_change_no_response() -> None:
     assert set(seen[-10:]) == {8}
 
 
+def test_a_recurrent_model_has_none_to_fix() -> None:
+    model = rwkv().eval()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        alike = [
+            CachedGenerator(4, static_cache=static)(model, requests(), STOPS, 0, Sampling(max_new_tokens=5))
+            for static in (False, True)
+        ]
+    assert alike[0] == alike[1]
+    assert [str(each.message) for each in caught if "static" in str(each.message)] == [
+        "rwkv: it takes no cache of keys and values, so static_cache has no effect"
+    ]
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_keys_and_values_of_a_fixed_size_take_autocast(attention: str) -> None:
     """Keys come in float32 and values in 16 bits there, from wide weights and from one narrow copy of them."""
