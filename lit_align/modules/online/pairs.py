@@ -259,9 +259,14 @@ class PairMaker:
             answers = [self._responses(responses.opponent.batch, places) for places in groups]
             own = [[*mine, *others] for mine, others in zip(own, answers, strict=True)]
         others = self._mismatched(own, weights) if self.needs.mismatched else own
+        given = [each.score for each in (responses.rollout, responses.opponent) if each is not None]
+        on_host: list[list[float]] = [score.double().tolist() for score in given]  # one wait, not one for each prompt
         by_prompt = []
         for place, (row, weight) in enumerate(zip(rows, weights, strict=True)):
-            pairs = self._sampled_pairs(responses, groups[place], mix_seed(self.data.seed, salt, row))
+            scores = [
+                score for own_scores in on_host for score in own_scores[groups[place].start : groups[place].stop]
+            ]
+            pairs = self._sampled_pairs(responses, scores, groups[place], mix_seed(self.data.seed, salt, row))
             pairs = pairs if weight > 0 else []
             by_prompt.append([self._pair(split, row, own[place], others[place], pair) for pair in pairs])
         columns = dict.fromkeys(self.labels.columns, 0.0)
@@ -276,14 +281,14 @@ class PairMaker:
             has_rejected=self.needs.rejected,
         )
 
-    def _sampled_pairs(self, responses: RolloutBatch, places: range, seed: int) -> list[SampledPair]:
-        """Return the pairs of one prompt, whose own responses come before those of an opponent."""
+    def _sampled_pairs(
+        self, responses: RolloutBatch, scores: list[float], places: range, seed: int
+    ) -> list[SampledPair]:
+        """Return the pairs of one prompt, whose own responses come before those of an opponent, as do their scores."""
         group, count = places.start // len(places), len(places)
-        scores: list[float] = responses.rollout.score[places.start : places.stop].double().tolist()
         if (opponent := responses.opponent) is None:
             wins = None if responses.wins is None else responses.wins[group]
             return self.labels.pairs(self.pairing(scores, seed), scores, wins)
-        scores += opponent.score[places.start : places.stop].double().tolist()
         rates = None
         if opponent.wins is not None:
             rates = [[0.5] * 2 * count for _ in range(2 * count)]

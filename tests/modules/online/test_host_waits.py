@@ -139,7 +139,7 @@ def roll(made: Any, batch: PairBatch, waits: list[str]) -> tuple[torch.Tensor, l
     [
         pytest.param(kl_rlhf(0.1, GAE()), marks=pytest.mark.long),
         kl_rlhf(0.1, LeaveOneOut()),
-        pytest.param(averaged_dpo(), marks=pytest.mark.long),
+        averaged_dpo(),
     ],
     ids=["gae", "leave one out", "own pairs"],
 )
