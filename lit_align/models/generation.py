@@ -269,7 +269,7 @@ class OneDtypeCache(StaticCache):
     """Keys and values of a fixed size, under autocast in its dtype.
 
     Layers then give keys in float32 and values in 16 bits, which memory of one dtype does not hold. Attention casts
-    both, so no result changes by a bit.
+    both anyway, so the cast alone changes nothing; 16 bits still round differently at another shape.
     """
 
     @override

@@ -43,7 +43,10 @@ def build_optimizer(
 
 
 def _fuse(optimizer: Optimizer) -> Optimizer:
-    """Set ``fused`` in all groups of Adam and AdamW, whose fused kernels also take sharded weights; clip as before."""
+    """Set ``fused`` in all groups of Adam and AdamW, whose fused kernels also take sharded weights.
+
+    However the optimizer came to be fused, its gradients can be clipped.
+    """
     leave_unscaling(optimizer)
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     fits = all(weight.is_floating_point() and weight.device.type in ("cpu", "cuda") for weight in weights)
